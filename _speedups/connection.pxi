@@ -1,0 +1,666 @@
+# One client's connection behind its handshake: the protocol of its transport (asyncio.BufferedProtocol).
+#
+# The law of this file: everything that is written to a connection's socket is written by `Connection.write` or
+# `Connection.send_batch`, whole frames in order, and directly only while the transport's own buffer is empty.
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    ssize_t send(int fd, const void* data, size_t size, int flags)
+    ssize_t sendmsg(int fd, const msghdr* message, int flags)
+    int setsockopt(int fd, int level, int option, const void* value, unsigned int size)
+    enum:
+        MSG_DONTWAIT
+        MSG_NOSIGNAL
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    """
+    #ifndef TCP_NOTSENT_LOWAT
+    #define TCP_NOTSENT_LOWAT 25
+    #endif
+    """
+    enum:
+        TCP_NOTSENT_LOWAT
+
+cdef extern from "<netinet/in.h>" nogil:
+    enum:
+        IPPROTO_TCP
+
+cdef enum:
+    NEW = 0
+    OPEN = 1
+    CLOSING = 2  # our close frame is on its way: what still comes is read for the peer's close frame alone
+    CLOSED = 3
+
+    LANE = 0
+    GAP = 1
+    EVENT = 2
+    BATCH = 3
+
+    # How many pieces one system call writes, and about how many bytes: more than the kernel takes at once helps nobody.
+    MAX_PIECES = 64
+    MAX_WRITE = 65536
+
+
+cdef struct Piece:
+    # One part of a write.
+    int kind
+    const char* data
+    size_t size
+    PyObject* owned  # what keeps `data` alive: an Event, or the bytes of a gap
+    PyObject* subscription
+    PyObject* audience
+    uint64_t missed  # of a gap
+    bint paired  # of a gap: the next piece is the event behind it
+
+
+@cython.no_gc_clear
+@cython.final
+cdef class Connection(Frames):
+    """One client behind its handshake.
+
+    `session` is asked by these methods, and may be exchanged before `start`:
+    `message(payload: bytes, text: bool)` for each message that the fast lane does not take;
+    `left(code: int, reason: str)` once, as soon as the connection takes part no more (RFC 6455, section 7.1.5; 1006
+    where there was no close frame).
+    """
+
+    cdef:
+        object __weakref__
+        readonly Reactor reactor
+        public object session
+        public Routes routes  # None: every message goes to the session
+        public int mistakes  # how many commands in a row were malformed
+        object transport
+        int fd  # -1 where only the transport may write: TLS, or a transport without a socket
+        readonly uint8_t state
+        readonly bint blocked  # the kernel is full: the transport holds what it did not take
+        bint resuming
+        bint writing
+        bint dirty
+        bint heard
+        readonly bint doomed
+        bint finishing
+        bint hang_up  # close the transport once the lane is empty
+        bint half_close  # the same, but go on reading until the peer closes
+        int close_code
+        object close_reason
+        # The lane ahead of events: answers, pongs, the close frame.
+        unsigned char* lane
+        size_t lane_size
+        size_t lane_room
+        # The queues of the subscriptions.
+        PyObject* subscriptions
+        PyObject* busy
+        size_t outbox_size
+        uint32_t deaf  # subscriptions with `echo` false
+        uint64_t stamp
+        int32_t pending_first
+        int32_t pending_last
+        # What came while reading was paused.
+        bytes rest
+        # The sweep.
+        uint8_t waiting_for
+        double due
+        PyObject* waiting_next
+        PyObject* waiting_previous
+
+    def __init__(self, Reactor reactor not None, session=None):
+        self.reactor = reactor
+        self.session = session
+        self.max_size = reactor.max_size
+        self.max_fragments = reactor.max_fragments
+        self.fd = -1
+        self.pending_first = -1
+        self.waiting_for = NOTHING
+
+    def __dealloc__(self):
+        free(self.lane)
+
+    # Life: start, close, loss.
+
+    def start(self, transport not None, bytes greeting=b""):
+        """Take over a transport. `greeting` is sent as it stands, ahead of all: the answer to the handshake."""
+        self.transport = transport
+        transport.set_write_buffer_limits(high=0)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and transport.get_extra_info("ssl_object") is None:
+            self.fd = sock.fileno()
+            if self.reactor.notsent_lowat and sock.family in (socket.AF_INET, socket.AF_INET6):
+                set_notsent_lowat(self.fd, self.reactor.notsent_lowat)
+        self.state = OPEN
+        self.reactor.connections += 1
+        if self.reactor.ping_interval:
+            self.reactor.wait(self, NEXT_PING, self.reactor.ping_interval)
+        transport.set_protocol(self)
+        if greeting:
+            self.append(<const unsigned char*> PyBytes_AS_STRING(greeting), len(greeting))
+
+    def feed(self, bytes data not None):
+        """Read bytes that came before `start`, with the handshake."""
+        if data:
+            copy = bytearray(data)
+            self.take(<unsigned char*> PyByteArray_AS_STRING(copy), len(data))
+
+    def close(self, int code=CLOSE_NORMAL, str reason=""):
+        """Begin the closing handshake (RFC 6455, section 7.1.2). What is queued is forgotten.
+
+        The peer has `close_timeout` to answer. Does nothing if the connection closes already.
+        """
+        if self.state == OPEN:
+            self.begin_close(code, reason)
+            self.write(False)
+
+    def finish(self, int code, str reason):
+        """Close as soon as all that waits has been handed to the socket."""
+        if self.state == OPEN and not self.finishing:
+            self.finishing = True
+            self.close_code = code
+            self.close_reason = reason
+            self.mark_dirty()
+
+    def abort(self):
+        """End the connection at once, without a close frame."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    cdef int begin_close(self, int code, str reason) except -1:
+        cdef bytes text = reason.encode()[:MAX_CONTROL - 2].decode(errors="ignore").encode()
+        cdef unsigned char payload[MAX_CONTROL]
+        self.state = CLOSING
+        payload[0] = code >> 8
+        payload[1] = code & 0xFF
+        memcpy(payload + 2, PyBytes_AS_STRING(text), len(text))
+        self.leave(code, reason)
+        self.append_frame(OP_CLOSE, payload, 0 if code == CLOSE_NO_STATUS else 2 + len(text))
+        self.reactor.wait(self, END_OF_CLOSE, self.reactor.close_timeout)
+        return 0
+
+    cdef int leave(self, int code, str reason) except -1:
+        """Tell the session, once, that the connection takes part no more."""
+        session, self.session = self.session, None
+        self.routes = None
+        if session is not None:
+            session.left(code, reason)
+        while self.subscriptions != NULL:
+            (<Subscription> self.subscriptions).cancel()
+        return 0
+
+    cdef int doom(self, int code, str reason) except -1:
+        """Have the connection closed at the end of this turn: now somebody walks over its members or queues."""
+        if not self.doomed and self.state == OPEN:
+            self.doomed = True
+            self.close_code = code
+            self.close_reason = reason
+            self.reactor.doomed.append(self)
+            self.reactor.schedule()
+        return 0
+
+    def connection_made(self, transport):
+        """Nothing: the handshake's protocol was told, and `start` takes over."""
+
+    def connection_lost(self, exc):
+        """The transport has closed, for whatever reason."""
+        if self.state == CLOSED:
+            return
+        cdef bint closed_by_frame = self.state == CLOSING
+        self.state = CLOSED
+        self.fd = -1
+        self.reactor.connections -= 1
+        self.reactor.wait_no_more(self)
+        self.forget_message()
+        self.rest = None
+        free(self.lane)
+        self.lane = NULL
+        self.lane_size = self.lane_room = 0
+        if not closed_by_frame:
+            self.leave(CLOSE_ABNORMAL, "connection lost" if exc is None else str(exc))
+        self.transport = None
+
+    # Reading.
+
+    def get_buffer(self, sizehint):
+        """All connections of a loop read into one buffer: its bytes are used up before the next read."""
+        return self.reactor.buffer
+
+    def buffer_updated(self, Py_ssize_t size):
+        """`size` bytes have come into the shared buffer."""
+        self.take(<unsigned char*> PyByteArray_AS_STRING(self.reactor.buffer), size)
+
+    def data_received(self, data):
+        """The same for a transport that has its own buffer. (uvloop also forgets the handshake's method for it.)"""
+        self.feed(bytes(data))
+
+    def eof_received(self):
+        """The peer sends no more, so it is gone: False lets the transport close."""
+        return False
+
+    cdef int take(self, unsigned char* data, size_t size) except -1:
+        cdef size_t used
+        self.heard = True
+        self.reactor.bytes_in += size
+        if self.failed:
+            return 0
+        used = self.read(data, size)
+        if used < size:
+            self.rest = PyBytes_FromStringAndSize(<char*> data + used, size - used)
+        return 0
+
+    def pause(self):
+        """Stop reading from this client; what already came is kept, and TCP does the rest."""
+        if not self.halted and self.transport is not None:
+            self.halted = True
+            self.transport.pause_reading()
+
+    def resume(self):
+        """Go on reading, first what came before the pause took effect."""
+        if self.halted and not self.resuming:
+            self.resuming = True
+            self.reactor.loop.call_soon(self.read_on)
+
+    def read_on(self):
+        """The second half of `resume`, on an empty stack."""
+        self.resuming = False
+        if self.transport is None:
+            return
+        self.halted = False
+        rest, self.rest = self.rest, None
+        if rest:
+            copy = bytearray(rest)
+            used = self.read(<unsigned char*> PyByteArray_AS_STRING(copy), len(rest))
+            if used < <size_t> len(rest):
+                self.rest = bytes(copy[used:])
+        if not self.halted:
+            self.transport.resume_reading()
+
+    cdef int on_message(self, int opcode, unsigned char* data, size_t size) except -1:
+        if self.state != OPEN or self.doomed:
+            return 0
+        if self.routes is not None and fast_publish(self, data, size):
+            return 0
+        self.session.message(PyBytes_FromStringAndSize(<char*> data, size), opcode == OP_TEXT)
+        return 0
+
+    cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:
+        cdef int code
+        if opcode == OP_PING:
+            if self.state == OPEN:
+                self.send_control(OP_PONG, data, size)
+            return 0
+        if opcode == OP_PONG:
+            return 0
+        # RFC 6455, section 5.5.1: nothing counts that comes after a close frame.
+        self.failed = True
+        if self.state == CLOSING:
+            self.hang_up = True
+            return self.write(False)
+        code = CLOSE_NO_STATUS
+        reason = ""
+        if size >= 2:
+            code = (data[0] << 8) | data[1]
+            if not is_close_code(code):
+                return self.on_failure(CLOSE_PROTOCOL_ERROR, f"{code} must not be sent as a close code")
+            if not is_utf8(data + 2, size - 2):
+                return self.on_failure(CLOSE_INVALID_DATA, "the reason of the close is not UTF-8")
+            reason = PyBytes_FromStringAndSize(<char*> data + 2, size - 2).decode()
+        elif size == 1:
+            return self.on_failure(CLOSE_PROTOCOL_ERROR, "a close code has two bytes")
+        self.begin_close(code, reason)
+        self.hang_up = True
+        return self.write(False)
+
+    cdef int on_failure(self, int code, str reason) except -1:
+        """What comes now cannot be read: say so, send no more, and let the peer close."""
+        if self.state == CLOSING:
+            self.hang_up = True
+            return self.write(False)
+        self.begin_close(code, reason)
+        self.half_close = True
+        return self.write(False)
+
+    # Writing.
+
+    def answer(self, bytes payload not None, int opcode=OP_TEXT):
+        """Send one message in the lane ahead of events, at the end of this turn.
+
+        A client that does not read its answers, so that more than `max_answers` bytes of them wait, is closed (4003).
+        """
+        if self.state != OPEN:
+            return
+        self.append_frame(opcode, <const unsigned char*> PyBytes_AS_STRING(payload), len(payload))
+
+    @property
+    def outbox(self):
+        """How many bytes wait for this client's socket: answers and queued events."""
+        return self.lane_size + self.outbox_size
+
+    cdef int send_control(self, int opcode, const unsigned char* data, size_t size) except -1:
+        return self.append_frame(opcode, data, size)
+
+    cdef int append_frame(self, int opcode, const unsigned char* data, size_t size) except -1:
+        cdef unsigned char head[MAX_SERVER_HEAD]
+        cdef size_t head_size = write_head(head, opcode, size)
+        self.append(head, head_size)
+        if size:
+            self.append(data, size)
+        if self.lane_size > self.reactor.max_answers and self.blocked:
+            self.doom(CLOSE_NOT_READING, "not_reading")
+        return 0
+
+    cdef int append(self, const unsigned char* data, size_t size) except -1:
+        cdef unsigned char* grown
+        if self.lane_size + size > self.lane_room:
+            self.lane_room = max(self.lane_size + size, max(2 * self.lane_room, <size_t> 256))
+            grown = <unsigned char*> realloc(self.lane, self.lane_room)
+            if grown == NULL:
+                raise MemoryError
+            self.lane = grown
+        memcpy(self.lane + self.lane_size, data, size)
+        self.lane_size += size
+        self.mark_dirty()
+        return 0
+
+    cdef int mark_dirty(self) except -1:
+        if not self.dirty:
+            self.dirty = True
+            self.reactor.dirty_connections.append(self)
+            self.reactor.schedule()
+        return 0
+
+    def pause_writing(self):
+        """The kernel is full: from now on this client's events wait under their policies."""
+        cdef PyObject* link = self.subscriptions
+        self.blocked = True
+        while link != NULL:
+            set_behind(<Subscription> link)
+            link = (<Subscription> link).connection_next
+
+    def resume_writing(self):
+        """The kernel has taken what the transport held: go on at the end of this turn."""
+        self.blocked = False
+        if self.state != CLOSED:
+            self.mark_dirty()
+
+    cdef int send_batch(self, Audience audience, Member* member) except -1:
+        """Send an audience's batch, to a connection for which nothing else waits."""
+        cdef Piece piece
+        cdef ssize_t sent
+        while True:
+            sent = send(self.fd, audience.batch, audience.batch_size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent == <ssize_t> audience.batch_size:
+                self.reactor.bytes_out += sent
+                self.reactor.delivered += audience.segment_count
+                return 0
+            if sent >= 0 or errno != EINTR:
+                break
+        if sent < 0:
+            if errno != EAGAIN:
+                return self.lose()
+            sent = 0
+        memset(&piece, 0, sizeof(Piece))
+        piece.kind = BATCH
+        piece.size = audience.batch_size
+        piece.subscription = member.subscription
+        piece.audience = <PyObject*> audience
+        self.writing = True
+        try:
+            return self.settle_pieces(&piece, 1, sent)
+        finally:
+            self.writing = False
+
+    cdef int lose(self) except -1:
+        """The socket is broken. The transport will say so in its own time; until then nothing is written."""
+        self.fd = -1
+        self.blocked = True
+        self.pending_first = -1
+        self.abort()
+        return 0
+
+    cdef int write(self, bint settle) except -1:
+        """Send what waits: the lane, then the queues in turn, then the batches that are pending, until all is sent or
+        the kernel is full.
+
+        `settle` says that no batch is under way: subscriptions that have nothing queued any more are then ready for
+        batches again, and a connection that only waited for this is closed.
+        """
+        cdef Piece pieces[MAX_PIECES]
+        cdef int count
+        cdef ssize_t sent
+        if self.writing:
+            return 0
+        self.writing = True
+        try:
+            while not self.blocked and self.state != CLOSED:
+                count = self.collect(pieces)
+                if count == 0:
+                    break
+                sent = self.send_pieces(pieces, count)
+                self.settle_pieces(pieces, count, sent)
+        finally:
+            self.writing = False
+            self.pending_first = -1
+        if self.blocked or self.state == CLOSED:
+            return 0
+        if self.state == CLOSING:
+            if self.hang_up:
+                self.transport.close()
+            elif self.half_close:
+                self.half_close = False
+                if self.transport.can_write_eof():
+                    self.transport.write_eof()
+                else:  # TLS has no half-closed connections in asyncio
+                    self.transport.close()
+            return 0
+        if settle:
+            self.settle()
+            if self.finishing and self.state == OPEN:
+                self.close(self.close_code, self.close_reason)
+        return 0
+
+    cdef int settle(self) except -1:
+        cdef PyObject* link = self.subscriptions
+        if self.busy != NULL:
+            return 0
+        while link != NULL:
+            set_ready(<Subscription> link)
+            link = (<Subscription> link).connection_next
+        return 0
+
+    cdef int collect(self, Piece* pieces) except -1:
+        """Choose what the next system call writes."""
+        cdef:
+            int count = 0
+            size_t size = 0
+            Piece* piece
+            Subscription subscription
+            Queued entry
+            Pending* pending
+        memset(pieces, 0, MAX_PIECES * sizeof(Piece))
+        if self.lane_size:
+            pieces[0].kind = LANE
+            pieces[0].data = <char*> self.lane
+            pieces[0].size = self.lane_size
+            size = self.lane_size
+            count = 1
+        while self.busy != NULL and count + 2 <= MAX_PIECES and size < MAX_WRITE and self.state == OPEN:
+            subscription = <Subscription> self.busy
+            if subscription.count == 0 and subscription.missed == 0:
+                leave_busy(subscription)
+                continue
+            self.busy = subscription.busy_next  # one event of each in turn
+            pop(subscription, &entry)
+            if entry.missed:
+                gap = frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, entry.missed, "overflow"))
+                Py_INCREF(gap)
+                piece = &pieces[count]
+                piece.kind = GAP
+                piece.data = PyBytes_AS_STRING(gap)
+                piece.size = PyBytes_GET_SIZE(gap)
+                piece.owned = <PyObject*> gap
+                piece.subscription = <PyObject*> subscription
+                piece.missed = entry.missed
+                piece.paired = entry.event != NULL
+                size += piece.size
+                count += 1
+            if entry.event != NULL:
+                piece = &pieces[count]
+                piece.kind = EVENT
+                piece.data = PyBytes_AS_STRING((<Event> entry.event).frame)
+                piece.size = PyBytes_GET_SIZE((<Event> entry.event).frame)
+                piece.owned = entry.event
+                piece.subscription = <PyObject*> subscription
+                size += piece.size
+                count += 1
+            if subscription.count == 0 and subscription.missed == 0:
+                leave_busy(subscription)
+        while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
+            pending = &self.reactor.pending[self.pending_first]
+            piece = &pieces[count]
+            piece.kind = BATCH
+            piece.audience = pending.audience
+            piece.subscription = pending.member.subscription
+            piece.data = <char*> (<Audience> pending.audience).batch
+            piece.size = (<Audience> pending.audience).batch_size
+            size += piece.size
+            count += 1
+            self.pending_first = pending.next
+        return count
+
+    cdef ssize_t send_pieces(self, Piece* pieces, int count) except -2:
+        """Write the pieces; return how many bytes were taken, or -1 if the socket is broken."""
+        cdef:
+            iovec vector[MAX_PIECES]
+            msghdr message
+            ssize_t sent
+            int i
+        if self.fd < 0:
+            data = b"".join([PyBytes_FromStringAndSize(pieces[i].data, pieces[i].size) for i in range(count)])
+            self.reactor.bytes_out += len(data)
+            self.transport.write(data)
+            return len(data)
+        for i in range(count):
+            vector[i].iov_base = <void*> pieces[i].data
+            vector[i].iov_len = pieces[i].size
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = vector
+        message.msg_iovlen = count
+        while True:
+            sent = sendmsg(self.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent >= 0:
+                return sent
+            if errno == EAGAIN:
+                return 0
+            if errno != EINTR:
+                self.lose()
+                return -1
+
+    cdef int settle_pieces(self, Piece* pieces, int count, ssize_t sent) except -1:
+        """Account for what a write took. The rest of the piece at the cut goes to the transport, which then says when
+        there is room again; the pieces behind it go back to where they came from.
+        """
+        cdef:
+            int i
+            int cut = -1
+            bint paired
+            Piece* piece
+            size_t left
+        if sent > 0 and self.fd >= 0:
+            self.reactor.bytes_out += sent
+        if sent < 0:
+            for i in range(count):
+                if pieces[i].owned != NULL:
+                    Py_DECREF(<object> pieces[i].owned)
+            return 0
+        left = sent
+        for i in range(count):
+            piece = &pieces[i]
+            if left < piece.size:
+                cut = i
+                break
+            left -= piece.size
+            if piece.kind == LANE:
+                self.lane_sent(piece.size)
+            elif piece.kind == BATCH:
+                self.reactor.delivered += (<Audience> piece.audience).segment_count
+            else:
+                self.reactor.delivered += piece.kind == EVENT
+                Py_DECREF(<object> piece.owned)
+        if cut < 0:
+            return 0
+        # Put back what is behind the cut before anything is handed to the transport, which may call back.
+        for i in range(count - 1, cut, -1):
+            piece = &pieces[i]
+            if piece.kind == EVENT:
+                paired = pieces[i - 1].paired and i - 1 > cut
+                push_back_first(<Subscription> piece.subscription, piece.owned, pieces[i - 1].missed if paired else 0)
+            elif piece.kind == GAP:
+                if not piece.paired:
+                    push_back_first(<Subscription> piece.subscription, NULL, piece.missed)
+                Py_DECREF(<object> piece.owned)
+        piece = &pieces[cut]
+        if piece.kind == LANE:
+            rest = PyBytes_FromStringAndSize(piece.data + left, piece.size - left)
+            self.lane_sent(piece.size)
+        elif piece.kind == BATCH:
+            rest = self.queue_batch(piece, left)
+        elif piece.kind == EVENT:
+            rest = memoryview((<Event> piece.owned).frame)[left:]
+            self.reactor.delivered += 1
+            Py_DECREF(<object> piece.owned)
+        else:
+            rest = memoryview(<bytes> piece.owned)[left:]
+            Py_DECREF(<object> piece.owned)
+        for i in range(cut + 1, count):
+            if pieces[i].kind == BATCH:
+                self.queue_segments(&pieces[i], 0)
+        self.reactor.bytes_out += len(rest)
+        self.transport.write(rest)
+        return 0
+
+    cdef void lane_sent(self, size_t size) noexcept:
+        """The first `size` bytes of the lane have gone. More may have been appended behind them since."""
+        self.lane_size -= size
+        if self.lane_size:
+            memmove(self.lane, self.lane + size, self.lane_size)
+        else:
+            free(self.lane)
+            self.lane = NULL
+            self.lane_room = 0
+
+    cdef object queue_batch(self, Piece* piece, size_t sent):
+        """Queue the events of a batch that begin behind byte `sent`, where the socket stopped.
+
+        Returns what is left of the event at that byte, which has to go out whole before anything else.
+        """
+        cdef Audience audience = <Audience> piece.audience
+        cdef uint32_t index = 0
+        cdef size_t start = 0
+        while audience.segments[index].end <= sent:
+            start = audience.segments[index].end
+            index += 1
+        self.reactor.delivered += index + 1
+        self.queue_segments(piece, index + 1)
+        return memoryview(audience.event(index).frame)[sent - start :]
+
+    cdef int queue_segments(self, Piece* piece, uint32_t index) except -1:
+        """Queue the events of a batch from one on."""
+        cdef Audience audience = <Audience> piece.audience
+        cdef Subscription subscription = <Subscription> piece.subscription
+        set_behind(subscription)
+        self.mark_dirty()
+        while index < audience.segment_count:
+            offer(subscription, audience.event(index))
+            index += 1
+        return 0
+
+
+cdef int set_notsent_lowat(int fd, int size) except -1:
+    """Bound what the kernel holds unsent for a socket (tcp(7)): what it holds cannot be dropped any more."""
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &size, sizeof(size))  # a kernel without it does without it
+    return 0

@@ -1,0 +1,348 @@
+# Bytes to frames to messages, and a message to its frame (RFC 6455, section 5), for the server's side of a connection.
+#
+# Everything that decides whether incoming bytes are well formed lives in this file. It knows no socket and no topic:
+# a subclass says what happens to a whole message, to a control frame and to a failure.
+
+cdef enum:
+    OP_CONTINUATION = 0
+    OP_TEXT = 1
+    OP_BINARY = 2
+    OP_CLOSE = 8
+    OP_PING = 9
+    OP_PONG = 10
+
+    CLOSE_NORMAL = 1000
+    CLOSE_GOING_AWAY = 1001
+    CLOSE_PROTOCOL_ERROR = 1002
+    CLOSE_NO_STATUS = 1005
+    CLOSE_ABNORMAL = 1006
+    CLOSE_INVALID_DATA = 1007
+    CLOSE_TOO_BIG = 1009
+    CLOSE_INTERNAL = 1011
+    CLOSE_SLOW_CONSUMER = 4000
+    CLOSE_PING_TIMEOUT = 4001
+    CLOSE_NOT_READING = 4003
+
+    MAX_HEAD = 14  # two bytes, eight of length, four of key
+    MAX_CONTROL = 125  # RFC 6455, section 5.5
+    MAX_SERVER_HEAD = 10  # the same without a key
+
+
+cdef size_t write_head(unsigned char* out, int opcode, size_t size) noexcept nogil:
+    """Write the head of an unmasked, final frame (at most MAX_SERVER_HEAD bytes) and return its length."""
+    cdef int i
+    out[0] = 0x80 | opcode
+    if size < 126:
+        out[1] = size
+        return 2
+    if size < 65536:
+        out[1] = 126
+        out[2] = size >> 8
+        out[3] = size & 0xFF
+        return 4
+    out[1] = 127
+    for i in range(8):
+        out[2 + i] = (size >> (56 - 8 * i)) & 0xFF
+    return 10
+
+
+def frame(int opcode, data not None):
+    """Return `data` (bytes-like) as one final, unmasked frame, as a server sends it (RFC 6455, section 5.2)."""
+    cdef const unsigned char[::1] view = memoryview(data).cast("B")
+    cdef unsigned char head[MAX_SERVER_HEAD]
+    cdef size_t size = write_head(head, opcode, view.shape[0])
+    return PyBytes_FromStringAndSize(<char*> head, size) + bytes(view)
+
+
+def is_close_code(int code):
+    """Whether a peer may send `code` in a close frame (RFC 6455, section 7.4)."""
+    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+class FrameError(Exception):
+    """The peer broke the protocol: `code` is the close code that answers it, `reason` says why."""
+
+    def __init__(self, int code, str reason):
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+cdef class Frames:
+    """Reads the frames of one peer and puts messages together.
+
+    Its subclass overrides `on_message`, `on_control` and `on_failure`. It may set `halted` in them: reading then stops
+    after that frame, and `read` tells how far it came.
+    """
+
+    cdef:
+        size_t max_size
+        uint32_t max_fragments
+        bint halted
+        bint failed
+        # The frame under way: its head as far as it has come, then what its head said.
+        uint8_t head_size
+        bint in_body
+        bint fin
+        uint8_t opcode
+        unsigned char head[MAX_HEAD]
+        unsigned char key[4]
+        uint64_t body_size
+        uint64_t body_read
+        # The message under way; `message` holds its bytes as far as they have come.
+        uint8_t message_opcode
+        Utf8 utf8
+        uint32_t fragments
+        unsigned char* message
+        size_t message_size
+        size_t message_room
+        # The control frame under way, which may come between the fragments of a message.
+        unsigned char* control
+
+    def __dealloc__(self):
+        free(self.message)
+        free(self.control)
+
+    cdef int on_message(self, int opcode, unsigned char* data, size_t size) except -1:
+        raise NotImplementedError
+
+    cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:
+        raise NotImplementedError
+
+    cdef int on_failure(self, int code, str reason) except -1:
+        raise NotImplementedError
+
+    cdef int fail(self, int code, str reason) except -1:
+        self.failed = True
+        self.forget_message()
+        return self.on_failure(code, reason)
+
+    cdef void forget_message(self) noexcept:
+        free(self.message)
+        self.message = NULL
+        self.message_size = self.message_room = 0
+        self.message_opcode = 0
+        self.fragments = 0
+        self.utf8.need = 0
+
+    cdef size_t read(self, unsigned char* data, size_t size) except? 0:
+        """Take bytes from the peer, in place: they are unmasked where they lie. Return how many were used up.
+
+        All of them are, unless `halted` was set by a callback. After a failure the rest is thrown away.
+        """
+        cdef:
+            unsigned char* start = data
+            unsigned char* end = data + size
+            size_t part
+        while data < end and not self.failed and not self.halted:
+            if not self.in_body:
+                if self.head_size == 0:
+                    part = self.parse_head(data, end - data)
+                    if part == 0 and not self.failed:
+                        self.head_size = <uint8_t> (end - data)
+                        memcpy(self.head, data, self.head_size)
+                        return size
+                    data += part
+                else:
+                    # A head that came in pieces is collected byte by byte: it has at most 14 of them.
+                    self.head[self.head_size] = data[0]
+                    self.head_size += 1
+                    data += 1
+                    part = self.parse_head(self.head, self.head_size)
+                    if part == 0:
+                        continue
+                if self.failed:
+                    break
+                self.head_size = 0
+                self.in_body = True
+                self.body_read = 0
+            part = min(<uint64_t> (end - data), self.body_size - self.body_read)
+            if part == 0 and self.body_size:
+                break  # the head came, and nothing of its body yet
+            self.read_body(data, part)
+            data += part
+        return size if self.failed else data - start
+
+    cdef size_t parse_head(self, const unsigned char* head, size_t size) except? 0:
+        """Return the length of the head at `head`, or 0 if more of it must come. Fails on what no head may say."""
+        cdef:
+            size_t length = 2, i
+            uint64_t body
+            bint fin
+            uint8_t opcode
+        fin = head[0] & 0x80 != 0
+        opcode = head[0] & 0x0F
+        if head[0] & 0x70:
+            self.fail(CLOSE_PROTOCOL_ERROR, "reserved bits must be 0")
+            return 0
+        if opcode > OP_PONG or OP_BINARY < opcode < OP_CLOSE:
+            self.fail(CLOSE_PROTOCOL_ERROR, f"opcode {opcode} is reserved")
+            return 0
+        if opcode >= OP_CLOSE and not fin:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a control frame must not be fragmented")
+            return 0
+        if opcode == OP_CONTINUATION and not self.message_opcode:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a continuation frame without a message to continue")
+            return 0
+        if 0 < opcode < OP_CLOSE and self.message_opcode:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a new message before the end of the last one")
+            return 0
+        if size < 2:
+            return 0
+        if not head[1] & 0x80:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a client must mask its frames")
+            return 0
+        body = head[1] & 0x7F
+        if opcode >= OP_CLOSE and body > MAX_CONTROL:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a control frame is longer than 125 bytes")
+            return 0
+        if body == 126:
+            length = 4
+            if size < length:
+                return 0
+            body = (<uint64_t> head[2] << 8) | head[3]
+            if body < 126:
+                self.fail(CLOSE_PROTOCOL_ERROR, "a length must be written in its shortest form")
+                return 0
+        elif body == 127:
+            length = 10
+            if size < length:
+                return 0
+            body = 0
+            for i in range(2, 10):
+                body = (body << 8) | head[i]
+            if body >> 63:
+                self.fail(CLOSE_PROTOCOL_ERROR, "a length must not have its highest bit set")
+                return 0
+            if body < 65536:
+                self.fail(CLOSE_PROTOCOL_ERROR, "a length must be written in its shortest form")
+                return 0
+        if opcode < OP_CLOSE:
+            if body > self.max_size - self.message_size:
+                self.fail(CLOSE_TOO_BIG, f"a message is longer than {self.max_size} bytes")
+                return 0
+            if self.fragments >= self.max_fragments:
+                self.fail(CLOSE_TOO_BIG, f"a message has more than {self.max_fragments} fragments")
+                return 0
+        if size < length + 4:
+            return 0
+        memcpy(self.key, head + length, 4)
+        self.fin = fin
+        self.opcode = opcode
+        self.body_size = body
+        return length + 4
+
+    cdef int read_body(self, unsigned char* data, size_t size) except -1:
+        """Take `size` bytes of the body, which may be all of it, a part, or (for an empty body) nothing."""
+        cdef bint whole = self.body_read == 0 and size == self.body_size
+        if size:
+            apply_mask(data, size, self.key, self.body_read)
+            self.body_read += size
+        cdef bint ended = self.body_read == self.body_size
+        if ended:
+            self.in_body = False
+        if self.opcode >= OP_CLOSE:
+            return self.read_control(data, size, whole, ended)
+        if whole and self.fin and self.opcode != OP_CONTINUATION:
+            # The way of nearly every message: one frame, all here. It is handed on where it lies.
+            if self.opcode == OP_TEXT and not is_utf8(data, size):
+                return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
+            return self.on_message(self.opcode, data, size)
+        if self.opcode != OP_CONTINUATION and not self.message_opcode:
+            self.message_opcode = self.opcode
+        return self.assemble(data, size, ended)
+
+    cdef int read_control(self, unsigned char* data, size_t size, bint whole, bint ended) except -1:
+        if whole:
+            return self.on_control(self.opcode, data, size)
+        if self.control == NULL:
+            self.control = <unsigned char*> malloc(MAX_CONTROL)
+            if self.control == NULL:
+                raise MemoryError
+        memcpy(self.control + self.body_read - size, data, size)
+        if not ended:
+            return 0
+        cdef unsigned char* control = self.control
+        self.control = NULL
+        try:
+            return self.on_control(self.opcode, control, self.body_size)
+        finally:
+            free(control)
+
+    cdef int assemble(self, unsigned char* data, size_t size, bint ended) except -1:
+        """Add to the message under way, and hand it on at its end."""
+        cdef:
+            size_t room = self.message_room
+            unsigned char* grown
+            unsigned char* message
+            int opcode = self.message_opcode
+        if opcode == OP_TEXT and not utf8_feed(&self.utf8, data, size):
+            return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
+        if self.message_size + size > room:
+            # Room grows with what has come, not with what a head promises: a promise costs the peer nothing.
+            room = max(self.message_size + size, min(2 * room, self.message_size + size + self.body_size - self.body_read))
+            grown = <unsigned char*> realloc(self.message, room)
+            if grown == NULL:
+                raise MemoryError
+            self.message = grown
+            self.message_room = room
+        if size:
+            memcpy(self.message + self.message_size, data, size)
+        self.message_size += size
+        if not ended:
+            return 0
+        self.fragments += 1
+        if not self.fin:
+            return 0
+        if opcode == OP_TEXT and self.utf8.need:
+            return self.fail(CLOSE_INVALID_DATA, "a text message ends within a character")
+        message = self.message
+        size = self.message_size
+        self.message = NULL
+        self.forget_message()
+        try:
+            return self.on_message(opcode, message, size)
+        finally:
+            free(message)
+
+    def __cinit__(self, *args, **kwargs):
+        self.max_size = 1024 * 1024
+        self.max_fragments = 4096
+
+
+cdef class FrameReader(Frames):
+    """The reader on its own, for tools and tests: bytes in, messages and control frames out."""
+
+    cdef list out
+    cdef object error
+
+    def __init__(self, *, size_t max_size=1024 * 1024, uint32_t max_fragments=4096):
+        self.max_size = max_size
+        self.max_fragments = max_fragments
+        self.out = []
+
+    cdef int on_message(self, int opcode, unsigned char* data, size_t size) except -1:
+        self.out.append((opcode, PyBytes_FromStringAndSize(<char*> data, size)))
+        return 0
+
+    cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:
+        self.out.append((opcode, PyBytes_FromStringAndSize(<char*> data, size)))
+        return 0
+
+    cdef int on_failure(self, int code, str reason) except -1:
+        self.error = FrameError(code, reason)
+        return 0
+
+    def feed(self, data not None):
+        """Take masked bytes as a client sends them; return the (opcode, payload) pairs that they complete.
+
+        Raises FrameError, also on every later call, once the peer has broken the protocol; what was complete before
+        the mistake is returned first.
+        """
+        cdef bytearray copy = bytearray(data)
+        if len(copy) and self.error is None:
+            self.read(<unsigned char*> PyByteArray_AS_STRING(copy), len(copy))
+        out, self.out = self.out, []
+        if self.error is not None and not out:
+            raise self.error
+        return out

@@ -1,0 +1,278 @@
+# JSON (RFC 8259), as far as the data path needs it: is this a valid text, and is it a plain publish command?
+#
+# The law of this file: what it accepts, every JSON parser accepts. An event's data is passed on byte for byte, so what
+# slips through here would reach every subscriber. That the bytes are UTF-8 was checked before.
+
+
+cdef struct Scan:
+    const unsigned char* end
+    bint too_deep
+
+
+cdef inline const unsigned char* skip_space(const unsigned char* p, const unsigned char* end) noexcept nogil:
+    while p < end and (p[0] == 0x20 or p[0] == 0x0A or p[0] == 0x0D or p[0] == 0x09):
+        p += 1
+    return p
+
+
+cdef inline bint is_hex(unsigned char c) noexcept nogil:
+    return 0x30 <= c <= 0x39 or 0x41 <= c <= 0x46 or 0x61 <= c <= 0x66
+
+
+cdef const unsigned char* skip_string(const unsigned char* p, const unsigned char* end, bint* escaped) noexcept nogil:
+    """From behind the opening quote to behind the closing one; NULL if the string is not valid."""
+    cdef:
+        uint64_t word, quote, slash, control
+        unsigned char c
+        int i
+    while True:
+        # Eight bytes at a time while none of them is a quote, a backslash or a control character. The tests may
+        # mark a harmless byte above a marked one, never the lowest one wrongly, so a mark only ends the fast loop.
+        while p + 8 <= end:
+            memcpy(&word, p, 8)
+            quote = word ^ <uint64_t> 0x2222222222222222
+            slash = word ^ <uint64_t> 0x5C5C5C5C5C5C5C5C
+            quote = (quote - <uint64_t> 0x0101010101010101) & ~quote
+            slash = (slash - <uint64_t> 0x0101010101010101) & ~slash
+            control = (word - <uint64_t> 0x2020202020202020) & ~word
+            if (quote | slash | control) & <uint64_t> 0x8080808080808080:
+                break
+            p += 8
+        i = 0
+        while i < 8:
+            if p == end:
+                return NULL
+            c = p[0]
+            p += 1
+            i += 1
+            if c == 0x22:
+                return p
+            if c < 0x20:
+                return NULL
+            if c == 0x5C:
+                escaped[0] = True
+                if p == end:
+                    return NULL
+                c = p[0]
+                p += 1
+                if c == 0x75:  # \uXXXX
+                    if end - p < 4 or not (is_hex(p[0]) and is_hex(p[1]) and is_hex(p[2]) and is_hex(p[3])):
+                        return NULL
+                    p += 4
+                elif not (c == 0x22 or c == 0x5C or c == 0x2F or c == 0x62 or c == 0x66 or c == 0x6E or c == 0x72
+                          or c == 0x74):
+                    return NULL
+
+
+cdef const unsigned char* skip_digits(const unsigned char* p, const unsigned char* end) noexcept nogil:
+    """Behind the digits at `p`; NULL if there is none."""
+    if p == end or not 0x30 <= p[0] <= 0x39:
+        return NULL
+    while p < end and 0x30 <= p[0] <= 0x39:
+        p += 1
+    return p
+
+
+cdef const unsigned char* skip_number(const unsigned char* p, const unsigned char* end) noexcept nogil:
+    if p[0] == 0x2D:
+        p += 1
+    if p < end and p[0] == 0x30:
+        p += 1
+    else:
+        p = skip_digits(p, end)
+        if p == NULL:
+            return NULL
+    if p < end and p[0] == 0x2E:
+        p = skip_digits(p + 1, end)
+        if p == NULL:
+            return NULL
+    if p < end and (p[0] == 0x65 or p[0] == 0x45):
+        p += 1
+        if p < end and (p[0] == 0x2B or p[0] == 0x2D):
+            p += 1
+        return skip_digits(p, end)
+    return p
+
+
+cdef const unsigned char* skip_value(Scan* scan, const unsigned char* p, int depth) noexcept nogil:
+    """From the first byte of a value to behind it; NULL if it is not valid. It may hold `depth` levels more."""
+    cdef:
+        const unsigned char* end = scan.end
+        unsigned char closing
+        bint escaped = False
+    if p == end:
+        return NULL
+    if p[0] == 0x22:
+        return skip_string(p + 1, end, &escaped)
+    if p[0] == 0x2D or 0x30 <= p[0] <= 0x39:
+        return skip_number(p, end)
+    if p[0] == 0x74:
+        return p + 4 if end - p >= 4 and memcmp(p, b"true", 4) == 0 else NULL
+    if p[0] == 0x66:
+        return p + 5 if end - p >= 5 and memcmp(p, b"false", 5) == 0 else NULL
+    if p[0] == 0x6E:
+        return p + 4 if end - p >= 4 and memcmp(p, b"null", 4) == 0 else NULL
+    if p[0] != 0x7B and p[0] != 0x5B:
+        return NULL
+    if depth == 0:
+        scan.too_deep = True
+        return NULL
+    closing = p[0] + 2  # "{" and "}", "[" and "]" lie two apart in ASCII
+    p = skip_space(p + 1, end)
+    if p < end and p[0] == closing:
+        return p + 1
+    while True:
+        if closing == 0x7D:
+            if p == end or p[0] != 0x22:
+                return NULL
+            p = skip_string(p + 1, end, &escaped)
+            if p == NULL:
+                return NULL
+            p = skip_space(p, end)
+            if p == end or p[0] != 0x3A:
+                return NULL
+            p = skip_space(p + 1, end)
+        p = skip_value(scan, p, depth - 1)
+        if p == NULL:
+            return NULL
+        p = skip_space(p, end)
+        if p == end:
+            return NULL
+        if p[0] == closing:
+            return p + 1
+        if p[0] != 0x2C:
+            return NULL
+        p = skip_space(p + 1, end)
+
+
+def check_json(data not None, int depth=64):
+    """Check that the bytes-like `data` is one valid JSON text (RFC 8259) nested at most `depth` levels deep.
+
+    Returns None; raises ValueError with a message for people if it is not.
+    """
+    cdef:
+        const unsigned char[::1] view = memoryview(data).cast("B")
+        const unsigned char* start
+        const unsigned char* p
+        Scan scan
+    if view.shape[0] == 0:
+        raise ValueError("the message is empty")
+    start = &view[0]
+    scan.end = start + view.shape[0]
+    scan.too_deep = False
+    p = skip_value(&scan, skip_space(start, scan.end), depth)
+    if scan.too_deep:
+        raise ValueError(f"JSON is nested deeper than {depth} levels")
+    if p == NULL or skip_space(p, scan.end) != scan.end:
+        raise ValueError("not valid JSON")
+    if not is_utf8(start, view.shape[0]):
+        raise ValueError("not valid UTF-8")
+
+
+cdef struct Publish:
+    # A publish command, as spans of the message that holds it. Strings are without their quotes, `id` is as written.
+    const unsigned char* topic
+    const unsigned char* data
+    const unsigned char* key
+    const unsigned char* id
+    size_t topic_size
+    size_t data_size
+    size_t key_size
+    size_t id_size
+
+
+cdef bint is_plain_id(const unsigned char* p, size_t size) noexcept nogil:
+    """Whether this value is an id that can be written back as it stands: digits, or ASCII without escapes."""
+    cdef size_t i
+    if p[0] == 0x22:
+        if size > 2 + 64:
+            return False
+        for i in range(1, size - 1):
+            if p[i] >= 0x80 or p[i] == 0x5C:
+                return False
+        return True
+    if size > 15:  # 2^53-1 has 16 digits: what is near it is left to the slow lane
+        return False
+    for i in range(size):
+        if not 0x30 <= p[i] <= 0x39:
+            return False
+    return True
+
+
+cdef bint scan_publish(const unsigned char* p, size_t size, int depth, Publish* out) noexcept nogil:
+    """Whether a message is a plain publish command: known fields, each once, no escapes outside `data`.
+
+    False says nothing about the message but that the slow lane has to look at it.
+    """
+    cdef:
+        Scan scan
+        const unsigned char* end = p + size
+        const unsigned char* name
+        const unsigned char* value
+        size_t name_size, value_size
+        bint escaped, is_publish = False
+    memset(out, 0, sizeof(Publish))
+    scan.end = end
+    scan.too_deep = False
+    p = skip_space(p, end)
+    if p == end or p[0] != 0x7B:
+        return False
+    while True:
+        p = skip_space(p + 1, end)
+        if p == end or p[0] != 0x22:
+            return False
+        name = p + 1
+        escaped = False
+        p = skip_string(name, end, &escaped)
+        if p == NULL or escaped:
+            return False
+        name_size = p - name - 1
+        p = skip_space(p, end)
+        if p == end or p[0] != 0x3A:
+            return False
+        value = skip_space(p + 1, end)
+        if value < end and value[0] == 0x22:
+            p = skip_string(value + 1, end, &escaped)
+        else:
+            p = skip_value(&scan, value, depth - 1)
+        if p == NULL:
+            return False
+        value_size = p - value
+        if name_size == 4 and memcmp(name, b"data", 4) == 0:
+            if out.data != NULL:
+                return False
+            out.data = value
+            out.data_size = value_size
+        elif escaped:
+            return False
+        elif name_size == 2 and memcmp(name, b"op", 2) == 0:
+            if is_publish or value_size != 9 or memcmp(value, b'"publish"', 9) != 0:
+                return False
+            is_publish = True
+        elif name_size == 2 and memcmp(name, b"id", 2) == 0:
+            if out.id != NULL or not is_plain_id(value, value_size):
+                return False
+            out.id = value
+            out.id_size = value_size
+        elif value[0] != 0x22:
+            return False
+        elif name_size == 5 and memcmp(name, b"topic", 5) == 0:
+            if out.topic != NULL:
+                return False
+            out.topic = value + 1
+            out.topic_size = value_size - 2
+        elif name_size == 3 and memcmp(name, b"key", 3) == 0:
+            if out.key != NULL:
+                return False
+            out.key = value + 1
+            out.key_size = value_size - 2
+        else:
+            return False
+        p = skip_space(p, end)
+        if p == end:
+            return False
+        if p[0] == 0x2C:
+            continue
+        if p[0] != 0x7D or skip_space(p + 1, end) != end:
+            return False
+        return is_publish and out.topic != NULL and out.data != NULL

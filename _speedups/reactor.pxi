@@ -1,0 +1,261 @@
+# What all connections of one event loop share, and the two things that happen to all of them: the flush at the end of a
+# loop turn, and the keep-alive sweep.
+#
+# The law of this file: a connection that is idle has no task, no timer and no buffer of its own.
+
+
+cdef struct Waiting:
+    # A list of connections in the order in which they are due.
+    PyObject* first
+    PyObject* last
+
+
+cdef enum:
+    # What a connection may wait for: the lists of the sweep.
+    NEXT_PING = 0
+    SIGN_OF_LIFE = 1
+    END_OF_CLOSE = 2
+    NOTHING = 3
+
+
+@cython.final
+cdef class Reactor:
+    """What all connections of one event loop share: the receive buffer, the limits, the flush, the keep-alive sweep.
+
+    `loop` is the event loop; times are in seconds, sizes in bytes. `encode_gap(topic, missed, reason)` makes the
+    protocol's `gap` message. `ping_interval` 0 turns keep-alive off.
+    """
+
+    cdef:
+        object __weakref__
+        object loop
+        object encode_gap
+        bytearray buffer
+        list dirty  # audiences with a batch
+        list dirty_connections  # connections with something to send, or to settle
+        list doomed
+        bint scheduled
+        object flush_method
+        uint64_t stamp
+        Pending* pending
+        int32_t pending_count
+        int32_t pending_room
+        readonly size_t max_size
+        readonly uint32_t max_fragments
+        readonly size_t max_outbox
+        readonly size_t max_answers
+        readonly int max_depth
+        readonly double ping_interval
+        readonly double ping_timeout
+        readonly double close_timeout
+        readonly int notsent_lowat
+        # Keep-alive: connections in the order in which they are due, one list for each thing they may wait for.
+        Waiting waiting[3]
+        double clock
+        double last_tick
+        double tick
+        object timer
+        # Counters.
+        readonly uint32_t connections
+        readonly uint32_t subscriptions
+        readonly uint64_t published
+        readonly uint64_t delivered
+        readonly uint64_t queued
+        readonly uint64_t bytes_in
+        readonly uint64_t bytes_out
+        readonly uint64_t fast_publishes
+        uint64_t dropped[3]
+
+    def __init__(self, loop, *, encode_gap, size_t max_size=1024 * 1024, uint32_t max_fragments=4096,
+                 size_t max_outbox=4 * 1024 * 1024, size_t max_answers=1024 * 1024, int max_depth=64,
+                 double ping_interval=25.0, double ping_timeout=10.0, double close_timeout=5.0,
+                 int notsent_lowat=16384, size_t buffer_size=256 * 1024):
+        self.loop = loop
+        self.encode_gap = encode_gap
+        self.buffer = bytearray(buffer_size)
+        self.dirty = []
+        self.dirty_connections = []
+        self.doomed = []
+        self.flush_method = self.flush
+        self.max_size = max_size
+        self.max_fragments = max_fragments
+        self.max_outbox = max_outbox
+        self.max_answers = max_answers
+        self.max_depth = max_depth
+        self.ping_interval = ping_interval
+        self.ping_timeout = ping_timeout
+        self.close_timeout = close_timeout
+        self.notsent_lowat = notsent_lowat
+        self.last_tick = monotonic()
+        shortest = min(t for t in (ping_interval, ping_timeout, close_timeout) if t > 0)
+        self.tick = min(1.0, max(0.01, shortest / 10))
+
+    def __dealloc__(self):
+        free(self.pending)
+
+    @property
+    def dropped_by_policy(self):
+        """Events lost so far, by the overflow policy that decided so."""
+        return {name: self.dropped[number] for name, number in OVERFLOW.items()}
+
+    def start(self):
+        """Begin the keep-alive sweep."""
+        if self.timer is None:
+            self.last_tick = monotonic()
+            self.timer = self.loop.call_later(self.tick, self.sweep)
+
+    def stop(self):
+        """End the keep-alive sweep."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    cdef int schedule(self) except -1:
+        """Have `flush` called at the end of this turn of the loop: when all bytes that came in it have been read."""
+        if not self.scheduled:
+            self.scheduled = True
+            self.loop.call_soon(self.flush_method)
+        return 0
+
+    cdef int pend(self, Connection connection, Audience audience, Member* member) except -1:
+        """Note that a connection is to get an audience's batch at its next write."""
+        cdef Pending* grown
+        cdef int32_t index = self.pending_count
+        if index == self.pending_room:
+            self.pending_room = max(64, 2 * self.pending_room)
+            grown = <Pending*> realloc(self.pending, self.pending_room * sizeof(Pending))
+            if grown == NULL:
+                raise MemoryError
+            self.pending = grown
+        self.pending_count += 1
+        self.pending[index].audience = <PyObject*> audience
+        self.pending[index].member = member
+        self.pending[index].next = -1
+        if connection.pending_first < 0:
+            connection.pending_first = index
+        else:
+            self.pending[connection.pending_last].next = index
+        connection.pending_last = index
+        return 0
+
+    def flush(self):
+        """Send everything that this turn of the loop produced, and part with those whom it made too slow."""
+        cdef Connection connection
+        cdef list connections
+        self.scheduled = False
+        self.flush_batches()
+        if self.dirty_connections:
+            connections = self.dirty_connections
+            self.dirty_connections = []
+            for connection in connections:
+                connection.dirty = False
+                connection.write(True)
+        while self.doomed:
+            connection = self.doomed.pop()
+            connection.close(connection.close_code, connection.close_reason)
+
+    def flush_batches(self):
+        """Send all batches now: what is published from here on is seen after them. Nobody is parted with."""
+        cdef:
+            Audience audience
+            Connection connection
+            list audiences = self.dirty
+            list connections
+            uint32_t i
+        self.dirty = []
+        if len(audiences) == 1:
+            audience = audiences[0]
+            audience.flush()
+        elif audiences:
+            # First note for each connection which batches it is to get, then write to each once.
+            connections = []
+            for audience in audiences:
+                if audience.segment_count == 0:  # it was flushed since
+                    continue
+                audience.flushing = True
+                for i in range(audience.ready):
+                    connection = <Connection> audience.places[i].connection
+                    if connection.pending_first < 0:
+                        connections.append(connection)
+                    self.pend(connection, audience, audience.places[i])
+            try:
+                for connection in connections:
+                    i = connection.pending_first
+                    if <int32_t> i == connection.pending_last and connection.lane_size == 0 and connection.fd >= 0:
+                        connection.pending_first = -1
+                        connection.send_batch(<Audience> self.pending[i].audience, self.pending[i].member)
+                    else:
+                        connection.write(False)
+            finally:
+                for audience in audiences:
+                    if audience.flushing:
+                        audience.flushing = False
+                        audience.drop_batch()
+        self.pending_count = 0
+
+    def sweep(self):
+        """Ping whom it is time to ping, and part with those who gave no sign of life or do not end their closing."""
+        cdef Connection connection
+        cdef double now = monotonic()
+        # A loop that stood still (a stopped process, a sleeping laptop) is no fault of the clients: the answers to its
+        # pings may wait unread in the sockets. Such time does not count.
+        self.clock += min(now - self.last_tick, 2 * self.tick)
+        self.last_tick = now
+        self.timer = self.loop.call_later(self.tick, self.sweep)
+        while True:
+            connection = self.due(NEXT_PING)
+            if connection is None:
+                break
+            connection.heard = False
+            connection.send_control(OP_PING, NULL, 0)
+            self.wait(connection, SIGN_OF_LIFE, self.ping_timeout)
+        while True:
+            connection = self.due(SIGN_OF_LIFE)
+            if connection is None:
+                break
+            if connection.heard or connection.halted:  # halted: it is we who do not listen
+                self.wait(connection, NEXT_PING, max(0.0, self.ping_interval - self.ping_timeout))
+            else:
+                connection.close(CLOSE_PING_TIMEOUT, "ping_timeout")
+        while True:
+            connection = self.due(END_OF_CLOSE)
+            if connection is None:
+                break
+            self.wait_no_more(connection)
+            connection.abort()
+
+    cdef Connection due(self, int waiting_for):
+        """The first connection of a list, if it is due."""
+        cdef PyObject* first = self.waiting[waiting_for].first
+        if first == NULL or (<Connection> first).due > self.clock:
+            return None
+        return <Connection> first
+
+    cdef void wait(self, Connection connection, int waiting_for, double seconds) noexcept:
+        """Put a connection last in a list; all who wait for the same wait equally long."""
+        cdef Waiting* waiting = &self.waiting[waiting_for]
+        self.wait_no_more(connection)
+        connection.due = self.clock + seconds
+        connection.waiting_for = waiting_for
+        connection.waiting_previous = waiting.last
+        if waiting.last != NULL:
+            (<Connection> waiting.last).waiting_next = <PyObject*> connection
+        else:
+            waiting.first = <PyObject*> connection
+        waiting.last = <PyObject*> connection
+
+    cdef void wait_no_more(self, Connection connection) noexcept:
+        cdef Waiting* waiting
+        if connection.waiting_for == NOTHING:
+            return
+        waiting = &self.waiting[connection.waiting_for]
+        if connection.waiting_previous != NULL:
+            (<Connection> connection.waiting_previous).waiting_next = connection.waiting_next
+        else:
+            waiting.first = connection.waiting_next
+        if connection.waiting_next != NULL:
+            (<Connection> connection.waiting_next).waiting_previous = connection.waiting_previous
+        else:
+            waiting.last = connection.waiting_previous
+        connection.waiting_previous = connection.waiting_next = NULL
+        connection.waiting_for = NOTHING

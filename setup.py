@@ -1,0 +1,79 @@
+"""Builds the one extension module, broker._speedups. Everything else about the package is in pyproject.toml.
+
+The build fails with one line where something is missing: there is no slower implementation to fall back on, and a
+traceback helps nobody to install a compiler.
+"""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+SOURCES = Path("_speedups")
+STUB = Path("broker", "_speedups.pyi")
+# Whoever lacks one of these usually lacks the others as well, so every message names them all.
+ADVICE = "install a compiler and Python's headers (Debian: apt install gcc libc6-dev python3-dev)"
+
+
+class BuildSpeedups(build_ext):
+    """build_ext that brings the typed surface along, and says in one line why it cannot build."""
+
+    def initialize_options(self) -> None:
+        """Keeps the generated C out of the folder of the sources."""
+        super().initialize_options()
+        self.cython_c_in_temp = True
+
+    def run(self) -> None:
+        """Builds the extension and puts its stub beside it: in the wheel, and in broker/ where it is built in place."""
+        super().run()
+        for target in [self._stub(), STUB] if self.inplace else [self._stub()]:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(SOURCES / "speedups.pyi", target)
+
+    def build_extensions(self) -> None:
+        """Compiles. Where that fails it leaves by SystemExit: any other exception becomes a traceback in an editable
+        build."""
+        compiler = self.compiler.compiler_so[0]
+        if importlib.util.find_spec("Cython") is None:
+            sys.exit("wsbroker: building needs Cython 3.1 or later: use `pip install .`, or `pip install Cython` first")
+        if shutil.which(compiler) is None:
+            sys.exit(f"wsbroker: building needs a C compiler, and there is no `{compiler}`: {ADVICE}")
+        if not any(Path(folder, "Python.h").is_file() for folder in self.compiler.include_dirs):
+            sys.exit(f"wsbroker: building needs Python.h, which is not there: {ADVICE}")
+        from Cython.Compiler.Errors import CompileError
+
+        try:
+            super().build_extensions()
+        except (BaseError, CCompilerError, CompileError) as error:
+            sys.exit(f"wsbroker: the extension could not be built: {error}")
+
+    def get_outputs(self) -> list[str]:
+        """The files made, which setuptools records as installed."""
+        return [*super().get_outputs(), *([] if self.inplace else [str(self._stub())])]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Each file made for a wheel → the file that stands for it when built in place."""
+        return super().get_output_mapping() | ({str(self._stub()): str(STUB)} if self.inplace else {})
+
+    def _stub(self) -> Path:
+        return Path(self.build_lib) / STUB
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "broker._speedups",
+            [str(SOURCES / "speedups.pyx")],
+            # The includes are part of the one unit: a change in any of them is a change of the module.
+            depends=sorted(str(path) for pattern in ("*.pxi", "*.h") for path in SOURCES.glob(pattern)),
+            include_dirs=[str(SOURCES)],
+            # What is built here may run on another machine of the same architecture: no -march=native.
+            extra_compile_args=["-O3", "-fvisibility=hidden"],
+        )
+    ],
+    cmdclass={"build_ext": BuildSpeedups},
+)

@@ -1,0 +1,396 @@
+"""The command `wsbroker`.
+
+A command does its work and returns its exit status; what goes wrong becomes one line on standard error, never a
+traceback. Modules are imported inside the commands, so that each pays for its own alone: `pub` and `sub` run in loops
+of shell scripts.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+import click
+
+from broker import __version__
+
+if TYPE_CHECKING:
+    from broker.client import ClientError
+    from broker.config import Config
+    from broker.errors import CommandError
+    from broker.messages import Overflow
+
+URL: Final = "ws://127.0.0.1:8765"
+"""Where a broker without any configuration listens. As `broker.client.DEFAULT_URL`, which would have to be imported."""
+
+OVERFLOWS: Final = ("drop_oldest", "drop_newest", "latest", "replay", "block", "close")
+"""The overflow policies. As `broker.messages.Overflow`, which would have to be imported."""
+
+
+class Status(enum.IntEnum):
+    """The exit statuses. From 64 on those of sysexits.h, from 128 on what a shell gives for a signal (128 + number)."""
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    OK = 0, "everything was done"
+    INCOMPLETE = 1, "some lines were not published, each was reported; or, from `serve`, it could not start"
+    USAGE = 2, "the command line is wrong"
+    BAD_DATA = os.EX_DATAERR, "the data is not JSON, too large, or the broker does not accept the topic or the command"
+    NO_INPUT = os.EX_NOINPUT, "standard input cannot be read"
+    UNAVAILABLE = os.EX_UNAVAILABLE, "no broker can be reached there, or it refused or ended the connection"
+    FAULT = os.EX_SOFTWARE, "a fault of the program's own"
+    NO_OUTPUT = os.EX_IOERR, "standard output cannot be written"
+    TRY_AGAIN = (
+        os.EX_TEMPFAIL,
+        "the broker cannot do it now, or ended the connection for a while: the same may work later",
+    )
+    NOT_A_BROKER = os.EX_PROTOCOL, "what answers there is not a wsbroker, or one of another version"
+    NO_PERMISSION = (
+        os.EX_NOPERM,
+        "the token is missing, not valid or does not allow it; or an operator ended the connection",
+    )
+    BAD_CONFIG = os.EX_CONFIG, "the configuration has mistakes, each was reported"
+    INTERRUPTED = 128 + signal.SIGINT, "Ctrl-C, or SIGINT; the connection was closed properly"
+    BROKEN_PIPE = 128 + signal.SIGPIPE, "whoever read the output has closed it; the connection was closed properly"
+    TERMINATED = 128 + signal.SIGTERM, "SIGTERM; the connection was closed properly"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line `args`, which is by default that of the process, and return the exit status."""
+    args = list(sys.argv[1:] if args is None else args)
+    report = Report("--json" in args)
+    try:
+        status = wsbroker.main(args, prog_name="wsbroker", standalone_mode=False)
+        sys.stdout and sys.stdout.flush()
+    except click.UsageError as error:
+        if report.as_json:
+            report.error("usage", error.format_message())
+        else:
+            error.show()
+        return Status.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return Status.INTERRUPTED
+    except BrokenPipeError:
+        # What is still in Python's buffer would be written at exit, and fail again, aloud.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return Status.BROKEN_PIPE
+    return int(status or 0)
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Put several options together, to give them to several commands."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print errors as JSON objects, one a line.")
+_config_option = click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="TOML file. By default /etc/wsbroker/wsbroker.toml, if there is one.",
+)
+_connection_options = _options(
+    click.option(
+        "--url",
+        metavar="U",
+        default=URL,
+        show_default=True,
+        envvar="WSBROKER_URL",
+        help="The broker: ws://host:port, wss://host:port or unix:/path.  [env: WSBROKER_URL]",
+    ),
+    click.option(
+        "--token",
+        metavar="T",
+        envvar="WSBROKER_TOKEN",
+        help="Says who you are. Others on this machine may see it on the command line, not in WSBROKER_TOKEN.",
+    ),
+    _json_option,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s", prog_name="wsbroker")
+def wsbroker() -> None:
+    """A message broker for WebSockets."""
+
+
+@wsbroker.command()
+@_config_option
+@click.option(
+    "--listen",
+    metavar="ADDRESS",
+    multiple=True,
+    help="host:port, [v6]:port or unix:/path; may be given several times.  [default: 127.0.0.1:8765]",
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="How the log is written.  [default: text]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
+def serve(file: Path | None, listen: tuple[str, ...], log_format: str | None, log_level: str | None) -> int:
+    """Run the broker until SIGTERM or Ctrl-C."""
+    flags = {"server.listen": list(listen) or None, "log.format": log_format, "log.level": log_level}
+    config = _load(file, flags, Report(log_format == "json"))
+    if config is None:
+        return Status.BAD_CONFIG
+    from broker.daemon import run
+
+    return run(config)
+
+
+@wsbroker.command()
+@_config_option
+@_json_option
+def check(file: Path | None, as_json: bool) -> int:
+    """Read the configuration as `serve` does, and say every mistake.
+
+    Exits with 0 if there is none, else with 78.
+    """
+    config = _load(file, {}, Report(as_json))
+    if config is None:
+        return Status.BAD_CONFIG
+    click.echo(f"The configuration is good: serve listens on {', '.join(config.server.listen)}.")
+    return Status.OK
+
+
+@wsbroker.group()
+def config() -> None:
+    """Show what can be configured."""
+
+
+@config.command("default")
+def config_default() -> None:
+    """Print a commented configuration file with every default."""
+    from broker.config import default_toml
+
+    click.echo(default_toml(), nl=False)
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of the configuration file."""
+    from broker.config import schema
+
+    click.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
+
+
+@wsbroker.command()
+@click.argument("topic")
+@click.argument("data", required=False)
+@click.option("--text", is_flag=True, help="The data is plain text, published as a JSON string.")
+@click.option("--key", metavar="K", help="The key of the events.")
+@_connection_options
+def pub(topic: str, data: str | None, text: bool, key: str | None, url: str, token: str | None, as_json: bool) -> int:
+    """Publish DATA, which is JSON, or each line of standard input.
+
+    Every event is answered by the broker before the command ends. A line that is not published is reported with its
+    number, the others are, and the exit status is 1 then.
+    """
+    from broker.client.shell import json_value, publish_lines, publish_one, text_value
+    from broker.errors import CommandError
+    from broker.topics import check_topic
+
+    report = Report(as_json)
+    _check_connection(url, token)
+    if key is not None and not _is_text(key):
+        raise click.BadParameter("it is not UTF-8", param_hint="--key")
+    try:
+        check_topic(topic)
+        # Arguments are bytes for the system. Python hands those that are not UTF-8 over as halves of surrogate pairs.
+        value = None if data is None else (text_value if text else json_value)(os.fsencode(data))
+    except CommandError as error:
+        return report.command_error(error)
+    if value is not None:
+        return _run(publish_one(topic, value, key=key, url=url, token=token), report)
+    if sys.stdin is None:
+        report.error("no_input", "standard input is closed")
+        return Status.NO_INPUT
+    work = publish_lines(topic, text=text, key=key, url=url, token=token, failed=report.command_error)
+    return _run(work, report)
+
+
+@wsbroker.command()
+@click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
+@click.option("--overflow", metavar="P", type=click.Choice(OVERFLOWS), help=f"When too slow: {', '.join(OVERFLOWS)}.")
+@_connection_options
+def sub(topics: tuple[str, ...], overflow: Overflow | None, url: str, token: str | None, as_json: bool) -> int:
+    """Print the events of topics and patterns as they come, one JSON object a line.
+
+    A line with "op":"gap" stands where events were lost. Ctrl-C ends it.
+    """
+    from broker.client.shell import print_events
+    from broker.errors import CommandError
+    from broker.topics import check_pattern
+
+    report = Report(as_json)
+    _check_connection(url, token)
+    try:
+        for topic in topics:
+            check_pattern(topic)
+    except CommandError as error:
+        return report.command_error(error)
+    if sys.stdout is None:
+        report.error("no_output", "standard output is closed")
+        return Status.NO_OUTPUT
+    return _run(print_events(topics, overflow=overflow, url=url, token=token), report)
+
+
+@wsbroker.command()
+@_json_option
+def version(as_json: bool) -> int:
+    """Print the versions of the broker, its extension and its main dependencies."""
+    import importlib.metadata
+    import platform
+
+    found = {"wsbroker": __version__}
+    status = Status.OK
+    try:
+        from broker import _speedups
+    except ImportError as error:
+        Report(as_json).error("no_extension", f"broker._speedups cannot be loaded: {error}")
+        status = Status.FAULT
+    else:
+        found["broker._speedups"] = f"{__version__} ({Path(_speedups.__file__).name})"
+    found["Python"] = platform.python_version()
+    for name in ("uvloop", "msgspec", "websockets", "click", "structlog"):
+        found[name] = importlib.metadata.version(name)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        width = max(map(len, found))
+        click.echo("\n".join(f"{name:{width}}  {number}" for name, number in found.items()))
+    return status
+
+
+class Report:
+    """Says on standard error what went wrong, as a line of text or as a JSON object a line."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def error(self, error: str, message: str, **details: object) -> None:
+        """Say one thing: `error` is a word for programs, `message` for people; details that are None are left out."""
+        if self.as_json:
+            given = {name: value for name, value in details.items() if value is not None}
+            text = json.dumps({"error": error, "message": message, **given}, ensure_ascii=False)
+        else:
+            # Some of it comes from the other side, and must not command the terminal.
+            text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in f"wsbroker: {message}")
+        click.echo(text.encode("utf-8", "replace"), err=True)
+
+    def command_error(self, error: CommandError, line: int | None = None) -> int:
+        """Say why a command was not carried out, and return the status that a program ends with for it alone."""
+        message = f"line {line}: {error}" if line is not None and not self.as_json else str(error)
+        if self.as_json:
+            message = error.message
+        self.error(error.code, message, retry=error.retry, retry_after_ms=error.retry_after_ms, line=line)
+        if error.retry:
+            return Status.TRY_AGAIN
+        return Status.NO_PERMISSION if error.code in ("unauthorized", "forbidden") else Status.BAD_DATA
+
+    def failure(self, failure: ClientError) -> int:
+        """Say why there is no connection, or no longer, and return the status that the program ends with."""
+        from broker.client import Closed, NotABroker, Refused
+        from broker.errors import CloseCode
+
+        error, status, details = "unreachable", Status.UNAVAILABLE, {}
+        if isinstance(failure, NotABroker):
+            error, status = "not_a_broker", Status.NOT_A_BROKER
+        elif isinstance(failure, Refused):
+            error, details = "refused", {"status": failure.status, "retry_after": failure.retry_after}
+            status = Status.NO_PERMISSION if failure.status in (401, 403) else status
+        elif isinstance(failure, Closed):
+            error, details = "closed", {"code": failure.code, "retry_after_ms": failure.retry_after_ms}
+            if failure.code in (CloseCode.UNAUTHORIZED, CloseCode.EXPIRED, CloseCode.DISCONNECTED):
+                status = Status.NO_PERMISSION
+        if failure.retry:
+            status = Status.TRY_AGAIN
+        self.error(error, str(failure), retry=failure.retry, **details)
+        return status
+
+
+def _load(file: Path | None, flags: Mapping[str, object], report: Report) -> Config | None:
+    """Read the configuration. None if there are mistakes, which are reported then."""
+    from broker.config import load
+    from broker.errors import ConfigError
+
+    try:
+        return load(file, os.environ, flags)
+    except ConfigError as error:
+        for problem in error.problems:
+            report.error("config", problem)
+        return None
+
+
+def _check_connection(url: str, token: str | None) -> None:
+    """Check what both `pub` and `sub` are given."""
+    from broker.client.stream import check_url
+
+    try:
+        check_url(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--url") from None
+    if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
+        raise click.BadParameter("a token is printable ASCII without blanks", param_hint="--token")
+
+
+def _run(work: Coroutine[Any, Any, bool], report: Report) -> int:
+    """Run `work`, which closes its connection properly whatever ends it, a signal too. Returns the exit status."""
+    import asyncio
+
+    from broker.client import ClientError
+    from broker.client.shell import InputFailed, OutputFailed
+    from broker.errors import CommandError
+
+    async def until_terminated() -> bool:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return Status.OK if asyncio.run(until_terminated()) else Status.INCOMPLETE
+    except KeyboardInterrupt:
+        return Status.INTERRUPTED
+    except asyncio.CancelledError:
+        return Status.TERMINATED
+    except ClientError as failure:
+        return report.failure(failure)
+    except CommandError as error:
+        return report.command_error(error)
+    except InputFailed as error:
+        report.error("no_input", str(error))
+        return Status.NO_INPUT
+    except BrokenPipeError:
+        return Status.BROKEN_PIPE
+    except OutputFailed as error:
+        report.error("no_output", str(error))
+        return Status.NO_OUTPUT
+
+
+def _is_text(argument: str) -> bool:
+    """Whether an argument of the command line was UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,130 @@
+"""Publishing many events: a window of them is under way, and each is answered before it counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from broker.client.connection import Answer, Client, check_publish
+from broker.client.failures import CommandRefused
+from broker.errors import CommandError
+from broker.messages import ErrorAnswer, Ok
+from broker.topics import check_topic
+
+WINDOW: Final = 64
+"""How many publishes are sent before the first of them is answered: as many as the broker's `max_inflight` takes up by
+default. More would wait in the socket."""
+
+
+class Publisher:
+    """Publishes events to one topic, in their order, many at a time.
+
+    Each event goes by a number of the caller's, under which `failed` is called if it was not published (None where the
+    broker did not say which one it was). The connection may end at any time: Closed is raised, and of the numbers in
+    `unanswered` it is not known what became of them.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        topic: str,
+        *,
+        failed: Callable[[int | None, CommandError], None],
+        key: str | None = None,
+        window: int = WINDOW,
+    ) -> None:
+        check_topic(topic)
+        self.published = 0
+        """How many events were answered `ok`."""
+        self._client = client
+        self._failed = failed
+        self._window = window
+        self._numbers: dict[int | str, int] = {}
+        self._lost_track = 0
+        self._room: asyncio.Future[None] | None = None
+        self._room_from = 0
+        fields = b',"topic":' + msgspec.json.encode(topic)
+        if key is not None:
+            fields += b',"key":' + msgspec.json.encode(key)
+        self._fields = fields + b',"data":'
+        client.on_error = self._answered_without_id
+
+    @property
+    def unanswered(self) -> list[int]:
+        """The numbers of the events that were sent and not answered, in their order."""
+        return list(self._numbers.values())
+
+    @property
+    def _under_way(self) -> int:
+        return len(self._numbers) - self._lost_track
+
+    async def publish(self, events: Iterable[tuple[int, bytes]]) -> None:
+        """Send events, given as number and JSON value, and return when all are sent: `finish` waits for the answers.
+
+        A value that is not JSON, or too large for the broker, is reported like one that the broker refuses.
+        Raises ClientError when the connection has ended.
+        """
+        rest = iter(events)
+        while True:
+            commands = list(self._encode(rest, self._window - self._under_way))
+            if not commands:
+                return
+            await self._client.send(commands)
+            # Half of the window goes out at once, or a fast broker would be sent its answers' worth one by one.
+            await self._wait(self._window // 2)
+
+    async def finish(self) -> None:
+        """Wait until every event is answered. Raises ClientError when the connection ended before."""
+        await self._wait(0)
+
+    def _encode(self, events: Iterator[tuple[int, bytes]], room: int) -> Iterator[bytes]:
+        """Make the commands for as many of the next events as there is room for."""
+        fields, numbers, expect, answered = self._fields, self._numbers, self._client.expect, self._answered
+        while room > 0:
+            number, value = next(events, _NO_MORE)
+            if number < 0:
+                return
+            name = expect(answered)
+            command = b'{"op":"publish","id":%d%b%b}' % (name, fields, value)
+            try:
+                self._client.check_size(command)
+                check_publish(command, value)
+            except CommandError as error:
+                self._client.forget(name)
+                self._failed(number, error)
+                continue
+            numbers[name] = number
+            room -= 1
+            yield command
+
+    def _answered(self, answer: Answer) -> None:
+        number = self._numbers.pop(answer.id, None) if answer.id is not None else None
+        if isinstance(answer, Ok):
+            self.published += 1
+        elif isinstance(answer, ErrorAnswer):
+            self._failed(number, CommandRefused(answer))
+        self._wake()
+
+    def _answered_without_id(self, error: CommandError) -> None:
+        # The broker reads more strictly than this client: it may allow less depth. One of those under way gets no other
+        # answer.
+        self._lost_track += 1
+        self._failed(None, error)
+        self._wake()
+
+    async def _wait(self, at_most: int) -> None:
+        """Wait until no more than so many events are without an answer."""
+        while self._under_way > at_most:
+            self._room_from = at_most
+            self._room = asyncio.get_running_loop().create_future()
+            await self._client.wait(self._room)
+
+    def _wake(self) -> None:
+        if self._under_way <= self._room_from and self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+
+_NO_MORE: Final = (-1, b"")

@@ -1,0 +1,157 @@
+"""`pub` and `sub`, apart from the command line around them: each is a coroutine that uses standard input or output.
+
+All of them take `url`, and `token` or None, and raise ClientError where there is no connection or no longer, and
+CommandError where the broker does not do what the whole command is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from broker.client.connection import Client, check_publish, connect
+from broker.client.failures import ClientError
+from broker.client.pipe import Lines, Output
+from broker.client.publisher import Publisher
+from broker.errors import CommandError
+from broker.messages import Overflow
+
+Failed = Callable[[CommandError, int | None], object]
+"""Called for a line that is not published, with its number, or None where the broker did not say which one it was."""
+
+
+class InputFailed(Exception):  # noqa: N818 -- as the failures of the connection
+    """Standard input cannot be read."""
+
+
+class OutputFailed(Exception):  # noqa: N818
+    """Standard output cannot be written, for another reason than that nobody reads it (BrokenPipeError)."""
+
+
+async def publish_one(topic: str, value: bytes, *, key: str | None, url: str, token: str | None) -> bool:
+    """Publish one event, whose data is this JSON value, and wait for the answer. Returns True."""
+    async with connect(url, token=token) as client:
+        await client.publish(topic, msgspec.Raw(value), key=key)
+    return True
+
+
+async def publish_lines(
+    topic: str, *, text: bool, key: str | None, url: str, token: str | None, failed: Failed
+) -> bool:
+    """Publish each line of standard input, a JSON value or with `text` a string, and wait for the answers.
+
+    Blank lines are passed over where JSON is expected. Returns whether all lines were published. Raises InputFailed.
+    """
+    failures = 0
+
+    def fails(line: int | None, error: CommandError) -> None:
+        nonlocal failures
+        failures += 1
+        failed(error, line)
+
+    def values(batch: list[tuple[int, bytes | None]]) -> Iterator[tuple[int, bytes]]:
+        for number, line in batch:
+            if line is None:
+                fails(number, CommandError("limit", "the line is longer than any message that the broker takes"))
+            elif not text:
+                if line and not line.isspace():
+                    yield number, line
+            else:
+                try:
+                    yield number, text_value(line.removesuffix(b"\r"))
+                except CommandError as error:
+                    fails(number, error)
+
+    async def feed(publisher: Publisher, lines: Lines) -> None:
+        try:
+            async for batch in lines:
+                await publisher.publish(values(batch))
+        except OSError as error:
+            raise InputFailed(f"cannot read standard input: {error.strerror}") from error
+        await publisher.finish()
+
+    async with connect(url, token=token) as client:
+        publisher = Publisher(client, topic, key=key, failed=fails)
+        try:
+            await _first(feed(publisher, Lines(0, client.welcome.max_size)), client.ended())
+        except ClientError as failure:
+            failure.args = (f"{failure}; {_outcome(publisher)}",)
+            raise
+    return failures == 0
+
+
+async def print_events(topics: Sequence[str], *, overflow: Overflow | None, url: str, token: str | None) -> bool:
+    """Print the events and gaps of topics and patterns to standard output, one JSON object a line.
+
+    Does not return. Raises BrokenPipeError when nobody reads any more what is printed, and OutputFailed.
+    """
+
+    async def events(client: Client) -> bool:
+        await asyncio.gather(*(client.subscribe(topic, overflow=overflow) for topic in topics))
+        await _print_batches(client, output)
+        raise AssertionError("a connection ends with an exception")
+
+    try:
+        output = Output(1)
+        async with connect(url, token=token) as client:
+            return await _first(events(client), output.abandoned())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(f"cannot write the events: {error.strerror}") from error
+
+
+def json_value(data: bytes) -> bytes:
+    """Check that `data` is one JSON value, and return it. Raises CommandError with code `bad_json`."""
+    try:
+        check_publish(b'{"op":"publish","topic":"_","data":%b}' % data, data)
+    except CommandError as error:
+        raise CommandError(error.code, f"{error.message} (with --text, DATA is a plain string)") from None
+    return data
+
+
+def text_value(text: bytes) -> bytes:
+    """Make a JSON string of `text`. Raises CommandError with code `bad_json` if it is not UTF-8."""
+    try:
+        return msgspec.json.encode(text.decode())
+    except UnicodeDecodeError as error:
+        raise CommandError("bad_json", f"the text is not UTF-8: {error.reason}") from None
+
+
+async def _print_batches(client: Client, output: Output) -> None:
+    async for batch in client.batches():
+        text = b"\n".join(batch)
+        if text.count(b"\n") >= len(batch) or b"\r" in text:
+            # The data is passed on as it was published, and may have line breaks between its tokens (nowhere else:
+            # RFC 8259, section 7). Here an event is one line.
+            text = b"\n".join(message.translate(_ONE_LINE) for message in batch)
+        await output.write(text + b"\n")
+
+
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
+
+_T = TypeVar("_T")
+
+
+async def _first(*works: Coroutine[Any, Any, _T]) -> _T:
+    """Run all at once. Returns, or raises, what the first to end does; the others are cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _outcome(publisher: Publisher) -> str:
+    """Say what became of the lines when the connection ended."""
+    unanswered = publisher.unanswered
+    if not unanswered:
+        return f"{publisher.published:,} lines were published"
+    which = f"line {unanswered[0]}" if len(unanswered) == 1 else f"lines {unanswered[0]} to {unanswered[-1]}"
+    return f"{publisher.published:,} lines were published, of {which} it is not known"

@@ -1,0 +1,206 @@
+"""The composition root: builds engine, node and listeners from the configuration, runs them, and brings them to their
+end.
+
+Alone in naming concrete engines, and in what belongs to a whole process: signals, the log, the limit of open files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+import uvloop
+from structlog.typing import Processor
+
+from broker import __version__
+from broker.config import Config, Log, parse_address
+from broker.engines.base import Engine
+from broker.engines.memory import MemoryEngine
+from broker.errors import ConfigError
+from broker.net.gate import Gate, Room
+from broker.net.listener import CannotListenError, Listener
+from broker.node import Node
+
+ENGINES: dict[str, Callable[[], Engine]] = {"memory": MemoryEngine}
+
+CANNOT_START = 1
+"""Exit status when an address cannot be listened on, say."""
+
+MOST_FILES = 1 << 20
+"""The soft limit of open files is raised to the hard one, but not beyond this: Linux's own ceiling (fs.nr_open)
+unless set. Some systems have a billion for the hard limit, which says nothing about what they can carry."""
+
+log = structlog.get_logger(__name__)
+
+
+def run(config: Config) -> int:
+    """Runs the broker until it is told to end. Returns the exit status: 0 after a drain, 1 if it could not start, 78
+    for a configuration that does not fit this machine."""
+    keep_standard_streams()
+    set_up_log(config.log)
+    try:
+        room = Room.of(raise_limit_of_files(), config.limits.max_connections)
+    except ConfigError as exc:
+        for problem in exc.problems:
+            complain(config.log, problem)
+        return os.EX_CONFIG
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(config, room))
+
+
+async def serve(config: Config, room: Room) -> int:
+    """As `run`, on the event loop that is running, which must be uvloop's, in the main thread."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(report_fault)
+    ending = Ending(loop)
+    node = Node(config, ENGINES[config.server.engine](), loop)
+    gate = Gate(config, node, room, loop)
+    listeners: list[Listener] = []
+    await node.start()
+    try:
+        for text in config.server.listen:
+            listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat)
+            await listener.open(parse_address(text))
+            listeners.append(listener)
+    except CannotListenError as exc:
+        for listener in listeners:
+            listener.close()
+        await node.stop()
+        complain(config.log, str(exc))
+        return CANNOT_START
+    for listener in listeners:
+        for address in listener.addresses:
+            where = {} if address.startswith("unix:") else {"url": f"ws://{address}{config.server.path}"}
+            log.info(f"listening on {address}", **where)  # noqa: G004 -- once for an address
+    log.info("ready", version=__version__, engine=config.server.engine, max_connections=room.connections)
+    # What the start has made stays for good. Frozen, it is not walked through again by each full collection.
+    gc.collect()
+    gc.freeze()
+
+    name = await ending.asked
+    log.info("shutting down", signal=name, connections=node.connections)
+    deadline = loop.time() + config.limits.drain_timeout
+    for listener in listeners:
+        listener.close()
+    gate.close()
+    await node.drain(config.limits.drain_timeout)
+    await gate.wait_empty(max(0.0, deadline - loop.time()))
+    await node.stop()
+    log.info("stopped")
+    return 0
+
+
+class Ending:
+    """TERM and INT: the first one asks for the end, the second one is the end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.asked: asyncio.Future[str] = loop.create_future()
+        """Done when the broker is to end, with the name of the signal."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signal, number)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.asked.done():
+            # As a shell reports a process that a signal has killed.
+            os._exit(128 + number)
+        self.asked.set_result(number.name)
+
+
+def raise_limit_of_files() -> int:
+    """Allows the process as many open files as it may have, and returns how many those are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
+
+
+def keep_standard_streams() -> None:
+    """Makes sure that 0, 1 and 2 are taken: else the first sockets would be, and the log would be written to a
+    client."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(file)
+
+
+# The log
+
+
+def set_up_log(config: Log) -> None:
+    """Sends the log of the broker, and what libraries say through `logging`, to standard error in the format that is
+    asked for.
+
+    A message below the level is not even put together.
+    """
+    level = logging.getLevelNamesMapping()[config.level.upper()]
+    processors: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper("iso", utc=True),
+    ]
+    if config.format == "json":
+        processors += [structlog.processors.format_exc_info, to_json]
+    else:
+        colors = sys.stderr is not None and sys.stderr.isatty()
+        # Plain: the pretty ones print the variables of each frame, payloads and tokens among them.
+        plain = structlog.dev.plain_traceback
+        processors.append(structlog.dev.ConsoleRenderer(colors=colors, repr_native_str=True, exception_formatter=plain))
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=StandardError,
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[Forward()], force=True)
+
+
+def to_json(logger: object, method: str, event: Any) -> bytes:
+    """Renders a log entry as one JSON object; the last processor of structlog's chain."""
+    return msgspec.json.encode(event, enc_hook=str)
+
+
+class StandardError:
+    """Where log lines go. A log that nobody takes (a closed pipe, a full disk) must not stop the broker."""
+
+    def __init__(self, *names: object) -> None:
+        """`names` is what `get_logger` was called with."""
+
+    def msg(self, line: str | bytes) -> None:
+        """Writes one line, at once: lines of several processes do not mix."""
+        data = line.encode("utf-8", "backslashreplace") if isinstance(line, str) else line
+        try:
+            os.write(2, data + b"\n")
+        except OSError:
+            return
+
+    debug = info = warning = error = critical = exception = msg
+
+
+class Forward(logging.Handler):
+    """Passes on what asyncio and others log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+
+
+def report_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs what went wrong where nobody could catch it; not the loop's own way, which prints the arguments of
+    callbacks too."""
+    log.error("fault", message=context.get("message"), exc_info=context.get("exception"))
+
+
+def complain(config: Log, text: str) -> None:
+    """Says why the broker does not start: one line, of its own kind for people, of the log's for machines."""
+    if config.format == "json":
+        log.error(text)
+    else:
+        StandardError().msg(f"wsbroker: {text}")

@@ -1,0 +1,153 @@
+"""Who gets what: patterns, subscriptions, audiences.
+
+Two indexes. A topic that is subscribed to by name is found in a dict. Patterns stand in a tree of tokens, so that a
+publish costs its matches and not the number of patterns. The filters that match a topic make its audience; topics that
+match the same filters share one.
+
+Nothing is kept for a topic because it was published to, but for the routes, of which there is a bounded number.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from weakref import WeakValueDictionary
+
+from broker._speedups import Audience, Connection, Filter, Reactor, Routes, Subscription
+from broker.topics import RESERVED, is_pattern, rank
+
+Rank = tuple[int, ...]
+
+
+class Branch:
+    """A place in the tree of patterns: the tokens from the root to here begin some pattern."""
+
+    __slots__ = ("branches", "here", "rest")
+
+    def __init__(self) -> None:
+        self.branches: dict[str, Branch] = {}
+        """The next token, `*` among them, leads on to …"""
+        self.here: tuple[Rank, Filter] | None = None
+        """The pattern that ends here."""
+        self.rest: tuple[Rank, Filter] | None = None
+        """The pattern that ends here with `>`."""
+
+    @property
+    def bare(self) -> bool:
+        """Whether no pattern needs this branch any more."""
+        return not self.branches and self.here is None and self.rest is None
+
+
+class Hub:
+    """The subscriptions of one node."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.routes = Routes()
+        """The fast lane of those who may publish everywhere; kept true to the subscriptions here."""
+        self._reactor = reactor
+        self._topics: dict[str, Filter] = {}
+        self._patterns: dict[str, Filter] = {}
+        self._tree = Branch()
+        self._audiences: WeakValueDictionary[tuple[Filter, ...], Audience] = WeakValueDictionary()
+
+    @property
+    def filters(self) -> int:
+        """How many different topics and patterns are subscribed to."""
+        return len(self._topics) + len(self._patterns)
+
+    def subscribe(
+        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool
+    ) -> Subscription:
+        """Subscribe an open connection to a valid topic or pattern."""
+        filters = self._patterns if is_pattern(topic) else self._topics
+        found = filters.get(topic)
+        if found is None:
+            found = self._add(topic)
+        return Subscription(connection, found, max_queue=max_queue, overflow=overflow, echo=echo)
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription and forget what is queued."""
+        subscription.cancel()
+        if subscription.filter.subscribers == 0:
+            self._remove(subscription.filter.topic)
+
+    def audience(self, topic: str) -> Audience:
+        """Find who gets an event of this topic. The audience stays true while subscriptions to its filters change."""
+        filters = self._match(topic)
+        audience = self._audiences.get(filters)
+        if audience is None:
+            audience = self._audiences[filters] = Audience(self._reactor, filters)
+        return audience
+
+    def _add(self, topic: str) -> Filter:
+        # Some topics get another audience now. What was published before goes out before, to keep each topic's order.
+        self._reactor.flush_batches()
+        new = Filter(topic)
+        if not is_pattern(topic):
+            self._topics[topic] = new
+            self.routes.withdraw(topic)
+            return new
+        self._patterns[topic] = new
+        self.routes.clear()
+        *tokens, last = topic.split(".")
+        branch = self._tree
+        for token in tokens if last == ">" else (*tokens, last):
+            branch = branch.branches.setdefault(token, Branch())
+        if last == ">":
+            branch.rest = (rank(topic), new)
+        else:
+            branch.here = (rank(topic), new)
+        return new
+
+    def _remove(self, topic: str) -> None:
+        self._reactor.flush_batches()
+        if not is_pattern(topic):
+            del self._topics[topic]
+            self.routes.withdraw(topic)
+            return
+        del self._patterns[topic]
+        self.routes.clear()
+        *tokens, last = topic.split(".")
+        if last != ">":
+            tokens.append(last)
+        way = [self._tree]
+        for token in tokens:
+            way.append(way[-1].branches[token])
+        if last == ">":
+            way[-1].rest = None
+        else:
+            way[-1].here = None
+        for parent, token, branch in zip(reversed(way[:-1]), reversed(tokens), reversed(way[1:]), strict=True):
+            if not branch.bare:
+                break
+            del parent.branches[token]
+
+    def _match(self, topic: str) -> tuple[Filter, ...]:
+        """Find the filters that match, the most specific first."""
+        exact = self._topics.get(topic)
+        first = () if exact is None else (exact,)
+        if not self._patterns:
+            return first
+        matches: list[tuple[Rank, Filter]] = []
+        tokens = topic.split(".")
+        # `*` and `>` at the beginning of a pattern do not stand for the broker's own topics.
+        reserved = topic.startswith(RESERVED)
+        branches = [self._tree]
+        for depth, token in enumerate(tokens):
+            wild = not (reserved and depth == 0)
+            onward = []
+            for branch in branches:
+                if wild and branch.rest is not None:
+                    insort(matches, branch.rest, key=_rank_of)
+                if (found := branch.branches.get(token)) is not None:
+                    onward.append(found)
+                if wild and (found := branch.branches.get("*")) is not None:
+                    onward.append(found)
+            branches = onward
+        for branch in branches:
+            if branch.here is not None:
+                insort(matches, branch.here, key=_rank_of)
+        return (*first, *(found for _, found in matches))
+
+
+def _rank_of(match: tuple[Rank, Filter]) -> Rank:
+    return match[0]

@@ -1,0 +1,392 @@
+"""The wire protocol, version 1: one Struct for each op, decoding and encoding.
+
+Messages are compact JSON. A Struct's fields are in the order of the wire. A field that may be absent reads as None;
+null on the wire is not absence but a value of the wrong type. The session decodes commands and encodes answers, the
+client (`broker.client`) the other way round. Nothing here knows about limits that are configured: what is too much for
+this broker, and not for the protocol, the session says.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias, TypeVar, get_args
+
+import msgspec
+
+from broker._speedups import check_json
+from broker.errors import ERRORS, CommandError
+
+VERSION: Final = 1
+"""The version of the protocol, in `welcome` and in the name of the subprotocol."""
+
+SUBPROTOCOL: Final = "wsbroker.v1"
+"""What a client may name in Sec-WebSocket-Protocol (RFC 6455, section 11.3.4)."""
+
+MAX_INTEGER: Final = 2**53 - 1
+"""The largest integer in the protocol: the largest that JavaScript holds exactly (Number.MAX_SAFE_INTEGER)."""
+
+MAX_DEPTH: Final = 64
+"""How deeply the JSON of a command may be nested, its own object included. As System.Text.Json of .NET."""
+
+_T = TypeVar("_T")
+if TYPE_CHECKING:
+    Given: TypeAlias = _T | None
+else:
+    # For the reader of a field: absent is None. For msgspec: null is not of the type, and is refused like any other
+    # value that is not.
+    Given = Annotated[_T, msgspec.Meta()]
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_INTEGER)]
+Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)] | Annotated[str, msgspec.Meta(max_length=64)]
+Overflow = Literal["drop_oldest", "drop_newest", "latest", "replay", "block", "close"]
+
+
+# Client to broker
+
+
+class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", frozen=True, gc=False, omit_defaults=True):
+    """Starts, or changes, the subscription to a topic or pattern."""
+
+    topic: str
+    id: Given[Id] = None
+    max_queue: Given[Positive] = None
+    overflow: Given[Overflow] = None
+    echo: Given[bool] = None
+    credit: Given[Count] = None
+    since: Given[Since] = None
+    last: Given[Positive] = None
+    presence: Given[bool] = None
+
+
+class Since(msgspec.Struct, frozen=True, gc=False):
+    """A place in a topic's history: after the event with this offset."""
+
+    epoch: str
+    offset: Count
+
+
+class Unsubscribe(msgspec.Struct, tag_field="op", tag="unsubscribe", frozen=True, gc=False, omit_defaults=True):
+    """Ends the subscription to a topic or pattern."""
+
+    topic: str
+    id: Given[Id] = None
+
+
+class Publish(msgspec.Struct, tag_field="op", tag="publish", frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """Publishes one event. `data` is the JSON value as it was sent, byte for byte."""
+
+    id: Given[Id] = None
+    topic: str
+    key: Given[str] = None
+    data: msgspec.Raw
+
+
+class Ping(msgspec.Struct, tag_field="op", tag="ping", frozen=True, gc=False, omit_defaults=True):
+    """Is answered `pong`, for clients that cannot send a WebSocket ping."""
+
+    id: Given[Id] = None
+
+
+class Auth(msgspec.Struct, tag_field="op", tag="auth", frozen=True, gc=False, omit_defaults=True):
+    """Identifies the connection, or renews its identity."""
+
+    token: str
+    id: Given[Id] = None
+
+
+class Credit(msgspec.Struct, tag_field="op", tag="credit", frozen=True, gc=False, omit_defaults=True):
+    """Lets `add` more events of a subscription come."""
+
+    topic: str
+    add: Positive
+    id: Given[Id] = None
+
+
+class History(msgspec.Struct, tag_field="op", tag="history", frozen=True, gc=False, omit_defaults=True):
+    """Reads kept events without subscribing."""
+
+    topic: str
+    id: Given[Id] = None
+    since: Given[Since] = None
+    last: Given[Positive] = None
+    limit: Given[Positive] = None
+
+
+class Presence(msgspec.Struct, tag_field="op", tag="presence", frozen=True, gc=False, omit_defaults=True):
+    """Asks who is subscribed."""
+
+    topic: str
+    id: Given[Id] = None
+
+
+Command = Auth | Subscribe | Unsubscribe | Publish | Credit | History | Presence | Ping
+
+
+class BadCommand(CommandError):  # noqa: N818 -- it is what the protocol calls it
+    """A message that is no command: `bad_json` or `bad_command`. `id` is the command's, where it could be read."""
+
+    def __init__(self, code: str, message: str, id: int | str | None = None) -> None:
+        super().__init__(code, message)
+        self.id = id
+
+
+def decode(payload: bytes | memoryview, depth: int = MAX_DEPTH) -> Command:
+    """Decode one message of a client, which may be nested `depth` levels deep.
+
+    The `data` of a `Publish` is a view of `payload`, not a copy: `payload` must not change while it is in use.
+    Raises BadCommand, in which the message names the field and what is allowed there.
+    """
+    try:
+        check_json(payload, depth)
+    except ValueError as error:
+        raise BadCommand("bad_json", str(error)) from None
+    try:
+        return _COMMANDS.decode(payload)
+    except msgspec.ValidationError as error:
+        if not bytes(payload).lstrip(_JSON_SPACE).startswith(b"{"):
+            raise BadCommand("bad_json", "a command is a JSON object") from None
+        raise BadCommand("bad_command", _explain(str(error)), _id_of(payload)) from None
+    except msgspec.DecodeError:
+        # The grammar of JSON lets these pass, and so does check_json; the tests know of nothing else that ends up here.
+        raise BadCommand("bad_json", "a string holds half of a surrogate pair") from None
+
+
+# Broker to client
+
+
+class Welcome(msgspec.Struct, tag_field="op", tag="welcome", frozen=True, kw_only=True, omit_defaults=True):
+    """The first message of a connection. `ping` is in seconds, `max_size` in bytes.
+
+    `max_queue` is the most events that a subscription may let wait.
+    """
+
+    version: int
+    session: str
+    server: str
+    ping: int | float
+    max_size: int
+    max_queue: int
+    identity: Given[str] = None
+
+
+class Ok(msgspec.Struct, tag_field="op", tag="ok", frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to a command that was carried out: its `id`, and what the command returns."""
+
+    id: Id
+    topic: Given[str] = None
+    receivers: Given[Count] = None
+    queued: Given[Count] = None
+    dropped: Given[Count] = None
+    epoch: Given[str] = None
+    offset: Given[Count] = None
+    recovered: Given[bool] = None
+    events: Given[msgspec.Raw] = None
+    more: Given[bool] = None
+
+
+class ErrorAnswer(msgspec.Struct, tag_field="op", tag="error", frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to a command that was not carried out, with its `id` if it had one."""
+
+    id: Given[Id] = None
+    code: str
+    message: str
+    retry: bool
+    retry_after_ms: Given[Count] = None
+
+
+class EventMessage(msgspec.Struct, tag_field="op", tag="event", frozen=True, kw_only=True, omit_defaults=True):
+    """An event, the same bytes for every subscriber."""
+
+    topic: str
+    key: Given[str] = None
+    data: msgspec.Raw
+    offset: Given[Count] = None
+
+
+class Gap(msgspec.Struct, tag_field="op", tag="gap", frozen=True, kw_only=True, omit_defaults=True):
+    """Events that the subscription to `topic` missed, at their place in the stream. `missed` is None where unknown."""
+
+    topic: str
+    missed: Count | None
+    reason: str
+    from_: Given[Count] = msgspec.field(name="from", default=None)
+    to: Given[Count] = None
+
+
+class Pong(msgspec.Struct, tag_field="op", tag="pong", frozen=True, omit_defaults=True):
+    """The answer to `ping`."""
+
+    id: Given[Id] = None
+
+
+class Bye(msgspec.Struct, tag_field="op", tag="bye", frozen=True):
+    """The broker is about to close; the client may come back after `retry_after_ms` milliseconds."""
+
+    reason: str
+    retry_after_ms: Count
+
+
+class Join(msgspec.Struct, tag_field="op", tag="join", frozen=True, omit_defaults=True):
+    """Somebody subscribed to `topic`."""
+
+    topic: str
+    session: str
+    identity: Given[str] = None
+
+
+class Leave(msgspec.Struct, tag_field="op", tag="leave", frozen=True, omit_defaults=True):
+    """Somebody is no longer subscribed to `topic`."""
+
+    topic: str
+    session: str
+    identity: Given[str] = None
+
+
+ServerMessage = Welcome | Ok | ErrorAnswer | EventMessage | Gap | Join | Leave | Pong | Bye
+
+
+def encode_welcome(
+    *, session: str, server: str, ping: float, max_size: int, max_queue: int, identity: str | None = None
+) -> bytes:
+    """Encode the first message of a connection. `ping` in seconds (0: the broker sends none), `max_size` in bytes."""
+    return _encode(
+        Welcome(
+            version=VERSION,
+            session=session,
+            server=server,
+            ping=int(ping) if ping == int(ping) else ping,  # 25, not 25.0
+            max_size=max_size,
+            max_queue=max_queue,
+            identity=identity,
+        )
+    )
+
+
+def encode_ok(id: int | str, **fields: object) -> bytes:
+    """Encode the answer to a command with this `id`, followed by what the command returns."""
+    return _encode({"op": "ok", "id": id, **fields})
+
+
+def encode_error(id: int | str | None, code: str, message: str, retry_after_ms: int | None = None) -> bytes:
+    """Encode the answer to a command that is not carried out. `code` must be in `ERRORS`, which knows `retry`."""
+    return _encode(
+        ErrorAnswer(id=id, code=code, message=message, retry=ERRORS[code].retry, retry_after_ms=retry_after_ms)
+    )
+
+
+def encode_event(
+    topic: str, data: msgspec.Raw | bytes | memoryview, key: str | None = None, offset: int | None = None
+) -> bytes:
+    """Encode an event. `data` is one JSON value and goes out as it is."""
+    return _encode(EventMessage(topic=topic, key=key, data=msgspec.Raw(data), offset=offset))
+
+
+def encode_gap(topic: str, missed: int | None, reason: str, from_: int | None = None, to: int | None = None) -> bytes:
+    """Encode what a subscription to `topic` (as subscribed) missed: so many events, or None where nobody knows."""
+    return _encode(Gap(topic=topic, missed=missed, reason=reason, from_=from_, to=to))
+
+
+def encode_pong(id: int | str | None) -> bytes:
+    """Encode the answer to `ping`."""
+    return _encode(Pong(id=id))
+
+
+def encode_bye(reason: str, retry_after_ms: int) -> bytes:
+    """Encode the last message before the broker closes; the client is to stay away for so many milliseconds."""
+    return _encode(Bye(reason=reason, retry_after_ms=retry_after_ms))
+
+
+def encode_command(command: Command) -> bytes:
+    """Encode a command, for clients."""
+    return _encode(command)
+
+
+def decode_server(payload: bytes | memoryview | str) -> ServerMessage | None:
+    """Decode one message of the broker, for clients. None means an op that this version does not know, to be ignored.
+
+    Raises ValueError for anything that a broker does not send.
+    """
+    try:
+        return _ANSWERS.decode(payload)
+    except msgspec.ValidationError as error:
+        if str(error).startswith("Invalid value") and _path_of(str(error)) == "op":
+            return None
+        raise ValueError(f"not a message of the protocol: {error}") from None
+
+
+# Details
+
+_encode = msgspec.json.Encoder().encode
+_COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_ANSWERS: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
+
+_JSON_SPACE = b" \t\n\r"
+
+_ALLOWED: Final[dict[str, str]] = {
+    "op": f"one of {', '.join(str(kind.__struct_config__.tag) for kind in get_args(Command))}",
+    "id": "an integer from 0 to 2^53-1 or a string of up to 64 characters",
+    "topic": "a string",
+    "data": "a JSON value",
+    "key": "a string",
+    "token": "a string",
+    "max_queue": "an integer from 1 to 2^53-1",
+    "overflow": f"one of {', '.join(get_args(Overflow))}",
+    "echo": "true or false",
+    "presence": "true or false",
+    "credit": "an integer from 0 to 2^53-1",
+    "add": "an integer from 1 to 2^53-1",
+    "last": "an integer from 1 to 2^53-1",
+    "limit": "an integer from 1 to 2^53-1",
+    "since": "an object with `epoch` and `offset`",
+    "since.epoch": "a string",
+    "since.offset": "an integer from 0 to 2^53-1",
+}
+"""What a command may hold in each field, in the words of the protocol."""
+
+# How msgspec says what is wrong. A test goes through every field, so that a change of these words is noticed.
+_MISSING = re.compile(r"missing required field `(\w+)`")
+_GOT = re.compile(r", got `(\w+)`")
+_PATH = re.compile(r" - at `\$\.([\w.]+)`$")
+
+_JSON_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "an array",
+    "object": "an object",
+}
+
+
+class _WithId(msgspec.Struct):
+    id: Given[Id] = None
+
+
+_IDS = msgspec.json.Decoder(_WithId)
+
+
+def _id_of(payload: bytes | memoryview) -> int | str | None:
+    """Read the `id` of a command of which something else is wrong, so that the error can be told apart by it."""
+    try:
+        return _IDS.decode(payload).id
+    except ValueError:
+        return None
+
+
+def _explain(wrong: str) -> str:
+    """Say in the words of the protocol what msgspec found wrong."""
+    path = _path_of(wrong)
+    allowed = _ALLOWED.get(path)
+    if allowed is None:  # cannot happen as long as the table has every field, and would still be understood
+        return wrong[:200].replace("$.", "")
+    if _MISSING.search(wrong):
+        return f"`{path}` is missing: it must be {allowed}"
+    got = _GOT.search(wrong)
+    return f"`{path}` must be {allowed}" + (f", not {_JSON_TYPES.get(got[1], got[1])}" if got else "")
+
+
+def _path_of(wrong: str) -> str:
+    """Find the name of the field, with dots where it is inside another one."""
+    at, missing = _PATH.search(wrong), _MISSING.search(wrong)
+    return ".".join(part[1] for part in (at, missing) if part)

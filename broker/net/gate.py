@@ -1,0 +1,217 @@
+"""Who may come in now: counts every connection of the process, and sends away who takes too long over the opening.
+
+There is one gate for all listeners. It keeps this law: at no moment are there more than `room.connections`
+connections that are established or on their way to it, nor more than `room.extra` beside them that are being told why
+they may not come in. So the process never runs out of descriptors, which uvloop would answer by closing connections
+without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import structlog
+
+from broker.config import Config
+from broker.errors import ConfigError
+from broker.net.origin import Origins
+
+if TYPE_CHECKING:
+    from broker.net.handshake import Handshake
+
+LINGER = 2.0
+"""Seconds that a refused client has to read its answer and close. nginx gives 5 (lingering_timeout) and 30 in all;
+here it is one answer of a few hundred bytes, and each second holds a descriptor."""
+
+RESERVE = 96
+"""Descriptors that are not for clients: the listening sockets, the event loop's own, the log, the engine's files or
+connections."""
+
+WARN_EVERY = 10.0
+"""Seconds between two warnings that the broker is full: a storm of connections is not to become a storm of log
+lines."""
+
+log = structlog.get_logger(__name__)
+
+
+class Node(Protocol):
+    """What is asked of `broker.node.Node` here."""
+
+    @property
+    def connections(self) -> int:
+        """How many connections are established."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the broker is shutting down."""
+
+    def connect(self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str) -> None:
+        """Takes over a socket whose request is a good one.
+
+        Must give the transport another protocol and send `greeting`, the answer with status 101. `rest` is what the
+        client sent behind its request, `peer` its address.
+        """
+
+
+class Room(msgspec.Struct, frozen=True):
+    """How many connections there is room for."""
+
+    connections: int
+    """Established, or on their way to it."""
+    extra: int
+    """Beside them: surplus ones that are told to come back later, and refused ones that still read their answer."""
+
+    @classmethod
+    def of(cls, files: int, max_connections: int | None) -> Room:
+        """Divides `files`, the limit of open descriptors (RLIMIT_NOFILE); `max_connections` is the configured bound,
+        if there is one.
+
+        Raises ConfigError when the bound is more than there are descriptors for, or when there are none left for
+        clients.
+        """
+        extra = min(max(files // 16, 16), 1024)
+        most = files - RESERVE - extra
+        wanted = most if max_connections is None else max_connections
+        if most < 1:
+            problem = f"limits.max_connections: a limit of {files} open files leaves none for clients"
+            raise ConfigError([f"{problem}; allow more (ulimit -n, LimitNOFILE=)"])
+        if wanted > most:
+            problem = f"limits.max_connections: {wanted} do not fit into the limit of {files} open files"
+            raise ConfigError([f"{problem}; allow more (ulimit -n, LimitNOFILE=) or set it to at most {most}"])
+        return cls(wanted, extra)
+
+
+class Gate:
+    """Counts, bounds and times the openings of all listeners, by one sweep for all of them."""
+
+    def __init__(self, config: Config, node: Node, room: Room, loop: asyncio.AbstractEventLoop) -> None:
+        self.node = node
+        self.path = config.server.path
+        self.origins = Origins(config.server.origins)
+        self.room = room
+        self.closing = False
+        self.refused: dict[int, int] = {}
+        """How many were refused, by HTTP status; 0 stands for those that were closed without an answer."""
+        self._loop = loop
+        self._open_timeout = config.limits.open_timeout
+        self._spread = config.limits.reconnect_spread
+        # Both are in the order of their deadlines, since each group has one time limit for all of its members.
+        self._opening: dict[Handshake, float] = {}
+        self._lingering: dict[Handshake, float] = {}
+        self._admitted = 0
+        self._tick = min(self._open_timeout, LINGER) / 4
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Future[None] | None = None
+        self._warned = -WARN_EVERY
+        self._turned_away = 0
+
+    @property
+    def connections(self) -> int:
+        """All connections of the process, whatever their state."""
+        return self.node.connections + len(self._opening) + len(self._lingering)
+
+    @property
+    def draining(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self.closing or self.node.draining
+
+    def enter(self, handshake: Handshake) -> bool:
+        """A socket was accepted. False: there is no descriptor to spare even for an answer, it must be closed at once.
+
+        Sets `handshake.admitted`: whether there is room for it as a connection.
+        """
+        if not self.admit(handshake) and not self._has_extra():
+            self._turn_away()
+            self.count(0)
+            return False
+        self._opening[handshake] = self._loop.time() + self._open_timeout
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._tick, self._sweep)
+        return True
+
+    def admit(self, handshake: Handshake) -> bool:
+        """Whether there is room for this connection; asked again when its request is complete, for a place may have
+        become free."""
+        if not handshake.admitted and self.node.connections + self._admitted < self.room.connections:
+            handshake.admitted = True
+            self._admitted += 1
+        return handshake.admitted
+
+    def leave(self, handshake: Handshake) -> None:
+        """This handshake is over, in whatever way. May be called again."""
+        if self._opening.pop(handshake, None) is None:
+            self._lingering.pop(handshake, None)
+        self._dismiss(handshake)
+        if self._empty is not None and not self._opening and not self._lingering and not self._empty.done():
+            self._empty.set_result(None)
+
+    def linger(self, handshake: Handshake) -> bool:
+        """This handshake was refused. False: too many others read their answer just now, it must be closed without
+        waiting."""
+        del self._opening[handshake]
+        self._dismiss(handshake)
+        if not self._has_extra():
+            return False
+        self._lingering[handshake] = self._loop.time() + LINGER
+        return True
+
+    def retry_after(self) -> int:
+        """Seconds for the header Retry-After: not the same for all, so that they do not all come back at once."""
+        return 1 + int(random.random() * self._spread)
+
+    def count(self, status: int) -> None:
+        """Counts a refusal with this HTTP status."""
+        self.refused[status] = self.refused.get(status, 0) + 1
+
+    def full(self) -> None:
+        """A surplus connection was told to come back later."""
+        self._turn_away()
+
+    def close(self) -> None:
+        """Lets nobody in any more, and refuses those who are about to. Idempotent."""
+        self.closing = True
+        for handshake in list(self._opening):
+            handshake.refuse_draining()
+
+    async def wait_empty(self, timeout: float) -> None:
+        """Until the last handshake is over, and at most `timeout` seconds; who is left then is cut off."""
+        if self._opening or self._lingering:
+            self._empty = self._loop.create_future()
+            await asyncio.wait([self._empty], timeout=timeout)
+        for handshake in [*self._opening, *self._lingering]:
+            handshake.expire()
+
+    def _has_extra(self) -> bool:
+        return len(self._lingering) + len(self._opening) - self._admitted < self.room.extra
+
+    def _dismiss(self, handshake: Handshake) -> None:
+        if handshake.admitted:
+            handshake.admitted = False
+            self._admitted -= 1
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for group in (self._opening, self._lingering):
+            late = []
+            for handshake, deadline in group.items():
+                if deadline > now:
+                    break
+                late.append(handshake)
+            for handshake in late:
+                handshake.expire()
+        waiting = self._opening or self._lingering
+        self._sweeper = self._loop.call_later(self._tick, self._sweep) if waiting else None
+
+    def _turn_away(self) -> None:
+        self._turned_away += 1
+        now = self._loop.time()
+        if now - self._warned < WARN_EVERY:
+            return
+        log.warning(
+            "full", connections=self.node.connections, room=self.room.connections, turned_away=self._turned_away
+        )
+        self._warned = now
+        self._turned_away = 0

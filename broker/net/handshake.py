@@ -1,0 +1,320 @@
+"""The opening handshake: one accepted socket until it is a WebSocket, or was told in HTTP why not (RFC 6455, section
+4.2).
+
+Bytes are collected until the head of the request is complete; whatever follows it stays untouched and is handed on.
+websockets' `ServerProtocol` reads the head and checks what RFC 6455 asks of it; what is the broker's own to decide
+(path, Host, Origin, room) is decided here. Nothing in here outlives the upgrade: no reference to a handshake, its
+protocol or its request is left behind, not even a cycle for the garbage collector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from email.utils import formatdate
+from typing import cast
+
+import structlog
+from websockets.exceptions import (
+    InvalidHandshake,
+    InvalidHeader,
+    InvalidHeaderValue,
+    InvalidMethod,
+    InvalidProtocol,
+    InvalidUpgrade,
+    NegotiationError,
+    SecurityError,
+)
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from broker.errors import REFUSALS
+from broker.net.gate import Gate
+
+HEALTH = "/healthz"
+SUBPROTOCOL = Subprotocol("wsbroker.v1")
+SERVER = "wsbroker"
+
+MAX_HEAD = 16 * 1024
+"""Bytes of a request's head. Apache and nginx take 8 kB in a line, Node 16 kB in all; a browser with a full cookie
+jar sends some 8 kB."""
+
+END = b"\r\n\r\n"
+BARE_LF = re.compile(rb"(?<!\r)\n")
+BODY_HEADERS = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:[^\n]*\n", re.IGNORECASE | re.MULTILINE)
+HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]/?#@:\s]*)(?::[0-9]*)?")
+# Of the first byte of a method: a token (RFC 9110, section 5.6.2). TLS, SSH and the like are told apart from HTTP by
+# it.
+TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+# websockets says "connection open" and the like at INFO, for each connection. A logger that is disabled costs the
+# least.
+SILENT = logging.getLogger("broker.net.handshake.websockets")
+SILENT.disabled = True
+
+GREETING = (
+    b"HTTP/1.1 101 Switching Protocols\r\n"
+    b"Upgrade: websocket\r\n"
+    b"Connection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: %s\r\n"
+    b"Server: wsbroker\r\n"
+    b"\r\n"
+)
+GREETING_V1 = GREETING[:-2] + b"Sec-WebSocket-Protocol: wsbroker.v1\r\n\r\n"
+
+NONE: Mapping[str, str] = {}
+
+log = structlog.get_logger(__name__)
+
+
+class Handshake(asyncio.Protocol):
+    """The protocol of an accepted socket until the upgrade, or until the refused client has read its answer.
+
+    `loopback` says that its listener is reached from this machine only, `unix` that it is a Unix socket.
+    """
+
+    __slots__ = ("_gate", "_head", "_loopback", "_transport", "_unix", "admitted")
+
+    def __init__(self, gate: Gate, loopback: bool = False, unix: bool = False) -> None:
+        self.admitted = False
+        """Whether there is room for this connection; the gate's own."""
+        self._gate = gate
+        self._loopback = loopback
+        self._unix = unix
+        # What came of the head so far; None once there is nothing to be read any more, only to be thrown away.
+        self._head: bytes | bytearray | None = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._gate.enter(self):
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        head = self._head
+        if head is None:
+            return
+        if head:
+            seen = len(head)
+            self._head = head = bytearray(head) if isinstance(head, bytes) else head
+            head += data
+            end = head.find(END, max(0, seen - 3))
+        else:
+            seen = 0
+            head = data
+            end = data.find(END)
+        try:
+            if end < 0:
+                check_start(head, seen)
+                self._head = head
+                return
+            end += len(END)
+            if end > MAX_HEAD:
+                raise Answer(431, f"the head of the request is longer than {MAX_HEAD} bytes")
+            self._take(bytes(head[:end]), bytes(head[end:]))
+        except Answer as answer:
+            self._send(answer)
+
+    def eof_received(self) -> None:
+        """The transport closes itself now, after it has sent what is to be sent."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head = None
+        self._transport = None
+        self._gate.leave(self)
+
+    def expire(self) -> None:
+        """The time for the opening, or for reading the answer, is up."""
+        if self._head is not None:
+            self._gate.count(0)
+            log.debug("too slow", peer=self._peer())
+        self._gate.leave(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def refuse_draining(self) -> None:
+        """The broker shuts down before the request was complete."""
+        self._send(draining(self._gate))
+
+    def _take(self, head: bytes, rest: bytes) -> None:
+        gate = self._gate
+        protocol, request = parse(head)
+        hosts = request.headers.get_all("Host")
+        check_host(hosts, request.protocol)
+        path = path_of(request.path)
+        if path == HEALTH:
+            raise Answer(503, "draining") if gate.draining else Answer(200, "ok")
+        if path != gate.path:
+            raise Answer(404, f"there is nothing at this path; the WebSocket is at {gate.path}")
+        if gate.draining:
+            raise draining(gate)
+        if not gate.admit(self):
+            gate.full()
+            raise Answer(503, "the broker is full", {"Retry-After": str(gate.retry_after())})
+        greeting = greet(protocol, request)
+        origins = request.headers.get_all("Origin")
+        if origins and not gate.origins.allow(origins[0], hosts[0], loopback=self._loopback):
+            raise Answer(403, "pages of this origin may not connect; those that may are listed in server.origins")
+        transport = self._transport
+        assert transport is not None
+        peer = self._peer()
+        self._head = None
+        self._transport = None
+        # From here on the node counts the connection, and the gate no longer.
+        gate.leave(self)
+        gate.node.connect(transport, greeting, rest, peer)
+
+    def _send(self, answer: Answer) -> None:
+        transport = self._transport
+        assert transport is not None
+        bodiless = self._head is not None and self._head[:5] == b"HEAD "
+        self._head = None
+        if answer.status >= 400:
+            self._gate.count(answer.status)
+            log.debug("refused", status=answer.status, why=answer.text, peer=self._peer())
+        lingers = self._gate.linger(self)
+        transport.write(answer.serialize(bodiless=bodiless))
+        # A socket that is closed while bytes from the client are unread answers with a reset, and the reset destroys
+        # what the client has not read yet (RFC 9112, section 9.6). So say that nothing more comes, and read until the
+        # client has closed, for a while.
+        if lingers:
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _peer(self) -> str:
+        # Asked for the name of a Unix socket's peer, uvloop would make a socket object and keep it as long as the
+        # connection.
+        if self._unix:
+            return "unix:"
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        if name is None:
+            return "unknown"
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+
+class Opening(ServerProtocol):
+    """websockets' side of it, with the rule for subprotocols."""
+
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
+        """`wsbroker.v1` where it is offered, none where nothing is; `bearer.<token>` is a token, not a subprotocol.
+
+        Raises NegotiationError when only others are offered.
+        """
+        if SUBPROTOCOL in subprotocols:
+            return SUBPROTOCOL
+        if all(subprotocol.startswith("bearer.") for subprotocol in subprotocols):
+            return None
+        raise NegotiationError(f"none of the subprotocols is known; this broker speaks {SUBPROTOCOL}")
+
+
+class Answer(Exception):  # noqa: N818 -- no error, but the end of the handshake
+    """An HTTP answer in place of the upgrade; the connection ends with it. `text` is for people."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] = NONE) -> None:
+        super().__init__(status)
+        self.status = status
+        self.text = text
+        self.headers = headers
+
+    def serialize(self, *, bodiless: bool) -> bytes:
+        """The bytes of the answer; `bodiless` for a HEAD request (RFC 9110, section 9.3.2)."""
+        body = f"{self.text}\n".encode()
+        reason = "OK" if self.status == 200 else REFUSALS[self.status].name
+        lines = [
+            f"HTTP/1.1 {self.status} {reason}",
+            f"Date: {formatdate(usegmt=True)}",
+            f"Server: {SERVER}",
+            # "A sender of Upgrade MUST also send an Upgrade connection option" (RFC 9110, section 7.8).
+            "Connection: close, Upgrade" if "Upgrade" in self.headers else "Connection: close",
+            "Content-Type: text/plain; charset=utf-8",
+            f"Content-Length: {len(body)}",
+            "Cache-Control: no-store",
+            *(f"{name}: {value}" for name, value in self.headers.items()),
+        ]
+        head = "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n"
+        return head if bodiless else head + body
+
+
+def check_start(head: bytes | bytearray, seen: int) -> None:
+    """Sees early that what comes will never be a request, instead of waiting for its end. The first `seen` bytes were
+    checked before."""
+    if len(head) > MAX_HEAD:
+        raise Answer(431, f"the head of the request is longer than {MAX_HEAD} bytes")
+    if head[0] not in TOKEN or BARE_LF.search(head, max(0, seen - 1)):
+        raise Answer(400, "this is not HTTP/1.1")
+
+
+def parse(head: bytes) -> tuple[Opening, Request]:
+    """Reads the head of a request."""
+    protocol, request = read(head)
+    if request is None:
+        # A request with a body is none for websockets. It is HTTP all the same, and has a right to learn that its
+        # path is wrong, say.
+        protocol, request = read(BODY_HEADERS.sub(b"", head))
+        if request is not None and "Upgrade" in request.headers:
+            raise Answer(400, "a request for a WebSocket has no body")
+    if request is not None:
+        return protocol, request
+    if isinstance(protocol.handshake_exc, SecurityError):
+        raise Answer(431, "the head of the request has a line that is too long, or too many of them")
+    raise Answer(400, "the request is malformed")
+
+
+def read(head: bytes) -> tuple[Opening, Request | None]:
+    protocol = Opening(logger=SILENT)
+    protocol.receive_data(head)
+    # Its parser waits for frames now, and refers to the protocol: a cycle, which would wait for the garbage collector.
+    protocol.parser.close()
+    events = protocol.events_received()
+    return protocol, cast(Request, events[0]) if events else None
+
+
+def check_host(hosts: list[str], version: str) -> None:
+    """Exactly one Host, and a possible one, in HTTP/1.1 (RFC 9112, section 3.2); HTTP/1.0 may do without."""
+    if len(hosts) == 1 and HOST.fullmatch(hosts[0]):
+        return
+    if hosts or version != "HTTP/1.0":
+        raise Answer(400, "the header Host is missing, doubled or malformed")
+
+
+def path_of(target: str) -> str:
+    """The path in a request's target, without the query; a target may be a whole URL (RFC 9112, section 3.2.2)."""
+    if target.startswith(("http://", "https://")):
+        target = "/" + target.split("/", 3)[3] if target.count("/") > 2 else "/"
+    return target.partition("?")[0]
+
+
+def greet(protocol: Opening, request: Request) -> bytes:
+    """The answer with status 101, if the request is a good one for a WebSocket by RFC 6455, section 4.2.1."""
+    # `accept` would do the same, and wrap it in objects, with a date that status 101 does not need (RFC 9110, section
+    # 6.6.1). Without them this takes 22 µs, with them 42.
+    try:
+        key, _, subprotocol = protocol.process_request(request)
+    except InvalidHandshake as exc:
+        raise wrong(exc) from None
+    return (GREETING if subprotocol is None else GREETING_V1) % key.encode()
+
+
+def wrong(exc: InvalidHandshake) -> Answer:
+    """What is answered where websockets would not go on."""
+    match exc:
+        case InvalidMethod() | InvalidProtocol() | InvalidUpgrade():
+            return Answer(
+                426, "this is a WebSocket; a plain request has nothing to find here", {"Upgrade": "websocket"}
+            )
+        case InvalidHeaderValue(name="Sec-WebSocket-Version"):
+            headers = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+            return Answer(426, "this version of WebSocket is not spoken here", headers)
+        case InvalidHeader(name=name):
+            return Answer(400, f"the header {name} is missing, doubled or malformed")
+        case NegotiationError():
+            return Answer(400, str(exc))
+    return Answer(400, "the request is malformed")
+
+
+def draining(gate: Gate) -> Answer:
+    return Answer(503, "the broker is shutting down", {"Retry-After": str(gate.retry_after())})

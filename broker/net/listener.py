@@ -1,0 +1,228 @@
+"""Listening sockets: TCP over IPv4 and IPv6, and Unix sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import select
+import socket
+import stat
+from pathlib import Path
+
+import structlog
+
+from broker.config import Address
+from broker.net.gate import Gate
+from broker.net.handshake import Handshake
+
+DOORS = 8
+"""Connections that a listening socket gives in one turn of the event loop while others are waiting.
+
+libuv (since 1.45) accepts one for each descriptor that is ready. A turn may take 4 ms, when an event goes to a
+thousand subscribers; then all who come back after a restart would be let in at 250 a second. So a socket with a crowd
+before it is given to the loop under several descriptors. Not always, because each of them wakes up for each
+connection: a lone one would cost 190 µs in place of 160.
+"""
+
+CROWD = 4
+"""So many connections in a row had another one waiting behind them: there is a crowd."""
+
+CALM = 256
+"""So many in a row had none: it has gone."""
+
+BACKLOG = 65_535
+"""Connections that wait for being accepted. The kernel takes the least of this and net.core.somaxconn (4096 unless
+set)."""
+
+UNIX_MODE = 0o660
+"""A Unix socket is for its owner and group: the broker, and a proxy in front of it."""
+
+log = structlog.get_logger(__name__)
+
+
+class CannotListenError(Exception):
+    """An address cannot be listened on; the text names it and says why."""
+
+
+class Listener:
+    """One address. A name may stand for several sockets, one for each IP address that it has."""
+
+    def __init__(self, gate: Gate, *, notsent_lowat: int = 0) -> None:
+        """`notsent_lowat` (bytes, 0: the kernel's own) is set here because accepted TCP sockets inherit it, which
+        saves a system call."""
+        self.addresses: list[str] = []
+        """What is really listened on, as clients would write it: with the port that the system chose for port 0."""
+        self._gate = gate
+        self._notsent_lowat = notsent_lowat
+        self._entrances: list[Entrance] = []
+        self._file: tuple[Path, int] | None = None
+
+    async def open(self, address: Address) -> None:
+        """Binds, and accepts from now on. Raises CannotListenError; nothing is left open then."""
+        try:
+            sockets = [self._bind_unix(Path(address.path))] if address.path else await self._bind_tcp(address)
+            self._entrances = [Entrance(self._gate, sock) for sock in sockets]
+            for entrance in self._entrances:
+                await entrance.open()
+                self.addresses.append(str(entrance.address))
+        except OSError as exc:
+            self.close()
+            raise CannotListenError(f"cannot listen on {address}: {why(exc)}") from exc
+        except CannotListenError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Accepts no more, and removes the file of a Unix socket. What was accepted goes on. Idempotent."""
+        for entrance in self._entrances:
+            entrance.close()
+        if self._file is not None:
+            path, inode = self._file
+            self._file = None
+            # Another broker may have taken the path over.
+            if path.exists() and path.stat().st_ino == inode:
+                path.unlink()
+
+    async def _bind_tcp(self, address: Address) -> list[socket.socket]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        sockets: list[socket.socket] = []
+        port = address.port
+        missing: OSError | None = None
+        for family, *_, name in dict.fromkeys(found):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    # [::] and 0.0.0.0 are two addresses, on every system.
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if self._notsent_lowat:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat)
+                sock.bind((name[0], port, *name[2:]))
+                # The kernel lets two sockets bind to one address as long as neither of them listens.
+                sock.listen(BACKLOG)
+            except OSError as exc:
+                sock.close()
+                # Many a machine has the name of ::1 without having the address.
+                if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    missing = exc
+                    continue
+                for other in sockets:
+                    other.close()
+                raise
+            port = sock.getsockname()[1]
+            sockets.append(sock)
+        if not sockets:
+            raise missing or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        return sockets
+
+    def _bind_unix(self, path: Path) -> socket.socket:
+        remove_stale(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The mode must be right from the first moment, not only after a chmod.
+        umask = os.umask(0o777 & ~UNIX_MODE)
+        try:
+            sock.bind(str(path))
+        except OSError:
+            sock.close()
+            raise
+        finally:
+            os.umask(umask)
+        self._file = path, path.stat().st_ino
+        return sock
+
+
+class Entrance:
+    """One bound socket: makes a handshake for each connection, and opens further doors while there is a crowd."""
+
+    def __init__(self, gate: Gate, sock: socket.socket) -> None:
+        self.address = named(sock)
+        self._gate = gate
+        self._sock = sock
+        self._unix = sock.family == socket.AF_UNIX
+        self._loopback = not self._unix and ipaddress.ip_address(self.address.host).is_loopback
+        self._doors: list[asyncio.Server] = []
+        self._waiting = select.poll()
+        self._waiting.register(sock, select.POLLIN)
+        self._crowded = 0
+        self._calm = 0
+        self._widening: asyncio.Task[None] | None = None
+
+    def __call__(self) -> Handshake:
+        """The protocol of the next connection."""
+        if self._waiting.poll(0):
+            self._calm = 0
+            self._crowded += 1
+            if self._crowded == CROWD and len(self._doors) == 1:
+                self._widening = asyncio.get_running_loop().create_task(self._widen())
+        else:
+            self._crowded = 0
+            self._calm += 1
+            if self._calm == CALM and len(self._doors) > 1:
+                # Not now: uvloop is about to take the connection out of one of them.
+                asyncio.get_running_loop().call_soon(self._narrow)
+        return Handshake(self._gate, self._loopback, self._unix)
+
+    async def open(self) -> None:
+        """Accepts from now on. Raises OSError."""
+        await self._add(self._sock)
+
+    def close(self) -> None:
+        """Accepts no more. Idempotent."""
+        if self._widening is not None:
+            self._widening.cancel()
+        for door in self._doors:
+            door.close()
+        self._doors.clear()
+        self._sock.close()
+
+    async def _add(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._doors.append(await loop.create_server(self, sock=sock, backlog=BACKLOG))
+
+    async def _widen(self) -> None:
+        try:
+            while len(self._doors) < DOORS:
+                await self._add(self._sock.dup())
+        except OSError as exc:
+            log.warning("no further doors", address=str(self.address), reason=why(exc))
+
+    def _narrow(self) -> None:
+        for door in self._doors[1:]:
+            door.close()
+        del self._doors[1:]
+
+
+def remove_stale(path: Path) -> None:
+    """Removes the file of a Unix socket that its process left behind; raises CannotListenError when there is anything
+    else in the way."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise CannotListenError(f"cannot listen on unix:{path}: there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        error = probe.connect_ex(str(path))
+    if error == errno.ENOENT:
+        return
+    if error != errno.ECONNREFUSED:
+        # Connected; or EAGAIN, somebody listens and is busy; or it cannot be told.
+        reason = why(OSError(errno.EADDRINUSE if error in (0, errno.EAGAIN) else error, os.strerror(error)))
+        raise CannotListenError(f"cannot listen on unix:{path}: {reason}")
+    path.unlink(missing_ok=True)
+
+
+def named(sock: socket.socket) -> Address:
+    name = sock.getsockname()
+    return Address(path=name) if sock.family == socket.AF_UNIX else Address(host=name[0], port=name[1])
+
+
+def why(exc: OSError) -> str:
+    """The reason in words for people."""
+    if exc.errno == errno.EADDRINUSE:
+        return "the address is in use"
+    return (exc.strerror or str(exc)).lower()

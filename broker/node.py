@@ -1,0 +1,195 @@
+"""One broker process: the sessions, the hub and the engine, and how they come to an end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable
+from itertools import islice
+
+import structlog
+
+from broker import __version__, messages
+from broker._speedups import Connection, Reactor, Subscription
+from broker.config import Config
+from broker.engines.base import Done, Engine, Event
+from broker.errors import CloseCode, CommandError
+from broker.hub import Hub
+from broker.session import Session
+
+log = structlog.get_logger(__name__)
+
+SERVER = f"wsbroker/{__version__}"
+AT_ONCE = 500
+"""How many clients are sent away in one turn of the loop, so that a drain does not hold up deliveries."""
+POLL = 0.02
+"""Seconds between two looks at whether a drain is done."""
+
+
+class Node:
+    """Brings sessions, hub and engine together. The listeners call `connect`; daemon and sessions call the rest."""
+
+    def __init__(self, config: Config, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+        limits = config.limits
+        self.limits = limits
+        self.draining = False
+        self.engine = engine
+        self.reactor = Reactor(
+            loop,
+            encode_gap=messages.encode_gap,
+            max_size=limits.max_size,
+            max_fragments=limits.max_fragments,
+            max_outbox=limits.max_outbox,
+            max_answers=limits.max_answers,
+            max_depth=limits.max_depth,
+            ping_interval=limits.ping_interval,
+            ping_timeout=limits.ping_timeout,
+            close_timeout=limits.close_timeout,
+            notsent_lowat=limits.notsent_lowat,
+        )
+        self.hub = Hub(self.reactor)
+        self.sessions: dict[str, Session] = {}
+        self._spread = limits.reconnect_spread
+
+    @property
+    def connections(self) -> int:
+        """How many connections are established, those that are closing included."""
+        return self.reactor.connections
+
+    async def start(self) -> None:
+        """Start the engine and the keep-alive sweep."""
+        await self.engine.start(self.deliver, self.lost)
+        self.reactor.start()
+
+    # What the listeners ask.
+
+    def connect(self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str) -> None:
+        """Take over a transport whose handshake is done.
+
+        `greeting` is the answer to the handshake, sent ahead of all else; `rest` is what came behind the request;
+        `peer` is the client's address for the log.
+        """
+        connection = Connection(self.reactor)
+        session = Session(self, connection, secrets.token_urlsafe(9), peer)
+        connection.session = session
+        if self.engine.in_process:
+            connection.routes = self.hub.routes
+        self.sessions[session.id] = session
+        connection.start(transport, greeting)
+        connection.answer(
+            messages.encode_welcome(
+                session=session.id,
+                server=SERVER,
+                ping=self.limits.ping_interval,
+                max_size=self.limits.max_size,
+                max_queue=self.limits.max_queue_limit,
+            )
+        )
+        log.debug("session opened", session=session.id, peer=peer)
+        connection.feed(rest)
+
+    # What the sessions ask.
+
+    def subscribe(
+        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool
+    ) -> Subscription:
+        """Subscribe a connection to a valid topic or pattern."""
+        subscription = self.hub.subscribe(connection, topic, max_queue=max_queue, overflow=overflow, echo=echo)
+        if subscription.filter.subscribers == 1:
+            self.engine.interest(topic, True)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription."""
+        self.hub.unsubscribe(subscription)
+        if subscription.filter.subscribers == 0:
+            self.engine.interest(subscription.filter.topic, False)
+
+    def publish(self, event: Event, done: Done) -> None:
+        """Give an event to the engine; `done` gets its position, or Unavailable."""
+        self.engine.publish(event, done)
+
+    def refuse_while_draining(self) -> None:
+        """Raise CommandError once the broker shuts down."""
+        if self.draining:
+            raise CommandError("draining", "the broker is shutting down")
+
+    def forget(self, session: Session) -> None:
+        """Drop a session whose connection takes part no more."""
+        self.sessions.pop(session.id, None)
+
+    # What the engine tells.
+
+    def deliver(self, event: Event) -> None:
+        """Send an event to this node's subscribers, and note in its receipt how that went."""
+        audience = self.hub.audience(event.topic)
+        payload = messages.encode_event(event.topic, event.data, event.key, event.offset)
+        origin = event.origin if isinstance(event.origin, Connection) else None
+        key = None if event.key is None else event.key.encode()
+        event.receipt = audience.publish(event.topic, payload, key, origin)
+        if self.engine.in_process and not self.draining:
+            self.hub.routes.install(event.topic, audience, _prefix(event.topic))
+
+    def lost(self, topic: str) -> None:
+        """Announce a possible hole in a topic: to each of its subscribers a gap, of which nobody knows the size."""
+        self.reactor.flush_batches()
+        for subscription in self.hub.audience(topic).subscriptions():
+            if subscription.connection is not None:
+                subscription.connection.answer(messages.encode_gap(subscription.filter.topic, None, "lost"))
+
+    # The end.
+
+    async def drain(self, timeout: float) -> None:
+        """Carry out what was received, deliver it, and send all clients away, within `timeout` seconds.
+
+        Returns when the last connection is closed; who has not gone by the end of the time is cut off.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        # One turn of the loop reads what lies in the sockets, the next one sends what came of it.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self.draining = True
+        self.hub.routes.clear()
+        for session in self.sessions.values():
+            session.connection.routes = None
+        await _until(lambda: not any(session.inflight for session in self.sessions.values()), deadline)
+        waiting = list(self.sessions.values())
+        log.info("draining", connections=len(waiting))
+        farewell = iter(waiting)
+        while part := list(islice(farewell, AT_ONCE)):
+            for session in part:
+                self._send_away(session)
+            await asyncio.sleep(0)
+        await _until(lambda: not self.connections, deadline)
+        if self.connections:
+            log.warning("cut off who did not go in time", connections=self.connections)
+
+    def _send_away(self, session: Session) -> None:
+        delay = int(random.uniform(0, self._spread) * 1000)
+        session.connection.answer(messages.encode_bye("shutdown", delay))
+        session.connection.finish(CloseCode.GOING_AWAY, CloseCode.GOING_AWAY.reason)
+
+    async def stop(self) -> None:
+        """Cut off who is left, and stop the engine."""
+        for session in list(self.sessions.values()):
+            session.connection.abort()
+        await asyncio.sleep(0)
+        self.reactor.stop()
+        await self.engine.stop()
+
+
+def _prefix(topic: str) -> bytes:
+    """How the `event` messages of a topic begin, up to where `key` would stand."""
+    return messages.encode_event(topic, b"0").removesuffix(b',"data":0}')
+
+
+async def _until(condition: Callable[[], bool], deadline: float) -> None:
+    """Wait until the condition holds, at the longest until `deadline` in the loop's time.
+
+    It looks again and again, for the few seconds of a drain: an event for this would be paid for by every close.
+    """
+    loop = asyncio.get_running_loop()
+    while not condition() and (left := deadline - loop.time()) > 0:  # noqa: ASYNC110 -- see above
+        await asyncio.sleep(min(POLL, left))

@@ -1,0 +1,176 @@
+"""One client: what it asks for, the limits on it, and what it is answered.
+
+A session is told of a message only when the fast lane (`broker._speedups`) leaves it; for a publish both lanes do the
+same. Every command with an id is answered exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from broker import messages
+from broker._speedups import Connection, Subscription
+from broker.engines.base import Event, Position, Unavailable
+from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
+from broker.messages import BadCommand, Command
+from broker.topics import check_pattern, check_topic
+
+if TYPE_CHECKING:
+    from broker.node import Node
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_OVERFLOW = "drop_oldest"
+LATER_OVERFLOW = ("latest", "replay", "block")
+LATER_FIELDS = ("credit", "since", "last", "presence")
+
+
+class Session:
+    """What the broker knows of one client. `id` stands for it in the log and in `welcome`."""
+
+    __slots__ = ("connection", "id", "inflight", "node", "peer", "subscriptions")
+
+    def __init__(self, node: Node, connection: Connection, id: str, peer: str) -> None:
+        self.node = node
+        self.connection = connection
+        self.id = id
+        self.peer = peer
+        """The client's address, for the log."""
+        self.subscriptions: dict[str, Subscription] | None = None
+        """By topic or pattern. None for the many that have none yet: it saves 64 bytes on each."""
+        self.inflight = 0
+        """Publishes that the engine has not answered."""
+
+    # What the connection tells.
+
+    def message(self, payload: bytes, text: bool) -> None:
+        """Carry out one command (broker._speedups.Session)."""
+        connection = self.connection
+        command: Command | None = None
+        try:
+            command = messages.decode(payload, self.node.limits.max_depth)
+            handle = HANDLERS.get(type(command))
+            if handle is None:
+                what = f"`{_op(command)}` comes with a later version of the broker"
+                raise BadCommand("bad_command", what, command.id)
+            handle(self, command)
+            connection.mistakes = 0
+        except BadCommand as error:
+            self._refuse(error, error.id)
+            connection.mistakes += 1
+            if connection.mistakes >= BAD_COMMANDS_IN_A_ROW:
+                connection.close(CloseCode.BAD_COMMANDS, CloseCode.BAD_COMMANDS.reason)
+        except CommandError as error:
+            connection.mistakes = 0
+            self._refuse(error, None if command is None else command.id)
+        except Exception:
+            log.exception("a command failed", session=self.id, peer=self.peer)
+            failure = CommandError("internal", f"the broker failed; its log has more under session {self.id}")
+            self._refuse(failure, None if command is None else command.id)
+
+    def left(self, code: int, reason: str) -> None:
+        """Forget the client: its connection takes part no more (broker._speedups.Session)."""
+        subscriptions, self.subscriptions = self.subscriptions, None
+        for subscription in (subscriptions or {}).values():
+            self.node.unsubscribe(subscription)
+        self.node.forget(self)
+        log.debug("session closed", session=self.id, peer=self.peer, code=code, reason=reason)
+
+    # The commands.
+
+    def _subscribe(self, command: messages.Subscribe) -> None:
+        check_pattern(command.topic)
+        for name in LATER_FIELDS:
+            if getattr(command, name) is not None:
+                raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker", command.id)
+        if command.overflow in LATER_OVERFLOW:
+            raise BadCommand("bad_command", f"overflow `{command.overflow}` comes with a later version", command.id)
+        self.node.refuse_while_draining()
+        limits = self.node.limits
+        if command.max_queue is not None and command.max_queue > limits.max_queue_limit:
+            raise CommandError("limit", f"`max_queue` may be at most {limits.max_queue_limit} here")
+        subscription = (self.subscriptions or {}).get(command.topic)
+        if subscription is not None:
+            subscription.change(
+                max_queue=subscription.max_queue if command.max_queue is None else command.max_queue,
+                overflow=command.overflow or subscription.overflow,
+                echo=subscription.echo if command.echo is None else command.echo,
+            )
+        else:
+            self._subscribe_anew(command)
+        self._ok(command.id, topic=command.topic)
+
+    def _subscribe_anew(self, command: messages.Subscribe) -> None:
+        if self.subscriptions is None:
+            self.subscriptions = {}
+        limits = self.node.limits
+        if len(self.subscriptions) >= limits.max_subscriptions:
+            raise CommandError("limit", f"a connection may have at most {limits.max_subscriptions} subscriptions here")
+        self.subscriptions[command.topic] = self.node.subscribe(
+            self.connection,
+            command.topic,
+            max_queue=limits.max_queue if command.max_queue is None else command.max_queue,
+            overflow=command.overflow or DEFAULT_OVERFLOW,
+            echo=command.echo is not False,
+        )
+
+    def _unsubscribe(self, command: messages.Unsubscribe) -> None:
+        check_pattern(command.topic)
+        subscription = (self.subscriptions or {}).pop(command.topic, None)
+        if subscription is None:
+            raise CommandError("not_subscribed", f"there is no subscription to `{command.topic}`")
+        self.node.unsubscribe(subscription)
+        self._ok(command.id, topic=command.topic)
+
+    def _publish(self, command: messages.Publish) -> None:
+        check_topic(command.topic)
+        self.node.refuse_while_draining()
+        event = Event(command.topic, command.data, command.key, origin=self.connection)
+
+        def done(result: Position | Unavailable) -> None:
+            self.inflight -= 1
+            if isinstance(result, Unavailable):
+                self._refuse(CommandError("unavailable", str(result)), command.id)
+            else:
+                self._published(command.id, event, result)
+            if self.inflight == self.node.limits.max_inflight - 1:
+                self.connection.resume()
+
+        self.inflight += 1
+        self.node.publish(event, done)
+        if self.inflight >= self.node.limits.max_inflight:
+            self.connection.pause()
+
+    def _published(self, id: int | str | None, event: Event, position: Position) -> None:
+        receivers, queued, dropped = event.receipt
+        if position.offset is None:
+            self._ok(id, receivers=receivers, queued=queued, dropped=dropped)
+        else:
+            self._ok(id, receivers=receivers, queued=queued, dropped=dropped, offset=position.offset)
+
+    def _ping(self, command: messages.Ping) -> None:
+        self.connection.answer(messages.encode_pong(command.id))
+
+    # The answers.
+
+    def _ok(self, id: int | str | None, **fields: object) -> None:
+        if id is not None:
+            self.connection.answer(messages.encode_ok(id, **fields))
+
+    def _refuse(self, error: CommandError, id: int | str | None) -> None:
+        self.connection.answer(messages.encode_error(id, error.code, error.message, error.retry_after_ms))
+
+
+def _op(command: Command) -> str:
+    return str(type(command).__struct_config__.tag)
+
+
+HANDLERS: dict[type, Callable[[Session, Any], None]] = {
+    messages.Subscribe: Session._subscribe,
+    messages.Unsubscribe: Session._unsubscribe,
+    messages.Publish: Session._publish,
+    messages.Ping: Session._ping,
+}

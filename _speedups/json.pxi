@@ -6,7 +6,9 @@
 
 cdef struct Scan:
     const unsigned char* end
+    bint escaped  # whether a string had an escape since this was last reset
     bint too_deep
+    bint half_pair
 
 
 cdef inline const unsigned char* skip_space(const unsigned char* p, const unsigned char* end) noexcept nogil:
@@ -15,16 +17,31 @@ cdef inline const unsigned char* skip_space(const unsigned char* p, const unsign
     return p
 
 
-cdef inline bint is_hex(unsigned char c) noexcept nogil:
-    return 0x30 <= c <= 0x39 or 0x41 <= c <= 0x46 or 0x61 <= c <= 0x66
+cdef int hex4(const unsigned char* p, const unsigned char* end) noexcept nogil:
+    """The value of the four hexadecimal digits at `p`; -1 if they are not there."""
+    cdef int value = 0, i
+    if end - p < 4:
+        return -1
+    for i in range(4):
+        value <<= 4
+        if 0x30 <= p[i] <= 0x39:
+            value |= p[i] - 0x30
+        elif 0x41 <= p[i] <= 0x46:
+            value |= p[i] - 0x37
+        elif 0x61 <= p[i] <= 0x66:
+            value |= p[i] - 0x57
+        else:
+            return -1
+    return value
 
 
-cdef const unsigned char* skip_string(const unsigned char* p, const unsigned char* end, bint* escaped) noexcept nogil:
+cdef const unsigned char* skip_string(Scan* scan, const unsigned char* p) noexcept nogil:
     """From behind the opening quote to behind the closing one; NULL if the string is not valid."""
     cdef:
+        const unsigned char* end = scan.end
         uint64_t word, quote, slash, control
         unsigned char c
-        int i
+        int i, unit
     while True:
         # Eight bytes at a time while none of them is a quote, a backslash or a control character. The tests may
         # mark a harmless byte above a marked one, never the lowest one wrongly, so a mark only ends the fast loop.
@@ -50,15 +67,26 @@ cdef const unsigned char* skip_string(const unsigned char* p, const unsigned cha
             if c < 0x20:
                 return NULL
             if c == 0x5C:
-                escaped[0] = True
+                scan.escaped = True
                 if p == end:
                     return NULL
                 c = p[0]
                 p += 1
-                if c == 0x75:  # \uXXXX
-                    if end - p < 4 or not (is_hex(p[0]) and is_hex(p[1]) and is_hex(p[2]) and is_hex(p[3])):
+                if c == 0x75:  # \uXXXX, or two of them for what lies beyond the 16 bits (RFC 8259, section 7)
+                    unit = hex4(p, end)
+                    if unit < 0:
                         return NULL
                     p += 4
+                    if 0xD800 <= unit <= 0xDFFF:
+                        # The grammar allows half of a pair, but parsers differ on it, and many refuse the whole text.
+                        if unit < 0xDC00 and end - p >= 6 and p[0] == 0x5C and p[1] == 0x75:
+                            unit = hex4(p + 2, end)
+                        else:
+                            unit = -1
+                        if not 0xDC00 <= unit <= 0xDFFF:
+                            scan.half_pair = True
+                            return NULL
+                        p += 6
                 elif not (c == 0x22 or c == 0x5C or c == 0x2F or c == 0x62 or c == 0x66 or c == 0x6E or c == 0x72
                           or c == 0x74):
                     return NULL
@@ -99,11 +127,10 @@ cdef const unsigned char* skip_value(Scan* scan, const unsigned char* p, int dep
     cdef:
         const unsigned char* end = scan.end
         unsigned char closing
-        bint escaped = False
     if p == end:
         return NULL
     if p[0] == 0x22:
-        return skip_string(p + 1, end, &escaped)
+        return skip_string(scan, p + 1)
     if p[0] == 0x2D or 0x30 <= p[0] <= 0x39:
         return skip_number(p, end)
     if p[0] == 0x74:
@@ -125,7 +152,7 @@ cdef const unsigned char* skip_value(Scan* scan, const unsigned char* p, int dep
         if closing == 0x7D:
             if p == end or p[0] != 0x22:
                 return NULL
-            p = skip_string(p + 1, end, &escaped)
+            p = skip_string(scan, p + 1)
             if p == NULL:
                 return NULL
             p = skip_space(p, end)
@@ -159,10 +186,12 @@ def check_json(data not None, int depth=64):
         raise ValueError("the message is empty")
     start = &view[0]
     scan.end = start + view.shape[0]
-    scan.too_deep = False
+    scan.escaped = scan.too_deep = scan.half_pair = False
     p = skip_value(&scan, skip_space(start, scan.end), depth)
     if scan.too_deep:
         raise ValueError(f"JSON is nested deeper than {depth} levels")
+    if scan.half_pair:
+        raise ValueError("a string holds half of a surrogate pair")
     if p == NULL or skip_space(p, scan.end) != scan.end:
         raise ValueError("not valid JSON")
     if not is_utf8(start, view.shape[0]):
@@ -210,7 +239,7 @@ cdef bint scan_publish(const unsigned char* p, size_t size, int depth, Publish* 
         const unsigned char* name
         const unsigned char* value
         size_t name_size, value_size
-        bint escaped, is_publish = False
+        bint is_publish = False
     memset(out, 0, sizeof(Publish))
     scan.end = end
     scan.too_deep = False
@@ -222,9 +251,9 @@ cdef bint scan_publish(const unsigned char* p, size_t size, int depth, Publish* 
         if p == end or p[0] != 0x22:
             return False
         name = p + 1
-        escaped = False
-        p = skip_string(name, end, &escaped)
-        if p == NULL or escaped:
+        scan.escaped = False
+        p = skip_string(&scan, name)
+        if p == NULL or scan.escaped:
             return False
         name_size = p - name - 1
         p = skip_space(p, end)
@@ -232,7 +261,7 @@ cdef bint scan_publish(const unsigned char* p, size_t size, int depth, Publish* 
             return False
         value = skip_space(p + 1, end)
         if value < end and value[0] == 0x22:
-            p = skip_string(value + 1, end, &escaped)
+            p = skip_string(&scan, value + 1)
         else:
             p = skip_value(&scan, value, depth - 1)
         if p == NULL:
@@ -243,7 +272,7 @@ cdef bint scan_publish(const unsigned char* p, size_t size, int depth, Publish* 
                 return False
             out.data = value
             out.data_size = value_size
-        elif escaped:
+        elif scan.escaped:
             return False
         elif name_size == 2 and memcmp(name, b"op", 2) == 0:
             if is_publish or value_size != 9 or memcmp(value, b'"publish"', 9) != 0:

@@ -333,7 +333,8 @@ def _of_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator
             yield _Setting(_VARIABLES[variable], content, name, is_text=True)
         elif "__" in name.removeprefix(PREFIX) or name in _SINGLE_UNDERSCORE:
             # A variable with no key in it, like WSBROKER_URL, is none of the broker's.
-            problems.append(f"{name} (environment): there is no such key{_suggest(name, _VARIABLES)}")
+            key = name.removeprefix(PREFIX).lower().replace("__", ".")
+            problems.append(f"{name} (environment): there is no such key{_suggest(key, _KEYS, _variable)}")
 
 
 def _of_flags(flags: Mapping[str, object]) -> Iterator[_Setting]:
@@ -498,12 +499,17 @@ def _allowed(kind: inspect.Type, choices: tuple[str, ...] = ()) -> str:
             return "a string"
 
 
-def _suggest(wrong: str, known: Iterable[str]) -> str:
+def _suggest(wrong: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
     """Name the nearest of the known words, to be put behind a message: the same key elsewhere, or one spelt like it."""
     known = list(known)
     name = wrong.rpartition(".")[2]
     nearest = [word for word in known if word.endswith(f".{name}")] or difflib.get_close_matches(wrong, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"; did you mean {written(nearest[0])}?" if nearest else ""
+
+
+def _variable(key: str) -> str:
+    """Give the environment variable of a key."""
+    return PREFIX + key.upper().replace(".", "__")
 
 
 def _toml(value: object) -> str:
@@ -513,6 +519,6 @@ def _toml(value: object) -> str:
 
 _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {"server": Server, "limits": Limits, "log": Log}
 _KEYS: Final = _read_keys()
-_VARIABLES: Final = {PREFIX + key.upper().replace(".", "__"): key for key in _KEYS}
+_VARIABLES: Final = {_variable(key): key for key in _KEYS}
 _SINGLE_UNDERSCORE: Final = {PREFIX + key.upper().replace(".", "_") for key in _KEYS}
 """The likeliest typo. Anything looser would meet variables that Kubernetes sets for a service of this name."""

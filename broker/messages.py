@@ -147,9 +147,8 @@ def decode(payload: bytes | memoryview, depth: int = MAX_DEPTH) -> Command:
         if not bytes(payload).lstrip(_JSON_SPACE).startswith(b"{"):
             raise BadCommand("bad_json", "a command is a JSON object") from None
         raise BadCommand("bad_command", _explain(str(error)), _id_of(payload)) from None
-    except msgspec.DecodeError:
-        # The grammar of JSON lets these pass, and so does check_json; the tests know of nothing else that ends up here.
-        raise BadCommand("bad_json", "a string holds half of a surrogate pair") from None
+    except msgspec.DecodeError as error:  # should check_json and msgspec ever disagree
+        raise BadCommand("bad_json", str(error)) from None
 
 
 # Broker to client

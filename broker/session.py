@@ -7,25 +7,46 @@ same. Every command with an id is answered exactly once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import structlog
 
 from broker import messages
 from broker._speedups import Connection, Subscription
-from broker.engines.base import Event, Position, Unavailable
+from broker.config import Limits
+from broker.engines.base import Done, Event, Position, Unavailable
 from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
 from broker.messages import BadCommand, Command
 from broker.topics import check_pattern, check_topic
-
-if TYPE_CHECKING:
-    from broker.node import Node
 
 log = structlog.get_logger(__name__)
 
 DEFAULT_OVERFLOW = "drop_oldest"
 LATER_OVERFLOW = ("latest", "replay", "block")
 LATER_FIELDS = ("credit", "since", "last", "presence")
+
+
+class Node(Protocol):
+    """What a session asks of `broker.node.Node`."""
+
+    limits: Limits
+
+    def subscribe(
+        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool
+    ) -> Subscription:
+        """Subscribe a connection to a valid topic or pattern."""
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription."""
+
+    def publish(self, event: Event, done: Done) -> None:
+        """Give an event to the engine; `done` gets its position, or Unavailable."""
+
+    def refuse_while_draining(self) -> None:
+        """Raise CommandError once the broker shuts down."""
+
+    def forget(self, session: Session) -> None:
+        """Drop a session whose connection takes part no more."""
 
 
 class Session:

@@ -199,7 +199,7 @@ class Client:
         await self._stream.write(commands)
 
     async def wait(self, future: asyncio.Future[None]) -> None:
-        """Wait for `future`, which something that is received completes. Raises ClientError if the connection ends first."""
+        """Wait for `future`, which what is received completes. Raises ClientError if the connection ends first."""
         if self.failure is not None:
             raise self.failure
         self._waiting.add(future)

@@ -197,7 +197,7 @@ class Stream(ClientConnection):
                 f"the broker closed the connection: {words}", code=frame.code, retry=4000 <= frame.code < 4500
             )
         return Closed(
-            f"the broker closed the connection: {known:d} {frame.reason or known.reason}: {known.meaning}",
+            f"the broker closed the connection: {known:d} {frame.reason or known.reason} ({known.meaning})",
             code=known,
             retry=known.reconnect,
         )

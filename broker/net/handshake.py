@@ -97,19 +97,17 @@ class Handshake(asyncio.Protocol):
         head = self._head
         if head is None:
             return
-        if head:
-            seen = len(head)
-            self._head = head = bytearray(head) if isinstance(head, bytes) else head
+        seen = len(head)
+        if seen:
+            # Grows in place, so that a head that comes byte by byte is not copied with each.
+            self._head = head = head if isinstance(head, bytearray) else bytearray(head)
             head += data
-            end = head.find(END, max(0, seen - 3))
         else:
-            seen = 0
-            head = data
-            end = data.find(END)
+            self._head = head = data
+        end = head.find(END, max(0, seen - 3))
         try:
             if end < 0:
                 check_start(head, seen)
-                self._head = head
                 return
             end += len(END)
             if end > MAX_HEAD:

@@ -1,5 +1,4 @@
-"""The composition root: builds engine, node and listeners from the configuration, runs them, and brings them to their
-end.
+"""The composition root: builds engine, node and listeners from the configuration, runs them and ends them.
 
 Alone in naming concrete engines, and in what belongs to a whole process: signals, the log, the limit of open files.
 """
@@ -43,8 +42,10 @@ log = structlog.get_logger(__name__)
 
 
 def run(config: Config) -> int:
-    """Runs the broker until it is told to end. Returns the exit status: 0 after a drain, 1 if it could not start, 78
-    for a configuration that does not fit this machine."""
+    """Run the broker until it is told to end, and return the exit status.
+
+    0 after a drain, 1 if it could not start, 78 for a configuration that does not fit this machine.
+    """
     keep_standard_streams()
     set_up_log(config.log)
     try:
@@ -58,7 +59,7 @@ def run(config: Config) -> int:
 
 
 async def serve(config: Config, room: Room) -> int:
-    """As `run`, on the event loop that is running, which must be uvloop's, in the main thread."""
+    """Do the same on the event loop that is running, which must be uvloop's, in the main thread."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(report_fault)
     ending = Ending(loop)
@@ -116,7 +117,7 @@ class Ending:
 
 
 def raise_limit_of_files() -> int:
-    """Allows the process as many open files as it may have, and returns how many those are."""
+    """Allow the process as many open files as it may have, and return how many those are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft == resource.RLIM_INFINITY or soft >= most:
@@ -126,8 +127,7 @@ def raise_limit_of_files() -> int:
 
 
 def keep_standard_streams() -> None:
-    """Makes sure that 0, 1 and 2 are taken: else the first sockets would be, and the log would be written to a
-    client."""
+    """Make sure that 0, 1 and 2 are taken: else sockets would take them, and the log would be written to a client."""
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(file)
@@ -137,8 +137,7 @@ def keep_standard_streams() -> None:
 
 
 def set_up_log(config: Log) -> None:
-    """Sends the log of the broker, and what libraries say through `logging`, to standard error in the format that is
-    asked for.
+    """Send the log of the broker, and what libraries say through `logging`, to standard error.
 
     A message below the level is not even put together.
     """
@@ -164,8 +163,9 @@ def set_up_log(config: Log) -> None:
 
 
 def to_json(logger: object, method: str, event: Any) -> bytes:
-    """Renders a log entry as one JSON object; the last processor of structlog's chain."""
-    return msgspec.json.encode(event, enc_hook=str)
+    """Render a log entry as one JSON object; the last processor of structlog's chain."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+    return msgspec.json.encode(first | event, enc_hook=str)
 
 
 class StandardError:
@@ -175,7 +175,7 @@ class StandardError:
         """`names` is what `get_logger` was called with."""
 
     def msg(self, line: str | bytes) -> None:
-        """Writes one line, at once: lines of several processes do not mix."""
+        """Write one line, at once: lines of several processes do not mix."""
         data = line.encode("utf-8", "backslashreplace") if isinstance(line, str) else line
         try:
             os.write(2, data + b"\n")
@@ -186,20 +186,23 @@ class StandardError:
 
 
 class Forward(logging.Handler):
-    """Passes on what asyncio and others log."""
+    """Pass on what asyncio and others log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
 
 def report_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Logs what went wrong where nobody could catch it; not the loop's own way, which prints the arguments of
-    callbacks too."""
-    log.error("fault", message=context.get("message"), exc_info=context.get("exception"))
+    """Log what went wrong where nobody could catch it.
+
+    Not in the loop's own way, which prints the arguments of callbacks, payloads among them.
+    """
+    what, _, _ = str(context.get("message")).partition("(")
+    log.error("fault", message=what.rstrip(), exc_info=context.get("exception"))
 
 
 def complain(config: Log, text: str) -> None:
-    """Says why the broker does not start: one line, of its own kind for people, of the log's for machines."""
+    """Say why the broker does not start: one line, of its own kind for people, of the log's for machines."""
     if config.format == "json":
         log.error(text)
     else:

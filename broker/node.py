@@ -165,6 +165,8 @@ class Node:
         await _until(lambda: not self.connections, deadline)
         if self.connections:
             log.warning("cut off who did not go in time", connections=self.connections)
+            for session in waiting:
+                session.connection.abort()
 
     def _send_away(self, session: Session) -> None:
         delay = int(random.uniform(0, self._spread) * 1000)

@@ -184,8 +184,9 @@ class Stream(ClientConnection):
             self._receiver.received(messages)
 
     def _why_closed(self, exc: Exception | None) -> ClientError:
-        if self.protocol.parser_exc is not None and self.protocol.close_sent is not None:
-            return NotABroker(f"what came is not a valid WebSocket stream: {self.protocol.parser_exc}")
+        wrong = self.protocol.parser_exc
+        if wrong is not None and not isinstance(wrong, EOFError):
+            return NotABroker(f"what came is not a valid WebSocket stream: {wrong}")
         frame = self.protocol.close_rcvd
         if frame is None:
             cause = f" ({_reason(exc)})" if isinstance(exc, OSError) else ""

@@ -49,7 +49,7 @@ class Node(Protocol):
         """Whether the broker is shutting down."""
 
     def connect(self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str) -> None:
-        """Takes over a socket whose request is a good one.
+        """Take over a socket whose request is a good one.
 
         Must give the transport another protocol and send `greeting`, the answer with status 101. `rest` is what the
         client sent behind its request, `peer` its address.
@@ -66,9 +66,9 @@ class Room(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, files: int, max_connections: int | None) -> Room:
-        """Divides `files`, the limit of open descriptors (RLIMIT_NOFILE); `max_connections` is the configured bound,
-        if there is one.
+        """Divide up `files`, the limit of open descriptors (RLIMIT_NOFILE).
 
+        `max_connections` is the configured bound, if there is one.
         Raises ConfigError when the bound is more than there are descriptors for, or when there are none left for
         clients.
         """
@@ -119,9 +119,9 @@ class Gate:
         return self.closing or self.node.draining
 
     def enter(self, handshake: Handshake) -> bool:
-        """A socket was accepted. False: there is no descriptor to spare even for an answer, it must be closed at once.
+        """Take note of a socket that was accepted, and set `handshake.admitted`.
 
-        Sets `handshake.admitted`: whether there is room for it as a connection.
+        False: there is no descriptor to spare, not even for as long as an answer takes. It must be closed at once.
         """
         if not self.admit(handshake) and not self._has_extra():
             self._turn_away()
@@ -133,15 +133,17 @@ class Gate:
         return True
 
     def admit(self, handshake: Handshake) -> bool:
-        """Whether there is room for this connection; asked again when its request is complete, for a place may have
-        become free."""
+        """Whether there is room for this connection.
+
+        Asked again when its request is complete, for a place may have become free.
+        """
         if not handshake.admitted and self.node.connections + self._admitted < self.room.connections:
             handshake.admitted = True
             self._admitted += 1
         return handshake.admitted
 
     def leave(self, handshake: Handshake) -> None:
-        """This handshake is over, in whatever way. May be called again."""
+        """Take note that this handshake is over, in whatever way. Idempotent."""
         if self._opening.pop(handshake, None) is None:
             self._lingering.pop(handshake, None)
         self._dismiss(handshake)
@@ -149,8 +151,10 @@ class Gate:
             self._empty.set_result(None)
 
     def linger(self, handshake: Handshake) -> bool:
-        """This handshake was refused. False: too many others read their answer just now, it must be closed without
-        waiting."""
+        """Take note that this handshake was refused.
+
+        False: too many others read their answer just now, it must be closed without waiting.
+        """
         del self._opening[handshake]
         self._dismiss(handshake)
         if not self._has_extra():
@@ -163,21 +167,21 @@ class Gate:
         return 1 + int(random.random() * self._spread)
 
     def count(self, status: int) -> None:
-        """Counts a refusal with this HTTP status."""
+        """Count a refusal with this HTTP status."""
         self.refused[status] = self.refused.get(status, 0) + 1
 
     def full(self) -> None:
-        """A surplus connection was told to come back later."""
+        """Take note that a surplus connection was told to come back later."""
         self._turn_away()
 
     def close(self) -> None:
-        """Lets nobody in any more, and refuses those who are about to. Idempotent."""
+        """Let nobody in any more, and refuse those who are about to. Idempotent."""
         self.closing = True
         for handshake in list(self._opening):
             handshake.refuse_draining()
 
     async def wait_empty(self, timeout: float) -> None:
-        """Until the last handshake is over, and at most `timeout` seconds; who is left then is cut off."""
+        """Wait until the last handshake is over, at most `timeout` seconds; who is left then is cut off."""
         if self._opening or self._lingering:
             self._empty = self._loop.create_future()
             await asyncio.wait([self._empty], timeout=timeout)

@@ -60,7 +60,7 @@ class Listener:
         self._file: tuple[Path, int] | None = None
 
     async def open(self, address: Address) -> None:
-        """Binds, and accepts from now on. Raises CannotListenError; nothing is left open then."""
+        """Bind, and accept from now on. Raises CannotListenError; nothing is left open then."""
         try:
             sockets = [self._bind_unix(Path(address.path))] if address.path else await self._bind_tcp(address)
             self._entrances = [Entrance(self._gate, sock) for sock in sockets]
@@ -75,7 +75,7 @@ class Listener:
             raise
 
     def close(self) -> None:
-        """Accepts no more, and removes the file of a Unix socket. What was accepted goes on. Idempotent."""
+        """Accept no more, and remove the file of a Unix socket. What was accepted goes on. Idempotent."""
         for entrance in self._entrances:
             entrance.close()
         if self._file is not None:
@@ -151,7 +151,7 @@ class Entrance:
         self._widening: asyncio.Task[None] | None = None
 
     def __call__(self) -> Handshake:
-        """The protocol of the next connection."""
+        """Make the protocol of the next connection."""
         if self._waiting.poll(0):
             self._calm = 0
             self._crowded += 1
@@ -166,11 +166,11 @@ class Entrance:
         return Handshake(self._gate, self._loopback, self._unix)
 
     async def open(self) -> None:
-        """Accepts from now on. Raises OSError."""
+        """Accept from now on. Raises OSError."""
         await self._add(self._sock)
 
     def close(self) -> None:
-        """Accepts no more. Idempotent."""
+        """Accept no more. Idempotent."""
         if self._widening is not None:
             self._widening.cancel()
         for door in self._doors:
@@ -196,8 +196,10 @@ class Entrance:
 
 
 def remove_stale(path: Path) -> None:
-    """Removes the file of a Unix socket that its process left behind; raises CannotListenError when there is anything
-    else in the way."""
+    """Remove the file of a Unix socket that its process left behind.
+
+    Raises CannotListenError when there is anything else in the way.
+    """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -222,7 +224,7 @@ def named(sock: socket.socket) -> Address:
 
 
 def why(exc: OSError) -> str:
-    """The reason in words for people."""
+    """Give the reason in words for people."""
     if exc.errno == errno.EADDRINUSE:
         return "the address is in use"
     return (exc.strerror or str(exc)).lower()

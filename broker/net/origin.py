@@ -19,8 +19,10 @@ LOOPBACK = re.compile(r"localhost|.+\.localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
 
 
 class Origins:
-    """The rule of one broker: `listed` are the origins of the configuration, as browsers write them, or `null`, or
-    `*`."""
+    """The rule of one broker.
+
+    `listed` are the origins of the configuration: as browsers write them, or `null`, or `*`.
+    """
 
     __slots__ = ("any", "listed")
 
@@ -48,7 +50,7 @@ class Origins:
 
 
 def full(origin: str) -> str:
-    """The origin in lower case and with its port written out, so that two spellings of one origin are equal."""
+    """Give the origin in lower case and with its port written out, so that two spellings of one origin are equal."""
     origin = origin.lower()
     page = WEB.fullmatch(origin)
     if page is None or page[3] is not None:

@@ -1,0 +1,214 @@
+"""A listener with a node behind it that only remembers whom it got, and a client that speaks raw bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from broker.config import Config, Limits, Server, parse_address
+from broker.net.gate import Gate, Room
+from broker.net.listener import Listener
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+"""The key of the example in RFC 6455, section 1.3."""
+TIMEOUT = 10.0
+"""Seconds after which a test that waits has failed."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """In place of the native connection.
+
+    Like that one it has the attribute of a plain protocol: uvloop would keep the handshake's if there were none.
+    """
+
+    buffer = bytearray(65536)
+    data_received = None
+
+    def __init__(self, node: Node, transport: asyncio.Transport) -> None:
+        self.node = node
+        self.transport = transport
+        self.received = b""
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received += self.buffer[:nbytes]
+        self.node.heard.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.node.established.remove(self)
+        self.node.left.set()
+
+
+class Taken(NamedTuple):
+    """What a node was given."""
+
+    greeting: bytes
+    rest: bytes
+    peer: str
+
+
+class Node:
+    """In place of the node."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.taken: list[Taken] = []
+        self.established: list[Connection] = []
+        self.heard = asyncio.Event()
+        self.left = asyncio.Event()
+
+    @property
+    def connections(self) -> int:
+        return len(self.established)
+
+    def connect(self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str) -> None:
+        connection = Connection(self, transport)
+        self.established.append(connection)
+        self.taken.append(Taken(greeting, rest, peer))
+        transport.set_protocol(connection)
+        transport.write(greeting)
+
+
+class Reply(NamedTuple):
+    """An answer in HTTP."""
+
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+class Client:
+    """One connection, raw."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def head(self) -> bytes:
+        """Everything up to and with the empty line."""
+        return await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), TIMEOUT)
+
+    async def rest(self) -> bytes:
+        """Everything until the other side says that nothing more comes. A reset is an error."""
+        return await asyncio.wait_for(self.reader.read(), TIMEOUT)
+
+    async def reply(self) -> Reply:
+        """The answer, which must be the last thing on this connection and as long as it says."""
+        head, _, body = (await self.rest()).partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        return Reply(int(status.split()[1]), headers, body.decode())
+
+    async def close(self) -> None:
+        self.writer.close()
+        try:
+            await asyncio.wait_for(self.writer.wait_closed(), TIMEOUT)
+        except OSError:
+            return
+
+    async def reset(self) -> None:
+        """End the connection as a crash does, with a reset."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.writer.transport.abort()
+        await self.close()
+
+
+class House:
+    """A listener, its gate, and its node."""
+
+    def __init__(self, gate: Gate, node: Node, listener: Listener) -> None:
+        self.gate = gate
+        self.node = node
+        self.listener = listener
+        self.clients: list[Client] = []
+
+    @property
+    def address(self) -> str:
+        return self.listener.addresses[0]
+
+    async def connect(self, address: str | None = None) -> Client:
+        there = parse_address(address or self.address)
+        if there.path:
+            client = Client(*await asyncio.open_unix_connection(there.path))
+        else:
+            client = Client(*await asyncio.open_connection(there.host, there.port))
+        self.clients.append(client)
+        return client
+
+    async def ask(self, request: bytes) -> Reply:
+        """The answer to a request that is refused."""
+        client = await self.connect()
+        client.send(request)
+        reply = await client.reply()
+        await client.close()
+        return reply
+
+    async def upgrade(self, request: bytes, address: str | None = None) -> Client:
+        """A client whose request is accepted."""
+        client = await self.connect(address)
+        client.send(request)
+        head = await client.head()
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        return client
+
+
+@asynccontextmanager
+async def house(
+    listen: str = "127.0.0.1:0",
+    *,
+    room: Room | None = None,
+    origins: list[str] | None = None,
+    path: str = "/",
+    open_timeout: float = TIMEOUT,
+) -> AsyncIterator[House]:
+    """A house that listens, and is empty again at the end."""
+    config = Config(
+        server=Server(listen=[listen], origins=origins or [], path=path), limits=Limits(open_timeout=open_timeout)
+    )
+    node = Node()
+    gate = Gate(config, node, room or Room(1000, 100), asyncio.get_running_loop())
+    listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat)
+    await listener.open(parse_address(listen))
+    opened = House(gate, node, listener)
+    try:
+        yield opened
+    finally:
+        listener.close()
+        for client in opened.clients:
+            await client.close()
+        for connection in list(node.established):
+            connection.transport.abort()
+        gate.close()
+        await gate.wait_empty(TIMEOUT)
+        await until(lambda: not node.established)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until the condition holds, for things that tell nobody when they happen."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():  # noqa: ASYNC110 -- see above
+            await asyncio.sleep(0.001)
+
+
+def request(
+    line: str = "GET / HTTP/1.1", *more: str, without: str = "", host: str = "broker.example", key: str = KEY
+) -> bytes:
+    """A request for a WebSocket, with more header lines, and without one."""
+    headers = [
+        f"Host: {host}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {key}",
+        "Sec-WebSocket-Version: 13",
+    ]
+    kept = [header for header in headers if not without or not header.startswith(f"{without}:")]
+    return "\r\n".join([line, *kept, *more, "", ""]).encode("latin-1")

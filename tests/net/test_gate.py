@@ -1,0 +1,33 @@
+"""Who may come in now. What it does to real connections is tested with the handshake and the listener."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.errors import ConfigError
+from broker.net.gate import RESERVE, Room
+
+
+@pytest.mark.parametrize("files", [256, 1024, 20_000, 1 << 20])
+def test_all_who_are_let_in_or_refused_fit_into_the_limit_of_open_files(files: int) -> None:
+    room = Room.of(files, None)
+    assert room.connections >= files // 2
+    assert room.connections + room.extra + RESERVE == files
+
+
+def test_a_configured_bound_is_kept() -> None:
+    assert Room.of(1024, 10).connections == 10
+
+
+def test_a_bound_that_there_are_no_descriptors_for_is_a_mistake() -> None:
+    most = Room.of(1024, None).connections
+    assert Room.of(1024, most).connections == most
+    with pytest.raises(ConfigError, match=rf"limits\.max_connections.*1024.*at most {most}"):
+        Room.of(1024, most + 1)
+
+
+def test_a_limit_that_leaves_nothing_for_clients_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"limits\.max_connections.*64 open files"):
+        Room.of(64, None)
+    with pytest.raises(ConfigError, match=r"limits\.max_connections.*64 open files"):
+        Room.of(64, 1)

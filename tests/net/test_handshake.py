@@ -1,0 +1,685 @@
+"""The opening handshake, over real sockets, with a node that only remembers whom it got."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+
+import pytest
+from websockets.client import ClientProtocol
+from websockets.datastructures import Headers
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import OPEN
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from broker.config import Config
+from broker.engines.memory import MemoryEngine
+from broker.errors import REFUSALS
+from broker.net import gate as gates
+from broker.net import handshake as handshakes
+from broker.net.gate import Gate, Room
+from broker.net.handshake import MAX_HEAD, Handshake
+from broker.node import Node as RealNode
+from tests.net.house import House, Reply, house, request, until
+
+FRAMES = Frame(Opcode.TEXT, b"first").serialize(mask=True) + Frame(Opcode.TEXT, b"second").serialize(mask=True)
+
+
+@pytest.fixture
+def arrivals(monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[int]:
+    """The size of each piece of a request, as the handshake gets it."""
+    sizes: asyncio.Queue[int] = asyncio.Queue()
+
+    class Watched(Handshake):
+        __slots__ = ()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            sizes.put_nowait(len(data))
+
+    monkeypatch.setattr("broker.net.listener.Handshake", Watched)
+    return sizes
+
+
+def check(reply: Reply, status: int) -> None:
+    """What holds for every answer that is not an upgrade."""
+    assert reply.status == status, reply
+    assert "close" in reply.headers["connection"]
+    assert reply.headers["server"] == "wsbroker"
+    assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+    assert int(reply.headers["content-length"]) == len(reply.body.encode())
+    assert reply.body.endswith("\n")
+
+
+async def refused(opened: House, request: bytes, status: int) -> Reply:
+    reply = await opened.ask(request)
+    check(reply, status)
+    assert opened.node.taken == []
+    assert opened.gate.refused.get(status, 0) == (1 if status in REFUSALS else 0)
+    return reply
+
+
+async def all_received(opened: House, data: bytes) -> None:
+    """Waits until just this came on the one connection that is established."""
+    [connection] = opened.node.established
+    await until(lambda: connection.received == data)
+
+
+# Accepted
+
+
+async def test_a_good_request_is_answered_as_in_the_example_of_the_rfc() -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        client.send(request())
+        assert await client.head() == (
+            b"HTTP/1.1 101 Switching Protocols\r\n"
+            b"Upgrade: websocket\r\n"
+            b"Connection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+            b"Server: wsbroker\r\n"
+            b"\r\n"
+        )
+        [taken] = opened.node.taken
+        assert taken.rest == b""
+        name = client.writer.get_extra_info("sockname")
+        assert taken.peer == f"127.0.0.1:{name[1]}"
+
+
+async def test_the_client_side_of_websockets_is_content_with_the_answer() -> None:
+    async with house() as opened:
+        protocol = ClientProtocol(parse_uri(f"ws://{opened.address}/"), subprotocols=[Subprotocol("wsbroker.v1")])
+        protocol.send_request(protocol.connect())
+        client = await opened.connect()
+        client.send(b"".join(protocol.data_to_send()))
+        protocol.receive_data(await client.head())
+        [response] = protocol.events_received()
+        assert isinstance(response, Response)
+        assert protocol.handshake_exc is None
+        assert protocol.state is OPEN
+        assert protocol.subprotocol == "wsbroker.v1"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("GET /?token=x HTTP/1.1",),
+        ("GET http://broker.example/ HTTP/1.1",),
+        ("GET http://broker.example HTTP/1.1",),
+        ("GET / HTTP/1.1", "Content-Length: 0"),
+        ("GET / HTTP/1.1", "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
+        ("GET / HTTP/1.1", "Cookie: caf\u00e9"),
+    ],
+)
+async def test_these_requests_are_good_too(lines: tuple[str, ...]) -> None:
+    async with house() as opened:
+        client = await opened.upgrade(request(*lines))
+        assert len(opened.node.taken) == 1
+        await client.close()
+
+
+async def test_a_browsers_way_of_writing_is_understood() -> None:
+    async with house() as opened:
+        data = request(without="Connection").replace(b"Upgrade: websocket", b"UPGRADE: WebSocket")
+        await opened.upgrade(data[:-2] + b"connection: keep-alive, Upgrade\r\n\r\n")
+
+
+async def test_a_request_may_be_split_anywhere(arrivals: asyncio.Queue[int]) -> None:
+    data = request("GET / HTTP/1.1", "Sec-WebSocket-Protocol: wsbroker.v1") + FRAMES
+    async with house() as opened:
+        for place in range(1, len(data)):
+            client = await opened.connect()
+            client.send(data[:place])
+            assert await arrivals.get() == place
+            client.send(data[place:])
+            await client.head()
+            if place < data.index(FRAMES):
+                assert await arrivals.get() == len(data) - place
+                assert opened.node.taken[-1].rest == FRAMES
+            else:
+                await all_received(opened, data[place:])
+                assert opened.node.taken[-1].rest + data[place:] == FRAMES
+            await client.close()
+            await until(lambda: not opened.node.established)
+        assert len(opened.node.taken) == len(data) - 1
+
+
+async def test_a_request_may_come_byte_by_byte(arrivals: asyncio.Queue[int]) -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        for byte in request():
+            client.send(bytes([byte]))
+            assert await arrivals.get() == 1
+        await client.head()
+        assert opened.node.taken[0].rest == b""
+
+
+async def test_what_follows_the_request_at_once_is_handed_on_untouched() -> None:
+    async with house() as opened:
+        client = await opened.upgrade(request() + FRAMES)
+        client.send(b"later")
+        await asyncio.wait_for(opened.node.heard.wait(), 10)
+        assert opened.node.taken[0].rest == FRAMES
+        assert opened.node.established[0].received == b"later"
+
+
+async def test_what_follows_may_be_a_lot() -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        client.send(request() + b"x" * 1_000_000)
+        await client.head()
+        await until(lambda: len(opened.node.taken[0].rest) + len(opened.node.established[0].received) == 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (["wsbroker.v1"], "wsbroker.v1"),
+        (["other, wsbroker.v1"], "wsbroker.v1"),
+        (["other", "wsbroker.v1"], "wsbroker.v1"),
+        (["wsbroker.v1, bearer.abc.def"], "wsbroker.v1"),
+        (["bearer.abc.def, wsbroker.v1"], "wsbroker.v1"),
+        (["bearer.abc.def"], None),
+        ([], None),
+    ],
+)
+async def test_the_subprotocol_is_the_brokers_own_or_none(offered: list[str], chosen: str | None) -> None:
+    async with house() as opened:
+        lines = [f"Sec-WebSocket-Protocol: {value}" for value in offered]
+        client = await opened.connect()
+        client.send(request("GET / HTTP/1.1", *lines))
+        head = await client.head()
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert b"bearer" not in head
+        if chosen is None:
+            assert b"Sec-WebSocket-Protocol" not in head
+        else:
+            assert f"Sec-WebSocket-Protocol: {chosen}\r\n".encode() in head
+
+
+@pytest.mark.parametrize("offered", ["mqtt", "wsbroker.v2", "WSBROKER.V1", "mqtt, bearer.abc", "bearer"])
+async def test_who_offers_only_other_subprotocols_is_refused(offered: str) -> None:
+    async with house() as opened:
+        reply = await refused(opened, request("GET / HTTP/1.1", f"Sec-WebSocket-Protocol: {offered}"), 400)
+        assert "wsbroker.v1" in reply.body
+        assert "abc" not in reply.body
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "POST / HTTP/1.1",
+        "OPTIONS / HTTP/1.1",
+        "BREW / HTTP/1.1",
+        "GET / HTTP/1.0",
+        "POST / HTTP/1.0",
+    ],
+)
+async def test_another_method_or_version_is_no_request_for_a_websocket(line: str) -> None:
+    async with house() as opened:
+        reply = await refused(opened, request(line), 426)
+        assert reply.headers["upgrade"] == "websocket"
+        assert reply.headers["connection"] == "close, Upgrade"
+
+
+@pytest.mark.parametrize("without", ["Upgrade", "Connection"])
+async def test_a_plain_request_is_none_either(without: str) -> None:
+    async with house() as opened:
+        await refused(opened, request(without=without), 426)
+
+
+async def test_a_post_with_a_body_is_none_either() -> None:
+    async with house() as opened:
+        body = b'{"a":1}'
+        head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        await refused(opened, head.encode() + body, 426)
+
+
+async def test_a_chunked_one_is_none_either() -> None:
+    async with house() as opened:
+        await refused(opened, b"PUT / HTTP/1.1\r\nHost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 426)
+
+
+async def test_a_head_request_is_answered_without_a_body() -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        client.send(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await client.rest()
+        assert answer.startswith(b"HTTP/1.1 426 ")
+        assert answer.endswith(b"\r\n\r\n")
+        assert b"Content-Length: " in answer
+        assert b"Content-Length: 0" not in answer
+
+
+async def test_another_version_of_websocket_is_told_which_one_is_spoken() -> None:
+    async with house() as opened:
+        data = request(without="Sec-WebSocket-Version")[:-2] + b"Sec-WebSocket-Version: 8\r\n\r\n"
+        reply = await refused(opened, data, 426)
+        assert reply.headers["sec-websocket-version"] == "13"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request(without="Host"),
+        request("GET / HTTP/1.1", "Host: broker.example"),
+        request(host="a b"),
+        request(host="user@broker.example"),
+        request(host="[::1"),
+        request(host="broker.example:port"),
+        request("GET / HTTP/1.0", "Host: broker.example"),
+    ],
+)
+async def test_there_must_be_one_host(data: bytes) -> None:
+    async with house() as opened:
+        reply = await refused(opened, data, 400)
+        assert "Host" in reply.body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request(without="Sec-WebSocket-Key"),
+        request("GET / HTTP/1.1", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
+        request(key=""),
+        request(key="c2hvcnQ="),
+        request(key="***not base 64***"),
+        request(key="\u00e9" * 22 + "=="),
+        request(without="Sec-WebSocket-Version"),
+        request("GET / HTTP/1.1", "Sec-WebSocket-Version: 13"),
+        request("GET / HTTP/1.1", "Sec-WebSocket-Protocol: a b"),
+        request("GET / HTTP/1.1", "Connection: ;"),
+    ],
+)
+async def test_the_headers_of_a_request_for_a_websocket_must_be_right(data: bytes) -> None:
+    async with house() as opened:
+        reply = await refused(opened, data, 400)
+        assert "the header " in reply.body
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 5", "Transfer-Encoding: chunked"])
+async def test_a_request_for_a_websocket_has_no_body(length: str) -> None:
+    async with house() as opened:
+        await refused(opened, request("GET / HTTP/1.1", length) + b"hello", 400)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),  # TLS
+        b"\x00",
+        b"\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: x\n\n",
+        b"GET / HTTP/1.1\r\nHost: x\nUpgrade: websocket\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: \x00\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 5\r\nno colon\r\n\r\n",
+    ],
+)
+async def test_garbage_is_called_so(data: bytes) -> None:
+    async with house() as opened:
+        await refused(opened, data, 400)
+
+
+async def test_garbage_in_the_second_piece_is_called_so_too(arrivals: asyncio.Queue[int]) -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        client.send(b"GET / HTTP/1.1\r")
+        await arrivals.get()
+        client.send(b"\nHost: x")
+        await arrivals.get()
+        assert opened.gate.refused == {}
+        client.send(b"\n")
+        check(await client.reply(), 400)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        request("GET / HTTP/1.1", "A: " + "a" * 8200),
+        request("GET / HTTP/1.1", *["A: a"] * 129),
+        request("GET / HTTP/1.1", *["A: " + "a" * 1000] * 17),
+        b"A" * (MAX_HEAD + 1),
+        request()[:-2] + b"A: a\r\n" * 4000,
+    ],
+)
+async def test_a_head_that_is_too_long_is_refused(data: bytes) -> None:
+    async with house() as opened:
+        await refused(opened, data, 431)
+
+
+async def test_a_head_of_just_the_limit_is_taken() -> None:
+    start = request("GET / HTTP/1.1", "A: " + "a" * 8100)
+    room = MAX_HEAD - len(start) - len(b"B: \r\n")
+    for size, status in ((room, 101), (room + 1, 431)):
+        async with house() as opened:
+            client = await opened.connect()
+            client.send(start[:-2] + b"B: " + b"b" * size + b"\r\n\r\n" + FRAMES)
+            assert (await client.head()).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+async def test_a_path_where_there_is_nothing() -> None:
+    async with house(path="/ws") as opened:
+        await refused(opened, request("GET / HTTP/1.1"), 404)
+    async with house(path="/ws") as opened:
+        reply = await refused(opened, b"GET /favicon.ico HTTP/1.1\r\nHost: x\r\n\r\n", 404)
+        assert "/ws" in reply.body
+    async with house(path="/ws") as opened:
+        await refused(opened, b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404)
+    async with house(path="/ws") as opened:
+        await opened.upgrade(request("GET /ws?a=/b HTTP/1.1"))
+
+
+async def test_a_page_of_another_site_is_refused() -> None:
+    async with house() as opened:
+        await refused(opened, request("GET / HTTP/1.1", "Origin: http://evil.example"), 403)
+
+
+async def test_pages_of_the_own_host_of_this_machine_and_listed_ones_are_welcome_on_loopback() -> None:
+    async with house(origins=["https://app.example"]) as opened:
+        for origin in ("http://broker.example", "http://localhost:5173", "https://app.example"):
+            client = await opened.upgrade(request("GET / HTTP/1.1", f"Origin: {origin}"))
+            await client.close()
+        check(await opened.ask(request("GET / HTTP/1.1", "Origin: null")), 403)
+
+
+async def test_a_request_with_two_origins_is_refused() -> None:
+    async with house() as opened:
+        lines = ("Origin: http://broker.example", "Origin: http://evil.example")
+        await refused(opened, request("GET / HTTP/1.1", *lines), 400)
+
+
+# Health
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz?a=b HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.0\r\n\r\n",
+        b"GET http://x/healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+async def test_a_load_balancer_learns_that_all_is_well(data: bytes) -> None:
+    async with house() as opened:
+        reply = await refused(opened, data, 200)
+        assert reply.body == "ok\n"
+
+
+async def test_a_load_balancer_learns_that_the_broker_drains() -> None:
+    async with house() as opened:
+        opened.node.draining = True
+        reply = await refused(opened, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 503)
+        assert reply.body == "draining\n"
+
+
+async def test_a_full_broker_is_healthy() -> None:
+    async with house(room=Room(connections=0, extra=5)) as opened:
+        assert (await opened.ask(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")).status == 200
+
+
+# Too slow, gone, or in the way of a shutdown
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", request()[:-1]])
+async def test_who_takes_too_long_is_closed_without_an_answer(sent: bytes) -> None:
+    async with house(open_timeout=0.1) as opened:
+        client = await opened.connect()
+        client.send(sent)
+        with contextlib.suppress(ConnectionResetError):
+            assert await client.rest() == b""
+        assert opened.gate.connections == 0
+        assert opened.gate.refused == {0: 1}
+
+
+async def test_who_sends_a_little_from_time_to_time_takes_too_long_as_well() -> None:
+    async with house(open_timeout=0.1) as opened:
+        client = await opened.connect()
+        client.send(b"GET / HTTP/1.1\r\n")
+        while not opened.gate.refused:
+            client.send(b"A: a\r\n")
+            await asyncio.sleep(0.005)
+        assert opened.gate.refused == {0: 1}
+
+
+async def test_who_was_in_time_is_not_touched_by_the_sweep() -> None:
+    async with house(open_timeout=0.1) as opened:
+        kept = await opened.upgrade(request())
+        late = await opened.connect()
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await late.head()
+        assert len(opened.node.established) == 1
+        await kept.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", request()[:-1]])
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_who_goes_away_half_way_leaves_nothing_behind(sent: bytes, how: str) -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        client.send(sent)
+        await until(lambda: opened.gate.connections == 1)
+        await getattr(client, how)()
+        await until(lambda: opened.gate.connections == 0)
+        assert opened.gate.refused == {}
+        assert opened.node.taken == []
+
+
+async def test_who_goes_away_right_after_the_request_leaves_nothing_behind() -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        client.send(request())
+        await client.reset()
+        await until(lambda: opened.gate.connections == 0)
+
+
+async def test_an_answer_arrives_whatever_the_client_goes_on_sending() -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        body = b"x" * 20_000_000
+        client.send(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await client.writer.drain()
+        check(await client.reply(), 404)
+
+
+async def test_a_client_that_has_said_all_it_wants_to_say_gets_its_answer() -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        client.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.writer.write_eof()
+        check(await client.reply(), 404)
+
+
+async def test_a_refused_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "LINGER", 0.05)
+    async with house() as opened:
+        client = await opened.connect()
+        client.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+        check(await client.reply(), 404)
+        assert opened.gate.connections == 1
+        await until(lambda: opened.gate.connections == 0)
+
+
+async def test_a_shutdown_refuses_those_who_are_about_to_ask() -> None:
+    async with house() as opened:
+        silent = await opened.connect()
+        midway = await opened.connect()
+        midway.send(request()[:50])
+        await until(lambda: opened.gate.connections == 2)
+        opened.gate.close()
+        for client in (silent, midway):
+            reply = await client.reply()
+            check(reply, 503)
+            assert 1 <= int(reply.headers["retry-after"]) <= 6
+            await client.close()
+        await opened.gate.wait_empty(10)
+        assert opened.gate.connections == 0
+
+
+async def test_who_asks_during_a_shutdown_is_refused() -> None:
+    async with house() as opened:
+        opened.node.draining = True
+        reply = await refused(opened, request(), 503)
+        assert "retry-after" in reply.headers
+
+
+async def test_a_shutdown_does_not_wait_for_ever_for_a_refused_client() -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        await until(lambda: opened.gate.connections == 1)
+        opened.gate.close()
+        await opened.gate.wait_empty(0)
+        await until(lambda: opened.gate.connections == 0)
+        await client.close()
+
+
+# Room
+
+
+async def test_the_surplus_is_told_to_come_back_and_let_in_when_there_is_room() -> None:
+    async with house(room=Room(connections=2, extra=5)) as opened:
+        first = await opened.upgrade(request())
+        await opened.upgrade(request())
+        reply = await opened.ask(request())
+        check(reply, 503)
+        assert "full" in reply.body
+        assert 1 <= int(reply.headers["retry-after"]) <= 6
+        await first.close()
+        await until(lambda: opened.node.connections == 1)
+        await opened.upgrade(request())
+        assert opened.gate.refused == {503: 1}
+
+
+async def test_a_surplus_client_is_let_in_when_there_is_room_by_the_time_it_asks() -> None:
+    async with house(room=Room(connections=1, extra=5)) as opened:
+        first = await opened.upgrade(request())
+        waiting = await opened.connect()
+        await until(lambda: opened.gate.connections == 2)
+        await first.close()
+        await until(lambda: opened.node.connections == 0)
+        waiting.send(request())
+        assert (await waiting.head()).startswith(b"HTTP/1.1 101 ")
+
+
+async def test_those_who_have_not_asked_yet_take_up_room() -> None:
+    async with house(room=Room(connections=2, extra=5)) as opened:
+        await opened.connect()
+        await opened.connect()
+        await until(lambda: opened.gate.connections == 2)
+        check(await opened.ask(request()), 503)
+
+
+async def test_beyond_the_extra_ones_a_connection_is_closed_at_once() -> None:
+    async with house(room=Room(connections=1, extra=2)) as opened:
+        await opened.upgrade(request())
+        waiting = [await opened.connect() for _ in range(2)]
+        await until(lambda: opened.gate.connections == 3)
+        surplus = await opened.connect()
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await surplus.head()
+        assert opened.gate.refused == {0: 1}
+        for client in waiting:
+            client.send(request())
+            check(await client.reply(), 503)
+
+
+async def test_refused_ones_that_read_their_answer_take_up_no_room_but_are_bounded() -> None:
+    async with house(room=Room(connections=1, extra=2)) as opened:
+        for _ in range(4):
+            client = await opened.connect()
+            client.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+            check(await client.reply(), 404)
+            assert opened.gate.connections <= 2
+        await opened.upgrade(request())
+
+
+# Nothing is left
+
+
+def left() -> list[object]:
+    kinds = (Handshake, Request, Response, Headers)
+    return [thing for thing in gc.get_objects() if isinstance(thing, kinds)]
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_nothing_of_the_handshake_is_alive_after_the_upgrade(pieces: int) -> None:
+    async with house() as opened:
+        gc.collect()
+        assert left() == []
+        gc.disable()
+        try:
+            data = request("GET / HTTP/1.1", "Sec-WebSocket-Protocol: wsbroker.v1", "Origin: http://broker.example")
+            for _ in range(10):
+                client = await opened.connect()
+                for piece in range(pieces):
+                    size = len(data) // pieces + 1
+                    client.send(data[piece * size : (piece + 1) * size])
+                    await client.writer.drain()
+                    await asyncio.sleep(0)
+                assert (await client.head()).startswith(b"HTTP/1.1 101 ")
+            assert len(opened.node.established) == 10
+            assert left() == []
+        finally:
+            gc.enable()
+
+
+async def test_nothing_of_it_is_alive_with_the_real_node_either() -> None:
+    loop = asyncio.get_running_loop()
+    node = RealNode(Config(), MemoryEngine(), loop)
+    await node.start()
+    async with house() as opened:
+        opened.gate.node = node
+        gc.collect()
+        gc.disable()
+        try:
+            clients = [await opened.upgrade(request()) for _ in range(10)]
+            assert node.connections == 10
+            assert left() == []
+        finally:
+            gc.enable()
+        for client in clients:
+            await client.close()
+        await until(lambda: node.connections == 0)
+    await node.stop()
+
+
+async def test_nothing_is_scheduled_for_a_connection_once_it_is_established() -> None:
+    async with house() as opened:
+        before = len(asyncio.all_tasks())
+        await opened.upgrade(request())
+        assert opened.gate.connections == 1
+        assert len(asyncio.all_tasks()) == before
+        await until(lambda: opened.gate._sweeper is None)
+
+
+def test_the_limits_of_websockets_are_those_that_the_head_is_measured_for() -> None:
+    # Set by environment variables when websockets is imported; larger ones would only be cut at MAX_HEAD.
+    assert handshakes.MAX_HEAD == 2 * 8192
+
+
+async def test_a_gate_counts_no_one_twice() -> None:
+    loop = asyncio.get_running_loop()
+    async with house() as opened:
+        gate = Gate(Config(), opened.node, Room(1, 0), loop)
+        handshake = Handshake(gate)
+        assert gate.enter(handshake)
+        assert gate.admit(handshake)
+        gate.leave(handshake)
+        gate.leave(handshake)
+        assert gate.enter(Handshake(gate))
+        assert not gate.enter(Handshake(gate))

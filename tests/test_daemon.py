@@ -1,0 +1,404 @@
+"""The whole process: how it starts, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import connect, unix_connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Origin, Subprotocol
+
+from tests.net.house import until
+
+TIMEOUT = 30.0
+"""Seconds after which a test that waits has failed."""
+
+
+class Daemon:
+    """A broker in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log: list[str] = []
+        self.addresses: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"ws://{self.addresses[0]}/"
+
+    async def line(self) -> str:
+        """The next line of the log; empty once there will be no more."""
+        assert self.process.stderr is not None
+        line = (await asyncio.wait_for(self.process.stderr.readline(), TIMEOUT)).decode()
+        self.log.append(line)
+        return line
+
+    async def until(self, text: str) -> str:
+        """The first line from here on that holds `text`."""
+        while line := await self.line():
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} was not logged, but:\n{''.join(self.log)}")
+
+    async def started(self) -> None:
+        while "listening on" in (line := await self.until("")):
+            self.addresses.append(line.split("listening on ")[1].split()[0])
+        assert "ready" in line, line
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        """The exit status. What was still logged is in `log`."""
+        while await self.line():
+            pass
+        return await asyncio.wait_for(self.process.wait(), TIMEOUT)
+
+    @property
+    def said(self) -> str:
+        return "".join(self.log)
+
+
+@asynccontextmanager
+async def launched(
+    *arguments: str,
+    config: str = "",
+    folder: Path | None = None,
+    before: Callable[[], None] | None = None,
+    **environment: str,
+) -> AsyncIterator[Daemon]:
+    """`wsbroker serve` with these arguments."""
+    command = [sys.executable, "-m", "broker", "serve", *arguments]
+    if folder is not None:
+        file = folder / "wsbroker.toml"
+        file.write_text(config)
+        command += ["--config", str(file)]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=before,
+        env={**os.environ, "PYTHONWARNINGS": "error", **environment},
+    )
+    try:
+        yield Daemon(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        assert process.stdout is not None
+        assert await process.stdout.read() == b""
+        await process.wait()
+
+
+@asynccontextmanager
+async def serving(*arguments: str, folder: Path | None = None, config: str = "") -> AsyncIterator[Daemon]:
+    """A broker that has started."""
+    given = arguments or ("--listen", "127.0.0.1:0")
+    async with launched(*given, folder=folder, config=config) as daemon:
+        await daemon.started()
+        yield daemon
+
+
+@asynccontextmanager
+async def mute(address: str) -> AsyncIterator[None]:
+    """A client that is connected and answers nothing, a close frame included."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    await reader.readuntil(b"\r\n\r\n")
+    try:
+        yield
+    finally:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """An address that another one listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+# The start
+
+
+async def test_it_says_where_it_listens(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    async with serving("--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--listen", f"unix:{path}") as daemon:
+        v4, v6, unix = daemon.addresses
+        assert unix == f"unix:{path}"
+        for opened in (connect(f"ws://{v4}/"), connect(f"ws://{v6}/"), unix_connect(str(path))):
+            async with opened as client:
+                assert json.loads(await client.recv())["op"] == "welcome"
+        assert f"url='ws://{v4}/'" in daemon.log[0]
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert not path.exists()
+
+
+async def test_the_path_is_part_of_what_it_says(tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\npath = "/ws"'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        assert f"url='ws://{daemon.addresses[0]}/ws'" in daemon.log[0]
+        async with connect(f"ws://{daemon.addresses[0]}/ws"):
+            pass
+
+
+async def test_for_machines_each_line_is_a_json_object() -> None:
+    async with launched("--listen", "127.0.0.1:0", "--log-format", "json") as daemon:
+        line = json.loads(await daemon.until("listening on"))
+        assert line["level"] == "info"
+        assert line["url"].startswith("ws://127.0.0.1:")
+        assert list(line)[:3] == ["timestamp", "level", "event"]
+        ready = json.loads(await daemon.until("ready"))
+        assert ready["engine"] == "memory"
+        daemon.signal(signal.SIGINT)
+        assert await daemon.ended() == 0
+        assert [json.loads(line)["event"] for line in daemon.log if line][-1] == "stopped"
+
+
+async def test_what_is_below_the_level_is_not_logged(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    async with launched("--listen", f"unix:{path}", "--log-level", "error") as daemon:
+        await until(path.exists)
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert daemon.said == ""
+
+
+async def test_debug_says_who_was_refused_and_no_payload(tmp_path: Path) -> None:
+    async with serving("--listen", "127.0.0.1:0", "--log-level", "debug") as daemon:
+        with pytest.raises(InvalidStatus):
+            await connect(daemon.url, origin=Origin("http://evil.example")).__aenter__()
+        assert "status=403" in await daemon.until("refused")
+        offered = [Subprotocol("wsbroker.v1"), Subprotocol("bearer.secret-token")]
+        async with connect(daemon.url, subprotocols=offered) as client:
+            await client.send('{"op":"publish","id":1,"topic":"a","data":"secret-payload"}')
+            await client.recv()
+            await client.recv()
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "secret" not in daemon.said
+
+
+async def test_an_address_in_use_is_one_line_and_status_1(taken: str, tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    async with launched("--listen", f"unix:{path}", "--listen", taken) as daemon:
+        assert await daemon.ended() == 1
+        assert daemon.said == f"wsbroker: cannot listen on {taken}: the address is in use\n"
+        assert not path.exists()
+
+
+async def test_for_machines_that_line_is_json_too(taken: str) -> None:
+    async with launched("--listen", taken, "--log-format", "json") as daemon:
+        assert await daemon.ended() == 1
+        line = json.loads(daemon.said)
+        assert line["level"] == "error"
+        assert line["event"] == f"cannot listen on {taken}: the address is in use"
+
+
+async def test_a_mistake_in_the_configuration_is_status_78(tmp_path: Path) -> None:
+    async with launched(folder=tmp_path, config="[limits]\nmax_sizes = 5") as daemon:
+        assert await daemon.ended() == 78
+        assert "limits.max_sizes" in daemon.said
+        assert "Traceback" not in daemon.said
+
+
+async def test_more_connections_than_there_are_descriptors_for_is_a_mistake(tmp_path: Path) -> None:
+    config = "[limits]\nmax_connections = 5000000"
+    async with launched("--listen", "127.0.0.1:0", folder=tmp_path, config=config) as daemon:
+        assert await daemon.ended() == 78
+        assert daemon.said.startswith("wsbroker: limits.max_connections: 5000000 do not fit into the limit of ")
+        assert daemon.said.count("\n") == 1
+
+
+async def test_it_takes_as_many_descriptors_as_it_may() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def few_for_now() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+
+    async with launched("--listen", "127.0.0.1:0", before=few_for_now) as daemon:
+        await daemon.started()
+        assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (min(hard, 1 << 20), hard)
+
+
+async def test_without_standard_error_it_serves_and_no_client_gets_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    command = f'exec "{sys.executable}" -m broker serve --listen unix:{path} --log-level debug 0<&- 1>&- 2>&-'
+    process = await asyncio.create_subprocess_shell(command)
+    try:
+        await until(path.exists)
+        async with unix_connect(str(path)) as client:
+            assert json.loads(await client.recv())["op"] == "welcome"
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_log_that_nobody_reads_any_more_does_not_stop_it() -> None:
+    async with launched("--listen", "127.0.0.1:0", "--log-level", "debug") as daemon:
+        await daemon.started()
+        pipe = daemon.process._transport.get_pipe_transport(2)  # type: ignore[attr-defined]
+        pipe.close()
+        async with connect(daemon.url) as client:
+            assert json.loads(await client.recv())["op"] == "welcome"
+        daemon.signal(signal.SIGTERM)
+        assert await asyncio.wait_for(daemon.process.wait(), TIMEOUT) == 0
+
+
+FAULT = """
+import asyncio, logging, uvloop
+from broker.config import Log
+from broker.daemon import report_fault, set_up_log
+
+def handle(payload):
+    raise RuntimeError("a fault")
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(report_fault)
+    loop.call_soon(handle, b"the-payload")
+    await asyncio.sleep(0)
+    logging.getLogger("a.library").warning("it is %s", "late")
+
+set_up_log(Log(format=FORMAT))
+with asyncio.Runner(loop_factory=FACTORY) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize("factory", ["uvloop.new_event_loop", "asyncio.new_event_loop"])
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_a_fault_is_logged_with_where_it_happened_but_without_payloads(form: str, factory: str) -> None:
+    program = FAULT.replace("FORMAT", repr(form)).replace("FACTORY", factory)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE)
+    said = (await process.communicate())[1].decode()
+    assert process.returncode == 0
+    assert "RuntimeError: a fault" in said
+    assert "in handle" in said
+    assert "the-payload" not in said
+    assert "it is late" in said
+    if form == "json":
+        fault, library = map(json.loads, said.splitlines())
+        assert fault["level"] == "error"
+        assert library["level"] == "warning"
+        assert library["logger"] == "a.library"
+
+
+# The end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_with_0(number: signal.Signals) -> None:
+    async with serving() as daemon:
+        daemon.signal(number)
+        assert await daemon.ended() == 0
+        assert f"signal='{number.name}'" in daemon.said
+        assert "Traceback" not in daemon.said
+        assert "error" not in daemon.said
+
+
+async def test_clients_are_told_to_come_back_and_closed() -> None:
+    async with serving() as daemon, connect(daemon.url) as client:
+        await client.recv()
+        await client.send('{"op":"subscribe","id":1,"topic":"a"}')
+        await client.recv()
+        daemon.signal(signal.SIGTERM)
+        bye = json.loads(await client.recv())
+        assert bye["op"] == "bye"
+        assert 0 <= bye["retry_after_ms"] <= 5000
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+        assert await daemon.ended() == 0
+
+
+async def test_a_client_that_does_not_close_is_not_waited_for_longer_than_the_drain_timeout(tmp_path: Path) -> None:
+    config = "[limits]\ndrain_timeout = 0.2\nclose_timeout = 3600"
+    async with serving("--listen", "127.0.0.1:0", folder=tmp_path, config=config) as daemon, mute(daemon.addresses[0]):
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "Traceback" not in daemon.said
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    config = "[limits]\ndrain_timeout = 3600\nclose_timeout = 3600"
+    async with serving("--listen", "127.0.0.1:0", folder=tmp_path, config=config) as daemon, mute(daemon.addresses[0]):
+        daemon.signal(signal.SIGTERM)
+        await daemon.until("draining")
+        daemon.signal(signal.SIGINT)
+        assert await daemon.ended() == 128 + signal.SIGINT
+        assert "Traceback" not in daemon.said
+
+
+async def test_during_the_end_nobody_is_let_in_and_the_address_is_free() -> None:
+    async with serving() as daemon, connect(daemon.url) as client:
+        await client.recv()
+        daemon.signal(signal.SIGTERM)
+        await daemon.until("draining")
+        with pytest.raises(ConnectionRefusedError):
+            await connect(daemon.url).__aenter__()
+        assert await daemon.ended() == 0
+        async with serving("--listen", daemon.addresses[0]) as next_one:
+            assert next_one.addresses == daemon.addresses
+
+
+# The limits of a process
+
+
+async def test_more_clients_than_descriptors_are_answered_and_do_no_harm() -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
+
+    async with launched("--listen", "127.0.0.1:0", before=few) as daemon:
+        await daemon.started()
+        room = int(daemon.log[-1].split("max_connections=")[1].split()[0])
+        outcomes = await asyncio.gather(*(connect(daemon.url) for _ in range(room)))
+        for _ in range(50):
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(daemon.url, proxy=None).__aenter__()
+            assert refused.value.response.status_code == 503
+            assert refused.value.response.headers["Retry-After"]
+        # Silent ones take up what is left; beyond them connections are closed, and the broker goes on.
+        host, _, port = daemon.addresses[0].rpartition(":")
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(100)]
+        await until(lambda: sum(reader.at_eof() or reader.exception() is not None for reader, _ in silent) > 50)
+        assert len(os.listdir(f"/proc/{daemon.process.pid}/fd")) < 160  # noqa: PTH208 -- one line
+        for _, writer in silent:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for _, writer in silent), return_exceptions=True)
+        for client in outcomes:
+            await client.close()
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                try:
+                    client = await connect(daemon.url)
+                except (InvalidStatus, ConnectionError):
+                    continue
+                break
+        await client.close()
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "full" in daemon.said
+        assert "Traceback" not in daemon.said

@@ -78,6 +78,11 @@ cdef class Connection(Frames):
         public Routes routes  # None: every message goes to the session
         public int mistakes  # how many commands in a row were malformed
         object transport
+        # The lane ahead of events: answers, pongs, the close frame. It stands beside `fd` for the sake of the walk over
+        # an audience, which reads these two of each member, and nothing else.
+        unsigned char* lane
+        size_t lane_room
+        size_t lane_size
         int fd  # -1 where only the transport may write: TLS, or a transport without a socket
         readonly uint8_t state
         readonly bint blocked  # the kernel is full: the transport holds what it did not take
@@ -91,13 +96,10 @@ cdef class Connection(Frames):
         bint half_close  # the same, but go on reading until the peer closes
         int close_code
         object close_reason
-        # The lane ahead of events: answers, pongs, the close frame.
-        unsigned char* lane
-        size_t lane_size
-        size_t lane_room
         # The queues of the subscriptions.
         PyObject* subscriptions
         PyObject* busy
+        bint in_order  # the queues are not emptied in turn but in the order of publishing
         size_t outbox_size
         uint32_t deaf  # subscriptions with `echo` false
         uint64_t stamp
@@ -121,6 +123,8 @@ cdef class Connection(Frames):
         self.waiting_for = NOTHING
 
     def __dealloc__(self):
+        if self.reactor is not None:
+            self.reactor.wait_no_more(self)
         free(self.lane)
 
     # Life: start, close, loss.
@@ -249,7 +253,7 @@ cdef class Connection(Frames):
             return 0
         used = self.read(data, size)
         if used < size:
-            self.rest = PyBytes_FromStringAndSize(<char*> data + used, size - used)
+            self.rest = (self.rest or b"") + PyBytes_FromStringAndSize(<char*> data + used, size - used)
         return 0
 
     def pause(self):
@@ -349,6 +353,8 @@ cdef class Connection(Frames):
         self.append(head, head_size)
         if size:
             self.append(data, size)
+        if self.lane_size > MAX_WRITE and self.state == OPEN and not self.blocked and not self.writing:
+            self.write(False)  # one turn may bring megabytes of commands: their answers are not held until its end
         if self.lane_size > self.reactor.max_answers and self.blocked:
             self.doom(CLOSE_NOT_READING, "not_reading")
         return 0
@@ -442,6 +448,8 @@ cdef class Connection(Frames):
                     break
                 sent = self.send_pieces(pieces, count)
                 self.settle_pieces(pieces, count, sent)
+            if self.pending_first >= 0 and self.state != CLOSED:
+                self.queue_pending()
         finally:
             self.writing = False
             self.pending_first = -1
@@ -467,6 +475,7 @@ cdef class Connection(Frames):
         cdef PyObject* link = self.subscriptions
         if self.busy != NULL:
             return 0
+        self.in_order = False
         while link != NULL:
             set_ready(<Subscription> link)
             link = (<Subscription> link).connection_next
@@ -489,7 +498,7 @@ cdef class Connection(Frames):
             size = self.lane_size
             count = 1
         while self.busy != NULL and count + 2 <= MAX_PIECES and size < MAX_WRITE and self.state == OPEN:
-            subscription = <Subscription> self.busy
+            subscription = <Subscription> (oldest_busy(self.busy) if self.in_order else self.busy)
             if subscription.count == 0 and subscription.missed == 0:
                 leave_busy(subscription)
                 continue
@@ -647,6 +656,18 @@ cdef class Connection(Frames):
         self.reactor.delivered += index + 1
         self.queue_segments(piece, index + 1)
         return memoryview(audience.event(index).frame)[sent - start :]
+
+    cdef int queue_pending(self) except -1:
+        """Queue the batches that the kernel was full before."""
+        cdef Piece piece
+        cdef Pending* pending
+        while self.pending_first >= 0:
+            pending = &self.reactor.pending[self.pending_first]
+            self.pending_first = pending.next
+            piece.audience = pending.audience
+            piece.subscription = pending.member.subscription
+            self.queue_segments(&piece, 0)
+        return 0
 
     cdef int queue_segments(self, Piece* piece, uint32_t index) except -1:
         """Queue the events of a batch from one on."""

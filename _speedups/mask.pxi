@@ -33,7 +33,7 @@ def mask(data not None, bytes key not None, size_t offset=0):
     """
     if len(key) != 4:
         raise ValueError("a masking key has 4 bytes")
-    cdef bytes result = bytes(memoryview(data))
-    cdef bytes copy = PyBytes_FromStringAndSize(PyBytes_AS_STRING(result), len(result))
-    apply_mask(<unsigned char*> PyBytes_AS_STRING(copy), len(copy), <const unsigned char*> PyBytes_AS_STRING(key), offset)
-    return copy
+    cdef bytearray copy = bytearray(memoryview(data))
+    apply_mask(<unsigned char*> PyByteArray_AS_STRING(copy), len(copy), <const unsigned char*> PyBytes_AS_STRING(key),
+               offset)
+    return bytes(copy)

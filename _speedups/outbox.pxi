@@ -26,6 +26,7 @@ cdef class Event:
         bytes frame
         str topic
         bytes key  # without quotes, as it was sent; None where the publisher gave none
+        uint64_t number  # events are numbered as they are published
 
 
 cdef struct Queued:
@@ -76,7 +77,11 @@ cdef class Subscription:
         self.max_queue = max_queue
         self.overflow_policy = policy
         self.echo = echo
-        self.behind = connection.blocked
+        # What waits may be of the same topics, under a subscription that was the most specific one until now: it goes
+        # out first.
+        self.behind = connection.blocked or connection.busy != NULL
+        if connection.busy != NULL:
+            connection.in_order = True
         connection.deaf += not echo
         link_to_filter(self)
         link_to_connection(self)
@@ -86,10 +91,12 @@ cdef class Subscription:
 
         What had to go is counted in a gap; under the policy `close` it is the connection that goes.
         """
+        if self.connection is None:
+            raise ValueError("the subscription has ended")
+        self.overflow_policy = OVERFLOW[overflow]
         self.connection.deaf += <int> self.echo - <int> echo
         self.echo = echo
         self.max_queue = max_queue
-        self.overflow_policy = OVERFLOW[overflow]
         if self.count > max_queue and self.overflow_policy == CLOSE_SLOW:
             self.connection.doom(CLOSE_SLOW_CONSUMER, "slow_consumer")
         while self.count > max_queue:
@@ -205,6 +212,25 @@ cdef void leave_busy(Subscription self) noexcept:
         if connection.busy == <PyObject*> self:
             connection.busy = self.busy_next
     self.busy_next = self.busy_previous = NULL
+
+
+cdef PyObject* oldest_busy(PyObject* first) noexcept:
+    """Of a ring of subscriptions with something to send, the one that is to send what was published first."""
+    cdef PyObject* link = first
+    cdef PyObject* oldest = first
+    cdef Subscription subscription
+    cdef uint64_t number, least = 0
+    while True:
+        subscription = <Subscription> link
+        if subscription.count == 0:
+            return link  # a gap behind its last event
+        number = (<Event> subscription.ring[subscription.first].event).number
+        if link == first or number < least:
+            oldest = link
+            least = number
+        link = subscription.busy_next
+        if link == first:
+            return oldest
 
 
 cdef int make_room(Subscription self) except -1:

@@ -170,7 +170,7 @@ cdef class Reactor:
             # First note for each connection which batches it is to get, then write to each once.
             connections = []
             for audience in audiences:
-                if audience.segment_count == 0:  # it was flushed since
+                if audience.segment_count == 0 or audience.flushing:  # it was flushed since, or it comes a second time
                     continue
                 audience.flushing = True
                 for i in range(audience.ready):

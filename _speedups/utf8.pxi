@@ -84,13 +84,16 @@ cdef class Utf8Validator:
     """Validates a text that comes in pieces."""
 
     cdef Utf8 state
+    cdef bint wrong
 
     def feed(self, data not None):
         """Take the next bytes; return whether a valid text can begin with all that was fed so far."""
         cdef const unsigned char[::1] view = memoryview(data).cast("B")
-        return utf8_feed(&self.state, &view[0], view.shape[0]) if view.shape[0] else True
+        if view.shape[0] and not self.wrong:
+            self.wrong = not utf8_feed(&self.state, &view[0], view.shape[0])
+        return not self.wrong
 
     @property
     def complete(self):
         """Whether the text may end here."""
-        return self.state.need == 0
+        return self.state.need == 0 and not self.wrong

@@ -1,0 +1,50 @@
+/** A page of the shared counter. It asks `examples/counter` to count, and shows nothing but what that says. */
+
+import { Broker, stateIn } from "../wsbroker.js";
+
+const value = document.querySelector("#value");
+const online = document.querySelector("#online");
+const trouble = document.querySelector("#trouble");
+const buttons = document.querySelectorAll("button");
+
+/** The name of this page, as long as it is open: the same over all its connections, so that it is counted once. */
+const page = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join("");
+
+const show = stateIn(document.querySelector("#link"));
+const broker = new Broker({
+  onstate(state) {
+    show(state);
+    for (const button of buttons) button.disabled = state.name !== "open";
+    // The subscriptions have been made again by now, so the answer cannot be missed.
+    if (state.name === "open") tell("hello");
+  },
+});
+broker.subscribe("counter.state", ({ data }) => showState(data));
+broker.subscribe("counter.roll", () => tell("here"));
+
+document.querySelector("#up").addEventListener("click", () => tell("add", { by: 1 }));
+document.querySelector("#down").addEventListener("click", () => tell("add", { by: -1 }));
+window.addEventListener("pagehide", () => tell("bye"));
+// From the back-forward cache, with the connection still open. Where it was closed, it is opened anew and says hello.
+window.addEventListener("pageshow", ({ persisted }) => persisted && broker.open && tell("hello"));
+
+/** Tells the program something. The receipt says whether it was there to hear. */
+async function tell(what, more = {}) {
+  try {
+    const { receivers } = await broker.publish(`counter.page.${what}`, { page, ...more });
+    trouble.textContent = receivers ? "" : "Nobody counts: start the program with python -m examples.counter";
+  } catch (error) {
+    trouble.textContent = error.message;
+  }
+}
+
+function showState(state) {
+  const text = String(state.value).replace("-", "−");
+  if (value.textContent !== text) {
+    value.textContent = text;
+    value.classList.remove("changed");
+    void value.offsetWidth; // or the animation would not begin anew
+    value.classList.add("changed");
+  }
+  online.textContent = state.online === 1 ? "1 page online" : `${state.online} pages online`;
+}

@@ -1,0 +1,141 @@
+"""The vitals: this machine's figures, every second, drawn as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.fixtures_broker import RunningBroker, start_broker
+from tests.fixtures_chromium import PATIENCE, Window
+from tests.fixtures_examples import Example, start_example
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+# Keeps every text of a figure.
+WATCH = """() => {
+    window.shown = {};
+    for (const element of document.querySelectorAll("[data-figure]")) {
+        const texts = (shown[`${element.closest("section").id}.${element.dataset.figure}`] = []);
+        new MutationObserver(() => texts.push(element.textContent)).observe(element, { childList: true });
+    }
+}"""
+
+
+@pytest.fixture
+def vitals(broker: RunningBroker) -> Iterator[Example]:
+    """The program, running."""
+    with start_example("vitals", broker.url) as example:
+        yield example
+
+
+async def test_the_figures_change_every_second(window: Window, vitals: Example) -> None:
+    page = await window.open(vitals.address)
+    await page.evaluate(WATCH)
+    # Loading and drawing this very page is work enough for figures that differ.
+    await page.wait_for_function("() => new Set(shown['cpu.busy']).size >= 3 && shown['cpu.busy'].length >= 4")
+    shown = await page.evaluate("() => shown")
+    assert all(text.endswith(" %") for text in shown["cpu.busy"])
+    assert all(text.endswith("B/s") for text in shown["network.received"])
+    assert len(shown["network.received"]) >= 3
+    assert len(shown["memory.used"]) >= 3
+
+
+async def test_they_are_the_figures_of_this_machine(window: Window, vitals: Example) -> None:
+    page = await window.open(vitals.address)
+    await expect(page.locator("#host")).to_have_text(platform.node(), timeout=PATIENCE)
+    await expect(page.locator("#system")).to_contain_text(platform.release())
+    name, kibi, _ = read("/proc/meminfo")[0].split()
+    assert name == "MemTotal:"
+    gibi = int(kibi) / 2**20
+    shown = await page.locator("[data-figure=total]").inner_text()
+    assert shown.endswith("GiB")
+    assert float(shown.split()[0]) == pytest.approx(gibi, abs=0.06 if gibi < 100 else 0.6)
+    cores = sum(line.startswith("cpu") for line in read("/proc/stat")) - 1
+    await expect(page.locator(".core")).to_have_count(cores, timeout=PATIENCE)
+
+
+async def test_the_charts_grow_and_are_drawn(window: Window, vitals: Example) -> None:
+    page = await window.open(vitals.address)
+    for chart in ("cpu", "memory", "network"):
+        await points(page, chart, 4)
+        assert await colours(page, chart) > 0
+    before = await picture(page)
+    await points(page, "cpu", 6)
+    assert await picture(page) != before
+
+
+async def test_a_page_that_comes_later_has_the_past_at_once(window: Window, vitals: Example) -> None:
+    early = await window.open(vitals.address)
+    await points(early, "cpu", 5)
+    late = await window.open(vitals.address)
+    # The first points are those of the past: live ones come one by one.
+    first = await late.evaluate(
+        """() => new Promise((resolve) => {
+            const canvas = document.querySelector("#cpu canvas");
+            if (canvas.dataset.points > 1) resolve(Number(canvas.dataset.points));
+            new MutationObserver(() => canvas.dataset.points > 1 && resolve(Number(canvas.dataset.points)))
+                .observe(canvas, { attributes: true, attributeFilter: ["data-points"] });
+        })"""
+    )
+    assert first >= 5
+
+
+async def test_the_page_goes_on_when_the_broker_is_back(window: Window) -> None:
+    # The least spread of those who come back, so that the test does not wait.
+    environ = {"WSBROKER_LIMITS__RECONNECT_SPREAD": "0.1"}
+    with start_broker(environ=environ) as broker:
+        port = broker.port
+        with start_example("vitals", broker.url) as vitals:
+            page = await window.open(vitals.address)
+            await points(page, "cpu", 2)
+            broker.program.terminate()
+            await expect(page.locator("#link")).not_to_have_text("live", timeout=PATIENCE)
+            await asyncio.to_thread(broker.program.wait)
+            before = await page.evaluate("() => Number(document.querySelector('#cpu canvas').dataset.points)")
+            with start_broker(listen=f"127.0.0.1:{port}", environ=environ):
+                await expect(page.locator("#link")).to_have_text("live", timeout=PATIENCE)
+                await points(page, "cpu", before + 2)
+                vitals.program.terminate()
+                vitals.program.wait()
+
+
+def read(path: str) -> list[str]:
+    """The lines of a file."""
+    return Path(path).read_text().splitlines()
+
+
+async def points(page: Page, chart: str, count: int) -> None:
+    """Wait until a chart has so many points."""
+    await page.wait_for_function(
+        "([chart, count]) => Number(document.querySelector(`#${chart} canvas`).dataset.points) >= count",
+        arg=[chart, count],
+    )
+
+
+async def colours(page: Page, chart: str) -> int:
+    """How many pixels of a chart are coloured: not of its grid, which is grey."""
+    found = await page.evaluate(
+        """(chart) => {
+            const canvas = document.querySelector(`#${chart} canvas`);
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let count = 0;
+            for (let at = 0; at < data.length; at += 4) {
+                const [red, green, blue, alpha] = data.slice(at, at + 4);
+                if (alpha > 200 && Math.max(red, green, blue) - Math.min(red, green, blue) > 80) count++;
+            }
+            return count;
+        }""",
+        chart,
+    )
+    assert isinstance(found, int)
+    return found
+
+
+async def picture(page: Page) -> str:
+    """What the chart of the processors looks like."""
+    return str(await page.evaluate("() => document.querySelector('#cpu canvas').toDataURL()"))

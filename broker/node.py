@@ -83,7 +83,7 @@ class Node:
                 server=SERVER,
                 ping=self.limits.ping_interval,
                 max_size=self.limits.max_size,
-                max_queue=self.limits.max_queue_limit,
+                max_queue=self.limits.max_queue,
             )
         )
         log.debug("session opened", session=session.id, peer=peer)

@@ -8,6 +8,8 @@ of shell scripts.
 from __future__ import annotations
 
 import enum
+import errno
+import functools
 import json
 import os
 import signal
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 URL: Final = "ws://127.0.0.1:8765"
 """Where a broker without any configuration listens. As `broker.client.DEFAULT_URL`, which would have to be imported."""
+
+EXTENSION: Final = "broker._speedups"
 
 OVERFLOWS: Final = ("drop_oldest", "drop_newest", "latest", "replay", "block", "close")
 """The overflow policies. As `broker.messages.Overflow`, which would have to be imported."""
@@ -50,7 +54,7 @@ class Status(enum.IntEnum):
     BAD_DATA = os.EX_DATAERR, "the data is not JSON, too large, or the broker does not accept the topic or the command"
     NO_INPUT = os.EX_NOINPUT, "standard input cannot be read"
     UNAVAILABLE = os.EX_UNAVAILABLE, "no broker can be reached there, or it refused or ended the connection"
-    FAULT = os.EX_SOFTWARE, "a fault of the program's own"
+    FAULT = os.EX_SOFTWARE, "the extension `broker._speedups` is missing"
     NO_OUTPUT = os.EX_IOERR, "standard output cannot be written"
     TRY_AGAIN = (
         os.EX_TEMPFAIL,
@@ -73,19 +77,20 @@ def main(args: Sequence[str] | None = None) -> int:
     report = Report("--json" in args)
     try:
         status = wsbroker.main(args, prog_name="wsbroker", standalone_mode=False)
-        sys.stdout and sys.stdout.flush()
     except click.UsageError as error:
         if report.as_json:
             report.error("usage", error.format_message())
         else:
             error.show()
         return Status.USAGE
+    except ImportError as error:
+        if error.name != EXTENSION:
+            raise
+        report.error("no_extension", f"{EXTENSION} is not built, or not for this Python: {error}")
+        return Status.FAULT
     except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # or one more would come out of the exit
         return Status.INTERRUPTED
-    except BrokenPipeError:
-        # What is still in Python's buffer would be written at exit, and fail again, aloud.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return Status.BROKEN_PIPE
     return int(status or 0)
 
 
@@ -168,8 +173,7 @@ def check(file: Path | None, as_json: bool) -> int:
     config = _load(file, {}, Report(as_json))
     if config is None:
         return Status.BAD_CONFIG
-    click.echo(f"The configuration is good: serve listens on {', '.join(config.server.listen)}.")
-    return Status.OK
+    return _print(f"The configuration is good: serve listens on {', '.join(config.server.listen)}.\n", as_json)
 
 
 @wsbroker.group()
@@ -178,19 +182,19 @@ def config() -> None:
 
 
 @config.command("default")
-def config_default() -> None:
+def config_default() -> int:
     """Print a commented configuration file with every default."""
     from broker.config import default_toml
 
-    click.echo(default_toml(), nl=False)
+    return _print(default_toml())
 
 
 @config.command("schema")
-def config_schema() -> None:
+def config_schema() -> int:
     """Print the JSON Schema of the configuration file."""
     from broker.config import schema
 
-    click.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
+    return _print(json.dumps(schema(), indent=2, ensure_ascii=False) + "\n")
 
 
 @wsbroker.command()
@@ -258,27 +262,56 @@ def sub(topics: tuple[str, ...], overflow: Overflow | None, url: str, token: str
 @_json_option
 def version(as_json: bool) -> int:
     """Print the versions of the broker, its extension and its main dependencies."""
+    import importlib
     import importlib.metadata
     import platform
 
-    found = {"wsbroker": __version__}
-    status = Status.OK
-    try:
-        from broker import _speedups
-    except ImportError as error:
-        Report(as_json).error("no_extension", f"broker._speedups cannot be loaded: {error}")
-        status = Status.FAULT
-    else:
-        found["broker._speedups"] = f"{__version__} ({Path(_speedups.__file__).name})"
-    found["Python"] = platform.python_version()
+    extension = importlib.import_module(EXTENSION)
+    found = {
+        "wsbroker": __version__,
+        EXTENSION: f"built as {Path(str(extension.__file__)).name}",
+        "Python": platform.python_version(),
+    }
     for name in ("uvloop", "msgspec", "websockets", "click", "structlog"):
         found[name] = importlib.metadata.version(name)
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        width = max(map(len, found))
-        click.echo("\n".join(f"{name:{width}}  {number}" for name, number in found.items()))
-    return status
+    width = max(map(len, found))
+    lines = json.dumps(found) if as_json else "\n".join(f"{name:{width}}  {text}" for name, text in found.items())
+    return _print(lines + "\n", as_json)
+
+
+class Ending:
+    """INT and TERM: the first one cancels what runs, so that it closes its connection; the second one is the end.
+
+    Python's own way, KeyboardInterrupt, comes out wherever the program is, also while it cleans up or exits, and then
+    as a traceback. The handlers stay until the process ends.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0
+        """What to exit with after a signal; 0 as long as there was none."""
+        self._cancel: Callable[[], object] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A shell without job control starts what runs in the background so that it ignores SIGINT.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._signal)
+
+    async def or_else(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Do `work`. Raises asyncio.CancelledError after a signal."""
+        import asyncio
+
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._cancel = functools.partial(loop.call_soon_threadsafe, task.cancel)
+        try:
+            return await work
+        finally:
+            self._cancel = None
+
+    def _signal(self, number: int, frame: object) -> None:
+        if self.status or self._cancel is None:
+            os._exit(128 + number)
+        self.status = 128 + number
+        self._cancel()
 
 
 class Report:
@@ -328,6 +361,23 @@ class Report:
         return status
 
 
+def _print(text: str, as_json: bool = False) -> int:
+    """Write to standard output, at once. Returns the exit status; an error is reported."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still in Python's buffer would be written at exit, and fail again, aloud.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            return Status.BROKEN_PIPE
+        Report(as_json).error("no_output", f"cannot write: {error.strerror}")
+        return Status.NO_OUTPUT
+    return Status.OK
+
+
 def _load(file: Path | None, flags: Mapping[str, object], report: Report) -> Config | None:
     """Read the configuration. None if there are mistakes, which are reported then."""
     from broker.config import load
@@ -361,18 +411,11 @@ def _run(work: Coroutine[Any, Any, bool], report: Report) -> int:
     from broker.client.shell import InputFailed, OutputFailed
     from broker.errors import CommandError
 
-    async def until_terminated() -> bool:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await work
-
+    ending = Ending()
     try:
-        return Status.OK if asyncio.run(until_terminated()) else Status.INCOMPLETE
-    except KeyboardInterrupt:
-        return Status.INTERRUPTED
+        return Status.OK if asyncio.run(ending.or_else(work)) else Status.INCOMPLETE
     except asyncio.CancelledError:
-        return Status.TERMINATED
+        return ending.status
     except ClientError as failure:
         return report.failure(failure)
     except CommandError as error:

@@ -36,7 +36,7 @@ class NotABroker(ClientError):  # noqa: N818
 
 
 class Closed(ClientError):  # noqa: N818
-    """The connection ended and was not closed by this client.
+    """The connection has ended: the broker closed it, or the network did, or this client has left.
 
     `code` is the one of the close frame (RFC 6455, section 7.4), 1006 where there was none. `retry_after_ms` is in
     milliseconds, from the `bye` before it, where there was one.

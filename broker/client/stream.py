@@ -73,6 +73,7 @@ class Stream(ClientConnection):
         self._heard = self.loop.time()
         self._own_failure: ClientError | None = None
         self._ending = False
+        self._leaving = False
 
     def attach(self, receiver: Receiver) -> None:
         """Hand over what has arrived so far and whatever arrives from now on."""
@@ -132,9 +133,11 @@ class Stream(ClientConnection):
         self.transport.abort()
 
     async def leave(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Close properly, with 1000, and wait for the broker's answer for `timeout` seconds at most."""
-        self._receiver = None
-        self._messages.clear()
+        """Close properly, with 1000, and wait for the broker's answer for `timeout` seconds at most.
+
+        The receiver gets nothing more but the end.
+        """
+        self._leaving = True
         self.resume()
         try:
             async with asyncio.timeout(timeout):
@@ -142,6 +145,9 @@ class Stream(ClientConnection):
         except TimeoutError:
             self.transport.abort()
             await self.wait_closed()
+        except asyncio.CancelledError:
+            self.transport.abort()
+            raise
 
     # What follows replaces methods of websockets' connection.
 
@@ -181,12 +187,15 @@ class Stream(ClientConnection):
     def _hand_over(self) -> None:
         if self._messages and self._receiver is not None:
             messages, self._messages = self._messages, []
-            self._receiver.received(messages)
+            if not self._leaving:
+                self._receiver.received(messages)
 
     def _why_closed(self, exc: Exception | None) -> ClientError:
         wrong = self.protocol.parser_exc
         if wrong is not None and not isinstance(wrong, EOFError):
             return NotABroker(f"what came is not a valid WebSocket stream: {wrong}")
+        if self._leaving:
+            return Closed("this client has closed the connection", code=CloseCode.NORMAL, retry=False)
         frame = self.protocol.close_rcvd
         if frame is None:
             cause = f" ({_reason(exc)})" if isinstance(exc, OSError) else ""

@@ -1,0 +1,348 @@
+"""The client: what it sends, how answers find who waits for them, and how events are given out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from websockets.asyncio.server import ServerConnection
+
+from broker.client import DEFAULT_URL, Client, ClientError, Closed, CommandRefused, NotABroker, Unreachable, connect
+from broker.client.connection import ENOUGH
+from broker.config import Server
+from broker.errors import CommandError
+from broker.messages import EventMessage, Gap, Join, Ok
+from tests.client.fake import WELCOME, Behaviour, FakeBroker, closing, running, saying
+
+
+def event(topic: str, data: bytes) -> bytes:
+    return b'{"op":"event","topic":"%b","data":%b}' % (topic.encode(), data)
+
+
+def sending(*messages: bytes) -> Behaviour:
+    """Make a behaviour: greet, then send these, then answer commands with `ok`."""
+
+    async def send(fake: FakeBroker, connection: ServerConnection) -> None:
+        await connection.send(WELCOME, text=True)
+        for message in messages:
+            await connection.send(message, text=True)
+        async for command in connection:
+            fields = msgspec.json.decode(command)
+            fake.received.append(fields)
+            await connection.send(msgspec.json.encode({"op": "ok", "id": fields["id"]}), text=True)
+
+    return send
+
+
+def refusing(*errors: dict[str, Any]) -> Behaviour:
+    """Make a behaviour: greet, and answer each command with the next of these errors."""
+
+    async def refuse(fake: FakeBroker, connection: ServerConnection) -> None:
+        rest = iter(errors)
+        async for command in fake.commands(connection):
+            answer = {"op": "error", "id": command["id"], "message": "no", "retry": False} | next(rest)
+            await connection.send(msgspec.json.encode(answer), text=True)
+
+    return refuse
+
+
+async def take(client: Client, count: int) -> list[Any]:
+    """Read so many events and gaps."""
+    messages: list[Any] = []
+    async for message in client:
+        messages.append(message)
+        if len(messages) == count:
+            break
+    return messages
+
+
+async def take_all(client: Client) -> tuple[list[Any], ClientError]:
+    """Read until the connection ends."""
+    messages: list[Any] = []
+    try:
+        async for message in client:
+            messages.append(message)  # noqa: PERF401 -- what came before the exception is wanted
+    except ClientError as failure:
+        return messages, failure
+    raise AssertionError("the iteration ended without an exception")
+
+
+# The greeting
+
+
+def test_the_default_address_is_where_a_broker_without_configuration_listens() -> None:
+    assert [f"ws://{address}" for address in Server().listen] == [DEFAULT_URL]
+
+
+async def test_a_broker_says_who_it_is_and_is_left_with_1000() -> None:
+    async with running() as fake:
+        async with connect(fake.url, token="t") as client:
+            assert (client.welcome.session, client.welcome.max_size) == ("s1", 4096)
+        assert await fake.closed.get() == (1000, "")
+        assert fake.requests[0].headers["Authorization"] == "Bearer t"
+
+
+@pytest.mark.parametrize(
+    ("messages", "found"),
+    [
+        ([b"hello"], "not a message of the protocol|malformed"),
+        ([b'{"op":"welcome","version":1}'], "not a message of the protocol"),
+        ([WELCOME.replace(b'"version":1', b'"version":2')], "speaks version 2 of the protocol, this client version 1"),
+        ([], "sent no `welcome` within"),
+    ],
+)
+async def test_a_server_that_does_not_greet_as_a_broker_does(messages: list[bytes], found: str) -> None:
+    async with running(saying(*messages)) as fake:
+        with pytest.raises(NotABroker, match=found):
+            async with connect(fake.url, timeout=5 if messages else 0.05):
+                pass
+
+
+async def test_a_broker_that_closes_instead_of_greeting() -> None:
+    async def close(fake: FakeBroker, connection: ServerConnection) -> None:
+        await connection.close(1013, "try_again")
+
+    async with running(close) as fake:
+        with pytest.raises(Closed) as caught:
+            async with connect(fake.url):
+                pass
+        assert caught.value.code == 1013
+
+
+async def test_a_server_that_hangs_up_instead_of_greeting() -> None:
+    async def hang_up(fake: FakeBroker, connection: ServerConnection) -> None:
+        connection.transport.abort()
+
+    async with running(hang_up) as fake:
+        with pytest.raises(Unreachable, match="before it said `welcome`"):
+            async with connect(fake.url):
+                pass
+
+
+# Commands
+
+
+async def test_a_publish_is_answered() -> None:
+    async with running() as fake, connect(fake.url) as client:
+        answer = await client.publish("prices.eurusd", {"bid": 1.0843}, key="eurusd")
+        assert (answer.receivers, answer.queued, answer.dropped) == (0, 0, 0)
+        data = {"bid": 1.0843}
+        assert fake.received == [{"op": "publish", "id": 1, "topic": "prices.eurusd", "key": "eurusd", "data": data}]
+
+
+async def test_data_that_is_json_already_is_sent_as_it_is() -> None:
+    async with running() as fake, connect(fake.url) as client:
+        await client.publish("t", msgspec.Raw(b' {"a" : 1}\n'))
+        assert fake.received[0]["data"] == {"a": 1}
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b'1,"topic":"other"', b'1,"data":2', b"1}", b"\xff", b'"\xff"', b"[" * 65])
+async def test_data_that_is_not_one_json_value_is_not_sent(data: bytes) -> None:
+    async with running() as fake, connect(fake.url) as client:
+        with pytest.raises(CommandError) as caught:
+            await client.publish("t", msgspec.Raw(data))
+        assert caught.value.code == "bad_json"
+        await client.ping()
+        assert [command["op"] for command in fake.received] == ["ping"]
+
+
+async def test_a_command_that_is_too_large_is_not_sent() -> None:
+    async with running() as fake, connect(fake.url) as client:
+        assert client.welcome.max_size == 4096
+        room = 4096 - len('{"op":"publish","id":1,"topic":"t","data":""}')
+        await client.publish("t", "x" * room)
+        with pytest.raises(CommandError, match=r"limit: the command has 4,097 bytes, the broker takes at most 4,096"):
+            await client.publish("t", "x" * (room + 1))
+        assert len(fake.received) == 1
+
+
+async def test_a_subscription_carries_what_was_asked_for_and_nothing_else() -> None:
+    async with running() as fake, connect(fake.url) as client:
+        answer = await client.subscribe("prices.*", max_queue=64, overflow="latest", echo=False)
+        await client.subscribe("t")
+        await client.unsubscribe("t")
+        assert answer.topic == "prices.*"
+        assert fake.received == [
+            {"op": "subscribe", "id": 1, "topic": "prices.*", "max_queue": 64, "overflow": "latest", "echo": False},
+            {"op": "subscribe", "id": 2, "topic": "t"},
+            {"op": "unsubscribe", "id": 3, "topic": "t"},
+        ]
+
+
+async def test_a_ping_is_answered() -> None:
+    async with running() as fake, connect(fake.url) as client:
+        await client.ping()
+        assert fake.received == [{"op": "ping", "id": 1}]
+
+
+async def test_an_error_is_raised_where_its_command_was_sent() -> None:
+    errors = {"code": "forbidden"}, {"code": "rate_limited", "retry": True, "retry_after_ms": 20}
+    async with running(refusing(*errors)) as fake, connect(fake.url) as client:
+        with pytest.raises(CommandRefused, match="forbidden: no"):
+            await client.subscribe("t")
+        with pytest.raises(CommandRefused) as caught:
+            await client.publish("t", 1)
+        assert (caught.value.retry, caught.value.retry_after_ms) == (True, 20)
+
+
+async def test_answers_find_their_command_in_any_order() -> None:
+    async def backwards(fake: FakeBroker, connection: ServerConnection) -> None:
+        waiting: list[dict[str, Any]] = []
+        async for command in fake.commands(connection):
+            waiting.append(command)
+            if len(waiting) == 3:
+                for one in reversed(waiting):
+                    answer = {"op": "ok", "id": one["id"], "receivers": one["data"]}
+                    await connection.send(msgspec.json.encode(answer), text=True)
+
+    async with running(backwards) as fake, connect(fake.url) as client:
+        answers: list[Ok] = await asyncio.gather(*(client.publish("t", number) for number in range(3)))
+        assert [answer.receivers for answer in answers] == [0, 1, 2]
+
+
+async def test_an_answer_to_a_command_that_nobody_waits_for_any_more_is_passed_over() -> None:
+    asked = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def late(fake: FakeBroker, connection: ServerConnection) -> None:
+        async for command in fake.commands(connection):
+            asked.set()
+            await go_on.wait()
+            op = "pong" if command["op"] == "ping" else "ok"
+            await connection.send(msgspec.json.encode({"op": op, "id": command["id"]}), text=True)
+
+    async with running(late) as fake, connect(fake.url) as client:
+        publishing = asyncio.create_task(client.publish("t", 1))
+        await asked.wait()
+        publishing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await publishing
+        go_on.set()
+        await client.ping()
+
+
+async def test_an_answer_of_another_kind_is_no_answer() -> None:
+    async with running(sending()) as fake, connect(fake.url) as client:
+        with pytest.raises(NotABroker, match="answered something else"):
+            await client.ping()
+
+
+async def test_an_error_that_names_no_command_ends_the_connection() -> None:
+    error = b'{"op":"error","code":"bad_json","message":"what?","retry":false}'
+    async with running(sending(error)) as fake, connect(fake.url) as client:
+        with pytest.raises(NotABroker, match=r"cannot read a command of this client: bad_json: what\?"):
+            await client.ended()
+
+
+# Events
+
+
+async def test_events_and_gaps_come_in_their_order() -> None:
+    gap = b'{"op":"gap","topic":"a.*","missed":3,"reason":"overflow"}'
+    join = b'{"op":"join","topic":"a.*","session":"s2"}'
+    messages = event("a.b", b"1"), gap, event("a.c", b'{"x" :2}'), join
+    async with running(sending(*messages)) as fake, connect(fake.url) as client:
+        first, lost, second, joined = await take(client, 4)
+        assert first == EventMessage(topic="a.b", data=msgspec.Raw(b"1"))
+        assert lost == Gap(topic="a.*", missed=3, reason="overflow")
+        assert bytes(second.data) == b'{"x" :2}'
+        assert isinstance(joined, Join)
+
+
+async def test_an_event_that_is_written_in_another_way_is_an_event_all_the_same() -> None:
+    message = b'{ "topic":"t", "data":[1], "op":"event" }'
+    async with running(sending(message)) as fake, connect(fake.url) as client:
+        (only,) = await take(client, 1)
+        assert only == EventMessage(topic="t", data=msgspec.Raw(b"[1]"))
+
+
+async def test_what_a_later_version_adds_is_passed_over() -> None:
+    news = b'{"op":"weather","sun":true}'
+    later = b'{"op":"event","topic":"t","data":1,"colour":"red"}'
+    async with running(sending(news, later)) as fake, connect(fake.url) as client:
+        (only,) = await take(client, 1)
+        assert bytes(only.data) == b"1"
+
+
+async def test_a_message_that_no_broker_sends_ends_the_connection() -> None:
+    messages = event("t", b"1"), b'{"op":"gap"}', event("t", b"2")
+    async with running(sending(*messages)) as fake, connect(fake.url) as client:
+        taken, failure = await take_all(client)
+        assert [bytes(message.data) for message in taken] == [b"1"]
+        assert isinstance(failure, NotABroker)
+        assert "not a message of the protocol" in str(failure)
+
+
+async def test_a_publisher_that_subscribed_gets_its_own_events() -> None:
+    async with running() as fake, connect(fake.url) as client:
+        await client.subscribe("t")
+        answer = await client.publish("t", "hello", key="k")
+        assert answer.receivers == 1
+        assert await take(client, 1) == [EventMessage(topic="t", key="k", data=msgspec.Raw(b'"hello"'))]
+
+
+async def test_events_that_came_before_the_end_are_given_out_before_it_is_raised() -> None:
+    async def send_and_close(fake: FakeBroker, connection: ServerConnection) -> None:
+        async for _ in fake.commands(connection):
+            await connection.send(event("t", b"1"), text=True)
+            await connection.send(b'{"op":"bye","reason":"shutdown","retry_after_ms":1200}', text=True)
+            await connection.close(1001, "going_away")
+
+    async with running(send_and_close) as fake, connect(fake.url) as client:
+        with pytest.raises(Closed):
+            await client.ping()
+        taken, failure = await take_all(client)
+        assert len(taken) == 1
+        assert isinstance(failure, Closed)
+        assert str(failure).endswith("; it may be tried again after 1.2 seconds")
+        assert (failure.code, failure.retry, failure.retry_after_ms) == (1001, True, 1200)
+        assert client.failure is failure
+
+
+async def test_everybody_who_waits_is_told_of_the_end() -> None:
+    async with running(closing(4503, "disconnected")) as fake, connect(fake.url) as client:
+        waiting = [client.ping(), client.publish("t", 1), take(client, 1), client.ended()]
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(result) for result in results] == [Closed] * 4
+        with pytest.raises(Closed):
+            await client.publish("t", 2)
+
+
+async def test_whoever_still_waits_when_the_client_leaves_is_told() -> None:
+    async with running(saying(WELCOME)) as fake:
+        async with connect(fake.url) as client:
+            waiting = asyncio.create_task(client.ping())
+            await asyncio.sleep(0)
+        with pytest.raises(Closed, match="this client has closed the connection"):
+            await waiting
+        with pytest.raises(Closed):
+            await client.ping()
+
+
+async def test_nothing_more_is_read_while_nobody_takes_the_events() -> None:
+    sent = 0
+    stopped = asyncio.Event()
+    payload = event("t", b'"' + b"x" * 16_000 + b'"')
+
+    async def flood(fake: FakeBroker, connection: ServerConnection) -> None:
+        nonlocal sent
+        await connection.send(WELCOME, text=True)
+        await connection.recv()
+        while True:
+            try:
+                # TCP takes some more when the client reads no more; then this waits.
+                async with asyncio.timeout(0.2):
+                    await connection.send(payload, text=True)
+            except TimeoutError:
+                stopped.set()
+                await connection.wait_closed()
+                return
+            sent += 1
+
+    async with running(flood) as fake, connect(fake.url) as client:
+        await client.send([b"{}"])
+        await stopped.wait()
+        held = sum(map(len, await anext(client.batches())))
+        assert ENOUGH <= held < 2 * ENOUGH + len(payload)

@@ -1,0 +1,1 @@
+"""How fast the broker is, measured beside its peers: see docs/benchmarks.md."""

@@ -1,0 +1,17 @@
+/* What the kernel says in /proc about the server under load, about this program and about everybody else. */
+#ifndef PROCESS_H
+#define PROCESS_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+/* CPU time that a process and all its threads have used, user and system, in nanoseconds. */
+uint64_t process_cpu(pid_t pid);
+
+/* Resident memory of a process in bytes; what the kernel holds for its sockets is not in it. */
+uint64_t process_rss(pid_t pid);
+
+/* CPU time that everything on this machine has used, in nanoseconds, in steps of a clock tick (10 ms). */
+uint64_t machine_cpu(void);
+
+#endif

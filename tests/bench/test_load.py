@@ -1,0 +1,187 @@
+"""The load program counts what really happens, and gives up loudly when it is not what was published."""
+
+import asyncio
+import os
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+
+import msgspec
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.typing import Origin
+
+from bench import native
+from bench.measure import Opened, Published, Publishing
+from bench.peers import PEERS, RELAY_TOPIC
+
+DIALOGUE = PEERS["websockets"].dialogue(128)
+
+Send = Callable[[Iterable[ServerConnection], str], Coroutine[object, object, None]]
+
+
+async def send_to_each(subscribers: Iterable[ServerConnection], message: str) -> None:
+    for subscriber in subscribers:
+        await subscriber.send(message)
+
+
+@dataclass
+class Relay:
+    """The relay protocol, with its own count of what was published; `send` is what a test wants to go wrong."""
+
+    send: Send
+    published: int = 0
+    connections: int = 0
+    port: int = 0
+    subscribers: defaultdict[str, list[ServerConnection]] = field(default_factory=lambda: defaultdict(list))
+
+    async def serve_client(self, connection: ServerConnection) -> None:
+        self.connections += 1
+        async for message in connection:
+            assert isinstance(message, str)
+            if message.startswith("sub "):
+                self.subscribers[message[4:]].append(connection)
+                await connection.ping()
+                await connection.send("ok")
+            else:
+                self.published += 1
+                await self.send(self.subscribers[message[RELAY_TOPIC]], message)
+
+
+@asynccontextmanager
+async def relay(send: Send = send_to_each) -> AsyncIterator[Relay]:
+    started = Relay(send)
+    async with serve(started.serve_client, "127.0.0.1", 0, close_timeout=0.1) as server:
+        started.port = next(iter(server.sockets)).getsockname()[1]
+        yield started
+
+
+async def load(what: str, port: int, **options: float | str) -> tuple[int, bytes, str]:
+    """Runs the load program: its exit status, what it printed, and what it complained about."""
+    arguments: dict[str, object] = {**asdict(DIALOGUE), "patience": 1, **options}
+    process = await asyncio.create_subprocess_exec(
+        native.load_program(),
+        what,
+        f"--server=127.0.0.1:{port}",
+        f"--pid={os.getpid()}",
+        *(f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, complaint = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output, complaint.decode()
+
+
+@pytest.mark.parametrize(("subscribers", "topics", "window"), [(1, 1, 1), (10, 1, 4), (12, 3, 16), (20, 20, 50)])
+async def test_counts_every_publish_and_every_delivery(subscribers: int, topics: int, window: int) -> None:
+    async with relay() as server:
+        status, output, complaint = await load(
+            "publish", server.port, subscribers=subscribers, topics=topics, window=window, warmup=0.05, duration=0.2
+        )
+    assert (status, complaint) == (0, "")
+    result = msgspec.json.decode(output, type=Published)
+    assert result.total_publishes == server.published
+    assert result.total_deliveries == server.published * subscribers // topics
+    assert 0 < result.deliveries <= result.total_deliveries
+    assert 0 < result.delivery_us.p50 <= result.delivery_us.max <= result.done_us.max
+    assert result.event_bytes == len(DIALOGUE.event.replace("%t", "00000")) + 4
+    assert len(server.subscribers) == topics
+
+
+async def test_keeps_no_more_than_its_window_under_way() -> None:
+    waiting: list[tuple[list[ServerConnection], str]] = []
+    most = 0
+
+    async def send_when_four_wait(subscribers: Iterable[ServerConnection], message: str) -> None:
+        nonlocal most
+        waiting.append((list(subscribers), message))
+        most = max(most, len(waiting))
+        if len(waiting) == 4:
+            for each, waited in waiting:
+                await send_to_each(each, waited)
+            waiting.clear()
+
+    async with relay(send_when_four_wait) as server:
+        status, _, complaint = await load(
+            "publish", server.port, subscribers=5, window=4, warmup=0, duration=0.1, patience=0.3
+        )
+    # Once it publishes nothing more, a last group of fewer than four may never be sent on.
+    assert status == 0 or "no delivery for 0.3 s" in complaint
+    assert most == 4
+    assert server.published >= 4
+
+
+async def lose_one(subscribers: Iterable[ServerConnection], message: str) -> None:
+    await send_to_each(list(subscribers)[1:], message)
+
+
+async def send_twice(subscribers: Iterable[ServerConnection], message: str) -> None:
+    await send_to_each(subscribers, message)
+    await send_to_each(subscribers, message)
+
+
+async def change(subscribers: Iterable[ServerConnection], message: str) -> None:
+    await send_to_each(subscribers, message[:-4] + "??" + message[-2:])
+
+
+async def send_something_else(subscribers: Iterable[ServerConnection], message: str) -> None:
+    await send_to_each(subscribers, '{"op":"gap"}')
+
+
+async def close(subscribers: Iterable[ServerConnection], message: str) -> None:
+    for subscriber in subscribers:
+        await subscriber.close(4000, "too slow")
+
+
+@pytest.mark.parametrize(
+    ("send", "expected"),
+    [
+        (lose_one, "no delivery for 0.3 s"),
+        (send_twice, "got more events than were published"),
+        (change, "got an event that is not the one published"),
+        (send_something_else, 'got something that is not an event: {"op":"gap"}'),
+        (close, "was closed by the server: 4000 too slow"),
+    ],
+)
+async def test_gives_up_when_deliveries_are_wrong(send: Send, expected: str) -> None:
+    async with relay(send) as server:
+        status, output, complaint = await load(
+            "publish", server.port, subscribers=3, window=1, warmup=0, duration=5, patience=0.3
+        )
+    assert (status, output) == (1, b"")
+    assert expected in complaint
+
+
+async def test_gives_up_when_the_handshake_is_refused() -> None:
+    async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, origins=[Origin("https://example.com")]) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        status, _, complaint = await load("open", port, connections=2, base=0, subscriber_greetings=0, subscribe="")
+    assert status == 1
+    assert "the server refused the handshake: HTTP/1.1 403 Forbidden" in complaint
+
+
+async def test_gives_up_when_nobody_listens() -> None:
+    async with relay() as server:
+        pass
+    status, _, complaint = await load("open", server.port, connections=2, base=1)
+    assert status == 1
+    assert "Connection refused" in complaint
+
+
+async def test_opens_all_connections_and_leaves_them_alone() -> None:
+    async with relay() as server:
+        status, output, complaint = await load("open", server.port, connections=150, base=20, settle=0.05)
+    assert (status, complaint) == (0, "")
+    result = msgspec.json.decode(output, type=Opened)
+    assert (result.connections, result.base, server.connections) == (150, 20, 150)
+    assert result.server_us_per_connect > 0
+    assert len(server.subscribers["t00000"]) == 150
+    assert server.published == 0
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_measures_the_peers(name: str) -> None:
+    result = Publishing(subscribers=5, window=2, seconds=0.1, warmup=0).run(PEERS[name])
+    assert result.total_deliveries == 5 * result.total_publishes > 0

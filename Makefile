@@ -4,13 +4,14 @@
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
 #   make lint          style and types
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7)
+#   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
 #   make bench         fan-out against its peers;       make bench ARGS=--check
 #   make clean         removes what a build leaves behind; .venv stays
 
 ROOMS := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance bench clean setup-run setup-dev
+.PHONY: help run test lint conformance fuzz bench clean setup-run setup-dev
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -30,6 +31,9 @@ lint: setup-dev
 
 conformance: setup-dev
 	.venv/bin/python -m tests.conformance.suite $(ARGS)
+
+fuzz: setup-dev
+	.venv/bin/python -m tests.fuzz $(ARGS)
 
 bench: setup-dev
 	.venv/bin/python -m bench.fanout $(ARGS)

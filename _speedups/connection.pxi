@@ -60,6 +60,16 @@ cdef struct Piece:
     bint paired  # of a gap: the next piece is the event behind it
 
 
+cdef inline Piece* new_piece(Piece* pieces, int* count, int kind, const char* data, size_t size) noexcept:
+    cdef Piece* piece = &pieces[count[0]]
+    count[0] += 1
+    memset(piece, 0, sizeof(Piece))
+    piece.kind = kind
+    piece.data = data
+    piece.size = size
+    return piece
+
+
 @cython.no_gc_clear
 @cython.final
 cdef class Connection(Frames):
@@ -141,7 +151,7 @@ cdef class Connection(Frames):
         self.state = OPEN
         self.reactor.connections += 1
         if self.reactor.ping_interval:
-            self.reactor.wait(self, NEXT_PING, self.reactor.ping_interval)
+            self.reactor.wait(self, NEXT_PING, self.reactor.ping_pause)
         transport.set_protocol(self)
         if greeting:
             self.append(<const unsigned char*> PyBytes_AS_STRING(greeting), len(greeting))
@@ -163,7 +173,7 @@ cdef class Connection(Frames):
 
     def finish(self, int code, str reason):
         """Close as soon as all that waits has been handed to the socket."""
-        if self.state == OPEN and not self.finishing:
+        if self.state == OPEN and not self.finishing and not self.doomed:
             self.finishing = True
             self.close_code = code
             self.close_reason = reason
@@ -184,6 +194,7 @@ cdef class Connection(Frames):
         self.leave(code, reason)
         self.append_frame(OP_CLOSE, payload, 0 if code == CLOSE_NO_STATUS else 2 + len(text))
         self.reactor.wait(self, END_OF_CLOSE, self.reactor.close_timeout)
+        self.resume()
         return 0
 
     cdef int leave(self, int code, str reason) except -1:
@@ -258,7 +269,10 @@ cdef class Connection(Frames):
 
     def pause(self):
         """Stop reading from this client; what already came is kept, and TCP does the rest."""
-        if not self.halted and self.transport is not None:
+        if self.state != OPEN:  # who closes has to read, for the peer's close frame
+            return
+        self.resuming = False
+        if not self.halted:
             self.halted = True
             self.transport.pause_reading()
 
@@ -270,10 +284,9 @@ cdef class Connection(Frames):
 
     def read_on(self):
         """The second half of `resume`, on an empty stack."""
-        self.resuming = False
-        if self.transport is None:
+        if not self.resuming or self.transport is None:
             return
-        self.halted = False
+        self.resuming = self.halted = False
         rest, self.rest = self.rest, None
         if rest:
             copy = bytearray(rest)
@@ -286,7 +299,7 @@ cdef class Connection(Frames):
     cdef int on_message(self, int opcode, unsigned char* data, size_t size) except -1:
         if self.state != OPEN or self.doomed:
             return 0
-        if self.routes is not None and fast_publish(self, data, size):
+        if self.routes is not None and fast_publish(self, data, size, opcode == OP_TEXT):
             return 0
         self.session.message(PyBytes_FromStringAndSize(<char*> data, size), opcode == OP_TEXT)
         return 0
@@ -321,10 +334,8 @@ cdef class Connection(Frames):
 
     cdef int on_failure(self, int code, str reason) except -1:
         """What comes now cannot be read: say so, send no more, and let the peer close."""
-        if self.state == CLOSING:
-            self.hang_up = True
-            return self.write(False)
-        self.begin_close(code, reason)
+        if self.state == OPEN:
+            self.begin_close(code, reason)
         self.half_close = True
         return self.write(False)
 
@@ -355,8 +366,10 @@ cdef class Connection(Frames):
             self.append(data, size)
         if self.lane_size > MAX_WRITE and self.state == OPEN and not self.blocked and not self.writing:
             self.write(False)  # one turn may bring megabytes of commands: their answers are not held until its end
-        if self.lane_size > self.reactor.max_answers and self.blocked:
-            self.doom(CLOSE_NOT_READING, "not_reading")
+        if self.lane_size > self.reactor.max_answers:
+            self.write(False)  # one turn may bring thousands of commands: their answers need not wait for its end
+            if self.blocked:
+                self.doom(CLOSE_NOT_READING, "not_reading")
         return 0
 
     cdef int append(self, const unsigned char* data, size_t size) except -1:
@@ -488,15 +501,13 @@ cdef class Connection(Frames):
             size_t size = 0
             Piece* piece
             Subscription subscription
+            Audience audience
+            Event event
             Queued entry
             Pending* pending
-        memset(pieces, 0, MAX_PIECES * sizeof(Piece))
         if self.lane_size:
-            pieces[0].kind = LANE
-            pieces[0].data = <char*> self.lane
-            pieces[0].size = self.lane_size
-            size = self.lane_size
-            count = 1
+            piece = new_piece(pieces, &count, LANE, <char*> self.lane, self.lane_size)
+            size = piece.size
         while self.busy != NULL and count + 2 <= MAX_PIECES and size < MAX_WRITE and self.state == OPEN:
             subscription = <Subscription> (oldest_busy(self.busy) if self.in_order else self.busy)
             if subscription.count == 0 and subscription.missed == 0:
@@ -507,37 +518,27 @@ cdef class Connection(Frames):
             if entry.missed:
                 gap = frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, entry.missed, "overflow"))
                 Py_INCREF(gap)
-                piece = &pieces[count]
-                piece.kind = GAP
-                piece.data = PyBytes_AS_STRING(gap)
-                piece.size = PyBytes_GET_SIZE(gap)
+                piece = new_piece(pieces, &count, GAP, PyBytes_AS_STRING(gap), PyBytes_GET_SIZE(gap))
                 piece.owned = <PyObject*> gap
                 piece.subscription = <PyObject*> subscription
                 piece.missed = entry.missed
                 piece.paired = entry.event != NULL
                 size += piece.size
-                count += 1
             if entry.event != NULL:
-                piece = &pieces[count]
-                piece.kind = EVENT
-                piece.data = PyBytes_AS_STRING((<Event> entry.event).frame)
-                piece.size = PyBytes_GET_SIZE((<Event> entry.event).frame)
+                event = <Event> entry.event
+                piece = new_piece(pieces, &count, EVENT, PyBytes_AS_STRING(event.frame), PyBytes_GET_SIZE(event.frame))
                 piece.owned = entry.event
                 piece.subscription = <PyObject*> subscription
                 size += piece.size
-                count += 1
             if subscription.count == 0 and subscription.missed == 0:
                 leave_busy(subscription)
         while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
             pending = &self.reactor.pending[self.pending_first]
-            piece = &pieces[count]
-            piece.kind = BATCH
+            audience = <Audience> pending.audience
+            piece = new_piece(pieces, &count, BATCH, <char*> audience.batch, audience.batch_size)
             piece.audience = pending.audience
             piece.subscription = pending.member.subscription
-            piece.data = <char*> (<Audience> pending.audience).batch
-            piece.size = (<Audience> pending.audience).batch_size
             size += piece.size
-            count += 1
             self.pending_first = pending.next
         return count
 

@@ -272,15 +272,17 @@ cdef class Frames:
     cdef int assemble(self, unsigned char* data, size_t size, bint ended) except -1:
         """Add to the message under way, and hand it on at its end."""
         cdef:
-            size_t room = self.message_room
+            size_t room = self.message_room, most
             unsigned char* grown
             unsigned char* message
             int opcode = self.message_opcode
         if opcode == OP_TEXT and not utf8_feed(&self.utf8, data, size):
             return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
         if self.message_size + size > room:
-            # Room grows with what has come, not with what a head promises: a promise costs the peer nothing.
-            room = max(self.message_size + size, min(2 * room, self.message_size + size + self.body_size - self.body_read))
+            # Room grows with what has come, not with what a head promises: a promise costs the peer nothing. It doubles,
+            # so that many small fragments are not copied again and again, up to what the message can still become.
+            most = self.message_size + size + self.body_size - self.body_read if self.fin else self.max_size
+            room = max(self.message_size + size, min(2 * room, most))
             grown = <unsigned char*> realloc(self.message, room)
             if grown == NULL:
                 raise MemoryError
@@ -295,7 +297,7 @@ cdef class Frames:
         if not self.fin:
             return 0
         if opcode == OP_TEXT and self.utf8.need:
-            return self.fail(CLOSE_INVALID_DATA, "a text message ends within a character")
+            return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
         message = self.message
         size = self.message_size
         self.message = NULL

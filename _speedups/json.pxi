@@ -141,7 +141,7 @@ cdef const unsigned char* skip_value(Scan* scan, const unsigned char* p, int dep
         return p + 4 if end - p >= 4 and memcmp(p, b"null", 4) == 0 else NULL
     if p[0] != 0x7B and p[0] != 0x5B:
         return NULL
-    if depth == 0:
+    if depth <= 0:
         scan.too_deep = True
         return NULL
     closing = p[0] + 2  # "{" and "}", "[" and "]" lie two apart in ASCII

@@ -353,7 +353,8 @@ cdef int offer(Subscription self, Event event) except -1:
     if is_full(self, size):
         if not connection.blocked and not connection.writing:
             connection.write(False)  # it was only set apart for this turn: its socket may take all
-            if connection.doomed or connection.state != OPEN:
+            if connection.doomed:
+                count_lost(self)
                 return LOST
         while is_full(self, size):
             fate = LOST

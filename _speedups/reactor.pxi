@@ -47,6 +47,7 @@ cdef class Reactor:
         readonly int max_depth
         readonly double ping_interval
         readonly double ping_timeout
+        double ping_pause  # from the end of one wait for a sign of life to the next ping
         readonly double close_timeout
         readonly int notsent_lowat
         # Keep-alive: connections in the order in which they are due, one list for each thing they may wait for.
@@ -84,6 +85,7 @@ cdef class Reactor:
         self.max_depth = max_depth
         self.ping_interval = ping_interval
         self.ping_timeout = ping_timeout
+        self.ping_pause = max(0.0, ping_interval - ping_timeout)
         self.close_timeout = close_timeout
         self.notsent_lowat = notsent_lowat
         self.last_tick = monotonic()
@@ -214,7 +216,7 @@ cdef class Reactor:
             if connection is None:
                 break
             if connection.heard or connection.halted:  # halted: it is we who do not listen
-                self.wait(connection, NEXT_PING, max(0.0, self.ping_interval - self.ping_timeout))
+                self.wait(connection, NEXT_PING, self.ping_pause)
             else:
                 connection.close(CLOSE_PING_TIMEOUT, "ping_timeout")
         while True:

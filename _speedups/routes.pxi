@@ -74,8 +74,11 @@ cdef class Routes:
         return 0
 
 
-cdef bint fast_publish(Connection connection, const unsigned char* data, size_t size) except -1:
-    """Carry out a message if it is a plain publish command to a topic with a route; False leaves it to the session."""
+cdef bint fast_publish(Connection connection, const unsigned char* data, size_t size, bint text) except -1:
+    """Carry out a message if it is a plain publish command to a topic with a route; False leaves it to the session.
+
+    `text` says that it came as a text message, so that it is known to be UTF-8.
+    """
     cdef:
         Publish command
         Route route
@@ -88,7 +91,7 @@ cdef bint fast_publish(Connection connection, const unsigned char* data, size_t 
         uint32_t key_start = 0
     if not scan_publish(data, size, connection.reactor.max_depth, &command):
         return False
-    if not is_utf8(data, size):  # a text message was checked before, a binary one was not
+    if not text and not is_utf8(data, size):
         return False
     route = connection.routes.find(PyBytes_FromStringAndSize(<char*> command.topic, command.topic_size))
     if route is None:

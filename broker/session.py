@@ -88,6 +88,7 @@ class Session:
             connection.mistakes = 0
             self._refuse(error, None if command is None else command.id)
         except Exception:
+            connection.mistakes = 0
             log.exception("a command failed", session=self.id, peer=self.peer)
             failure = CommandError("internal", f"the broker failed; its log has more under session {self.id}")
             self._refuse(failure, None if command is None else command.id)
@@ -150,8 +151,11 @@ class Session:
         check_topic(command.topic)
         self.node.refuse_while_draining()
         event = Event(command.topic, command.data, command.key, origin=self.connection)
+        under_way = True
 
         def done(result: Position | Unavailable) -> None:
+            nonlocal under_way
+            under_way = False
             self.inflight -= 1
             if isinstance(result, Unavailable):
                 self._refuse(CommandError("unavailable", str(result)), command.id)
@@ -161,7 +165,12 @@ class Session:
                 self.connection.resume()
 
         self.inflight += 1
-        self.node.publish(event, done)
+        try:
+            self.node.publish(event, done)
+        except Exception:
+            if under_way:  # the fault is the answer, and no other is waited for
+                self.inflight -= 1
+            raise
         if self.inflight >= self.node.limits.max_inflight:
             self.connection.pause()
 

@@ -1,0 +1,232 @@
+"""A node behind a real listener, in the process of the test, so that a test can look inside; and clients for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Close, Frame, Opcode
+
+from broker.config import Config, Limits, Server, parse_address
+from broker.engines.base import Engine
+from broker.engines.memory import MemoryEngine
+from broker.net.gate import Gate, Room
+from broker.net.listener import Listener
+from broker.node import Node
+from broker.session import Session
+from tests.net.house import request, until
+
+PATIENCE = 30.0
+"""Seconds after which a test that waits has failed."""
+
+
+@asynccontextmanager
+async def serving(engine: Engine | None = None, **limits: Any) -> AsyncIterator[House]:
+    """A node that serves on loopback, under `limits` other than the defaults. At the end nothing is left of anybody."""
+    config = Config(server=Server(listen=["127.0.0.1:0"]), limits=Limits(**limits))
+    loop = asyncio.get_running_loop()
+    node = Node(config, engine or MemoryEngine(), loop)
+    gate = Gate(config, node, Room(1000, 100), loop)
+    listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat)
+    await node.start()
+    await listener.open(parse_address("127.0.0.1:0"))
+    house = House(node, listener.addresses[0])
+    try:
+        yield house
+    finally:
+        listener.close()
+        await asyncio.gather(*(client.close() for client in house.clients))
+        gate.close()
+        await gate.wait_empty(PATIENCE)
+        await until(lambda: not node.connections)
+        await node.stop()
+    assert node.sessions == {}
+    assert node.hub.filters == 0
+    assert node.reactor.subscriptions == 0
+    assert node.reactor.queued == 0
+
+
+class House:
+    """A node, and who is connected to it."""
+
+    def __init__(self, node: Node, address: str) -> None:
+        self.node = node
+        self.address = address
+        self.clients: list[Client | DeafClient] = []
+
+    @property
+    def url(self) -> str:
+        return f"ws://{self.address}/"
+
+    async def connect(self) -> Client:
+        """A client that has been welcomed."""
+        client = Client(await connect(self.url, proxy=None, compression=None, max_size=None, max_queue=None))
+        self.clients.append(client)
+        client.welcome = await client.next()
+        assert client.welcome["op"] == "welcome"
+        return client
+
+    async def subscriber(self, *topics: str, **fields: Any) -> Client:
+        """A client that is subscribed to these."""
+        client = await self.connect()
+        for topic in topics:
+            assert (await client.ask("subscribe", topic=topic, **fields))["op"] == "ok"
+        return client
+
+    async def deaf(self) -> DeafClient:
+        """A client that has been welcomed, and reads nothing unless it is told to."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        host, _, port = self.address.rpartition(":")
+        await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+        client = DeafClient(sock)
+        self.clients.append(client)
+        await client.send_raw(request(host=self.address))
+        head, _, rest = (await client.until(b'"op":"welcome"', b"}")).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        client.session = json.loads(rest[rest.index(b'{"op"') :])["session"]
+        return client
+
+    def session(self, client: Client | DeafClient) -> Session:
+        """The node's side of a client."""
+        return self.node.sessions[client.session]
+
+
+class Client:
+    """A WebSocket client that tells the answers to its own questions from all the rest, which stays in order."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.welcome: dict[str, Any] = {}
+        self._rest: deque[str] = deque()
+        self._ids = 1_000_000
+
+    @property
+    def session(self) -> str:
+        return str(self.welcome["session"])
+
+    async def send(self, command: str | bytes) -> None:
+        """Send a message as it stands."""
+        await self.socket.send(command)
+
+    async def tell(self, op: str, **fields: Any) -> None:
+        """Send a command."""
+        await self.send(json.dumps({"op": op, **fields}))
+
+    async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        """Send a command with an id of its own, and return the answer, without the id."""
+        self._ids += 1
+        await self.tell(op, **fields, id=self._ids)
+        return await self.answer(self._ids)
+
+    async def answer(self, id: int | str) -> dict[str, Any]:
+        """The answer with this id, without it. What else comes is kept for `next`."""
+        while True:
+            text = await self._receive()
+            message: dict[str, Any] = json.loads(text)
+            if message.get("id") == id and message["op"] in ("ok", "error", "pong"):
+                del message["id"]
+                return message
+            self._rest.append(text)
+
+    async def text(self) -> str:
+        """The next message that was no answer to `ask`, as it came."""
+        return self._rest.popleft() if self._rest else await self._receive()
+
+    async def next(self) -> dict[str, Any]:
+        """The same, decoded."""
+        message: dict[str, Any] = json.loads(await self.text())
+        return message
+
+    async def data(self, count: int) -> list[Any]:
+        """What the next `count` messages hold, all of which must be events."""
+        messages = [await self.next() for _ in range(count)]
+        assert {message["op"] for message in messages} <= {"event"}, messages
+        return [message["data"] for message in messages]
+
+    async def nothing(self) -> None:
+        """All that was sent to this client by now has been taken by the test."""
+        assert (await self.ask("ping")) == {"op": "pong"}
+        assert list(self._rest) == []
+
+    async def closed(self) -> Close | None:
+        """The close frame that ends the connection. What came before it is kept; None if there was none."""
+        try:
+            while True:
+                self._rest.append(await self._receive())
+        except ConnectionClosed as closed:
+            return closed.rcvd
+
+    async def left(self) -> list[dict[str, Any]]:
+        """All messages that were not taken, once the connection is closed."""
+        await self.closed()
+        return [json.loads(text) for text in self._rest]
+
+    async def close(self) -> None:
+        await asyncio.wait_for(self.socket.close(), PATIENCE)
+
+    async def _receive(self) -> str:
+        message = await asyncio.wait_for(self.socket.recv(), PATIENCE)
+        assert isinstance(message, str)  # the broker always answers in text
+        return message
+
+
+class DeafClient:
+    """A raw socket with little room: what it does not take stays in the broker."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.session = ""
+        self._loop = asyncio.get_running_loop()
+
+    async def send_raw(self, data: bytes) -> None:
+        await asyncio.wait_for(self._loop.sock_sendall(self.sock, data), PATIENCE)
+
+    async def tell(self, op: str, **fields: Any) -> None:
+        """Send a command."""
+        await self.send_raw(masked(json.dumps({"op": op, **fields}).encode()))
+
+    async def until(self, *parts: bytes) -> bytes:
+        """Read until these have come, one behind the other."""
+        received = b""
+        while True:
+            at = 0
+            for part in parts:
+                at = received.find(part, at)
+                if at < 0:
+                    break
+            else:
+                return received
+            more = await self.read()
+            assert more, f"the connection ended after {received!r}"
+            received += more
+
+    async def rest(self) -> bytes:
+        """Read until the end, whichever way it comes."""
+        received = b""
+        while more := await self.read():
+            received += more
+        return received
+
+    async def read(self) -> bytes:
+        """Read what is there; b"" at the end."""
+        try:
+            return await asyncio.wait_for(self._loop.sock_recv(self.sock, 65536), PATIENCE)
+        except ConnectionResetError:
+            return b""
+
+    async def close(self) -> None:
+        self.sock.close()
+
+
+def masked(payload: bytes, opcode: Opcode = Opcode.TEXT) -> bytes:
+    """One message of a client, as one frame."""
+    return Frame(opcode, payload).serialize(mask=True)

@@ -1,0 +1,90 @@
+"""Tries the properties of the native code on ever more examples, while the sanitizers watch every byte that it touches.
+
+`python -m tests.fuzz --minutes 10` copies the sources to build/fuzz, builds the extension there with gcc's address and
+undefined behaviour sanitizers, runs the tests of the native code once, and then what hypothesis generates, in rounds
+with a new seed each, until the time is over. A failure ends it; hypothesis keeps the example in build/fuzz/.hypothesis
+and tries it first the next time. Exit status 0: nothing was found.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parents[2]
+COPY = ROOT / "build" / "fuzz"
+SOURCES = ("_speedups", "broker", "tests", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+
+SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
+
+TIMES = 10
+"""How many times the examples of a normal test run there are in one round."""
+
+
+@click.command(help=(__doc__ or "").splitlines()[0])
+@click.option("--minutes", type=click.FloatRange(min=0), default=10, show_default=True, help="How long to try.")
+@click.argument("tests", nargs=-1)
+def main(minutes: float, tests: tuple[str, ...]) -> None:
+    """TESTS are the tests to run, by default all of the native code."""
+    until = time.monotonic() + minutes * 60
+    chosen = tests or ("tests/speedups",)
+    environ = prepare()
+    round_ = 0
+    status = run(environ, *chosen)
+    while status == 0 and time.monotonic() < until:
+        round_ += 1
+        click.echo(f"round {round_}, {max(0, until - time.monotonic()) / 60:.0f} minutes left")
+        status = run(environ | {"FUZZ_TIMES": str(TIMES)}, "-m", "hypothesis", "--hypothesis-seed=random", *chosen)
+    sys.exit(status)
+
+
+def prepare() -> dict[str, str]:
+    """Make the copy and build it; the environment in which Python runs it."""
+    COPY.mkdir(parents=True, exist_ok=True)
+    for name in SOURCES:
+        target = COPY / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("*.so", "__pycache__", "node_modules"))
+        else:
+            shutil.copy(ROOT / name, target)
+    click.echo("building with sanitizers …")
+    flags = {"CFLAGS": SANITIZE, "LDFLAGS": SANITIZE}
+    build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    subprocess.run(build, cwd=COPY, env=os.environ | flags, check=True, stderr=subprocess.DEVNULL)
+    environ = os.environ | {
+        "LD_PRELOAD": _library("libasan.so"),
+        # Python keeps much until its end on purpose. A fault must end the process, with the report of the sanitizer.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        # Each object on its own, so that what lies behind it is not one more of Python's own.
+        "PYTHONMALLOC": "malloc",
+    }
+    where = [sys.executable, "-c", "import broker._speedups as it; print(it.__file__)"]
+    built = subprocess.run(where, cwd=COPY, env=environ, check=True, capture_output=True, text=True).stdout
+    if not Path(built.strip()).is_relative_to(COPY):
+        raise click.ClickException(f"Python would import {built.strip()} instead of the copy")
+    return environ
+
+
+def run(environ: dict[str, str], *arguments: str) -> int:
+    """Run tests in the copy; the exit status."""
+    # A round has no time limit for a single test, as the tests have: it takes as long as it takes.
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-o", "faulthandler_timeout=0", *arguments]
+    return subprocess.run(command, cwd=COPY, env=environ, check=False).returncode
+
+
+def _library(name: str) -> str:
+    asked = subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True)
+    return asked.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,389 @@
+"""The fast lane of publishing does what the slow lane does: the same commands give the same bytes to everybody.
+
+Two nodes get the same messages from the same clients. On one the routes are known, so that the native code carries
+out what it can; on the other every message goes to the session.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Coroutine, Iterator
+from typing import Any, cast
+
+import msgspec
+import pytest
+import structlog
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from broker._speedups import Audience, Filter, Routes
+from broker.config import Config, Limits
+from broker.engines.memory import MemoryEngine
+from broker.node import Node
+from tests.speedups.documents import SOUP, SPACE, VALUES, mutated
+from tests.speedups.turns import Loop, Pipe
+from tests.speedups.wire import BINARY, TEXT, client_frame, examples, server_frames
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet() -> Iterator[None]:
+    """Sessions come and go by the thousand: what they log at each is not looked at here."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR), cache_logger_on_first_use=False
+    )
+    yield
+    structlog.configure(**before)
+
+
+# Near enough for the tests to reach them.
+LIMITS = Limits(max_size=2000, max_queue=3, max_queue_limit=10, max_outbox=1024, max_answers=1024, max_subscriptions=5)
+
+
+class House:
+    """A node whose clients are pipes."""
+
+    def __init__(self, clients: int, *, fast: bool) -> None:
+        self.loop = Loop()
+        self.node = Node(Config(limits=LIMITS), MemoryEngine(), self.loop.as_loop())
+        _finish(self.node.engine.start(self.node.deliver, self.node.lost))
+        self.pipes = [Pipe() for _ in range(clients)]
+        for pipe in self.pipes:
+            self.node.connect(pipe, b"", b"", "test")
+            if not fast:
+                assert pipe.connection is not None
+                pipe.connection.routes = None
+        self.loop.turn()
+        for pipe in self.pipes:
+            (welcome,) = server_frames(pipe.take())
+            assert b'"welcome"' in welcome[1]
+
+    def send(self, client: int, message: bytes, opcode: int = TEXT) -> None:
+        connection = self.pipes[client].connection
+        assert connection is not None
+        connection.data_received(client_frame(opcode, message))
+
+    def block(self, client: int, *, blocked: bool) -> None:
+        """What a transport says when its socket takes no more, or takes it again."""
+        connection = self.pipes[client].connection
+        assert connection is not None
+        if blocked and not connection.blocked:
+            connection.pause_writing()
+        elif not blocked and connection.blocked:
+            connection.resume_writing()
+
+    def turn(self) -> list[bytes]:
+        """End the turn of the loop; what each client got in it."""
+        self.loop.turn()
+        return [pipe.take() for pipe in self.pipes]
+
+    def end(self) -> None:
+        for pipe in self.pipes:
+            pipe.lose()
+
+
+TOPICS = [
+    *("a", "a.b", "é.한"),  # these are used most
+    *(r"\u0061.b", r"a\/b", "$sys", "", "a..b", "a.*", "a b", "x" * 255, "x" * 256, "\x7f", "a\u2028"),
+]
+PATTERNS = ["a", "a.b", "é.한", "a.*", ">", "*", "*.>", "a/b"]
+IDS = [
+    *("0", "1", "00", "-1", "1.0", "1e3", "999999999999999", "1000000000000000", str(2**53 - 1), str(2**53), "9" * 30),
+    *('""', '"a"', '"' + "i" * 64 + '"', '"' + "i" * 65 + '"', '"\\u0041"', '"é"', '"/<&>\x7f"', "null", "true", "[]"),
+]
+PLAIN = ["0", "-1.5e+3", "null", "[]", "{}", '""', r'"\n\ud83d\ude00é"', r'{"a":[1,{"b":"\""}],"a":2}', '[ 1 ,\n"x"]']
+KEYS = ['"k"', '""', '"é"', '"\\n"', '"\\/"', '"\x7f"', '"' + "k" * 300 + '"', "null", "7", "{}"]
+
+
+def _members(draw: st.DrawFn, fields: list[tuple[str, str]]) -> bytes:
+    """Write an object with its fields in any order, and with some kind of white space wherever it may be."""
+    fields = draw(st.permutations(fields))
+    space = draw(SPACE)
+    members = [f'{space}"{name}"{space}:{space}{value}{space}' for name, value in fields]
+    return f"{space}{{{','.join(members)}}}{space}".encode()
+
+
+def _rarely(draw: st.DrawFn) -> bool:
+    return draw(st.integers(0, 20)) == 13  # somewhere in the middle: hypothesis likes both ends
+
+
+@st.composite
+def _publish(draw: st.DrawFn) -> bytes:
+    """A publish that is mostly in order."""
+    topic = draw(st.sampled_from(TOPICS if _rarely(draw) else TOPICS[:3]))
+    data = draw(VALUES if _rarely(draw) else st.sampled_from(PLAIN))
+    fields = [("op", '"publish"'), ("topic", f'"{topic}"'), ("data", data)]
+    if draw(st.booleans()):
+        fields.append(("id", draw(st.sampled_from(IDS if _rarely(draw) else IDS[:2] + IDS[11:14]))))
+    if draw(st.booleans()):
+        fields.append(("key", draw(st.sampled_from(KEYS if _rarely(draw) else KEYS[:3]))))
+    if _rarely(draw):
+        fields.append(draw(st.sampled_from([("more", "1"), ("da\\u0074a", "2"), ("", '""'), *fields])))
+    if _rarely(draw):
+        fields.remove(draw(st.sampled_from(fields)))
+    if _rarely(draw):
+        name, _ = fields.pop()
+        fields.append((name, draw(VALUES)))
+    return _members(draw, fields)
+
+
+@st.composite
+def _nested_publish(draw: st.DrawFn) -> bytes:
+    """A publish about as deep as is allowed."""
+    depth = draw(st.integers(60, 66))
+    return b'{"op":"publish","topic":"a","id":1,"data":' + b"[" * depth + b"]" * depth + b"}"
+
+
+@st.composite
+def _subscribe(draw: st.DrawFn) -> bytes:
+    fields = [("op", '"subscribe"'), ("topic", f'"{draw(st.sampled_from(PATTERNS))}"')]
+    if draw(st.booleans()):
+        fields.append(("max_queue", draw(st.sampled_from(["1", "2", "10", "11", "0"]))))
+    if draw(st.booleans()):
+        fields.append(("overflow", draw(st.sampled_from(['"drop_oldest"', '"drop_newest"', '"close"', '"latest"']))))
+    if draw(st.booleans()):
+        fields.append(("echo", draw(st.sampled_from(["false", "false", "true"]))))
+    return _members(draw, fields)
+
+
+OTHERS = st.one_of(
+    st.just(b'{"op":"ping","id":5}'),
+    st.sampled_from(PATTERNS).map(lambda topic: f'{{"op":"unsubscribe","id":6,"topic":"{topic}"}}'.encode()),
+    SOUP,
+    _nested_publish(),
+)
+PUBLISH = _publish()
+
+
+@st.composite
+def _messages(draw: st.DrawFn) -> bytes:
+    kinds = (mutated(PUBLISH), _subscribe(), OTHERS)
+    return draw(next((kind for kind in kinds if _rarely(draw)), PUBLISH))
+
+
+CLIENTS = 3
+CLIENT = st.integers(0, CLIENTS - 1)
+SEND = st.tuples(CLIENT, _messages(), st.sampled_from([TEXT, TEXT, TEXT, BINARY]))
+BLOCK = st.tuples(CLIENT, st.booleans())
+STEPS = st.lists(st.one_of(*[SEND] * 8, BLOCK, st.none()), min_size=5, max_size=30)
+
+
+@examples(300)
+@given(st.lists(st.tuples(CLIENT, _subscribe()), min_size=1, max_size=4), STEPS)
+def test_both_lanes_do_the_same(
+    subscribes: list[tuple[int, bytes]], steps: list[tuple[int, bytes, int] | tuple[int, bool] | None]
+) -> None:
+    fast, slow = House(CLIENTS, fast=True), House(CLIENTS, fast=False)
+    for house in (fast, slow):
+        for client, message in subscribes:
+            house.send(client, message)
+        for topic in TOPICS[:3]:
+            house.send(0, f'{{"op":"publish","topic":"{topic}","data":0}}'.encode())
+    _assert_same(fast, slow)
+    for step in steps:
+        if step is None:
+            _assert_same(fast, slow)
+            continue
+        for house in (fast, slow):
+            if len(step) == 3:
+                house.send(*step)
+            else:
+                house.block(step[0], blocked=step[1])
+    _assert_same(fast, slow)
+    for client in range(CLIENTS):
+        for house in (fast, slow):
+            house.block(client, blocked=False)
+    _assert_same(fast, slow)
+    assert slow.node.reactor.fast_publishes == 0
+    event(f"fast publishes: {min(fast.node.reactor.fast_publishes, 10)}")
+    for house in (fast, slow):
+        house.end()
+
+
+# What the fast lane takes, and what it leaves
+
+
+TAKEN = [
+    b'{"op":"publish","topic":"a","data":1}',
+    b'{"data":{"x":"\\n\\ud83d\\ude00"},"key":"\xc3\xa9","id":"a/b","topic":"a","op":"publish"}',
+    b' \r\n{ "op" : "publish" ,\t"topic":"a","id": 0 , "data" : [ 1, 2 ] } ',
+    b'{"op":"publish","topic":"a","data":1,"id":999999999999999}',
+    b'{"op":"publish","topic":"\xc3\xa9.\xed\x95\x9c","data":"","key":""}',
+]
+
+LEFT = [
+    b'{"op":"publish","topic":"b","data":1}',  # not known yet
+    b'{"op":"publish","topic":"\\u0061","data":1}',
+    b'{"\\u006fp":"publish","topic":"a","data":1}',
+    b'{"op":"publish","topic":"a","data":1,"key":"\\n"}',
+    b'{"op":"publish","topic":"a","data":1,"id":"\\u0041"}',
+    b'{"op":"publish","topic":"a","data":1,"id":1000000000000000}',
+    b'{"op":"publish","topic":"a","data":1,"id":"\xc3\xa9"}',
+    b'{"op":"publish","topic":"a","data":1,"more":"x"}',
+    b'{"op":"publish","op":"publish","topic":"a","data":1}',
+    b'{"op":"publish","topic":"a","topic":"a","data":1}',
+    b'{"op":"publish","topic":"a","data":1,"data":2}',
+    b'{"op":"publish","topic":"a","data":1,"key":"x","key":"y"}',
+    b'{"op":"publish","topic":"a","data":1,"id":1,"id":2}',
+    b'{"op":"ping"}',
+    b'{"op":"ping","topic":"a","data":1}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("message", TAKEN)
+def test_a_plain_publish_takes_the_fast_lane(message: bytes, opcode: int) -> None:
+    house = _warm_house()
+    before = house.node.reactor.fast_publishes
+    house.send(0, message, opcode)
+    assert house.node.reactor.fast_publishes == before + 1
+    house.end()
+
+
+@pytest.mark.parametrize("message", LEFT)
+def test_what_is_not_plain_is_left_to_the_session(message: bytes) -> None:
+    house = _warm_house()
+    before = house.node.reactor.fast_publishes
+    house.send(0, message)
+    assert house.node.reactor.fast_publishes == before
+    house.end()
+
+
+@pytest.mark.parametrize("message", TAKEN)
+def test_what_lies_behind_a_message_is_not_part_of_it(message: bytes) -> None:
+    # The key of zeros leaves the bytes as they are, so that the message goes on behind its frame.
+    house = _warm_house()
+    before = house.node.reactor.fast_publishes
+    for size in range(len(message.rstrip())):
+        pipe = Pipe()
+        house.node.connect(pipe, b"", b"", "test")
+        assert pipe.connection is not None
+        pipe.connection.data_received(client_frame(BINARY, message[:size], key=bytes(4)) + message[size:])
+        pipe.lose()
+    assert house.node.reactor.fast_publishes == before
+    house.end()
+
+
+def test_data_is_passed_on_byte_for_byte() -> None:
+    data = b'{ "a" :\t[1.50, -0e0,"\\u00e9\\/ \xc3\xa9"],\r\n"a":{} }'
+    for house in (_warm_house(), House(2, fast=False)):
+        house.send(1, b'{"op":"subscribe","topic":"a"}')
+        house.send(0, b'{"op":"publish","topic":"a","data":' + data + b"}")
+        received = server_frames(house.turn()[1])
+        assert received == [(TEXT, b'{"op":"event","topic":"a","data":' + data + b"}")]
+        house.end()
+
+
+def test_a_text_that_is_not_utf8_reaches_nobody() -> None:
+    for house in (_warm_house(), House(2, fast=False)):
+        house.send(1, b'{"op":"subscribe","topic":"a"}')
+        house.send(0, b'{"op":"publish","topic":"a","data":"\xff"}', BINARY)
+        house.send(0, b'{"op":"publish","topic":"a","data":"ok"}', TEXT)
+        house.send(0, b'{"op":"publish","topic":"a","data":"\xc3("}', TEXT)
+        house.send(0, b'{"op":"publish","topic":"a","data":"behind"}', TEXT)
+        publisher, subscriber = (server_frames(got) for got in house.turn())
+        assert msgspec.json.decode(publisher[0][1])["code"] == "bad_json"
+        assert publisher[1][1].startswith((1007).to_bytes(2))
+        assert subscriber == [(TEXT, b'{"op":"event","topic":"a","data":"ok"}')]
+        house.end()
+
+
+def test_a_good_publish_ends_a_row_of_mistakes() -> None:
+    for house in (_warm_house(), House(1, fast=False)):
+        for _ in range(3):
+            for _ in range(9):
+                house.send(0, b"x")
+            house.send(0, b'{"op":"publish","topic":"a","data":1}')
+        connection = house.pipes[0].connection
+        assert connection is not None
+        assert (connection.mistakes, connection.state) == (0, 1)
+        house.end()
+
+
+# Routes are withdrawn in time
+
+
+@pytest.mark.parametrize("pattern", ["a", "*", ">"])
+def test_who_subscribes_gets_the_next_event(pattern: str) -> None:
+    house = _warm_house()
+    house.send(0, b'{"op":"publish","topic":"a","data":1}')
+    house.send(1, f'{{"op":"subscribe","topic":"{pattern}"}}'.encode())
+    house.send(0, b'{"op":"publish","topic":"a","data":2}')
+    house.send(1, f'{{"op":"unsubscribe","topic":"{pattern}"}}'.encode())
+    house.send(0, b'{"op":"publish","topic":"a","data":3}')
+    assert server_frames(house.turn()[1]) == [(TEXT, b'{"op":"event","topic":"a","data":2}')]
+    house.end()
+
+
+def test_who_has_left_is_no_receiver() -> None:
+    house = _warm_house()
+    house.send(1, b'{"op":"subscribe","topic":"a"}')
+    house.send(0, b'{"op":"publish","id":1,"topic":"a","data":1}')
+    house.send(0, b'{"op":"publish","id":2,"topic":"a","data":1}')
+    house.pipes[1].lose()
+    house.send(0, b'{"op":"publish","id":3,"topic":"a","data":1}')
+    house.send(0, b'{"op":"publish","id":4,"topic":"a","data":1}')
+    answers = [msgspec.json.decode(payload) for _, payload in server_frames(house.turn()[0])]
+    assert [(answer["id"], answer["receivers"]) for answer in answers] == [(1, 1), (2, 1), (3, 0), (4, 0)]
+    house.end()
+
+
+def test_remembers_the_topics_last_used_and_no_more_than_twice_as_many() -> None:
+    loop = Loop()
+    audience = Audience(loop.reactor(), (Filter("a"),))
+    routes = Routes(limit=4)
+    for number in range(100):
+        routes.install(f"t{number}", audience, b"")
+        assert len(routes) <= 8
+        assert "t0" in routes  # to look is to use
+        assert all(f"t{recent}" in routes for recent in range(max(0, number - 1), number + 1))
+    routes.withdraw("t99")
+    routes.withdraw("never there")
+    assert "t99" not in routes
+    assert "t0" in routes
+    routes.clear()
+    assert len(routes) == 0
+    assert "t0" not in routes
+
+
+def test_a_topic_installed_again_is_there_once() -> None:
+    audience = Audience(Loop().reactor(), (Filter("a"),))
+    routes = Routes(limit=2)
+    for name in ("a", "b", "c", "a", "b", "c"):
+        routes.install(name, audience, b"")
+    for name in ("a", "b", "c"):
+        routes.withdraw(name)
+        assert name not in routes
+    assert len(routes) == 0
+
+
+# Details
+
+
+def _warm_house() -> House:
+    """Two clients, and routes to two topics."""
+    house = House(2, fast=True)
+    for topic in ("a", "é.한"):
+        house.send(0, f'{{"op":"publish","topic":"{topic}","data":0}}'.encode())
+    assert len(house.node.hub.routes) == 2
+    return house
+
+
+def _assert_same(fast: House, slow: House) -> None:
+    """End the turn on both nodes: every client got the same, and stands the same."""
+    theirs, ours = slow.turn(), fast.turn()
+    assert ours == theirs
+    assert not any(b'"internal"' in got for got in ours)
+    for one, other in zip(fast.pipes, slow.pipes, strict=True):
+        assert (one.is_closing(), one.ended) == (other.is_closing(), other.ended)
+        assert one.connection is not None
+        assert other.connection is not None
+        assert one.connection.mistakes == other.connection.mistakes
+        assert one.connection.state == other.connection.state
+        assert one.connection.outbox == other.connection.outbox
+
+
+def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run what does not really wait."""
+    with pytest.raises(StopIteration):
+        cast(Any, coroutine).send(None)

@@ -1,0 +1,366 @@
+"""How a broker ends: what was answered `ok` has been delivered, and everybody is told when to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Close, Opcode
+
+from broker.errors import CloseCode
+from tests.engines.late import LateEngine, LateServer
+from tests.fixtures_broker import RunningBroker, start_broker
+from tests.fixtures_node import Client, House, masked, serving
+from tests.net.house import until
+
+GOING_AWAY = Close(CloseCode.GOING_AWAY, "going_away")
+
+
+# In the middle of a load
+
+
+class Load:
+    """Publishers with ids at full speed and subscribers that read, against a broker in a process of its own."""
+
+    def __init__(self, publishers: list[ClientConnection], subscribers: list[ClientConnection]) -> None:
+        self.publishers = publishers
+        self.subscribers = subscribers
+        self.answered: list[dict[int, list[str]]] = [{} for _ in publishers]
+        """What each publisher was told, by id: `ok`, or the code of an error."""
+        self.received: list[list[tuple[int, int]]] = [[] for _ in subscribers]
+        self.byes: list[int] = []
+        self.closes: list[Close | None] = []
+        self.under_load = asyncio.Event()
+
+    async def run(self) -> None:
+        """Go on until the broker closes all connections."""
+        await asyncio.gather(
+            *(self._publish(place) for place in range(len(self.publishers))),
+            *(self._read_answers(place) for place in range(len(self.publishers))),
+            *(self._read_events(place) for place in range(len(self.subscribers))),
+        )
+
+    async def _publish(self, place: int) -> None:
+        connection, answered = self.publishers[place], self.answered[place]
+        n = 0
+        try:
+            while True:
+                for _ in range(50):
+                    await connection.send(f'{{"op":"publish","id":{n},"topic":"load.{place}","data":[{place},{n}]}}')
+                    n += 1
+                while n - len(answered) > 200:
+                    await asyncio.sleep(0)
+                    if connection.close_code is not None:
+                        return
+        except ConnectionClosed:
+            return
+
+    async def _read_answers(self, place: int) -> None:
+        async for message in self._messages(self.publishers[place]):
+            told = message["code"] if message["op"] == "error" else message["op"]
+            self.answered[place].setdefault(message["id"], []).append(told)
+            if all(len(answered) > 1000 for answered in self.answered):
+                self.under_load.set()
+
+    async def _read_events(self, place: int) -> None:
+        async for message in self._messages(self.subscribers[place]):
+            assert message["op"] == "event", message
+            by, n = message["data"]
+            self.received[place].append((by, n))
+
+    async def _messages(self, connection: ClientConnection) -> AsyncIterator[dict[str, Any]]:
+        try:
+            while True:
+                message = json.loads(await connection.recv())
+                if message["op"] == "bye":
+                    assert message["reason"] == "shutdown"
+                    self.byes.append(message["retry_after_ms"])
+                else:
+                    yield message
+        except ConnectionClosed as closed:
+            self.closes.append(closed.rcvd)
+
+
+async def opened(broker: RunningBroker, *commands: str) -> ClientConnection:
+    connection = await connect(broker.url, proxy=None, compression=None, max_queue=None, ping_interval=None)
+    assert json.loads(await connection.recv())["op"] == "welcome"
+    for command in commands:
+        await connection.send(command)
+        assert json.loads(await connection.recv())["op"] == "ok"
+    return connection
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_in_the_middle_of_a_load_nothing_is_lost_that_was_answered_ok(number: signal.Signals) -> None:
+    roomy = {
+        "WSBROKER_LIMITS__MAX_QUEUE": "65536",
+        "WSBROKER_LIMITS__MAX_OUTBOX": "100000000",
+        "WSBROKER_LIMITS__DRAIN_TIMEOUT": "60",
+        "WSBROKER_LIMITS__RECONNECT_SPREAD": "3",
+    }
+    # At its end this says that the exit status was 0, and that there was no traceback on standard error.
+    with start_broker(environ=roomy) as broker:
+        subscribe = '{"op":"subscribe","id":1,"topic":"%s"}'
+        load = Load(
+            [await opened(broker) for _ in range(3)],
+            [
+                await opened(broker, *(subscribe % f"load.{place}" for place in range(3))),
+                await opened(broker, subscribe % "load.*"),
+                await opened(broker, subscribe % ">", subscribe % "load.1"),
+            ],
+        )
+        running = asyncio.create_task(load.run())
+        await asyncio.wait({running, asyncio.create_task(load.under_load.wait())}, return_when="FIRST_COMPLETED")
+        assert not running.done()
+        os.kill(broker.program.pid, number)
+        await asyncio.to_thread(broker.program.wait_for, re.compile("draining"))
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", broker.port)
+        await running
+        assert await asyncio.to_thread(broker.program.wait) == 0
+        assert "error" not in broker.program.output
+
+    assert load.closes == [GOING_AWAY] * 6
+    assert len(load.byes) == 6
+    assert all(0 <= bye <= 3000 for bye in load.byes)
+    assert len(set(load.byes)) > 1
+    for answered in load.answered:
+        assert all(len(told) == 1 for told in answered.values())
+        assert {told for [told] in answered.values()} <= {"ok", "draining"}
+        # Commands are carried out in order, so from the first that is refused on all are.
+        outcomes = [answered[n][0] for n in sorted(answered)]
+        assert outcomes == sorted(outcomes, reverse=True)
+    for received in load.received:
+        assert len(received) == len(set(received))
+        for place, answered in enumerate(load.answered):
+            mine = [n for by, n in received if by == place]
+            assert mine == list(range(len(mine)))
+            assert {n for n, [told] in answered.items() if told == "ok"} <= set(mine)
+
+
+# Everybody is sent away
+
+
+async def test_each_is_told_another_time_to_come_back() -> None:
+    async with serving(reconnect_spread=2.0) as house:
+        clients = [await house.connect() for _ in range(40)]
+        await house.node.drain(10)
+        assert house.node.connections == 0
+        delays = []
+        for client in clients:
+            assert await client.closed() == GOING_AWAY
+            [bye] = await client.left()
+            assert list(bye) == ["op", "reason", "retry_after_ms"]
+            assert (bye["op"], bye["reason"]) == ("bye", "shutdown")
+            delays.append(bye["retry_after_ms"])
+        assert all(isinstance(delay, int) and 0 <= delay <= 2000 for delay in delays)
+        assert len(set(delays)) > 20
+        # Spread over the whole time, not bunched: each half of it has some (all in one: once in 10^11 runs).
+        assert min(delays) < 1000 < max(delays)
+
+
+async def test_a_drain_of_nobody_ends() -> None:
+    async with serving() as house:
+        await house.node.drain(3600)
+        assert house.node.draining
+
+
+async def test_more_clients_than_are_sent_away_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.node.AT_ONCE", 2)
+    async with serving() as house:
+        clients = [await house.connect() for _ in range(5)]
+        # One goes by itself, while the others are being sent away.
+        await asyncio.gather(house.node.drain(10), clients[-1].close())
+        for client in clients[:-1]:
+            assert await client.closed() == GOING_AWAY
+
+
+async def test_commands_that_lie_in_the_socket_are_carried_out() -> None:
+    async with serving() as house:
+        subscriber, publisher = await house.subscriber("a"), await house.connect()
+        for n in range(500):
+            await publisher.tell("publish", topic="a", data=n, id=n)
+        await house.node.drain(10)
+        answers = [message for message in await publisher.left() if message["op"] != "bye"]
+        assert [(answer["id"], answer["op"]) for answer in answers] == [(n, "ok") for n in range(500)]
+        events = [message for message in await subscriber.left() if message["op"] != "bye"]
+        assert [event["data"] for event in events] == list(range(500))
+
+
+async def test_a_slow_one_that_reads_gets_all_that_waits_before_it_is_closed() -> None:
+    async with serving(max_queue=1000) as house:
+        slow, publisher = await house.deaf(), await house.connect()
+        await slow.tell("subscribe", topic="a", id=1)
+        await slow.until(b'"op":"ok"')
+        for _ in range(200):
+            answer = await publisher.ask("publish", topic="a", data="x" * 5000)
+        assert answer["queued"] == 1
+        draining = asyncio.create_task(house.node.drain(30))
+        received = await slow.until(b"going_away")
+        assert received.count(b'{"op":"event"') == 200
+        assert received.count(b'{"op":"bye"') == 1
+        assert b'{"op":"gap"' not in received
+        assert received.endswith(bytes((0x88, 12, 1001 >> 8, 1001 & 255)) + b"going_away")
+        await slow.send_raw(masked(b"\x03\xe9", opcode=Opcode.CLOSE))
+        await draining
+
+
+async def test_who_reads_nothing_is_cut_off_when_the_time_is_over() -> None:
+    # Nothing but the end of the drain would end these two within the time that the test may take.
+    async with serving(close_timeout=3600, ping_interval=0) as house:
+        full, mute, publisher = await house.deaf(), await house.deaf(), await house.connect()
+        fine = await house.subscriber("a")
+        await full.tell("subscribe", topic="a", id=1)
+        await full.until(b'"op":"ok"')
+        for _ in range(200):
+            answer = await publisher.ask("publish", topic="a", data="x" * 5000)
+        assert answer["queued"] == 1
+        await house.node.drain(0.2)
+        await until(lambda: not house.node.connections)
+        assert house.node.sessions == {}
+        # `full` was never reached by its close frame; `mute` was, and did not answer.
+        assert b"going_away" not in await full.rest()
+        assert (await mute.rest()).endswith(b"going_away")
+        assert await fine.closed() == GOING_AWAY
+        assert [message["op"] for message in await fine.left()] == ["event"] * 200 + ["bye"]
+
+
+# While something is under way in the engine
+
+
+class Draining:
+    """A drain that waits for the engine."""
+
+    def __init__(self, house: House, publisher: Client, server: LateServer, task: asyncio.Task[None]) -> None:
+        self.house = house
+        self.publisher = publisher
+        self.server = server
+        self.task = task
+
+
+async def begin_drain(house: House, server: LateServer, engine: LateEngine, timeout: float = 30) -> Draining:
+    """One publish with the id `first` is under way when it begins."""
+    publisher = await house.connect()
+    server.hang()
+    published = engine.published
+    await publisher.tell("publish", topic="a", data="first", id="first")
+    await until(lambda: engine.published == published + 1)
+    task = asyncio.create_task(house.node.drain(timeout))
+    await until(lambda: house.node.draining)
+    return Draining(house, publisher, server, task)
+
+
+@pytest.fixture
+async def server() -> LateServer:
+    return LateServer()
+
+
+@pytest.fixture
+async def engine(server: LateServer) -> LateEngine:
+    return server.engine()
+
+
+async def test_a_publish_under_way_is_finished_before_anybody_is_sent_away(
+    server: LateServer, engine: LateEngine
+) -> None:
+    async with serving(engine) as house:
+        subscriber = await house.subscriber("a")
+        drain = await begin_drain(house, server, engine)
+        for _ in range(5):
+            assert await subscriber.ask("ping") == {"op": "pong"}
+        assert not drain.task.done()
+        server.go_on()
+        await drain.task
+        assert [message["op"] for message in await drain.publisher.left()] == ["ok", "bye"]
+        assert [message["op"] for message in await subscriber.left()] == ["event", "bye"]
+        assert await subscriber.closed() == GOING_AWAY
+
+
+async def test_new_commands_are_refused_while_it_drains(server: LateServer, engine: LateEngine) -> None:
+    async with serving(engine) as house:
+        client = await house.subscriber("b")
+        drain = await begin_drain(house, server, engine)
+        error = {"op": "error", "code": "draining", "message": "the broker is shutting down", "retry": True}
+        for _ in range(2):
+            assert await client.ask("publish", topic="a", data=1) == error
+            assert await client.ask("subscribe", topic="a") == error
+            assert await client.ask("subscribe", topic="b", max_queue=1) == error
+        await client.tell("publish", topic="a", data=1)
+        assert await client.next() == error
+        # A mistake is still one, and what takes nothing from the broker is still done.
+        assert (await client.ask("publish", topic="a b", data=1))["code"] == "bad_topic"
+        assert await client.ask("ping") == {"op": "pong"}
+        assert await client.ask("unsubscribe", topic="b") == {"op": "ok", "topic": "b"}
+        assert engine.published == 1
+        server.go_on()
+        await drain.task
+
+
+async def test_the_fast_lane_is_closed_while_it_drains() -> None:
+    async with serving() as house:
+        client, waited_for = await house.subscriber("a"), await house.connect()
+        for n in range(2):
+            await client.ask("publish", topic="a", data=n)
+        assert house.node.reactor.fast_publishes == 1
+        # This engine is never waited for; the drain is made to, so that there is time to publish.
+        session = house.session(waited_for)
+        session.inflight = 1
+        draining = asyncio.create_task(house.node.drain(30))
+        await until(lambda: house.node.draining)
+        assert (await client.ask("publish", topic="a", data=2))["code"] == "draining"
+        assert house.node.reactor.fast_publishes == 1
+        assert await client.data(2) == [0, 1]
+        await client.nothing()
+        session.inflight = 0
+        await draining
+
+
+async def test_nobody_is_let_in_while_it_drains(server: LateServer, engine: LateEngine) -> None:
+    async with serving(engine) as house:
+        drain = await begin_drain(house, server, engine)
+        with pytest.raises(InvalidStatus) as refused:
+            await house.connect()
+        assert refused.value.response.status_code == 503
+        assert int(refused.value.response.headers["Retry-After"]) >= 1
+        server.go_on()
+        await drain.task
+
+
+async def test_an_engine_that_does_not_answer_is_not_waited_for_longer_than_the_time(
+    server: LateServer, engine: LateEngine
+) -> None:
+    async with serving(engine) as house:
+        drain = await begin_drain(house, server, engine, timeout=0.2)
+        await drain.task
+        await until(lambda: not house.node.connections)
+        # It is not told `ok`, and it is told that the broker goes.
+        assert [message["op"] for message in await drain.publisher.left()] == ["bye"]
+
+
+async def test_commands_that_wait_behind_others_are_answered_too(server: LateServer, engine: LateEngine) -> None:
+    async with serving(engine, max_inflight=5) as house:
+        subscriber, client = await house.subscriber("a"), await house.connect()
+        server.hang()
+        for n in range(50):
+            await client.tell("publish", topic="a", data=n, id=n)
+        await until(lambda: engine.published == 5)
+        draining = asyncio.create_task(house.node.drain(30))
+        await until(lambda: house.node.draining)
+        server.go_on()
+        await draining
+        messages = [message for message in await client.left() if message["op"] != "bye"]
+        assert Counter(message["id"] for message in messages) == Counter(range(50))
+        done = [message["id"] for message in messages if message["op"] == "ok"]
+        assert {message["code"] for message in messages if message["op"] == "error"} <= {"draining"}
+        events = [message["data"] for message in await subscriber.left() if message["op"] == "event"]
+        assert events == sorted(done)
+        assert len(done) >= 5

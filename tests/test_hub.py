@@ -1,0 +1,419 @@
+"""The index of subscriptions: against `broker.topics.matches`, the rule itself; and what it costs and keeps."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from websockets.frames import Frame, Opcode
+
+from broker import messages
+from broker._speedups import Audience, Connection, Reactor, Subscription
+from broker.hub import Hub
+from broker.topics import matches, rank
+
+
+class Loop:
+    """In place of an event loop: `turn` is the end of a turn."""
+
+    def __init__(self) -> None:
+        self._soon: list[Callable[[], object]] = []
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        self._soon.append(callback)
+
+    def turn(self) -> None:
+        soon, self._soon = self._soon, []
+        for callback in soon:
+            callback()
+
+
+class Transport:
+    """In place of a transport without a socket: takes all, and remembers the events in it."""
+
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._written.append(bytes(data))
+
+    def events(self) -> list[bytes]:
+        """The `event` messages since the last call."""
+        written = b"".join(self._written)
+        self._written.clear()
+        found = []
+        at = 0
+        while at < len(written):
+            size = written[at + 1]
+            assert size < 126  # a frame of the short form (RFC 6455, section 5.2), as all are here
+            found.append(written[at + 2 : at + 2 + size])
+            at += 2 + size
+        return [payload for payload in found if payload.startswith(b'{"op":"event"')]
+
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
+    def set_protocol(self, protocol: object) -> None: ...
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def abort(self) -> None: ...
+
+
+class House:
+    """A hub with connections that may publish through the fast lane, and what the node does for the slow one."""
+
+    def __init__(self, clients: int) -> None:
+        self.loop = Loop()
+        self.reactor = Reactor(self.loop, encode_gap=messages.encode_gap)  # type: ignore[arg-type]
+        self.hub = Hub(self.reactor)
+        self.transports = [Transport() for _ in range(clients)]
+        self.connections = [self._connection(transport) for transport in self.transports]
+        self.subscriptions: list[Subscription] = []
+        """As sessions do, it holds them: a subscription that nobody holds ends."""
+
+    def subscribe(self, client: int, topic: str, *, echo: bool = True) -> Subscription:
+        found = self.hub.subscribe(self.connections[client], topic, max_queue=100, overflow="close", echo=echo)
+        self.subscriptions.append(found)
+        return found
+
+    def publish(self, topic: str, data: bytes, origin: Connection | None = None) -> tuple[int, int, int]:
+        """What a node does about an event."""
+        audience = self.hub.audience(topic)
+        self.hub.routes.install(topic, audience, messages.encode_event(topic, b"0").removesuffix(b',"data":0}'))
+        return audience.publish(topic, messages.encode_event(topic, data), None, origin)
+
+    def send(self, client: int, topic: str, data: bytes) -> None:
+        """What comes from a client that publishes."""
+        command = b'{"op":"publish","topic":"%s","data":%s}' % (topic.encode(), data)
+        self.connections[client].feed(Frame(Opcode.TEXT, command).serialize(mask=True))
+
+    def events(self, client: int) -> list[bytes]:
+        return self.transports[client].events()
+
+    def _connection(self, transport: Transport) -> Connection:
+        connection = Connection(self.reactor)
+        connection.session = SlowLane(self, connection)
+        connection.routes = self.hub.routes
+        connection.start(transport)  # type: ignore[arg-type]
+        return connection
+
+
+class SlowLane:
+    """In place of a session, for publishing alone."""
+
+    def __init__(self, house: House, connection: Connection) -> None:
+        self.house = house
+        self.connection = connection
+
+    def message(self, payload: bytes, text: bool) -> None:
+        command = messages.decode(payload)
+        assert isinstance(command, messages.Publish)
+        self.house.publish(command.topic, bytes(command.data), self.connection)
+
+    def left(self, code: int, reason: str) -> None: ...
+
+
+CLIENTS = 3
+TOKENS = st.sampled_from(["a", "b", "ü"])
+TOPICS = st.builds(
+    lambda reserved, tokens: reserved + ".".join(tokens),
+    st.sampled_from(["", "", "", "$"]),
+    st.lists(TOKENS, min_size=1, max_size=4),
+)
+PATTERNS = st.builds(
+    lambda reserved, tokens, rest: ".".join([*([reserved] if reserved else []), *tokens, *([">"] if rest else [])]),
+    st.sampled_from(["", "", "", "$a"]),
+    st.lists(TOKENS | st.just("*"), max_size=4),
+    st.booleans(),
+).filter(bool)
+
+
+class HubMachine(RuleBasedStateMachine):
+    """Subscribes, unsubscribes and publishes in any order, beside a plain list of subscriptions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.house = House(CLIENTS)
+        self.hub = self.house.hub
+        self.subscriptions: dict[tuple[int, str], Subscription] = {}
+        self.known: set[str] = set()
+        """Topics that were published to since one of their filters came or went: they may have a route."""
+        self.expected: list[list[bytes]] = [[] for _ in range(CLIENTS)]
+        self.published = 0
+
+    @rule(client=st.integers(0, CLIENTS - 1), topic=TOPICS | PATTERNS, echo=st.booleans())
+    def subscribe(self, client: int, topic: str, echo: bool) -> None:
+        if (client, topic) in self.subscriptions:
+            return
+        is_new = topic not in self.filters()
+        self.subscriptions[client, topic] = self.house.subscribe(client, topic, echo=echo)
+        if is_new:
+            self.check_withdrawn(topic)
+
+    @precondition(lambda self: self.subscriptions)
+    @rule(data=st.data())
+    def unsubscribe(self, data: st.DataObject) -> None:
+        _, topic = key = data.draw(st.sampled_from(list(self.subscriptions)))
+        if self.subscriptions[key].behind:
+            # Unsubscribing forgets what is queued: after an event of its own that it does not want, that is the rest of
+            # the turn.
+            self.end_of_turn()
+        self.hub.unsubscribe(self.subscriptions.pop(key))
+        if topic not in self.filters():
+            self.check_withdrawn(topic)
+
+    @rule(topic=TOPICS)
+    def find(self, topic: str) -> None:
+        audience = self.hub.audience(topic)
+        found = [one.topic for one in audience.filters]
+        assert found == sorted((name for name in self.filters() if matches(name, topic)), key=rank)
+        assert len(found) == len(set(found))
+        assert set(audience.subscriptions()) == set(self.members(topic).values())
+        assert audience.receivers == len(self.members(topic))
+        assert self.hub.audience(topic) is audience
+
+    @rule(client=st.integers(0, CLIENTS - 1), topic=TOPICS)
+    def publish(self, client: int, topic: str) -> None:
+        """By whichever lane the connection takes."""
+        self.published += 1
+        data = str(self.published).encode()
+        self.house.send(client, topic, data)
+        self.known.add(topic)
+        assert topic in self.hub.routes
+        for member, subscription in self.members(topic).items():
+            if member != client or subscription.echo:
+                self.expected[member].append(messages.encode_event(topic, data))
+
+    @rule()
+    def end_of_turn(self) -> None:
+        self.house.loop.turn()
+        for client, expected in enumerate(self.expected):
+            # Across topics there is no order, but of each topic there is.
+            assert by_topic(self.house.events(client)) == by_topic(expected)
+            expected.clear()
+
+    @invariant()
+    def counted(self) -> None:
+        assert self.hub.filters == len(self.filters())
+
+    def teardown(self) -> None:
+        self.end_of_turn()
+        while self.subscriptions:
+            self.hub.unsubscribe(self.subscriptions.popitem()[1])
+        assert_nothing_left(self.hub)
+        assert self.house.reactor.subscriptions == 0
+
+    def filters(self) -> set[str]:
+        return {topic for _, topic in self.subscriptions}
+
+    def check_withdrawn(self, pattern: str) -> None:
+        """A filter came or went: the topics that it matches have another audience now."""
+        stale = {topic for topic in self.known if matches(pattern, topic)}
+        assert not [topic for topic in stale if topic in self.hub.routes]
+        self.known -= stale
+
+    def members(self, topic: str) -> dict[int, Subscription]:
+        """Who is to get an event: each connection under its most specific subscription."""
+        found: dict[int, Subscription] = {}
+        for (client, name), subscription in sorted(self.subscriptions.items(), key=lambda item: rank(item[0][1])):
+            if matches(name, topic):
+                found.setdefault(client, subscription)
+        return found
+
+
+def by_topic(events: list[bytes]) -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {}
+    for event in events:
+        decoded = messages.decode_server(event)
+        assert isinstance(decoded, messages.EventMessage)
+        found.setdefault(decoded.topic, []).append(event)
+    return found
+
+
+def assert_nothing_left(hub: Hub) -> None:
+    assert hub.filters == 0
+    assert hub._tree.bare
+    hub.routes.clear()
+    assert len(hub._audiences) == 0
+
+
+TestHub = HubMachine.TestCase
+TestHub.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# Routes
+
+
+@pytest.fixture
+def house() -> House:
+    return House(2)
+
+
+@pytest.fixture
+def hub(house: House) -> Hub:
+    return house.hub
+
+
+def test_a_name_that_comes_or_goes_withdraws_the_route_of_its_topic_alone(house: House, hub: Hub) -> None:
+    for topic in ("a", "b"):
+        house.publish(topic, b"1")
+    subscription = house.subscribe(0, "a")
+    assert "a" not in hub.routes
+    assert "b" in hub.routes
+    house.publish("a", b"2")
+    assert "a" in hub.routes
+    hub.unsubscribe(subscription)
+    assert "a" not in hub.routes
+    assert "b" in hub.routes
+
+
+def test_a_pattern_that_comes_or_goes_withdraws_all(house: House, hub: Hub) -> None:
+    house.publish("a", b"1")
+    subscription = house.subscribe(0, "b.*")
+    assert len(hub.routes) == 0
+    house.publish("a", b"1")
+    hub.unsubscribe(subscription)
+    assert len(hub.routes) == 0
+
+
+def test_one_more_subscriber_of_the_same_leaves_the_routes_and_gets_the_events(house: House, hub: Hub) -> None:
+    house.subscribe(0, "a")
+    house.publish("a", b"1")
+    second = house.subscribe(1, "a")
+    assert "a" in hub.routes
+    house.send(0, "a", b"2")
+    assert house.reactor.fast_publishes == 1
+    hub.unsubscribe(second)
+    house.send(0, "a", b"3")
+    assert house.reactor.fast_publishes == 2
+    house.loop.turn()
+    data = [b'{"op":"event","topic":"a","data":%d}' % n for n in (1, 2, 3)]
+    assert house.events(0) == data
+    assert house.events(1) == data[1:2]
+
+
+def test_what_was_published_before_a_subscription_does_not_reach_it(house: House) -> None:
+    house.subscribe(0, "a.>")
+    house.publish("a.b", b"1")
+    house.subscribe(1, "a.b")
+    house.subscribe(0, "a.*")
+    house.publish("a.b", b"2")
+    house.loop.turn()
+    data = [b'{"op":"event","topic":"a.b","data":%d}' % n for n in (1, 2)]
+    assert house.events(0) == data
+    assert house.events(1) == data[1:]
+
+
+# What it costs
+
+
+def test_a_publish_costs_its_matches_and_not_the_number_of_patterns() -> None:
+    few, many = House(100), House(100)
+    wanted = ["7.42.*", "7.>", "*.42.x"]
+    for house in (few, many):
+        for name in wanted:
+            for client in range(10):
+                house.subscribe(client, name)
+    patterns = [f"{a}.{b}.*" for a, b in product(range(100), range(100)) if f"{a}.{b}.*" not in wanted]
+    for place, pattern in enumerate(patterns):
+        for client in range(10):
+            many.subscribe((place + client) % 100, pattern)
+    assert many.hub.filters == 10_002
+    assert many.reactor.subscriptions == 100_020
+    for house in (few, many):
+        assert [found.topic for found in house.hub.audience("7.42.x").filters] == wanted
+        assert house.hub.audience("7.42.x").receivers == 10
+    assert steps(many.hub.audience, "7.42.x") == steps(few.hub.audience, "7.42.x")
+    # One more subscriber of another pattern changes nothing either.
+    before = many.hub.audience("7.42.x")
+    many.subscribe(99, "1.1.*")
+    assert many.hub.audience("7.42.x") is before
+
+
+def test_names_without_patterns_cost_nothing_at_all() -> None:
+    few, many = House(1), House(1)
+    few.subscribe(0, "7.42.x")
+    for n in range(10_000):
+        many.subscribe(0, f"7.{n}.x")
+    assert many.hub.audience("7.42.x").receivers == 1
+    assert steps(many.hub.audience, "7.42.x") == steps(few.hub.audience, "7.42.x")
+
+
+# What it keeps
+
+
+def test_many_topics_published_to_leave_nothing_behind() -> None:
+    house = House(1)
+    everything = house.subscribe(0, ">")
+    some = house.subscribe(0, "topic.1.>")
+
+    def publish(first: int) -> None:
+        for n in range(first, first + 30_000):
+            house.publish(f"topic.{n % 10}.{n}", b"1")
+            if n % 100 == 0:
+                house.loop.turn()
+        house.loop.turn()
+        assert len(house.events(0)) == 30_000
+
+    def blocks() -> int:
+        house.hub.routes.clear()
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    publish(0)
+    assert len(house.hub.routes) <= 2 * house.hub.routes.limit
+    assert house.hub.filters == 2
+    assert len(house.hub._audiences) == 2
+    before = blocks()
+    publish(30_000)
+    # What did not come back from 30,000 topics is less than one object for ten of them.
+    assert blocks() - before < 3_000
+    house.hub.unsubscribe(everything)
+    house.hub.unsubscribe(some)
+    assert_nothing_left(house.hub)
+
+
+def test_many_names_subscribed_to_for_a_while_leave_nothing_behind(house: House, hub: Hub) -> None:
+    for n in range(10_000):
+        subscription = house.subscribe(0, f"a.{n}.*" if n % 2 else f"a.{n}")
+        house.publish(f"a.{n}.x" if n % 2 else f"a.{n}", b"1")
+        hub.unsubscribe(subscription)
+    assert_nothing_left(hub)
+
+
+def test_an_audience_goes_with_the_last_route_to_it(house: House, hub: Hub) -> None:
+    subscription = house.subscribe(0, "a")
+    house.publish("a", b"1")
+    house.loop.turn()
+    assert len(hub._audiences) == 1
+    hub.unsubscribe(subscription)
+    assert len(hub._audiences) == 0
+
+
+def steps(function: Callable[[str], Audience], topic: str) -> int:
+    """How many instructions of Python a call carries out: what it costs, on any machine."""
+    counted: Counter[str] = Counter()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        frame.f_trace_opcodes = True
+        counted[event] += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function(topic)
+    finally:
+        sys.settrace(before)
+    assert counted["opcode"] > 10
+    return counted["opcode"]

@@ -1,0 +1,299 @@
+"""One broker process: what it takes over, and that it assumes nothing about where its engine is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.engines.late import LateEngine, LateServer
+from tests.fixtures_node import masked, serving
+from tests.net.house import request, until
+
+
+@pytest.fixture
+async def server() -> LateServer:
+    return LateServer()
+
+
+@pytest.fixture
+async def engine(server: LateServer) -> LateEngine:
+    return server.engine()
+
+
+# Connections
+
+
+async def test_what_came_with_the_request_is_carried_out_behind_the_welcome() -> None:
+    async with serving() as house:
+        reader, writer = await asyncio.open_connection(*house.address.split(":"))
+        commands = [b'{"op":"ping","id":%d}' % n for n in range(3)]
+        first, half, *_ = (masked(command) for command in commands)
+        writer.write(request(host=house.address) + first + half[:7])
+        received = await reader.readuntil(b'{"op":"pong","id":0}')
+        assert received.index(b"\r\n\r\n") < received.index(b'"op":"welcome"') < received.index(b'"op":"pong"')
+        writer.write(half[7:])
+        await reader.readuntil(b'{"op":"pong","id":1}')
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_connections_are_counted_and_each_has_a_session() -> None:
+    async with serving() as house:
+        clients = [await house.connect() for _ in range(5)]
+        assert house.node.connections == 5
+        assert set(house.node.sessions) == {client.session for client in clients}
+        assert all(house.session(client).peer.startswith("127.0.0.1:") for client in clients)
+        await clients[0].close()
+        await until(lambda: house.node.connections == 4)
+        assert set(house.node.sessions) == {client.session for client in clients[1:]}
+
+
+async def test_stop_cuts_off_who_is_left() -> None:
+    async with serving() as house:
+        client = await house.subscriber("a")
+        await house.node.stop()
+        assert await client.closed() is None  # no close frame
+        assert house.node.sessions == {}
+        await house.node.start()  # for the end of the house
+
+
+# An engine in this process
+
+
+async def test_with_the_engine_in_this_process_the_fast_lane_is_taken() -> None:
+    async with serving() as house:
+        subscriber, publisher = await house.subscriber("a"), await house.connect()
+        for n in range(10):
+            await publisher.ask("publish", topic="a", data=n)
+        assert await subscriber.data(10) == list(range(10))
+        assert house.node.reactor.fast_publishes == 9
+
+
+# An engine somewhere else
+
+
+async def test_with_an_engine_elsewhere_there_is_no_fast_lane(engine: LateEngine) -> None:
+    async with serving(engine) as house:
+        subscriber, publisher = await house.subscriber("a", ">"), await house.connect()
+        for n in range(10):
+            assert (await publisher.ask("publish", topic="a", data=n))["receivers"] == 1
+        assert await subscriber.data(10) == list(range(10))
+        assert engine.published == 10
+        assert house.node.reactor.fast_publishes == 0
+        assert len(house.node.hub.routes) == 0
+
+
+async def test_an_engine_out_of_step_keeps_order_and_answers_each_once(engine: LateEngine) -> None:
+    async with serving(engine) as house:
+        subscriber = await house.subscriber("a.*", "a.1", ">")
+        publishers = [await house.connect() for _ in range(3)]
+        for n in range(100):
+            for place, publisher in enumerate(publishers):
+                await publisher.tell("publish", topic=f"a.{n % 4}", data=[place, n], id=n)
+        data = await subscriber.data(300)
+        await subscriber.nothing()
+        for place in range(3):
+            for topic in range(4):
+                mine = [n for by, n in data if by == place and n % 4 == topic]
+                assert mine == list(range(topic, 100, 4))
+        orders = []
+        for publisher in publishers:
+            answers = [await publisher.next() for _ in range(100)]
+            assert all(answer["op"] == "ok" and answer["receivers"] == 1 for answer in answers)
+            orders.append([answer["id"] for answer in answers])
+            assert sorted(orders[-1]) == list(range(100))
+        # It was out of step indeed.
+        assert any(order != sorted(order) for order in orders)
+
+
+async def test_the_number_and_place_that_the_engine_gives_are_passed_on() -> None:
+    async with serving(LateServer(keeps=True).engine()) as house:
+        client = await house.subscriber("a")
+        for n in (1, 2):
+            answer = await client.ask("publish", topic="a", data=n)
+            assert answer == {"op": "ok", "receivers": 1, "queued": 0, "dropped": 0, "offset": n}
+            assert await client.text() == f'{{"op":"event","topic":"a","data":{n},"offset":{n}}}'
+
+
+async def test_two_nodes_share_what_is_published(server: LateServer) -> None:
+    async with serving(server.engine()) as one, serving(server.engine()) as other:
+        near, far = await one.subscriber("a.>", echo=False), await other.subscriber("a.*", "a.b")
+        # A receipt counts this node's subscribers; `echo` is for the publisher's own connection.
+        assert (await near.ask("publish", topic="a.b", data=1, key="k"))["receivers"] == 0
+        assert await far.next() == {"op": "event", "topic": "a.b", "key": "k", "data": 1}
+        assert (await far.ask("publish", topic="a.b", data=2))["receivers"] == 1
+        assert await far.data(1) == [2]
+        assert await near.data(1) == [2]
+        await far.nothing()
+        await near.nothing()
+
+
+async def test_the_engine_is_told_of_the_first_and_the_last_subscriber(engine: LateEngine) -> None:
+    async with serving(engine) as house:
+        one = await house.subscriber("a", "b.*")
+        assert engine.asked == [("a", True), ("b.*", True)]
+        other = await house.subscriber("a")
+        await one.ask("subscribe", topic="a", max_queue=1)
+        await one.ask("unsubscribe", topic="a")
+        await one.ask("unsubscribe", topic="a")
+        assert engine.asked[2:] == []
+        await other.close()
+        await until(lambda: engine.asked[2:] == [("a", False)])
+        await one.close()
+        await until(lambda: engine.asked[3:] == [("b.*", False)])
+        assert engine.interests == {}
+
+
+async def test_what_the_engine_cannot_do_is_unavailable(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine) as house:
+        subscriber, client = await house.subscriber("a"), await house.connect()
+        engine.cut()
+        error = {"op": "error", "code": "unavailable", "message": "the engine has lost its connection", "retry": True}
+        assert await client.ask("publish", topic="a", data=1) == error
+        await client.tell("publish", topic="a", data=1)
+        assert await client.next() == error
+        engine.mend()
+        assert (await subscriber.next())["op"] == "gap"
+        assert (await client.ask("publish", topic="a", data=2))["receivers"] == 1
+        assert await subscriber.data(1) == [2]
+
+
+async def test_at_the_bound_of_what_waits_publishers_get_unavailable(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine) as house:
+        client = await house.connect()
+        server.bound = 5
+        server.hang()
+        for n in range(8):
+            await client.tell("publish", topic="a", data=n, id=n)
+        refused = [await client.next() for _ in range(3)]
+        assert {answer["code"] for answer in refused} == {"unavailable"}
+        assert {answer["id"] for answer in refused} == {5, 6, 7}
+        server.go_on()
+        assert {(await client.next())["id"] for _ in range(5)} == {0, 1, 2, 3, 4}
+
+
+async def test_reading_pauses_while_so_many_commands_are_under_way_and_goes_on(
+    engine: LateEngine, server: LateServer
+) -> None:
+    async with serving(engine, max_inflight=5) as house:
+        subscriber, client, other = await house.subscriber("a"), await house.connect(), await house.connect()
+        server.hang()
+        for n in range(200):
+            await client.tell("publish", topic="a", data=n, id=n)
+        await client.tell("ping", id="last")
+        await until(lambda: engine.published == 5)
+        # Others are read, and it stays at that.
+        for _ in range(20):
+            assert await other.ask("ping") == {"op": "pong"}
+        assert engine.published == 5
+        assert house.session(client).inflight == 5
+        await other.tell("publish", topic="a", data="other", id=1)
+        await until(lambda: engine.published == 6)
+        server.go_on()
+        answers = [await client.next() for _ in range(201)]
+        assert Counter(answer["id"] for answer in answers) == Counter([*range(200), "last"])
+        assert all(answer["op"] in ("ok", "pong") for answer in answers)
+        assert await other.answer(1)
+        data = await subscriber.data(201)
+        data.remove("other")
+        assert data == list(range(200))
+        assert house.session(client).inflight == 0
+
+
+async def test_never_more_are_under_way_than_may_be(engine: LateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+
+    async with serving(engine, max_inflight=3) as house:
+        client = await house.connect()
+        session = house.session(client)
+        publish = engine.publish
+
+        def watch(*arguments: Any) -> None:
+            nonlocal most
+            publish(*arguments)
+            most = max(most, session.inflight)
+
+        monkeypatch.setattr(engine, "publish", watch)
+        for n in range(300):
+            await client.tell("publish", topic=f"a.{n % 3}", data=n, id=n)
+        assert {(await client.next())["id"] for _ in range(300)} == set(range(300))
+        assert most == 3
+
+
+async def test_who_closes_while_reading_is_paused_is_heard(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine, max_inflight=2) as house:
+        client, subscriber = await house.connect(), await house.subscriber("a")
+        server.hang()
+        for n in range(4):
+            await client.tell("publish", topic="a", data=n, id=n)
+        closing = asyncio.create_task(client.close())
+        await until(lambda: engine.published == 2)
+        server.go_on()
+        await closing
+        assert client.socket.close_code == 1000
+        # The commands came before the close frame.
+        assert await subscriber.data(4) == [0, 1, 2, 3]
+
+
+async def test_a_publisher_that_is_gone_is_not_missed(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine) as house:
+        client, subscriber = await house.subscriber("a", echo=False), await house.subscriber("a")
+        server.hang()
+        await client.tell("publish", topic="a", data=1, id=1)
+        await until(lambda: engine.published == 1)
+        client.socket.transport.abort()
+        await until(lambda: house.node.connections == 1)
+        server.go_on()
+        assert await subscriber.data(1) == [1]
+        assert (await subscriber.ask("publish", topic="a", data=2))["receivers"] == 1
+
+
+async def test_a_possible_hole_is_announced_to_each_subscriber_at_its_place(engine: LateEngine) -> None:
+    async with serving(engine) as house:
+        exact, pattern, both = [
+            await house.subscriber("a.b"),
+            await house.subscriber("a.*"),
+            await house.subscriber("a.b", ">"),
+        ]
+        elsewhere = await house.subscriber("b", "$sys.>")
+        await exact.ask("publish", topic="a.b", data=1)
+        house.node.lost("a.b")
+        await exact.ask("publish", topic="a.b", data=2)
+        for client, topic in ((exact, "a.b"), (pattern, "a.*"), (both, "a.b")):
+            assert await client.data(1) == [1]
+            assert await client.text() == f'{{"op":"gap","topic":"{topic}","missed":null,"reason":"lost"}}'
+            assert await client.data(1) == [2]
+            await client.nothing()
+        await elsewhere.nothing()
+
+
+async def test_a_hole_between_nodes_is_announced(server: LateServer) -> None:
+    late = server.engine()
+    async with serving(server.engine()) as near, serving(late) as far:
+        publisher, subscriber = await near.connect(), await far.subscriber("a")
+        await publisher.ask("publish", topic="a", data=1)
+        assert await subscriber.data(1) == [1]
+        late.cut()
+        await publisher.ask("publish", topic="a", data=2)
+        late.mend()
+        assert await subscriber.next() == {"op": "gap", "topic": "a", "missed": None, "reason": "lost"}
+        await publisher.ask("publish", topic="a", data=3)
+        assert await subscriber.data(1) == [3]
+
+
+async def test_what_is_under_way_when_the_engine_ends_is_answered(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine) as house:
+        client = await house.connect()
+        server.hang()
+        await client.tell("publish", topic="a", data=1)
+        await until(lambda: engine.published == 1)
+        session = house.session(client)
+        assert session.inflight == 1
+        await engine.stop()
+        error = await client.next()
+        assert error["code"] == "unavailable"
+        assert session.inflight == 0
+        await engine.start(house.node.deliver, house.node.lost)  # for the end of the house

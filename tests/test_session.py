@@ -1,0 +1,635 @@
+"""What one client asks for and is answered, on real sockets: every command, every error, every limit of a session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from websockets.frames import Close
+
+from broker.engines.base import Done, Event, Unavailable
+from broker.engines.memory import MemoryEngine
+from broker.errors import ERRORS, CloseCode
+from tests.fixtures_node import Client, House, serving
+from tests.net.house import until
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with serving() as house:
+        yield house
+
+
+@pytest.fixture
+async def client(house: House) -> Client:
+    return await house.connect()
+
+
+# The commands
+
+
+async def test_the_first_message_is_welcome(house: House) -> None:
+    client = await house.connect()
+    limits = house.node.limits
+    assert list(client.welcome) == ["op", "version", "session", "server", "ping", "max_size", "max_queue"]
+    assert client.welcome["version"] == 1
+    assert client.welcome["server"].startswith("wsbroker/")
+    assert client.welcome["ping"] == limits.ping_interval
+    assert client.welcome["max_size"] == limits.max_size
+    assert client.welcome["max_queue"] == limits.max_queue
+    assert client.session in house.node.sessions
+    assert (await house.connect()).session != client.session
+
+
+@pytest.mark.parametrize("topic", ["a", "a.b", "a.*", ">", "*.b.>", "$sys.x", "$sys.>", "größe.日本", "x" * 255])
+async def test_subscribe_and_unsubscribe_are_answered_with_the_topic(client: Client, topic: str) -> None:
+    assert await client.ask("subscribe", topic=topic) == {"op": "ok", "topic": topic}
+    assert await client.ask("unsubscribe", topic=topic) == {"op": "ok", "topic": topic}
+    assert (await client.ask("unsubscribe", topic=topic))["code"] == "not_subscribed"
+
+
+async def test_a_publish_reaches_the_subscribers_and_is_answered_with_their_number(house: House) -> None:
+    one, other = await house.subscriber("a.*"), await house.subscriber("a.b")
+    publisher = await house.connect()
+    assert await publisher.ask("publish", topic="a.b", data=1) == ok(2)
+    assert await publisher.ask("publish", topic="a.c", data=2) == ok(1)
+    assert await publisher.ask("publish", topic="b", data=3) == ok(0)
+    assert await one.data(2) == [1, 2]
+    assert await other.data(1) == [1]
+    for client in (one, other, publisher):
+        await client.nothing()
+
+
+async def test_without_an_id_success_is_silent(house: House, client: Client) -> None:
+    await client.tell("subscribe", topic="a")
+    for n in range(3):  # the slow lane, and the fast one
+        await client.tell("publish", topic="a", data=n)
+    assert await client.data(3) == [0, 1, 2]
+    await client.tell("unsubscribe", topic="a")
+    await client.nothing()
+    assert house.node.reactor.fast_publishes == 2
+
+
+async def test_ping_is_answered_with_or_without_an_id(client: Client) -> None:
+    await client.send('{"op":"ping","id":5}')
+    await client.send('{"op":"ping"}')
+    assert await client.text() == '{"op":"pong","id":5}'
+    assert await client.text() == '{"op":"pong"}'
+
+
+@pytest.mark.parametrize("id", [0, 7, 2**53 - 1, "", "x", 'ü\n"', "x" * 64], ids=repr)
+async def test_an_id_comes_back_as_it_was(client: Client, id: int | str) -> None:
+    for _ in range(2):  # the slow lane, and the fast one; and an id may come twice
+        await client.tell("publish", topic="a", data=1, id=id)
+        assert await client.next() == {"op": "ok", "id": id, "receivers": 0, "queued": 0, "dropped": 0}
+    await client.tell("subscribe", topic="a", id=id)
+    assert await client.next() == {"op": "ok", "id": id, "topic": "a"}
+    await client.tell("unsubscribe", topic="b", id=id)
+    assert (await client.next())["id"] == id
+    await client.tell("ping", id=id)
+    assert await client.next() == {"op": "pong", "id": id}
+
+
+@pytest.mark.parametrize("id", ["-1", "9007199254740992", "1.0", "true", "null", "[1]", f'"{"x" * 65}"'])
+async def test_what_is_no_id_is_a_bad_command_without_one(client: Client, id: str) -> None:
+    for command in ('"ping"', '"publish","topic":"a","data":1', '"subscribe","topic":"a"'):
+        await client.send(f'{{"op":{command},"id":{id}}}')
+        error = await client.next()
+        assert error["code"] == "bad_command"
+        assert "id" not in error
+        assert error["message"].startswith("`id` must be an integer from 0 to 2^53-1 or a string")
+
+
+async def test_commands_in_binary_messages_are_answered_in_text(house: House, client: Client) -> None:
+    await client.send(b'{"op":"subscribe","id":1,"topic":"a"}')
+    assert await client.text() == '{"op":"ok","id":1,"topic":"a"}'
+    for n in range(3):
+        await client.send(f'{{"op":"publish","topic":"a","data":"ü{n}"}}'.encode())
+        assert await client.text() == f'{{"op":"event","topic":"a","data":"ü{n}"}}'
+    await client.send(b'{"op":"ping"}')
+    assert await client.text() == '{"op":"pong"}'
+    assert house.node.reactor.fast_publishes == 2
+
+
+async def test_commands_are_carried_out_in_the_order_in_which_they_came(client: Client) -> None:
+    commands = [
+        '{"op":"publish","id":1,"topic":"a","data":1}',
+        '{"op":"subscribe","id":2,"topic":"a"}',
+        '{"op":"publish","id":3,"topic":"a","data":3}',
+        '{"op":"unsubscribe","id":4,"topic":"a"}',
+        '{"op":"publish","id":5,"topic":"a","data":5}',
+    ]
+    for command in commands:
+        await client.send(command)
+    answers = [await client.next() for _ in range(6)]
+    [event] = [answer for answer in answers if answer["op"] == "event"]
+    answers.remove(event)  # no order is promised between answers and events
+    assert event["data"] == 3
+    assert [answer["id"] for answer in answers] == [1, 2, 3, 4, 5]
+    assert [answer.get("receivers") for answer in answers] == [0, None, 1, None, 0]
+
+
+async def test_fields_that_the_protocol_does_not_have_are_ignored(client: Client) -> None:
+    await client.ask("subscribe", topic="a", colour="red")
+    for _ in range(2):
+        assert await client.ask("publish", topic="a", data=1, colour={"r": 1}) == ok(1)
+        assert await client.text() == '{"op":"event","topic":"a","data":1}'
+
+
+# Events
+
+
+DATA = [
+    "null",
+    "false",
+    "0",
+    "-1.50e+3",
+    "12345678901234567890123",
+    '""',
+    '"ü\\u00fc\\/ "',
+    '{ "b" : 1,\n\t"a":[ 1 ,2 ] , "b2":{} }',
+    "[ ]",
+    '"<&>\U0001f600"',
+]
+
+
+KEY_WITH_ESCAPES = '"\\u0041\\n"'
+
+
+@pytest.mark.parametrize("key", [None, '"k"', '""', '"größe"', KEY_WITH_ESCAPES])
+async def test_data_is_passed_on_byte_for_byte_by_both_lanes(house: House, client: Client, key: str | None) -> None:
+    await client.ask("subscribe", topic="t.>")
+    for place, data in enumerate(DATA):
+        given = "" if key is None else f'"key": {key} , '
+        command = f' {{ "op" : "publish" , {given}"data" :  {data} ,"topic":"t.{place}"}} '
+        events = []
+        for _ in range(2):
+            await client.send(command)
+            events.append(await client.text())
+        assert events[0] == events[1]
+        assert events[0].startswith(f'{{"op":"event","topic":"t.{place}",')
+        assert events[0].endswith(f'"data":{data}}}')
+        message = json.loads(events[0])
+        assert list(message) == ["op", "topic", *([] if key is None else ["key"]), "data"]
+        assert message.get("key") == (None if key is None else json.loads(key))
+    if key != KEY_WITH_ESCAPES:  # which the fast lane leaves to the other
+        assert house.node.reactor.fast_publishes == len(DATA)
+
+
+async def test_events_come_in_the_order_of_publishing_whatever_happens_meanwhile(house: House) -> None:
+    subscriber = await house.subscriber("a.*", "a.b", "x")
+    publishers = [await house.connect() for _ in range(3)]
+    busybody = await house.connect()
+    for n in range(600):
+        for place, publisher in enumerate(publishers):
+            await publisher.tell("publish", topic="a.b", data=[place, n])
+        if n % 7 == 0:
+            # Each of these sends the next publish through the slow lane.
+            await busybody.tell("subscribe" if n % 2 else "unsubscribe", topic=f"a.{'>' if n % 3 else 'b'}")
+    data = await subscriber.data(1800)
+    for place in range(3):
+        assert [n for by, n in data if by == place] == list(range(600))
+    await subscriber.nothing()
+    assert 0 < house.node.reactor.fast_publishes < 1800
+
+
+async def test_who_has_unsubscribed_gets_nothing_more(house: House) -> None:
+    subscriber, publisher = await house.subscriber("a", "b"), await house.connect()
+    await publisher.ask("publish", topic="a", data=1)
+    await subscriber.ask("unsubscribe", topic="a")
+    assert await publisher.ask("publish", topic="a", data=2) == ok(0)
+    assert await publisher.ask("publish", topic="b", data=3) == ok(1)
+    assert await subscriber.data(2) == [1, 3]
+    await subscriber.nothing()
+
+
+async def test_overlapping_subscriptions_deliver_once(house: House) -> None:
+    subscriber = await house.subscriber("a.b", "a.*", "a.>", "*.b", ">")
+    publisher = await house.connect()
+    for n in range(4):
+        assert await publisher.ask("publish", topic="a.b", data=n) == ok(1)
+    assert await subscriber.data(4) == [0, 1, 2, 3]
+    # One after the other goes, and as long as there is one it is enough.
+    for n, topic in enumerate(("a.b", "*.b", "a.>", ">", "a.*")):
+        assert await publisher.ask("publish", topic="a.b", data=n) == ok(1)
+        await subscriber.ask("unsubscribe", topic=topic)
+    assert await publisher.ask("publish", topic="a.b", data="x") == ok(0)
+    assert await subscriber.data(5) == [0, 1, 2, 3, 4]
+    await subscriber.nothing()
+
+
+async def test_the_most_specific_subscription_decides(client: Client) -> None:
+    await client.ask("subscribe", topic="a.>", echo=True)
+    await client.ask("subscribe", topic="a.*", echo=False)
+    assert await client.ask("publish", topic="a.b", data=1) == ok(0)
+    await client.ask("subscribe", topic="a.b", echo=True)
+    assert await client.ask("publish", topic="a.b", data=2) == ok(1)
+    assert await client.ask("publish", topic="a.c", data=3) == ok(0)
+    assert await client.ask("publish", topic="a.c.d", data=4) == ok(1)
+    assert await client.data(2) == [2, 4]
+    await client.nothing()
+
+
+@pytest.mark.parametrize("echo", [True, False, None])
+async def test_a_publisher_gets_its_own_events_unless_it_does_not_want_them(house: House, echo: bool | None) -> None:
+    asked = {} if echo is None else {"echo": echo}
+    client, other = await house.subscriber("a", **asked), await house.subscriber("a")
+    for n in range(3):
+        assert await client.ask("publish", topic="a", data=n) == ok(1 if echo is False else 2)
+    assert await other.ask("publish", topic="a", data=3) == ok(2)
+    assert await other.data(4) == [0, 1, 2, 3]
+    assert await client.data(1 if echo is False else 4) == ([3] if echo is False else [0, 1, 2, 3])
+    await client.nothing()
+
+
+async def test_events_that_are_not_wanted_do_not_upset_the_order_of_the_others(house: House) -> None:
+    client, other = await house.subscriber("a", echo=False), await house.subscriber("a")
+    for n in range(300):
+        await client.tell("publish", topic="a", data=["own", n])
+        await other.tell("publish", topic="a", data=["other", n])
+    assert await client.data(300) == [["other", n] for n in range(300)]
+    both = await other.data(600)
+    for who in ("own", "other"):
+        assert [n for by, n in both if by == who] == list(range(300))
+
+
+async def test_a_publisher_of_invalid_text_is_closed_and_no_subscriber_notices(house: House) -> None:
+    subscriber = await house.subscriber("a")
+    for _ in range(2):
+        publisher = await house.connect()
+        assert await publisher.ask("publish", topic="a", data="fine") == ok(1)  # from here on there is a route
+        await publisher.socket.send(b'{"op":"publish","topic":"a","data":"\xff"}', text=True)
+        assert await publisher.closed() == Close(CloseCode.INVALID_DATA, "a text message is not UTF-8")
+    # In a binary message it is just no JSON.
+    publisher = await house.connect()
+    await publisher.send(b'{"op":"publish","id":1,"topic":"a","data":"\xff"}')
+    assert (await publisher.next())["code"] == "bad_json"
+    assert await subscriber.data(2) == ["fine", "fine"]
+    await subscriber.nothing()
+
+
+# Changing a subscription
+
+
+async def test_subscribing_again_changes_what_is_named_and_keeps_the_rest(house: House, client: Client) -> None:
+    def now() -> tuple[int, str, bool]:
+        subscriptions = house.session(client).subscriptions
+        assert subscriptions is not None
+        assert list(subscriptions) == ["a"]
+        subscription = subscriptions["a"]
+        return subscription.max_queue, subscription.overflow, subscription.echo
+
+    await client.ask("subscribe", topic="a")
+    assert now() == (house.node.limits.max_queue, "drop_oldest", True)
+    for change, result in (
+        ({"max_queue": 7}, (7, "drop_oldest", True)),
+        ({"overflow": "drop_newest"}, (7, "drop_newest", True)),
+        ({"echo": False}, (7, "drop_newest", False)),
+        ({}, (7, "drop_newest", False)),
+        ({"overflow": "close", "max_queue": 65536}, (65536, "close", False)),
+        ({"echo": True}, (65536, "close", True)),
+    ):
+        assert await client.ask("subscribe", topic="a", **change) == {"op": "ok", "topic": "a"}
+        assert now() == result
+    # What is refused changes nothing.
+    for change in ({"max_queue": 65537, "echo": False}, {"max_queue": 0}, {"overflow": "latest", "max_queue": 1}):
+        assert (await client.ask("subscribe", topic="a", **change))["op"] == "error"
+        assert now() == (65536, "close", True)
+    assert await client.ask("publish", topic="a", data=1) == ok(1)
+    assert await client.data(1) == [1]
+    assert (await client.ask("unsubscribe", topic="a"))["op"] == "ok"
+    assert await client.ask("publish", topic="a", data=2) == ok(0)
+
+
+async def test_echo_can_be_changed(client: Client) -> None:
+    for n, echo in enumerate((True, False, False, True)):
+        await client.ask("subscribe", topic="a", echo=echo)
+        assert await client.ask("publish", topic="a", data=n) == ok(int(echo))
+    assert await client.data(2) == [0, 3]
+
+
+async def test_what_is_queued_is_brought_under_the_new_bound_with_a_gap(house: House) -> None:
+    subscriber, publisher = await house.deaf(), await house.connect()
+    await subscriber.tell("subscribe", topic="a", id=1, max_queue=50)
+    await subscriber.until(b'"op":"ok"')
+    sent = await fill(publisher, "a")
+    for n in range(9):
+        assert await publisher.ask("publish", topic="a", data=[n]) == ok(1, queued=1)
+    await subscriber.tell("subscribe", topic="a", id=2, max_queue=4)
+    subscriptions = house.session(subscriber).subscriptions
+    assert subscriptions is not None
+    await until(lambda: subscriptions["a"].queued == 4)
+    received = await subscriber.until(b'"id":2', b'"data":[8]')
+    # The first of those that wait were some of the filling.
+    missed = int(received.partition(b'"missed":')[2].partition(b",")[0])
+    assert received.count(b'"op":"event"') + missed == sent + 9
+    assert received.count(b'"op":"gap"') == 1
+    last = [b'{"op":"event","topic":"a","data":[%d]}' % n for n in range(5, 9)]
+    assert received.endswith(b'"reason":"overflow"}' + b"".join(bytes((0x81, len(event))) + event for event in last))
+
+
+# Errors
+
+
+ERROR_CASES: list[tuple[str, str, str]] = [
+    # what is sent, with ID for the id; code; part of the message
+    ("{ID", "bad_json", ""),
+    ("", "bad_json", ""),
+    ("[1]", "bad_json", "a command is a JSON object"),
+    ('"ping"', "bad_json", "a command is a JSON object"),
+    ('{ID"op":"ping"}}', "bad_json", ""),
+    ('{ID"op":"publish","topic":"a","data":NaN}', "bad_json", ""),
+    ('{ID"op":"publish","topic":"a","data":' + "[" * 64 + "]" * 64 + "}", "bad_json", "nested"),
+    ("{ID}", "bad_command", "`op` is missing"),
+    ('{ID"op":"stop"}', "bad_command", "`op` must be one of"),
+    ('{ID"op":7}', "bad_command", "`op` must be one of"),
+    ('{ID"op":"subscribe"}', "bad_command", "`topic` is missing"),
+    ('{ID"op":"subscribe","topic":7}', "bad_command", "`topic` must be a string"),
+    ('{ID"op":"subscribe","topic":null}', "bad_command", "`topic` must be a string"),
+    ('{ID"op":"subscribe","topic":"a","max_queue":0}', "bad_command", "`max_queue` must be an integer from 1"),
+    ('{ID"op":"subscribe","topic":"a","overflow":"drop"}', "bad_command", "`overflow` must be one of"),
+    ('{ID"op":"subscribe","topic":"a","echo":1}', "bad_command", "`echo` must be true or false"),
+    ('{ID"op":"unsubscribe"}', "bad_command", "`topic` is missing"),
+    ('{ID"op":"publish","topic":"a"}', "bad_command", "`data` is missing"),
+    ('{ID"op":"publish","data":1}', "bad_command", "`topic` is missing"),
+    ('{ID"op":"publish","topic":"a","data":1,"key":7}', "bad_command", "`key` must be a string"),
+    ('{ID"op":"publish","topic":"a","data":1,"key":null}', "bad_command", "`key` must be a string"),
+    ('{ID"op":"subscribe","topic":""}', "bad_topic", "empty"),
+    ('{ID"op":"subscribe","topic":"a..b"}', "bad_topic", "empty"),
+    ('{ID"op":"subscribe","topic":">.a"}', "bad_topic", "`>` must be the last token"),
+    ('{ID"op":"subscribe","topic":"a*"}', "bad_topic", "tokens of their own"),
+    ('{ID"op":"unsubscribe","topic":"a b"}', "bad_topic", "white space"),
+    ('{ID"op":"publish","topic":"a.*","data":1}', "bad_topic", "for subscriptions"),
+    ('{ID"op":"publish","topic":"$a","data":1}', "bad_topic", "belong to the broker"),
+    ('{ID"op":"publish","topic":"' + "x" * 256 + '","data":1}', "bad_topic", "255"),
+    ('{ID"op":"unsubscribe","topic":"a"}', "not_subscribed", "`a`"),
+    ('{ID"op":"subscribe","topic":"a","max_queue":65537}', "limit", "at most 65536"),
+]
+LATER: list[tuple[str, str, str]] = [
+    ('{ID"op":"auth","token":"t"}', "bad_command", "`auth` comes with a later version"),
+    ('{ID"op":"credit","topic":"a","add":1}', "bad_command", "`credit` comes with a later version"),
+    ('{ID"op":"history","topic":"a","last":1}', "bad_command", "`history` comes with a later version"),
+    ('{ID"op":"presence","topic":"a"}', "bad_command", "`presence` comes with a later version"),
+    ('{ID"op":"subscribe","topic":"a","credit":0}', "bad_command", "`credit` comes with a later version"),
+    (
+        '{ID"op":"subscribe","topic":"a","since":{"epoch":"e","offset":0}}',
+        "bad_command",
+        "`since` comes with a later version",
+    ),
+    ('{ID"op":"subscribe","topic":"a","last":1}', "bad_command", "`last` comes with a later version"),
+    ('{ID"op":"subscribe","topic":"a","presence":false}', "bad_command", "`presence` comes with a later version"),
+    *(
+        (f'{{ID"op":"subscribe","topic":"a","overflow":"{policy}"}}', "bad_command", f"`{policy}` comes with a later")
+        for policy in ("latest", "replay", "block")
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "message"), [*ERROR_CASES, *LATER])
+async def test_a_command_that_is_not_carried_out_is_answered_with_an_error(
+    house: House, client: Client, command: str, code: str, message: str
+) -> None:
+    for own in (None, 7, "x"):
+        given = "" if own is None else f'"id":{json.dumps(own)}' + ("" if command == "{ID}" else ",")
+        await client.send(command.replace("ID", given))
+        error = await client.next()
+        # Where there is no JSON there is no id.
+        wanted = {} if own is None or code == "bad_json" else {"id": own}
+        assert error == {
+            "op": "error",
+            **wanted,
+            "code": code,
+            "message": error["message"],
+            "retry": ERRORS[code].retry,
+        }
+        assert message in error["message"]
+        assert "$." not in error["message"]
+    await client.nothing()
+    assert not house.session(client).subscriptions
+
+
+class Faulty(MemoryEngine):
+    """Has a fault where a topic begins with `fault`, and cannot do it where it begins with `busy`."""
+
+    def publish(self, event: Event, done: Done) -> None:
+        if event.topic.startswith("fault"):
+            raise RuntimeError("a fault of the engine")
+        if event.topic.startswith("busy"):
+            done(Unavailable("the engine is busy"))
+        else:
+            super().publish(event, done)
+
+
+async def test_unavailable_is_the_word_of_the_engine() -> None:
+    async with serving(Faulty()) as house:
+        client = await house.connect()
+        error = {"op": "error", "code": "unavailable", "message": "the engine is busy", "retry": True}
+        assert await client.ask("publish", topic="busy", data=1) == error
+        await client.tell("publish", topic="busy", data=1)
+        assert await client.next() == error
+        assert await client.ask("publish", topic="a", data=1) == ok(0)
+
+
+async def test_a_fault_of_the_brokers_own_is_answered_logged_and_survived() -> None:
+    async with serving(Faulty(), max_inflight=2) as house:
+        client = await house.connect()
+        with capture_logs() as logs:
+            # More than may be under way: those that failed are not.
+            for n in range(5):
+                await client.tell("publish", topic="fault", data="secret", id=n)
+                error = await client.next()
+                assert error["id"] == n
+                assert (error["code"], error["retry"]) == ("internal", True)
+                assert client.session in error["message"]
+                assert "secret" not in error["message"]
+            await client.tell("publish", topic="fault", data="secret")
+            assert "id" not in await client.next()
+        assert [entry["session"] for entry in logs if entry["log_level"] == "error"] == [client.session] * 6
+        assert "secret" not in str([entry for entry in logs if entry["log_level"] == "error"])
+        assert await client.ask("publish", topic="a", data=1) == ok(0)
+        assert house.session(client).inflight == 0
+
+
+def test_no_code_is_left_out() -> None:
+    later = {"unauthorized", "forbidden", "no_history", "rate_limited"}
+    elsewhere = {"unavailable", "internal", "draining"}  # above, and in test_drain.py
+    assert {code for _, code, _ in ERROR_CASES} | later | elsewhere == set(ERRORS)
+
+
+# Ten in a row
+
+
+BAD = ("{", '{"op":"stop"}', '{"op":"auth","token":"t"}', '{"op":"subscribe","topic":"a","last":1}', "[]")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+async def test_the_tenth_bad_command_in_a_row_closes_the_connection(client: Client, binary: bool) -> None:
+    for n in range(10):
+        await client.send(BAD[n % len(BAD)].encode() if binary else BAD[n % len(BAD)])
+    assert await client.closed() == Close(CloseCode.BAD_COMMANDS, "bad_commands")
+    errors = await client.left()
+    assert [error["code"] for error in errors] == ["bad_json", *["bad_command"] * 3, "bad_json"] * 2
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        '{"op":"ping"}',
+        '{"op":"publish","topic":"a","data":1}',
+        '{"op":"subscribe","topic":"b"}',
+        # Understood, though not carried out.
+        '{"op":"publish","topic":"a b","data":1}',
+        '{"op":"unsubscribe","topic":"z"}',
+        '{"op":"subscribe","topic":"z","max_queue":65537}',
+    ],
+)
+async def test_one_that_is_understood_begins_the_count_anew(house: House, client: Client, good: str) -> None:
+    await client.ask("publish", topic="a", data=0)  # `good` takes the fast lane if it can
+    for _ in range(3):
+        for n in range(9):
+            await client.send(BAD[n % len(BAD)])
+        await client.send(good)
+    await client.ask("ping")
+    for _ in range(10):
+        await client.send(BAD[0])
+    closed = await client.closed()
+    assert closed is not None
+    assert closed.code == CloseCode.BAD_COMMANDS
+
+
+async def test_who_is_closed_for_bad_commands_has_no_subscriptions_any_more(house: House) -> None:
+    client, publisher = await house.subscriber("a", ">"), await house.connect()
+    for _ in range(10):
+        await client.send("?")
+    # Nothing counts that is sent behind the tenth.
+    await client.tell("publish", topic="b", data=1, id=1)
+    await client.closed()
+    assert not any("id" in message for message in await client.left())
+    assert await publisher.ask("publish", topic="a", data=1) == ok(0)
+    assert client.session not in house.node.sessions
+
+
+# Limits
+
+
+async def test_a_connection_may_have_so_many_subscriptions() -> None:
+    async with serving(max_subscriptions=3) as house:
+        client = await house.subscriber("a", "b.*", "c")
+        error = await client.ask("subscribe", topic="d")
+        assert (error["code"], error["retry"]) == ("limit", False)
+        assert "at most 3 subscriptions" in error["message"]
+        assert house.node.hub.filters == 3
+        # Those that there are can be changed, and when one goes another may come.
+        assert (await client.ask("subscribe", topic="a", max_queue=5))["op"] == "ok"
+        assert (await client.ask("unsubscribe", topic="c"))["op"] == "ok"
+        assert (await client.ask("subscribe", topic="d"))["op"] == "ok"
+        assert (await client.ask("subscribe", topic="e"))["code"] == "limit"
+        # It is for each connection.
+        assert (await (await house.connect()).ask("subscribe", topic="e"))["op"] == "ok"
+
+
+async def test_max_queue_has_a_default_and_a_ceiling() -> None:
+    async with serving(max_queue=10, max_queue_limit=20) as house:
+        client = await house.subscriber("a")
+        subscriptions = house.session(client).subscriptions
+        assert subscriptions is not None
+        assert subscriptions["a"].max_queue == 10
+        assert (await client.ask("subscribe", topic="b", max_queue=20))["op"] == "ok"
+        error = await client.ask("subscribe", topic="c", max_queue=21)
+        assert (error["code"], error["message"]) == ("limit", "`max_queue` may be at most 20 here")
+        assert list(subscriptions) == ["a", "b"]
+
+
+async def test_json_may_be_nested_as_deeply_as_configured() -> None:
+    async with serving(max_depth=3) as house:
+        client = await house.subscriber("a")
+        for _ in range(2):
+            await client.send('{"op":"publish","topic":"a","data":[[1]]}')
+            assert await client.data(1) == [[[1]]]
+            await client.send('{"op":"publish","topic":"a","data":[[[1]]]}')
+            assert (await client.next())["code"] == "bad_json"
+
+
+# Slow subscribers
+
+
+async def test_the_answer_to_a_publish_counts_who_waits_and_who_lost_something(house: House) -> None:
+    slow, publisher = await house.deaf(), await house.connect()
+    fine = await house.subscriber("a")
+    await slow.tell("subscribe", topic="a", id=1, max_queue=2)
+    await slow.until(b'"op":"ok"')
+    sent = await fill(publisher, "a", receivers=2)
+    assert await publisher.ask("publish", topic="a", data=1) == ok(2, queued=1)
+    assert await publisher.ask("publish", topic="a", data=2) == ok(2, queued=1, dropped=1)
+    assert await publisher.ask("publish", topic="a", data=3) == ok(2, queued=1, dropped=1)
+    received = await slow.until(b'"data":3}')
+    assert received.count(b'{"op":"event"') + 2 == sent + 3
+    gap = b'{"op":"gap","topic":"a","missed":2,"reason":"overflow"}'
+    event = b'{"op":"event","topic":"a","data":%d}'
+    assert received.endswith(b"".join(bytes((0x81, len(message))) + message for message in (gap, event % 2, event % 3)))
+    assert (await fine.data(sent + 3))[-3:] == [1, 2, 3]
+
+
+async def test_the_policy_close_parts_with_who_is_too_slow(house: House) -> None:
+    slow, publisher = await house.deaf(), await house.connect()
+    await slow.tell("subscribe", topic="a", id=1, max_queue=2, overflow="close")
+    await slow.until(b'"op":"ok"')
+    await fill(publisher, "a")
+    await publisher.ask("publish", topic="a", data=1)
+    assert await publisher.ask("publish", topic="a", data=2) == ok(1, dropped=1)
+    assert await publisher.ask("publish", topic="a", data=3) == ok(0)
+    assert slow.session not in house.node.sessions
+    assert (await slow.until(b"slow_consumer")).endswith(bytes((0x88, 15, 4000 >> 8, 4000 & 255)) + b"slow_consumer")
+
+
+async def test_who_sends_commands_and_does_not_read_the_answers_is_closed() -> None:
+    async with serving(max_answers=1024) as house:
+        client = await house.deaf()
+        while client.session in house.node.sessions:
+            await client.tell("ping", id="x" * 64)
+        received = await client.until(b"not_reading")
+        assert received.endswith(bytes((0x88, 13, 4003 >> 8, 4003 & 255)) + b"not_reading")
+
+
+# The end of a session
+
+
+async def test_what_a_client_leaves_behind_is_nothing(house: House) -> None:
+    publisher = await house.connect()
+    client = await house.subscriber("a", "a.*", ">")
+    assert len(house.node.sessions) == 2
+    await client.close()
+    await until(lambda: len(house.node.sessions) == 1)
+    assert house.node.hub.filters == 0
+    assert await publisher.ask("publish", topic="a", data=1) == ok(0)
+
+
+async def test_a_connection_that_breaks_is_left_behind_in_the_same_way(house: House) -> None:
+    publisher = await house.connect()
+    client = await house.subscriber("a", "a.*", ">")
+    client.socket.transport.abort()
+    await until(lambda: len(house.node.sessions) == 1)
+    assert house.node.hub.filters == 0
+    assert await publisher.ask("publish", topic="a", data=1) == ok(0)
+
+
+def ok(receivers: int, queued: int = 0, dropped: int = 0) -> dict[str, Any]:
+    """The answer to a publish."""
+    return {"op": "ok", "receivers": receivers, "queued": queued, "dropped": dropped}
+
+
+async def fill(publisher: Client, topic: str, receivers: int = 1) -> int:
+    """Publish until the first event has to wait because a subscriber's socket is full; how many that took.
+
+    That one has begun to go out, or is the first in the queue, but for the part of it that the kernel took.
+    """
+    for n in range(1, 10_000):
+        answer = await publisher.ask("publish", topic=topic, data="x" * 10_000)
+        assert answer["receivers"] == receivers
+        assert answer["dropped"] == 0
+        if answer["queued"]:
+            return n
+    raise AssertionError("the socket takes everything")

@@ -47,6 +47,9 @@ cdef enum:
     MAX_PIECES = 64
     MAX_WRITE = 65536
 
+    # How many system calls are made for one connection before the others have their turn.
+    MAX_ROUNDS = 16
+
 
 cdef struct Piece:
     # One part of a write.
@@ -120,6 +123,7 @@ cdef class Connection(Frames):
         # The sweep.
         uint8_t waiting_for
         double due
+        double asked  # when the first ping went out that had no answer yet
         PyObject* waiting_next
         PyObject* waiting_previous
 
@@ -149,6 +153,7 @@ cdef class Connection(Frames):
             if self.reactor.notsent_lowat and sock.family in (socket.AF_INET, socket.AF_INET6):
                 set_notsent_lowat(self.fd, self.reactor.notsent_lowat)
         self.state = OPEN
+        self.heard = True
         self.reactor.connections += 1
         if self.reactor.ping_interval:
             self.reactor.wait(self, NEXT_PING, self.reactor.ping_pause)
@@ -308,7 +313,7 @@ cdef class Connection(Frames):
         cdef int code
         if opcode == OP_PING:
             if self.state == OPEN:
-                self.send_control(OP_PONG, data, size)
+                self.append_frame(OP_PONG, data, size)
             return 0
         if opcode == OP_PONG:
             return 0
@@ -355,21 +360,17 @@ cdef class Connection(Frames):
         """How many bytes wait for this client's socket: answers and queued events."""
         return self.lane_size + self.outbox_size
 
-    cdef int send_control(self, int opcode, const unsigned char* data, size_t size) except -1:
-        return self.append_frame(opcode, data, size)
-
     cdef int append_frame(self, int opcode, const unsigned char* data, size_t size) except -1:
         cdef unsigned char head[MAX_SERVER_HEAD]
         cdef size_t head_size = write_head(head, opcode, size)
         self.append(head, head_size)
         if size:
             self.append(data, size)
-        if self.lane_size > MAX_WRITE and self.state == OPEN and not self.blocked and not self.writing:
+        if (self.lane_size > min(<size_t> MAX_WRITE, self.reactor.max_answers) and self.state == OPEN
+                and not self.blocked and not self.writing):
             self.write(False)  # one turn may bring megabytes of commands: their answers are not held until its end
-        if self.lane_size > self.reactor.max_answers:
-            self.write(False)  # one turn may bring thousands of commands: their answers need not wait for its end
-            if self.blocked:
-                self.doom(CLOSE_NOT_READING, "not_reading")
+        if self.lane_size > self.reactor.max_answers and self.blocked:
+            self.doom(CLOSE_NOT_READING, "not_reading")
         return 0
 
     cdef int append(self, const unsigned char* data, size_t size) except -1:
@@ -403,6 +404,7 @@ cdef class Connection(Frames):
     def resume_writing(self):
         """The kernel has taken what the transport held: go on at the end of this turn."""
         self.blocked = False
+        self.heard = True  # what went out was acknowledged: a slow reader, behind whose queue our ping stands, is alive
         if self.state != CLOSED:
             self.mark_dirty()
 
@@ -450,12 +452,17 @@ cdef class Connection(Frames):
         """
         cdef Piece pieces[MAX_PIECES]
         cdef int count
+        cdef int rounds = 0
         cdef ssize_t sent
         if self.writing:
             return 0
         self.writing = True
         try:
             while not self.blocked and self.state != CLOSED:
+                if rounds == MAX_ROUNDS:
+                    self.mark_dirty()
+                    break
+                rounds += 1
                 count = self.collect(pieces)
                 if count == 0:
                     break
@@ -480,7 +487,7 @@ cdef class Connection(Frames):
             return 0
         if settle:
             self.settle()
-            if self.finishing and self.state == OPEN:
+            if self.finishing and self.state == OPEN and self.busy == NULL:
                 self.close(self.close_code, self.close_reason)
         return 0
 

@@ -90,10 +90,13 @@ cdef class Audience:
         object __weakref__
         Reactor reactor
         readonly tuple filters
-        bint known  # whether the members below are up to date
+        bint known  # whether the members below are up to date; the audience then stands in the reactor's list
+        PyObject* known_next
+        PyObject* known_previous
         bint flushing
         Member* members
         Member** places  # first those that get the batch, then those that are behind
+        uint32_t slots  # how many members there is room for
         uint32_t size
         uint32_t ready
         # The batch of this turn.
@@ -181,6 +184,7 @@ cdef class Audience:
             return 0
         for filter in self.filters:
             most += filter.subscribers
+        self.reactor.make_slots(most)
         if most:
             self.members = <Member*> malloc(most * sizeof(Member))
             self.places = <Member**> malloc(most * sizeof(Member*))
@@ -225,7 +229,9 @@ cdef class Audience:
             memmove(self.places + self.ready, self.places + most - behind, behind * sizeof(Member*))
             for i in range(self.ready, self.size):
                 self.places[i].place = i
+        self.slots = most
         self.known = True
+        self.reactor.add_known(self)
         return 0
 
     cdef int forget_members(self) except -1:
@@ -249,7 +255,9 @@ cdef class Audience:
         free(self.places)
         self.members = NULL
         self.places = NULL
-        self.size = self.ready = 0
+        if self.known:
+            self.reactor.remove_known(self)
+        self.size = self.ready = self.slots = 0
         self.known = False
 
     cdef void drop_batch(self) noexcept:
@@ -417,6 +425,7 @@ cdef class Audience:
                     connection.write(False)
         finally:
             self.flushing = False
+            self.reactor.pending_count = 0
             self.drop_batch()
         return 0
 

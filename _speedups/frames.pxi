@@ -12,13 +12,11 @@ cdef enum:
     OP_PONG = 10
 
     CLOSE_NORMAL = 1000
-    CLOSE_GOING_AWAY = 1001
     CLOSE_PROTOCOL_ERROR = 1002
     CLOSE_NO_STATUS = 1005
     CLOSE_ABNORMAL = 1006
     CLOSE_INVALID_DATA = 1007
     CLOSE_TOO_BIG = 1009
-    CLOSE_INTERNAL = 1011
     CLOSE_SLOW_CONSUMER = 4000
     CLOSE_PING_TIMEOUT = 4001
     CLOSE_NOT_READING = 4003
@@ -176,7 +174,7 @@ cdef class Frames:
             self.fail(CLOSE_PROTOCOL_ERROR, "reserved bits must be 0")
             return 0
         if opcode > OP_PONG or OP_BINARY < opcode < OP_CLOSE:
-            self.fail(CLOSE_PROTOCOL_ERROR, f"opcode {opcode} is reserved")
+            self.fail(CLOSE_PROTOCOL_ERROR, f"opcode {<int> opcode} is reserved")
             return 0
         if opcode >= OP_CLOSE and not fin:
             self.fail(CLOSE_PROTOCOL_ERROR, "a control frame must not be fragmented")

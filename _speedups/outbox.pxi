@@ -12,6 +12,9 @@ cdef enum:
     WAITS = 1
     LOST = 2
 
+    # So many entries of an empty queue are kept for the next time.
+    KEPT_ROOM = 16
+
 # The overflow policies by their name in the protocol.
 OVERFLOW = {"drop_oldest": DROP_OLDEST, "drop_newest": DROP_NEWEST, "close": CLOSE_SLOW}
 OVERFLOW_NAMES = {number: name for name, number in OVERFLOW.items()}
@@ -93,6 +96,7 @@ cdef class Subscription:
         """
         if self.connection is None:
             raise ValueError("the subscription has ended")
+        send_what_is_set_apart(self)
         self.overflow_policy = OVERFLOW[overflow]
         self.connection.deaf += <int> self.echo - <int> echo
         self.echo = echo
@@ -110,6 +114,7 @@ cdef class Subscription:
         cdef Queued entry
         if self.connection is None:
             return
+        send_what_is_set_apart(self)
         self.filter.before_change()
         unlink_from_filter(self)
         while self.count:
@@ -137,6 +142,14 @@ cdef class Subscription:
     def __dealloc__(self):
         if self.connection is not None:
             self.cancel()
+
+
+cdef int send_what_is_set_apart(Subscription self) except -1:
+    """Send what is queued only for this turn, while the socket takes it: that has not overflowed anything."""
+    cdef Connection connection = self.connection
+    if self.count and connection.state == OPEN and not connection.blocked and not connection.writing:
+        connection.write(False)
+    return 0
 
 
 cdef int link_to_filter(Subscription self) except -1:
@@ -300,6 +313,10 @@ cdef void pop(Subscription self, Queued* entry) noexcept:
     entry[0] = self.ring[self.first]
     self.first = (self.first + 1) % self.room
     self.count -= 1
+    if self.count == 0 and self.room > KEPT_ROOM:
+        free(self.ring)
+        self.ring = NULL
+        self.first = self.room = 0
     self.connection.outbox_size -= PyBytes_GET_SIZE((<Event> entry.event).frame)
     self.connection.reactor.queued -= 1
 

@@ -17,6 +17,9 @@ cdef enum:
     END_OF_CLOSE = 2
     NOTHING = 3
 
+    # Members of audiences that may be remembered beyond those that the number of subscriptions allows: 3.5 MB of them.
+    FREE_SLOTS = 65536
+
 
 @cython.final
 cdef class Reactor:
@@ -40,6 +43,10 @@ cdef class Reactor:
         Pending* pending
         int32_t pending_count
         int32_t pending_room
+        # The audiences whose members are known, the one found last first, and how many members they have room for.
+        PyObject* known_first
+        PyObject* known_last
+        readonly uint64_t slots
         readonly size_t max_size
         readonly uint32_t max_fragments
         readonly size_t max_outbox
@@ -47,7 +54,7 @@ cdef class Reactor:
         readonly int max_depth
         readonly double ping_interval
         readonly double ping_timeout
-        double ping_pause  # from the end of one wait for a sign of life to the next ping
+        double ping_pause  # from the end of one wait for a sign of life, where there is one, to the next ping
         readonly double close_timeout
         readonly int notsent_lowat
         # Keep-alive: connections in the order in which they are due, one list for each thing they may wait for.
@@ -85,7 +92,7 @@ cdef class Reactor:
         self.max_depth = max_depth
         self.ping_interval = ping_interval
         self.ping_timeout = ping_timeout
-        self.ping_pause = max(0.0, ping_interval - ping_timeout)
+        self.ping_pause = ping_interval - ping_timeout if ping_timeout <= ping_interval else ping_interval
         self.close_timeout = close_timeout
         self.notsent_lowat = notsent_lowat
         self.last_tick = monotonic()
@@ -119,6 +126,42 @@ cdef class Reactor:
             self.loop.call_soon(self.flush_method)
         return 0
 
+    cdef int make_slots(self, uint64_t wanted) except -1:
+        """Forget the members of the audiences that have been known for longest until there is room for `wanted` more.
+
+        The lists of members of all audiences hold at most twice as many as there are subscriptions, and some. Without
+        a bound every topic published to would keep a list of all who subscribed to a wide pattern.
+        """
+        cdef uint64_t most = 2 * <uint64_t> self.subscriptions + FREE_SLOTS
+        if self.slots + wanted <= most:
+            return 0
+        self.flush_batches()
+        while self.known_last != NULL and self.slots + wanted > most:
+            (<Audience> self.known_last).drop_members()
+        return 0
+
+    cdef void add_known(self, Audience audience) noexcept:
+        self.slots += audience.slots
+        audience.known_previous = NULL
+        audience.known_next = self.known_first
+        if self.known_first != NULL:
+            (<Audience> self.known_first).known_previous = <PyObject*> audience
+        else:
+            self.known_last = <PyObject*> audience
+        self.known_first = <PyObject*> audience
+
+    cdef void remove_known(self, Audience audience) noexcept:
+        self.slots -= audience.slots
+        if audience.known_previous != NULL:
+            (<Audience> audience.known_previous).known_next = audience.known_next
+        else:
+            self.known_first = audience.known_next
+        if audience.known_next != NULL:
+            (<Audience> audience.known_next).known_previous = audience.known_previous
+        else:
+            self.known_last = audience.known_previous
+        audience.known_previous = audience.known_next = NULL
+
     cdef int pend(self, Connection connection, Audience audience, Member* member) except -1:
         """Note that a connection is to get an audience's batch at its next write."""
         cdef Pending* grown
@@ -151,7 +194,12 @@ cdef class Reactor:
             self.dirty_connections = []
             for connection in connections:
                 connection.dirty = False
-                connection.write(True)
+                try:
+                    connection.write(True)
+                except Exception as error:  # a fault of one connection is not to be one of all
+                    self.loop.call_exception_handler({"message": "a connection could not be written to",
+                                                      "exception": error})
+                    connection.abort()
         while self.doomed:
             connection = self.doomed.pop()
             connection.close(connection.close_code, connection.close_reason)
@@ -194,6 +242,10 @@ cdef class Reactor:
                         audience.flushing = False
                         audience.drop_batch()
         self.pending_count = 0
+        if self.pending_room > FREE_SLOTS:
+            free(self.pending)
+            self.pending = NULL
+            self.pending_room = 0
 
     def sweep(self):
         """Ping whom it is time to ping, and part with those who gave no sign of life or do not end their closing."""
@@ -208,9 +260,7 @@ cdef class Reactor:
             connection = self.due(NEXT_PING)
             if connection is None:
                 break
-            connection.heard = False
-            connection.send_control(OP_PING, NULL, 0)
-            self.wait(connection, SIGN_OF_LIFE, self.ping_timeout)
+            self.ping(connection)
         while True:
             connection = self.due(SIGN_OF_LIFE)
             if connection is None:
@@ -225,6 +275,21 @@ cdef class Reactor:
                 break
             self.wait_no_more(connection)
             connection.abort()
+
+    cdef int ping(self, Connection connection) except -1:
+        """Send a ping. Where the time for an answer is longer than that to the next ping, look for it there."""
+        if self.ping_timeout <= self.ping_interval:
+            connection.heard = False
+            self.wait(connection, SIGN_OF_LIFE, self.ping_timeout)
+        else:
+            if connection.heard or connection.halted:
+                connection.heard = False
+                connection.asked = self.clock
+            elif self.clock - connection.asked >= self.ping_timeout:
+                connection.close(CLOSE_PING_TIMEOUT, "ping_timeout")
+                return 0
+            self.wait(connection, NEXT_PING, self.ping_pause)
+        return connection.append_frame(OP_PING, NULL, 0)
 
     cdef Connection due(self, int waiting_for):
         """The first connection of a list, if it is due."""

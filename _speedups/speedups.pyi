@@ -66,6 +66,7 @@ class Reactor:
     notsent_lowat: int
     connections: int
     subscriptions: int
+    slots: int
     published: int
     delivered: int
     queued: int

@@ -9,7 +9,6 @@ Nothing is kept for a topic because it was published to, but for the routes, of 
 
 from __future__ import annotations
 
-from bisect import insort
 from weakref import WeakValueDictionary
 
 from broker._speedups import Audience, Connection, Filter, Reactor, Routes, Subscription
@@ -137,15 +136,14 @@ class Hub:
             onward = []
             for branch in branches:
                 if wild and branch.rest is not None:
-                    insort(matches, branch.rest, key=_rank_of)
+                    matches.append(branch.rest)
                 if (found := branch.branches.get(token)) is not None:
                     onward.append(found)
                 if wild and (found := branch.branches.get("*")) is not None:
                     onward.append(found)
             branches = onward
-        for branch in branches:
-            if branch.here is not None:
-                insort(matches, branch.here, key=_rank_of)
+        matches.extend(branch.here for branch in branches if branch.here is not None)
+        matches.sort(key=_rank_of)
         return (*first, *(found for _, found in matches))
 
 

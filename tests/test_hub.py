@@ -314,6 +314,24 @@ def test_what_was_published_before_a_subscription_does_not_reach_it(house: House
     assert house.events(1) == data[1:]
 
 
+@pytest.mark.parametrize("topic", ["a.b", "a.*"])
+def test_order_is_kept_over_a_change_although_a_long_batch_does_not_wait_for_the_end_of_the_turn(
+    house: House, topic: str
+) -> None:
+    house.subscribe(0, ">")
+    house.publish("a.b", b"0")
+    subscription = house.subscribe(1, topic)
+    expected = 1
+    for last in (3_000, 3_001, 6_000):  # a batch has room for some 1,700 of them
+        for n in range(expected, last):
+            house.publish("a.b", b"%d" % n)
+        expected = last
+        if last == 3_001:
+            house.hub.unsubscribe(subscription)
+    house.loop.turn()
+    assert house.events(0) == [b'{"op":"event","topic":"a.b","data":%d}' % n for n in range(6_000)]
+
+
 # What it costs
 
 

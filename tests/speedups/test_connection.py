@@ -142,9 +142,9 @@ async def test_who_gives_no_sign_of_life_is_closed() -> None:
 
 
 async def test_who_answers_pings_lives() -> None:
-    async with running(ping_interval=0.06, ping_timeout=0.03) as server:
+    async with running(ping_interval=0.3, ping_timeout=0.25) as server:
         client, peer = await server.connect()
-        for _ in range(5):
+        for _ in range(3):
             assert await client.frame() == (PING, b"")
             await client.send(client_frame(PONG))
         await client.send(client_frame(TEXT, b"here"))
@@ -639,6 +639,18 @@ async def test_answers_to_one_who_reads_may_be_many() -> None:
         assert peer.ends == []
 
 
+def test_answers_of_one_turn_do_not_pile_up() -> None:
+    connection, pipe, loop = _on_a_pipe(max_answers=100_000)
+    session = connection.session
+    assert isinstance(session, Remember)
+    session.answer = bytes(1000)
+    connection.data_received(client_frame(TEXT, b"x") * 1000)
+    loop.turn()
+    assert session.most <= 100_000
+    assert server_frames(pipe.take()) == [(TEXT, bytes(1000))] * 1000
+    pipe.lose()
+
+
 # The others do not notice
 
 
@@ -718,15 +730,21 @@ async def test_a_crowd_of_broken_clients_disturbs_nobody() -> None:
 
 
 class Remember:
-    """A session that pauses its connection at some messages."""
+    """A session that may pause its connection at some messages, or answer all."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.messages: list[bytes] = []
         self.pause_at: set[int] = set()
+        self.answer = b""
+        self.most = 0
+        """How many bytes waited for the client, at the most."""
 
     def message(self, payload: bytes, text: bool) -> None:
         self.messages.append(payload)
+        if self.answer:
+            self.connection.answer(self.answer)
+            self.most = max(self.most, self.connection.outbox)
         if len(self.messages) - 1 in self.pause_at:
             self.connection.pause()
 

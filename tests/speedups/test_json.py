@@ -77,6 +77,16 @@ def test_finds_what_ends_a_string_at_every_place() -> None:
             _assert_like_python(b'"' + text + b'"')
 
 
+@pytest.mark.parametrize(
+    "text", [b'{"a":[1,-2.5e+3,true],"b":{"":null}}', b'"x\\u0aF9\\n\\ud83d\\ude00\xc3\xa9"', b"[ false ,\n0]"]
+)
+def test_takes_what_python_takes_with_any_byte_anywhere(text: bytes) -> None:
+    for place in range(len(text) + 1):
+        for byte in range(256):
+            _assert_like_python(text[:place] + bytes([byte]) + text[place:])
+            _assert_like_python(text[:place] + bytes([byte]) + text[place + 1 :])
+
+
 @pytest.mark.parametrize("kinds", ["[", "{", "[{", "{["])
 def test_counts_levels(kinds: str) -> None:
     for depth in (1, 2, 3, 63, 64, 65, 66, 200):

@@ -1,0 +1,370 @@
+"""An audience: who gets an event, once each, and how what one turn brings for it goes out together."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker._speedups import Audience, Connection, Filter, Reactor, Routes, Subscription
+from broker.messages import encode_event
+from tests.speedups.model import World
+from tests.speedups.transports import SlowPipe, SlowSocket
+from tests.speedups.turns import Loop
+from tests.speedups.wire import TEXT, examples, server_frames
+
+SIZES = st.integers(0, 90_000)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World(Loop())
+    yield world
+    world.end()
+
+
+# The batch
+
+
+def test_what_a_turn_brings_leaves_in_one_write(world: World) -> None:
+    client = world.connect(SlowPipe(world.loop))
+    for topic in ("a", "b.*", ">"):
+        world.subscribe(client, topic)
+    world.turn()
+    writes = client.transport.writes
+    numbers = [world.publish(topic) for topic in ("a", "b.c", "d", "a", "b.c", "e.f") for _ in range(8)]
+    assert client.transport.writes == writes
+    world.turn()
+    assert client.transport.writes == writes + 1
+    assert sorted(client.stream) == numbers
+
+
+def test_a_batch_does_not_grow_beyond_what_a_kernel_takes(world: World) -> None:
+    client = world.connect(SlowPipe(world.loop))
+    world.subscribe(client, "a")
+    world.turn()
+    numbers = [world.publish("a", 9000) for _ in range(16)]
+    # Two batches of seven events each are out before the turn has ended.
+    assert client.stream == numbers[:14]
+    world.turn()
+    assert client.stream == numbers
+
+
+@pytest.mark.parametrize("kind", [SlowPipe, SlowSocket])
+@given(sizes=st.lists(st.tuples(st.sampled_from(["a", "b"]), SIZES), max_size=12))
+@examples(100)
+def test_each_event_comes_once_however_large_the_batches(kind: type[SlowPipe], sizes: list[tuple[str, int]]) -> None:
+    world = World(Loop())
+    clients = [world.connect(kind(world.loop)) for _ in range(3)]
+    for client in clients:
+        world.subscribe(client, "*", 20)
+        client.transport.drain(None)
+    numbers = [world.publish(topic, size) for topic, size in sizes]
+    world.end()
+    assert all(sorted(client.stream) == numbers for client in clients)
+
+
+def test_an_audience_flushed_within_a_turn_goes_out_once_more_at_its_end(world: World) -> None:
+    client = world.connect(SlowPipe(world.loop))
+    world.subscribe(client, "a")
+    first = world.publish("a")
+    other = world.connect(SlowPipe(world.loop))
+    world.subscribe(other, "a")
+    world.subscribe(other, "b")
+    second = world.publish("a")
+    third = world.publish("b")
+    world.turn()
+    assert client.stream == [first, second]
+    assert other.stream == [second, third]
+
+
+def test_nobody_is_sent_anything_by_an_event_for_nobody(world: World) -> None:
+    client = world.connect(SlowPipe(world.loop))
+    world.subscribe(client, "a")
+    world.turn()
+    writes = client.transport.writes
+    world.publish("b")
+    world.turn()
+    assert client.transport.writes == writes
+    assert world.reactor.published == 1
+    assert world.reactor.delivered == 0
+
+
+def test_the_counters_count_deliveries_and_bytes(world: World) -> None:
+    clients = [world.connect(kind(world.loop)) for kind in (SlowPipe, SlowSocket, SlowSocket)]
+    for client in clients:
+        world.subscribe(client, "a", 2)
+    clients[0].transport.block()
+    for size in (10, 10, 300, 9000, 10, 10, 10):
+        world.publish("a", size)
+    world.turn()
+    for _ in range(5):
+        for client in clients:
+            client.transport.drain(None)
+        world.turn()
+    for client in clients:
+        client.transport.drain(None)
+    assert world.reactor.published == 7
+    assert world.reactor.delivered + sum(world.reactor.dropped_by_policy.values()) == 3 * 7
+    assert world.reactor.bytes_out == sum(len(client.transport.received) for client in clients)
+
+
+# The members
+
+
+def test_a_connection_is_a_member_once_under_its_most_specific_subscription(world: World) -> None:
+    client, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
+    interests = [world.subscribe(client, topic).native for topic in (">", "a.b", "a.*", "*.b")]
+    foreign = world.subscribe(other, "a.>").native
+    audience = world.hub.audience("a.b")
+    assert [found.topic for found in audience.filters] == ["a.b", "a.*", "a.>", "*.b", ">"]
+    assert audience.receivers == 2
+    assert set(audience.subscriptions()) == {interests[1], foreign}
+    numbers = [world.publish("a.b") for _ in range(3)]
+    client.drop(client.interests["a.b"])
+    audience = world.hub.audience("a.b")
+    assert set(audience.subscriptions()) == {interests[2], foreign}
+    numbers += [world.publish("a.b") for _ in range(3)]
+    world.turn()
+    assert client.stream == other.stream == numbers
+
+
+@given(
+    plan=st.lists(
+        st.tuples(st.sets(st.integers(0, 2)), st.booleans(), st.booleans()),
+        max_size=8,
+    )
+)
+@examples(150)
+def test_members_are_the_subscribers_of_the_filters_each_connection_once(
+    plan: list[tuple[set[int], bool, bool]],
+) -> None:
+    """Whatever part of them is behind: those stand at the other end of the array."""
+    loop = Loop()
+    reactor = loop.reactor()
+    filters = [Filter(name) for name in ("a.b", "a.*", ">")]
+    audience = Audience(reactor, tuple(filters))
+    pipes, expected, behind = [], set(), 0
+    for chosen, blocked, _ in plan:
+        pipe = SlowPipe(loop)
+        pipes.append(pipe)
+        connection = Connection(reactor)
+        pipe.attach(connection)
+        if blocked:
+            connection.pause_writing()
+        own = [Subscription(connection, filters[index], max_queue=5) for index in sorted(chosen, reverse=True)]
+        if own:
+            expected.add(own[-1])
+            behind += blocked
+        pipe.subscriptions = own
+    payload = encode_event("a.b", b"[0]")
+    assert audience.receivers == len(expected)
+    assert set(audience.subscriptions()) == expected
+    assert audience.publish("a.b", payload) == (len(expected), behind, 0)
+    loop.turn()
+    # Some recover now, and others fall behind.
+    for pipe, (_, blocked, changes) in zip(pipes, plan, strict=True):
+        if changes:
+            (pipe.protocol.resume_writing if blocked else pipe.protocol.pause_writing)()
+    loop.turn()
+    behind = sum(each.behind for each in expected)
+    assert behind == sum(bool(chosen) and blocked != changes for chosen, blocked, changes in plan)
+    assert set(audience.subscriptions()) == expected
+    assert audience.publish("a.b", payload) == (len(expected), behind, 0)
+    loop.turn()
+    for pipe, (chosen, blocked, changes) in zip(pipes, plan, strict=True):
+        if blocked != changes:
+            pipe.protocol.resume_writing()
+            loop.turn()
+        assert server_frames(bytes(pipe.received)) == [(TEXT, payload)] * 2 * bool(chosen)
+        pipe.lose()
+    assert reactor.subscriptions == reactor.connections == 0
+
+
+def test_who_comes_in_the_middle_of_a_turn_gets_what_comes_after_him(world: World) -> None:
+    client, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
+    world.subscribe(client, "a")
+    numbers = [world.publish("a")]
+    for topic in ("a", "*", ">"):  # one that joins the audience, and patterns that change which audience it is
+        world.subscribe(other, topic)
+        numbers.append(world.publish("a"))
+    world.turn()
+    assert client.stream == numbers
+    assert other.stream == numbers[1:]
+
+
+def test_who_goes_in_the_middle_of_a_turn_has_been_sent_what_came_before(world: World) -> None:
+    client, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
+    for topic in ("a", "*"):
+        world.subscribe(client, topic)
+    world.subscribe(other, "a")
+    numbers = []
+    for topic in ("a", "*"):
+        numbers.append(world.publish("a"))
+        client.drop(client.interests[topic])
+    numbers.append(world.publish("a"))
+    world.turn()
+    assert client.stream == numbers[:2]
+    assert other.stream == numbers
+
+
+def test_a_connection_that_closes_takes_its_subscriptions_out_of_the_batches_under_way(world: World) -> None:
+    clients = [world.connect(SlowPipe(world.loop)) for _ in range(4)]
+    for client in clients:
+        world.subscribe(client, "a")
+        world.subscribe(client, "b")
+    first = [world.publish("a"), world.publish("b")]
+    clients[0].connection.close(1000, "")
+    clients[1].transport.lose()
+    clients[2].connection.abort()
+    second = [world.publish("a"), world.publish("b")]
+    world.turn()
+    third = world.publish("a")
+    world.turn()
+    assert sorted(clients[3].stream) == [*first, *second, third]
+    assert sorted(clients[0].stream) == first
+
+
+def test_an_audience_outlives_its_members_and_filters_outlive_audiences(world: World) -> None:
+    client = world.connect(SlowPipe(world.loop))
+    a, b = Filter("a"), Filter("b")
+    audiences = [Audience(world.reactor, (a, b)) for _ in range(5)]
+    subscription = Subscription(client.connection, a, max_queue=5)
+    assert [audience.receivers for audience in audiences] == [1] * 5
+    del audiences[1], audiences[2]
+    subscription.cancel()
+    assert [audience.receivers for audience in audiences] == [0] * 3
+    references = sys.getrefcount(a), sys.getrefcount(b)
+    audiences.clear()
+    assert (sys.getrefcount(a), sys.getrefcount(b)) == (references[0] - 3, references[1] - 3)
+    Subscription(client.connection, b, max_queue=5)  # it goes at once: nobody holds it
+    assert b.subscribers == 0
+    assert world.reactor.subscriptions == 0
+
+
+# Who must not see his own
+
+
+def test_the_publisher_that_wants_no_echo_gets_everything_else_in_order(world: World) -> None:
+    publisher, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
+    interest = world.subscribe(publisher, "a", echo=False)
+    world.subscribe(other, "a")
+    expected = []
+    for origin in (other, publisher, other, other, publisher, publisher, other):
+        number = world.publish("a", 10, origin, fast=True)
+        if origin is other:
+            expected.append(number)
+    world.turn()
+    assert publisher.stream == expected
+    assert len(other.stream) == 7
+    assert not interest.native.behind, "set apart for this turn alone"
+
+
+def test_it_is_the_most_specific_subscription_whose_echo_counts(world: World) -> None:
+    client = world.connect(SlowPipe(world.loop))
+    world.subscribe(client, "a.*", echo=False)
+    world.subscribe(client, "a.b", echo=True)
+    seen, unseen = world.publish("a.b", 0, client), world.publish("a.c", 0, client)
+    world.turn()
+    assert client.stream == [seen]
+    assert unseen not in client.stream
+    world.subscribe(client, "a.b", echo=False)
+    world.publish("a.b", 0, client)
+    client.drop(client.interests["a.b"])
+    world.subscribe(client, "a.*", echo=True)
+    last = world.publish("a.b", 0, client)
+    world.turn()
+    assert client.stream == [seen, last]
+
+
+def test_echo_is_about_what_is_published_after_it_was_asked_for(world: World) -> None:
+    client = world.connect(SlowPipe(world.loop))
+    world.subscribe(client, "a", echo=True)
+    first = world.publish("a", 0, client)
+    world.subscribe(client, "a", echo=False)
+    world.publish("a", 0, client)
+    world.subscribe(client, "a", echo=True)
+    third = world.publish("a", 0, client)
+    world.turn()
+    assert client.stream == [first, third]
+
+
+def test_set_apart_a_queue_that_is_full_goes_to_the_socket_first(world: World) -> None:
+    """Nothing is lost while the socket has room, however small the queue and long the turn."""
+    publisher, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
+    world.subscribe(publisher, "a", 2, "close", echo=False)
+    world.publish("a", 0, publisher)
+    numbers = [world.publish("a", 0, other) for _ in range(20)]
+    world.turn()
+    assert publisher.stream == numbers
+
+
+# What is shared and what stays
+
+
+@pytest.fixture
+def readers() -> Iterator[tuple[Loop, Reactor, list[SlowPipe], Audience]]:
+    """Fifty subscribers of one topic; all of them but the first have stopped reading."""
+    loop = Loop()
+    reactor = loop.reactor()
+    topic = Filter("a")
+    pipes = [SlowPipe(loop) for _ in range(50)]
+    for pipe in pipes:
+        pipe.attach(Connection(reactor))
+        pipe.subscriptions = [Subscription(pipe.protocol, topic, max_queue=20)]
+    for pipe in pipes[1:]:
+        pipe.protocol.pause_writing()
+    yield loop, reactor, pipes, Audience(reactor, (topic,))
+    for pipe in pipes:
+        pipe.lose()
+    assert reactor.subscriptions == reactor.connections == reactor.queued == 0
+
+
+Readers = tuple[Loop, Reactor, list[SlowPipe], Audience]
+
+
+def test_an_event_that_waits_for_many_is_held_once(readers: Readers) -> None:
+    loop, reactor, _, audience = readers
+    before = sys.getallocatedblocks()
+    for _ in range(10):
+        audience.publish("a", encode_event("a", b"[0]"))
+    loop.turn()
+    assert reactor.queued == 490
+    # An event is an object and its frame; and then there is what a turn of the loop leaves in caches.
+    assert sys.getallocatedblocks() - before < 50
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_topics_and_keys_are_let_go_of(readers: Readers, fast: bool) -> None:
+    loop, _, pipes, audience = readers
+    topic, key = "a.topic.of.its.own", b"a key of its own"
+    references = sys.getrefcount(topic), sys.getrefcount(key)
+    if fast:
+        routes = pipes[0].protocol.routes = Routes()
+        routes.install(topic, audience, b'{"op":"event","topic":"a.topic.of.its.own"')
+        pipes[0].send(TEXT, b'{"op":"publish","topic":"a.topic.of.its.own","key":"k","data":[0]}')
+    else:
+        assert audience.publish(topic, encode_event(topic, b"[0]", key.decode()), key) == (50, 49, 0)
+    assert sys.getrefcount(topic) > references[0]
+    loop.turn()
+    assert pipes[0].received
+    for pipe in pipes:
+        pipe.lose()
+    if fast:
+        routes.clear()
+    assert (sys.getrefcount(topic), sys.getrefcount(key)) == references
+
+
+def test_a_reactor_with_audiences_and_nobody_is_collected() -> None:
+    loop = Loop()
+    reactor = Reactor(loop.as_loop(), encode_gap=lambda *_: b"")
+    audience = Audience(reactor, (Filter("a"),))
+    assert audience.publish("a", b"{}") == (0, 0, 0)
+    references = sys.getrefcount(reactor)
+    del audience
+    gc.collect()
+    assert sys.getrefcount(reactor) == references - 1

@@ -25,7 +25,7 @@ from broker import __version__
 if TYPE_CHECKING:
     from broker.client import ClientError
     from broker.config import Config
-    from broker.errors import CommandError
+    from broker.errors import CommandError, ConfigError
     from broker.messages import Overflow
 
 URL: Final = "ws://127.0.0.1:8765"
@@ -170,9 +170,17 @@ def check(file: Path | None, as_json: bool) -> int:
 
     Exits with 0 if there is none, else with 78.
     """
-    config = _load(file, {}, Report(as_json))
+    report = Report(as_json)
+    config = _load(file, {}, report)
     if config is None:
         return Status.BAD_CONFIG
+    from broker.daemon import find_room
+    from broker.errors import ConfigError
+
+    try:
+        find_room(config)
+    except ConfigError as error:
+        return report.config_error(error)
     return _print(f"The configuration is good: serve listens on {', '.join(config.server.listen)}.\n", as_json)
 
 
@@ -340,6 +348,12 @@ class Report:
             return Status.TRY_AGAIN
         return Status.NO_PERMISSION if error.code in ("unauthorized", "forbidden") else Status.BAD_DATA
 
+    def config_error(self, error: ConfigError) -> int:
+        """Say every mistake in the configuration, and return the status of a program that fails for it."""
+        for problem in error.problems:
+            self.error("config", problem)
+        return Status.BAD_CONFIG
+
     def failure(self, failure: ClientError) -> int:
         """Say why there is no connection, or no longer, and return the status that the program ends with."""
         from broker.client import Closed, NotABroker, Refused
@@ -386,8 +400,7 @@ def _load(file: Path | None, flags: Mapping[str, object], report: Report) -> Con
     try:
         return load(file, os.environ, flags)
     except ConfigError as error:
-        for problem in error.problems:
-            report.error("config", problem)
+        report.config_error(error)
         return None
 
 

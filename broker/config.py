@@ -96,7 +96,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_limit: Annotated[int, _key("Most events that a subscription may let wait.", 1, 2**24)] = 65_536
     max_outbox: Annotated[
         int,
-        _key("All events that wait for one connection, whatever its subscriptions allow.", 1024, 2**34, "bytes"),
+        _key(
+            "All events that wait for one connection, whatever its subscriptions allow. Counted are the events' "
+            "frames, not what a place in a queue costs beside.",
+            1024,
+            2**34,
+            "bytes",
+        ),
     ] = 4 * 2**20
     max_answers: Annotated[
         int,
@@ -118,7 +124,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float, _key("Time from connecting to the end of the opening handshake.", 0.1, 3600, "seconds")
     ] = 10.0
     ping_interval: Annotated[
-        float, _key("Time between two pings to a client that is silent. 0: no pings.", 0, 86_400, "seconds")
+        float, _key("Time between two pings to a client, whatever it sends. 0: no pings.", 0, 86_400, "seconds")
     ] = 25.0
     ping_timeout: Annotated[
         float,

@@ -10,10 +10,12 @@ import gc
 import logging
 import os
 import resource
+import select
 import signal
+import stat
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import structlog
@@ -38,6 +40,12 @@ MOST_FILES = 1 << 20
 """The soft limit of open files is raised to the hard one, but not beyond this: Linux's own ceiling (fs.nr_open)
 unless set. Some systems have a billion for the hard limit, which says nothing about what they can carry."""
 
+LATER = {
+    signal.SIGHUP: "to read the configuration again",
+    signal.SIGUSR2: "to drain without an exit",
+}
+"""Signals that will have a meaning, and would kill the process as long as they have none."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -49,7 +57,7 @@ def run(config: Config) -> int:
     keep_standard_streams()
     set_up_log(config.log)
     try:
-        room = Room.of(raise_limit_of_files(), config.limits.max_connections)
+        room = find_room(config)
     except ConfigError as exc:
         for problem in exc.problems:
             complain(config.log, problem)
@@ -58,11 +66,18 @@ def run(config: Config) -> int:
         return runner.run(serve(config, room))
 
 
+def find_room(config: Config) -> Room:
+    """Find out how many connections this process can hold. Raises ConfigError where they are fewer than configured."""
+    return Room.of(raise_limit_of_files(), config.limits.max_connections)
+
+
 async def serve(config: Config, room: Room) -> int:
     """Do the same on the event loop that is running, which must be uvloop's, in the main thread."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(report_fault)
     ending = Ending(loop)
+    for number, purpose in LATER.items():
+        loop.add_signal_handler(number, put_off, number, purpose)
     node = Node(config, ENGINES[config.server.engine](), loop)
     gate = Gate(config, node, room, loop)
     listeners: list[Listener] = []
@@ -114,6 +129,11 @@ class Ending:
             # As a shell reports a process that a signal has killed.
             os._exit(128 + number)
         self.asked.set_result(number.name)
+
+
+def put_off(number: signal.Signals, purpose: str) -> None:
+    """Go on after a signal that a later version will understand."""
+    log.warning(f"{number.name} ignored: {purpose} is not supported yet")  # noqa: G004 -- once for a signal
 
 
 def raise_limit_of_files() -> int:
@@ -169,20 +189,60 @@ def to_json(logger: object, method: str, event: Any) -> bytes:
 
 
 class StandardError:
-    """Where log lines go. A log that nobody takes (a closed pipe, a full disk) must not stop the broker."""
+    """Where log lines go. A log that nobody takes (a pipe that is closed or not read, a full disk) must not stop the
+    broker: a line that cannot be written at once is dropped, and counted. The first one that can be written again is
+    preceded by the count.
+    """
+
+    # Of the descriptor, and so common to all loggers.
+    dropped: ClassVar[int] = 0
+    torn: ClassVar[bool] = False
+    """Whether the last line that was written has no end."""
 
     def __init__(self, *names: object) -> None:
         """`names` is what `get_logger` was called with."""
 
     def msg(self, line: str | bytes) -> None:
-        """Write one line, at once: lines of several processes do not mix."""
+        """Write one line, at once: lines of several processes do not mix, as long as they fit into PIPE_BUF."""
+        lost = StandardError.dropped
+        if lost and takes_more():
+            StandardError.dropped = 0
+            # An error, so that it is below no level. It comes back here, with nothing to tell.
+            log.error("lines of the log were dropped: nobody took them", lines=lost)
+            if StandardError.dropped:
+                StandardError.dropped = lost
         data = line.encode("utf-8", "backslashreplace") if isinstance(line, str) else line
+        left = memoryview(b"\n" * StandardError.torn + data + b"\n")
+        whole = len(left)
         try:
-            os.write(2, data + b"\n")
+            while left and takes_more():
+                # Of a pipe that has room, only so much is sure not to block (pipe(7)).
+                left = left[os.write(2, left[: select.PIPE_BUF]) :]
         except OSError:
-            return
+            pass  # it is counted below
+        if left:
+            StandardError.dropped += 1
+        if len(left) < whole:
+            StandardError.torn = len(left) > 0
 
     debug = info = warning = error = critical = exception = msg
+
+
+def takes_more() -> bool:
+    """Whether standard error can be written to without waiting for who reads it.
+
+    That is asked, and the descriptor not set to O_NONBLOCK, because other processes share it. Files are always ready,
+    and a terminal is waited for: who stops it with Ctrl-S means it.
+    """
+    try:
+        kind = os.fstat(2).st_mode
+    except OSError:
+        return False
+    if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+        return True
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 class Forward(logging.Handler):

@@ -157,7 +157,7 @@ def decode(payload: bytes | memoryview, depth: int = MAX_DEPTH) -> Command:
 class Welcome(msgspec.Struct, tag_field="op", tag="welcome", frozen=True, kw_only=True, omit_defaults=True):
     """The first message of a connection. `ping` is in seconds, `max_size` in bytes.
 
-    `max_queue` is the most events that a subscription may let wait.
+    `max_queue` is how many events may wait under a subscription that does not say itself how many.
     """
 
     version: int

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -108,7 +109,8 @@ def test_a_command_loads_what_it_needs_and_no_more() -> None:
         ("main(['version'])", {"broker.daemon", "broker.client", "broker.config", "asyncio", "uvloop", "structlog"}),
         ("main(['pub', 'bad topic', '1'])", {"broker.daemon", "broker.config", "uvloop", "structlog"}),
         ("main(['sub', 'bad topic'])", {"broker.daemon", "broker.config", "uvloop", "structlog"}),
-        ("main(['check'])", {"broker.daemon", "broker.client", "uvloop", "structlog"}),
+        ("main(['check'])", {"broker.client"}),
+        ("main(['config', 'default'])", {"broker.daemon", "broker.client", "uvloop", "structlog"}),
     ):
         process = subprocess.run(
             [sys.executable, "-c", code.format(run)], cwd=ROOT, capture_output=True, text=True, check=True
@@ -169,6 +171,53 @@ async def test_serve_does_not_start_where_it_cannot_listen(tmp_path: Path) -> No
 async def test_a_good_configuration_is_said_to_be_good() -> None:
     result = await wsbroker("check", environ={"WSBROKER_SERVER__LISTEN": "127.0.0.1:1,unix:/run/x"})
     assert result == Result(0, "The configuration is good: serve listens on 127.0.0.1:1, unix:/run/x.\n", "")
+
+
+def few_files() -> None:
+    """So many open files may a process have, and no more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve", "--listen", "127.0.0.1:0"]])
+def test_check_says_as_serve_does_that_connections_do_not_fit(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "broker", *command],
+        cwd=ROOT,
+        env={**os.environ, "WSBROKER_LIMITS__MAX_CONNECTIONS": "1000"},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=few_files,
+    )
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("wsbroker: limits.max_connections: 1000 do not fit into the limit of 256 open files")
+    assert done.stderr.count("\n") == 1
+
+
+# The start
+
+
+@pytest.mark.parametrize(("module", "command"), [("click", "version"), ("uvloop", "serve"), ("asyncio", "sub")])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_during_the_imports_is_quiet(tmp_path: Path, module: str, command: str, ignored: bool) -> None:
+    # In place of the real module, one that is interrupted.
+    fake = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('went on', flush=True)\nos._exit(0)\n"
+    (tmp_path / f"{module}.py").write_text(fake)
+    done = subprocess.run(
+        [sys.executable, "-m", "broker", command, *(["t"] if command == "sub" else [])],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
+    )
+    assert done.stderr == ""
+    # A shell says 130 for it.
+    assert (done.returncode, done.stdout) == ((0, "went on\n") if ignored else (-signal.SIGINT, ""))
+
+
+# check and config, in other forms
 
 
 async def test_check_reports_in_json() -> None:

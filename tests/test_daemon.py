@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -18,6 +20,7 @@ from websockets.asyncio.client import connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
+from broker.daemon import StandardError
 from tests.net.house import until
 
 TIMEOUT = 30.0
@@ -125,6 +128,12 @@ async def mute(address: str) -> AsyncIterator[None]:
     finally:
         writer.close()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+def is_served(path: Path) -> bool:
+    """Whether somebody listens on a Unix socket; its file is there a little earlier."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
 
 
 @pytest.fixture
@@ -244,7 +253,7 @@ async def test_without_standard_error_it_serves_and_no_client_gets_the_log(tmp_p
     command = f'exec "{sys.executable}" -m broker serve --listen unix:{path} --log-level debug 0<&- 1>&- 2>&-'
     process = await asyncio.create_subprocess_shell(command)
     try:
-        await until(path.exists)
+        await until(lambda: is_served(path))
         async with unix_connect(str(path)) as client:
             assert json.loads(await client.recv())["op"] == "welcome"
         process.send_signal(signal.SIGTERM)
@@ -264,6 +273,109 @@ async def test_a_log_that_nobody_reads_any_more_does_not_stop_it() -> None:
             assert json.loads(await client.recv())["op"] == "welcome"
         daemon.signal(signal.SIGTERM)
         assert await asyncio.wait_for(daemon.process.wait(), TIMEOUT) == 0
+
+
+UNREAD = """
+import sys
+from broker.config import Log
+from broker.daemon import log, set_up_log
+
+set_up_log(Log(format=FORMAT, level="error"))
+for step in sys.stdin:
+    for number in range(int(step)):
+        log.error("x" * SIZE, number=number)
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("size", [50, 100_000])
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_a_log_that_is_not_read_drops_lines_and_says_how_many(form: str, size: int, kind: str) -> None:
+    program = UNREAD.replace("FORMAT", repr(form)).replace("SIZE", str(size))
+    # Both ends stay open here, and nobody reads.
+    ours, its = os.pipe() if kind == "pipe" else (end.detach() for end in socket.socketpair())
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=its
+    )
+
+    async def write(count: int) -> None:
+        """Have it log so many lines, which must not block."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"%d\n" % count)
+        assert await asyncio.wait_for(process.stdout.readline(), TIMEOUT) == b"done\n"
+
+    def read() -> str:
+        """All that is there."""
+        found = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(ours, 1 << 20):
+                found += piece
+        return found.decode()
+
+    try:
+        os.set_blocking(ours, False)
+        await write(10_000)
+        assert os.get_blocking(its)
+        first = read()
+        await write(2)
+        second = read()
+    finally:
+        process.kill()
+        await process.communicate()
+        os.close(ours)
+        os.close(its)
+
+    whole = [line for line in first.splitlines(keepends=True) if "number" in line and line.endswith("\n")]
+    torn = first[len("".join(whole)) :]
+    assert "number" not in torn
+    dropped = 10_000 - len(whole)
+    assert dropped > 0
+    # What was cut off is ended before anything else comes.
+    assert second.startswith("\n") == bool(torn)
+    note, *rest = second.strip().splitlines()
+    assert "lines of the log were dropped" in note
+    assert re.search(rf"lines['\"]?[=:]{dropped}\b", note), note
+    # As many of the new ones as there is room for, without a wait in between.
+    assert len(rest) == 2 if size == 50 else 1 <= len(rest) <= 2
+    assert rest[0].count("x") == size or size > 50
+
+
+async def test_a_broker_whose_log_is_not_read_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    source, sink = os.pipe()
+    try:
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(sink, False)
+            while os.write(sink, b"x" * 4096):
+                pass
+        os.set_blocking(sink, True)
+        command = [sys.executable, "-m", "broker", "serve", "--listen", f"unix:{path}"]
+        process = await asyncio.create_subprocess_exec(*command, stderr=sink)
+        try:
+            await until(lambda: is_served(path))
+            async with unix_connect(str(path)) as client:
+                assert json.loads(await client.recv())["op"] == "welcome"
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), TIMEOUT) == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    finally:
+        os.close(source)
+        os.close(sink)
+
+
+def test_what_is_written_in_part_is_written_on(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
+    StandardError().msg("one line of more than seven bytes")
+    monkeypatch.undo()
+    assert capfd.readouterr().err == "one line of more than seven bytes\n"
 
 
 FAULT = """
@@ -303,6 +415,23 @@ async def test_a_fault_is_logged_with_where_it_happened_but_without_payloads(for
         assert fault["level"] == "error"
         assert library["level"] == "warning"
         assert library["logger"] == "a.library"
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+async def test_a_signal_that_has_no_meaning_yet_is_logged_and_does_no_harm(number: signal.Signals) -> None:
+    async with serving() as daemon, connect(daemon.url) as client:
+        await client.recv()
+        daemon.signal(number)
+        line = await daemon.until(f"{number.name} ignored")
+        assert "warning" in line
+        assert "not supported yet" in line
+        await client.send('{"op":"ping","id":1}')
+        assert json.loads(await client.recv()) == {"op": "pong", "id": 1}
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
 
 
 # The end

@@ -31,11 +31,13 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from broker import messages
 from broker.errors import REFUSALS
 from broker.net.gate import Gate
 
 HEALTH = "/healthz"
-SUBPROTOCOL = Subprotocol("wsbroker.v1")
+HEALTH_METHODS = ("GET", "HEAD")
+SUBPROTOCOL = Subprotocol(messages.SUBPROTOCOL)
 SERVER = "wsbroker"
 
 MAX_HEAD = 16 * 1024
@@ -58,12 +60,13 @@ GREETING = (
     b"Server: wsbroker\r\n"
     b"\r\n"
 )
-GREETING_V1 = GREETING[:-2] + b"Sec-WebSocket-Protocol: wsbroker.v1\r\n\r\n"
+GREETING_V1 = GREETING[:-2] + f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n".encode()
 
 MALFORMED = (ValueError, EOFError, NotImplementedError)
 """What websockets raises for a request that it cannot read."""
 
 NONE: Mapping[str, str] = {}
+UPGRADE: Mapping[str, str] = {"Upgrade": "websocket"}
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +145,9 @@ class Handshake(asyncio.Protocol):
         check_host(hosts, request.protocol)
         path = path_of(request.path)
         if path == HEALTH:
-            raise Answer(503, "draining") if gate.draining else Answer(200, "ok")
+            if request.method not in HEALTH_METHODS:
+                raise Answer(426, "only GET and HEAD are answered here", UPGRADE)
+            raise draining(gate) if gate.draining else Answer(200, "ok")
         if path != gate.path:
             raise Answer(404, f"there is nothing at this path; the WebSocket is at {gate.path}")
         if gate.draining:
@@ -319,11 +324,9 @@ def wrong(exc: InvalidHandshake) -> Answer:
     """Give what is answered where websockets would not go on."""
     match exc:
         case InvalidMethod() | InvalidProtocol() | InvalidUpgrade():
-            return Answer(
-                426, "this is a WebSocket; a plain request has nothing to find here", {"Upgrade": "websocket"}
-            )
+            return Answer(426, "this is a WebSocket; a plain request has nothing to find here", UPGRADE)
         case InvalidHeaderValue(name="Sec-WebSocket-Version"):
-            headers = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+            headers = {**UPGRADE, "Sec-WebSocket-Version": "13"}
             return Answer(426, "this version of WebSocket is not spoken here", headers)
         case InvalidHeader(name=name):
             return Answer(400, f"the header {name} is missing, doubled or malformed")

@@ -2,7 +2,7 @@
 
 This program alone knows the value and who is there. The pages ask it to count, and show what it says:
 
-    counter.page.hello  page → program   {"page": …}                 a page is there, and wants to know the state
+    counter.page.hello  page → program   {"page": …}                 a page is there, and does not know the state
     counter.page.here   page → program   {"page": …}                 the answer to a roll call
     counter.page.bye    page → program   {"page": …}                 a page is being closed
     counter.page.add    page → program   {"page": …, "by": 1}        count up; or down, with -1

@@ -10,17 +10,27 @@ const buttons = document.querySelectorAll("button");
 /** The name of this page, as long as it is open: the same over all its connections, so that it is counted once. */
 const page = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join("");
 
+/**
+ * Whether the program has told its state over this connection. Only then a click is sure to be heard: when the broker
+ * was away, the program may come back later than the page, and a click in between would be lost.
+ */
+let told = false;
+
 const show = stateIn(document.querySelector("#link"));
 const broker = new Broker({
   onstate(state) {
     show(state);
-    for (const button of buttons) button.disabled = state.name !== "open";
+    setTold(false);
     // The subscriptions have been made again by now, so the answer cannot be missed.
     if (state.name === "open") tell("hello");
   },
 });
-broker.subscribe("counter.state", ({ data }) => showState(data));
-broker.subscribe("counter.roll", () => tell("here"));
+broker.subscribe("counter.state", ({ data }) => {
+  setTold(true);
+  showState(data);
+});
+// Where nobody heard the hello, it is said again as soon as somebody asks who is there.
+broker.subscribe("counter.roll", () => tell(told ? "here" : "hello"));
 
 document.querySelector("#up").addEventListener("click", () => tell("add", { by: 1 }));
 document.querySelector("#down").addEventListener("click", () => tell("add", { by: -1 }));
@@ -36,6 +46,11 @@ async function tell(what, more = {}) {
   } catch (error) {
     trouble.textContent = error.message;
   }
+}
+
+function setTold(value) {
+  told = value;
+  for (const button of buttons) button.disabled = !told;
 }
 
 function showState(state) {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -110,7 +112,14 @@ async def test_the_count_outlives_the_broker(window: Window) -> None:
             broker.program.terminate()
             await expect(page.locator("#up")).to_be_disabled(timeout=PATIENCE)
             await asyncio.to_thread(broker.program.wait)
+            # The program comes back later than the page, which nobody hears until then.
+            os.kill(counter.program.pid, signal.SIGSTOP)
             with start_broker(listen=f"127.0.0.1:{port}", environ=environ):
+                await expect(page.locator("#link")).to_have_text("live", timeout=PATIENCE)
+                await expect(page.locator("#trouble")).to_contain_text("Nobody counts", timeout=PATIENCE)
+                await expect(page.locator("#up")).to_be_disabled(timeout=PATIENCE)
+                os.kill(counter.program.pid, signal.SIGCONT)
+                # Waits until the button can be clicked.
                 await page.click("#up")
                 await shows(page, "2", "1 page online")
                 counter.program.terminate()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import platform
+import re
 from collections.abc import Iterator
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.async_api import Page, expect
@@ -34,15 +38,26 @@ def vitals(broker: RunningBroker) -> Iterator[Example]:
 
 
 async def test_the_figures_change_every_second(window: Window, vitals: Example) -> None:
-    page = await window.open(vitals.address)
+    page = await window.context.new_page()
+    events: dict[str, list[dict[str, Any]]] = {}
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: keep(frame, events)))
+    await page.goto(vitals.address)
     await page.evaluate(WATCH)
-    # Loading and drawing this very page is work enough for figures that differ.
-    await page.wait_for_function("() => new Set(shown['cpu.busy']).size >= 3 && shown['cpu.busy'].length >= 4")
+    await page.wait_for_function(
+        "() => ['cpu.busy', 'memory.used', 'network.received'].every((figure) => shown[figure].length >= 4)"
+    )
     shown = await page.evaluate("() => shown")
-    assert all(text.endswith(" %") for text in shown["cpu.busy"])
-    assert all(text.endswith("B/s") for text in shown["network.received"])
-    assert len(shown["network.received"]) >= 3
-    assert len(shown["memory.used"]) >= 3
+    for kind in ("cpu", "memory", "network"):
+        # Not the values: those of a machine that has nothing to do, or only to do, are the same all the time.
+        times = [event["at"] for event in events[kind]]
+        assert len(times) >= 4
+        assert times == sorted(set(times))
+    assert all(re.fullmatch(r"\d+(\.\d)? %", text) for text in shown["cpu.busy"])
+    # Each text is that of an event. The last event may not be shown yet, the first ones were before the watch.
+    said = [percent(event["system"] + event["user"]) for event in events["cpu"]]
+    assert " ".join(shown["cpu.busy"]) in " ".join(said)
+    assert all(re.fullmatch(r"\d+(\.\d)? [KMGT]?i?B", text) for text in shown["memory.used"])
+    assert all(re.fullmatch(r"\d+(\.\d)? [kMG]?B/s", text) for text in shown["network.received"])
 
 
 async def test_they_are_the_figures_of_this_machine(window: Window, vitals: Example) -> None:
@@ -102,6 +117,20 @@ async def test_the_page_goes_on_when_the_broker_is_back(window: Window) -> None:
                 await points(page, "cpu", before + 2)
                 vitals.program.terminate()
                 vitals.program.wait()
+
+
+def keep(frame: str | bytes, events: dict[str, list[dict[str, Any]]]) -> None:
+    """Keep the figures that came, by their kind."""
+    message = json.loads(frame)
+    kind = message.get("topic", "").removeprefix("vitals.now.")
+    if message["op"] == "event" and kind != message["topic"]:
+        events.setdefault(kind, []).append(message["data"])
+
+
+def percent(value: float) -> str:
+    """What the page writes for a share."""
+    # toFixed of JavaScript rounds what lies in the middle up; Python's format rounds it to the even one.
+    return f"{Decimal(value).quantize(Decimal('0.1' if value < 9.95 else '1'), ROUND_HALF_UP)} %"
 
 
 def read(path: str) -> list[str]:

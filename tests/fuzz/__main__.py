@@ -2,13 +2,15 @@
 
 `python -m tests.fuzz --minutes 10` copies the sources to build/fuzz, builds the extension there with gcc's address and
 undefined behaviour sanitizers, runs the tests of the native code once, and then what hypothesis generates, in rounds
-with a new seed each, until the time is over. A failure ends it; hypothesis keeps the example in build/fuzz/.hypothesis
-and tries it first the next time. Exit status 0: nothing was found.
+with a new seed each, until the time is over. A failure ends it. Hypothesis keeps what fails a test in
+build/fuzz/.hypothesis and tries it first the next time; a report of a sanitizer ends the process, and comes again with
+`--seed` and the seed that was said. Exit status 0: nothing was found.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -29,18 +31,19 @@ TIMES = 10
 
 @click.command(help=(__doc__ or "").splitlines()[0])
 @click.option("--minutes", type=click.FloatRange(min=0), default=10, show_default=True, help="How long to try.")
+@click.option("--seed", type=int, help="The seed of the first round, to repeat it.")
 @click.argument("tests", nargs=-1)
-def main(minutes: float, tests: tuple[str, ...]) -> None:
+def main(minutes: float, seed: int | None, tests: tuple[str, ...]) -> None:
     """TESTS are the tests to run, by default all of the native code."""
-    until = time.monotonic() + minutes * 60
     chosen = tests or ("tests/speedups",)
     environ = prepare()
-    round_ = 0
-    status = run(environ, *chosen)
+    status = 0 if seed is not None else run(environ, *chosen)
+    until = time.monotonic() + minutes * 60
     while status == 0 and time.monotonic() < until:
-        round_ += 1
-        click.echo(f"round {round_}, {max(0, until - time.monotonic()) / 60:.0f} minutes left")
-        status = run(environ | {"FUZZ_TIMES": str(TIMES)}, "-m", "hypothesis", "--hypothesis-seed=random", *chosen)
+        seed = random.randrange(2**32) if seed is None else seed
+        click.echo(f"seed {seed}, {(until - time.monotonic()) / 60:.1f} minutes left")
+        status = run(environ | {"FUZZ_TIMES": str(TIMES)}, "-m", "hypothesis", f"--hypothesis-seed={seed}", *chosen)
+        seed = None
     sys.exit(status)
 
 
@@ -76,8 +79,10 @@ def prepare() -> dict[str, str]:
 
 def run(environ: dict[str, str], *arguments: str) -> int:
     """Run tests in the copy; the exit status."""
-    # A round has no time limit for a single test, as the tests have: it takes as long as it takes.
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-o", "faulthandler_timeout=0", *arguments]
+    command = [sys.executable, "-m", "pytest", "-x", *arguments]
+    # Each test takes as long as it takes. What a sanitizer writes must not be captured, since it ends the process; then
+    # the last name is that of the test.
+    command += ["-o", "faulthandler_timeout=0", "--capture=sys", "--verbose", "--no-header"]
     return subprocess.run(command, cwd=COPY, env=environ, check=False).returncode
 
 

@@ -152,6 +152,14 @@ class House:
         await client.close()
         return reply
 
+    async def ask_raw(self, request: bytes) -> bytes:
+        """All bytes of the answer to a request that is refused."""
+        client = await self.connect()
+        client.send(request)
+        answer = await client.rest()
+        await client.close()
+        return answer
+
     async def upgrade(self, request: bytes, address: str | None = None) -> Client:
         """A client whose request is accepted."""
         client = await self.connect(address)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 
 import pytest
+from websockets import http11
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
@@ -425,7 +426,21 @@ async def test_a_load_balancer_learns_that_the_broker_drains() -> None:
     async with house() as opened:
         opened.node.draining = True
         reply = await refused(opened, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 503)
-        assert reply.body == "draining\n"
+        assert "shutting down" in reply.body
+        assert 1 <= int(reply.headers["retry-after"]) <= 6
+
+
+@pytest.mark.parametrize("draining", [False, True])
+async def test_health_is_asked_for_with_get_and_head_alone(draining: bool) -> None:
+    async with house() as opened:
+        opened.node.draining = draining
+        head = await opened.ask_raw(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 " if draining else b"HTTP/1.1 200 ")
+        assert head.endswith(b"\r\n\r\n")
+        for method in (b"POST", b"OPTIONS", b"DELETE", b"get"):
+            reply = await opened.ask(method + b" /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            check(reply, 426)
+            assert reply.headers["upgrade"] == "websocket"
 
 
 async def test_a_full_broker_is_healthy() -> None:
@@ -668,8 +683,9 @@ async def test_nothing_is_scheduled_for_a_connection_once_it_is_established() ->
 
 
 def test_the_limits_of_websockets_are_those_that_the_head_is_measured_for() -> None:
-    # Set by environment variables when websockets is imported; larger ones would only be cut at MAX_HEAD.
-    assert handshakes.MAX_HEAD == 2 * 8192
+    # Environment variables may set others when websockets is imported; larger ones would only be cut at MAX_HEAD.
+    assert http11.MAX_NUM_HEADERS == 128
+    assert 2 * http11.MAX_LINE_LENGTH == handshakes.MAX_HEAD
 
 
 async def test_a_gate_counts_no_one_twice() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import broker._speedups
-from broker._speedups import Connection, Filter, Reactor, Subscription
+from broker._speedups import Audience, Connection, Filter, Reactor, Subscription
 from broker.config import Config
 from broker.engines.memory import MemoryEngine
 from broker.node import Node
@@ -237,6 +237,17 @@ def test_silence_ends_it_at_the_timeout_and_not_before(time: Time) -> None:
     pipe.lose()
 
 
+def test_who_has_lived_long_may_still_fall_silent(time: Time) -> None:
+    connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
+    for _ in range(3):
+        while not pipe.take():
+            time.pass_by(0.5, connection.reactor, loop)
+        connection.data_received(client_frame(PONG) + client_frame(TEXT, b"alive"))
+    time.pass_by(36, connection.reactor, loop)
+    assert connection.state == CLOSING
+    pipe.lose()
+
+
 def test_time_in_which_the_loop_stood_still_does_not_count(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     while not pipe.take():
@@ -390,15 +401,26 @@ def test_a_long_reason_is_cut_between_characters() -> None:
         pipe.lose()
 
 
-def test_a_close_forgets_what_is_queued() -> None:
-    connection, pipe, _ = _on_a_pipe()
-    subscription = Subscription(connection, Filter("a"), max_queue=5)
-    connection.close()
-    assert subscription.connection is None
-    assert connection.reactor.subscriptions == 0
-    with pytest.raises(ValueError, match="not open"):
-        Subscription(connection, Filter("a"), max_queue=5)
-    pipe.lose()
+def test_finish_sends_what_is_queued_and_close_forgets_it() -> None:
+    for end, expected in (("finish", [(TEXT, b"event"), (CLOSE, b"\x03\xe9")]), ("close", [(CLOSE, b"\x03\xe9")])):
+        connection, pipe, loop = _on_a_pipe()
+        interest = Filter("a")
+        subscription = Subscription(connection, interest, max_queue=5)
+        connection.pause_writing()
+        assert Audience(connection.reactor, (interest,)).publish("a", b"event") == (1, 1, 0)
+        loop.turn()
+        getattr(connection, end)(1001, "")
+        loop.turn()
+        assert pipe.take() == b""
+        connection.resume_writing()
+        loop.turn()
+        assert server_frames(pipe.take()) == expected
+        assert subscription.connection is None
+        assert connection.session is None
+        assert connection.reactor.subscriptions == 0
+        with pytest.raises(ValueError, match="not open"):
+            Subscription(connection, interest, max_queue=5)
+        pipe.lose()
 
 
 # Mistakes: the close frame must arrive, whatever else is on its way.
@@ -559,6 +581,20 @@ def test_a_pause_anywhere_loses_nothing(data: st.DataObject) -> None:
     loop.turn()
     assert session.messages == [b"%d" % i for i in range(number)]
     assert server_frames(pipe.take()) == [(PONG, b"")] * number
+    pipe.lose()
+
+
+def test_what_a_transport_still_hands_over_in_a_pause_is_kept() -> None:
+    connection, pipe, loop = _on_a_pipe()
+    session = connection.session
+    assert isinstance(session, Remember)
+    connection.pause()
+    for byte in client_frame(TEXT, b"a") + client_frame(TEXT, b"b"):
+        connection.data_received(bytes([byte]))
+    assert session.messages == []
+    connection.resume()
+    loop.turn()
+    assert session.messages == [b"a", b"b"]
     pipe.lose()
 
 

@@ -1,0 +1,101 @@
+"""`tools/setup`: when it does what, with programs in place of Python that only write down how they were called."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+PYTHON = """#!/bin/sh
+echo "$*" >> "$CALLS"
+case "$*" in
+    *"-m venv"*) rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+esac
+"""
+
+
+class Checkout:
+    """A checkout with nothing in it but what the setup looks at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls = folder.parent / "calls"
+
+    def setup(self, for_whom: str) -> str:
+        """Run it, and give what it did: `venv`, `install`, `build`."""
+        self.calls.write_text("")
+        python = self.folder.parent / "python"
+        environ = {**os.environ, "PYTHON": str(python), "CC": "true", "CALLS": str(self.calls)}
+        subprocess.run([self.folder / "tools" / "setup", for_whom], env=environ, check=True, capture_output=True)
+        words = {"-m venv": "venv", "--editable": "install", "build_ext": "build"}
+        calls = self.calls.read_text().splitlines()
+        return " ".join(done for call in calls for word, done in words.items() if word in call)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A checkout that was just cloned."""
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    folder = tmp_path / "one"
+    for name in ("tools/setup", "tools/packages", "pyproject.toml", "setup.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("_speedups/speedups.pyx", "broker/_speedups.x.so"):
+        (folder / name).parent.mkdir()
+        (folder / name).touch()
+    return Checkout(folder)
+
+
+def age(path: Path, seconds: int) -> None:
+    """Make a file older."""
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+
+
+def test_it_does_only_what_is_missing(checkout: Checkout) -> None:
+    assert checkout.setup("run") == "venv install"
+    assert checkout.setup("run") == ""
+    assert checkout.setup("dev") == "install"
+    assert checkout.setup("dev") == ""
+    assert checkout.setup("run") == ""
+
+
+def test_it_does_again_what_is_older_than_what_it_is_made_from(checkout: Checkout) -> None:
+    checkout.setup("run")
+    age(checkout.folder / ".venv" / ".built", 10)
+    assert checkout.setup("run") == "build"
+    age(checkout.folder / ".venv" / ".installed-run", 10)
+    assert checkout.setup("run") == "install"
+    assert checkout.setup("run") == ""
+
+
+@pytest.mark.parametrize("for_whom", ["run", "dev"])
+@pytest.mark.parametrize("way", ["copied", "moved"])
+def test_the_environment_of_another_checkout_is_not_used(checkout: Checkout, way: str, for_whom: str) -> None:
+    checkout.setup("dev")
+    folder = checkout.folder.parent / "two"
+    if way == "copied":
+        subprocess.run(["cp", "-a", checkout.folder, folder], check=True)
+    else:
+        checkout.folder.rename(folder)
+    other = Checkout(folder)
+    (folder / ".venv" / "left-over").touch()
+    assert other.setup(for_whom) == "venv install"
+    assert not (folder / ".venv" / "left-over").exists()
+    assert other.setup(for_whom) == ""
+    if way == "copied":
+        assert checkout.setup(for_whom) == ""
+
+
+def test_the_same_checkout_by_another_name_is_not_another_one(checkout: Checkout) -> None:
+    checkout.setup("run")
+    link = checkout.folder.parent / "link"
+    link.symlink_to(checkout.folder)
+    assert Checkout(link).setup("run") == ""

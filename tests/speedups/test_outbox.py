@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from broker._speedups import Connection, Filter, Subscription
+from broker.hub import Hub
 from tests.speedups.model import MAX_ANSWERS, Client, Interest, World
 from tests.speedups.transports import SlowPipe, SlowSocket, Turning, UvloopSocket, UvloopTurns
 from tests.speedups.turns import Loop
@@ -617,6 +618,27 @@ def test_a_more_specific_subscription_does_not_overtake_what_waits(
     last = world.publish("a.b")
     assert catch_up(world, client) == [first, *waiting, last]
     assert other.stream == [last]
+
+
+def test_nor_where_no_answer_goes_ahead_of_it() -> None:
+    """A batch for which nothing else waits is sent as it is. Here something does, and the socket has room for both."""
+    loop = Loop()
+    reactor = loop.reactor(notsent_lowat=0)
+    hub = Hub(reactor)
+    pipe = SlowSocket(loop)
+    pipe.attach(Connection(reactor))
+    pipe.subscriptions = [hub.subscribe(pipe.protocol, "a.*", max_queue=9, overflow="drop_oldest", echo=True)]
+    hub.audience("a.b").publish("a.b", b"x" * 9000)
+    loop.turn()
+    hub.audience("a.b").publish("a.b", b"1")
+    pipe.drain(None)
+    pipe.protocol.resume_writing()
+    pipe.subscriptions += [hub.subscribe(pipe.protocol, "a.b", max_queue=9, overflow="drop_oldest", echo=True)]
+    hub.audience("a.b").publish("a.b", b"2")
+    loop.turn()
+    pipe.drain(None)
+    assert [payload[:1] for _, payload in server_frames(bytes(pipe.received))] == [b"x", b"1", b"2"]
+    pipe.lose()
 
 
 def test_queues_are_emptied_in_turn(world: World) -> None:

@@ -20,8 +20,8 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from bench import native
 from bench.peers import Dialogue, Peer
+from broker.client import load
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 15.0
@@ -224,12 +224,11 @@ def raise_open_files() -> None:
 def _run_load(what: str, peer: Peer, dialogue: Dialogue, options: Mapping[str, object]) -> bytes:
     # The fields of a Dialogue are options of the load program.
     arguments = {name.replace("_", "-"): value for name, value in dataclasses.asdict(dialogue).items()} | dict(options)
-    program = native.load_program()
     with server(peer) as (pid, port):
-        command = [str(program), what, f"--server=127.0.0.1:{port}", f"--pid={pid}"]
+        command = [*load.command(), what, f"--server=127.0.0.1:{port}", f"--pid={pid}"]
         command += [f"--{name}={value}" for name, value in arguments.items()]
         if server_core() != load_core():
-            command.append("--spin")
+            command.append("--spin=1")
         with _pinned(load_core()):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:

@@ -12,9 +12,9 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Origin
 
-from bench import native
 from bench.measure import Opened, Published, Publishing
 from bench.peers import PEERS, RELAY_TOPIC
+from broker.client import load as load_program
 
 DIALOGUE = PEERS["websockets"].dialogue(128)
 
@@ -61,7 +61,7 @@ async def load(what: str, port: int, **options: float | str) -> tuple[int, bytes
     """Runs the load program: its exit status, what it printed, and what it complained about."""
     arguments: dict[str, object] = {**asdict(DIALOGUE), "patience": 1, **options}
     process = await asyncio.create_subprocess_exec(
-        native.load_program(),
+        *load_program.command(),
         what,
         f"--server=127.0.0.1:{port}",
         f"--pid={os.getpid()}",

@@ -21,7 +21,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from bench.peers import Dialogue, Peer
-from broker.client import load
+from broker.client import load as load_program
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 15.0
@@ -225,7 +225,7 @@ def _run_load(what: str, peer: Peer, dialogue: Dialogue, options: Mapping[str, o
     # The fields of a Dialogue are options of the load program.
     arguments = {name.replace("_", "-"): value for name, value in dataclasses.asdict(dialogue).items()} | dict(options)
     with server(peer) as (pid, port):
-        command = [*load.command(), what, f"--server=127.0.0.1:{port}", f"--pid={pid}"]
+        command = [*load_program.command(), what, f"--server=127.0.0.1:{port}", f"--pid={pid}"]
         command += [f"--{name}={value}" for name, value in arguments.items()]
         if server_core() != load_core():
             command.append("--spin=1")

@@ -15,9 +15,9 @@ class BuildError(Exception):
     """There is no C compiler, or it did not accept the sources; the text says which."""
 
 
-def load_program() -> Path:
-    """The load program, ready to run. Raises BuildError."""
-    return build("load", FOLDER / "load")
+def load_program() -> list[str]:
+    """The command line that the load program's options are put behind. Raises BuildError."""
+    return [str(build("load", FOLDER / "load"))]
 
 
 def c_floor() -> Path:

@@ -40,7 +40,7 @@ bench: setup-dev
 
 clean:
 	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f broker/_speedups.*.so broker/_speedups.pyi _speedups/*.c _speedups/*.html
+	rm -f broker/_speedups.*.so broker/_load.*.so broker/_speedups.pyi _speedups/*.c _speedups/*.html
 
 setup-run:
 	@tools/setup run

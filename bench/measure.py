@@ -19,8 +19,8 @@ from typing import TypeVar
 
 import msgspec
 
-from bench import native
 from bench.peers import LACKS, Dialogue, Peer, Setting, Talk
+from broker.client import load as load_program
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 15.0
@@ -271,14 +271,13 @@ def _run_load(what: str, load: Load, peer: Peer, dialogue: Dialogue, options: Ma
     deflate, seconds = False, 0.0
     if isinstance(load, Publishing):
         deflate, seconds = load.deflate, load.warmup + load.seconds
-    program = native.load_program()
     with server(peer, load.transport, deflate, pings=seconds < PINGS_MATTER) as (pid, setting):
-        command = [*program, what, f"--server={setting.address}", f"--pid={pid}", *dialogue.options()]
+        command = [*load_program.command(), what, f"--server={setting.address}", f"--pid={pid}", *dialogue.options()]
         command += [f"--{name}={value}" for name, value in options.items()]
         if load.transport == "tls":
             command.append("--tls=1")
         if server_core() != load_core():
-            command.append("--spin")
+            command.append("--spin=1")
         with _pinned(load_core()):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
@@ -295,6 +294,8 @@ def _run_load(what: str, load: Load, peer: Peer, dialogue: Dialogue, options: Ma
 
 def _check_inflated(learned: str, event: str) -> None:
     """The load program has compared the events with the first one; here that one is compared with what it should be."""
+    if learned.startswith("-"):
+        raise MeasureError("the server took permessage-deflate, and sends events uncompressed")
     inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
     try:
         inflated = inflater.decompress(bytes.fromhex(learned) + b"\x00\x00\xff\xff").decode()

@@ -5,16 +5,16 @@ import os
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Origin
 
-from bench import native
 from bench.measure import Opened, Published, Publishing
 from bench.peers import PEERS, RELAY_TOPIC
+from broker.client import load as load_program
 
 DIALOGUE = PEERS["websockets"].dialogue(128)
 
@@ -59,12 +59,13 @@ async def relay(send: Send = send_to_each) -> AsyncIterator[Relay]:
 
 async def load(what: str, port: int, **options: float | str) -> tuple[int, bytes, str]:
     """Runs the load program: its exit status, what it printed, and what it complained about."""
-    arguments: dict[str, object] = {**asdict(DIALOGUE), "patience": 1, **options}
+    arguments: dict[str, object] = {"patience": 1, **options}
     process = await asyncio.create_subprocess_exec(
-        native.load_program(),
+        *load_program.command(),
         what,
         f"--server=127.0.0.1:{port}",
         f"--pid={os.getpid()}",
+        *DIALOGUE.options(),
         *(f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

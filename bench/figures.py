@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bench.measure import Load, Opened, Opening, Published, Publishing, Result
+from bench.measure import Load, Opened, Published, Publishing, Result
 
 # Above this the load program may be what limits the rate.
 LOAD_BOUND = 0.9
@@ -38,8 +38,9 @@ class Run(msgspec.Struct, frozen=True):
 
 def run_of(peer: str, load: Load, result: bytes) -> Run:
     """A run as it was saved; the load says what the result is."""
-    kind = Published if isinstance(load, Publishing) else Opened
-    return Run(peer, load, msgspec.json.decode(result, type=kind))
+    if isinstance(load, Publishing):
+        return Run(peer, load, msgspec.json.decode(result, type=Published))
+    return Run(peer, load, msgspec.json.decode(result, type=Opened))
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,13 @@ def remarks(runs: Sequence[Run]) -> list[str]:
         (f"other programs used more than {DISTURBED:.0%} of a core", [each.disturbed for each in runs]),
     ):
         which = [run for run, is_chosen in zip(runs, chosen, strict=True) if is_chosen]
-        if which:
-            counts = {f"{run.peer} at {run.load}": 0 for run in which}
+        if len(which) == len(runs) > 1:
+            found.append(f"In all {len(runs)} runs {text}.")
+        elif which:
+            at: dict[str, list[str]] = {}
             for run in which:
-                counts[f"{run.peer} at {run.load}"] += 1
-            names = "; ".join(f"{name}{f' ({count} times)' if count > 1 else ''}" for name, count in counts.items())
+                at.setdefault(str(run.load), []).append(run.peer)
+            names = "; ".join(f"{load} ({', '.join(dict.fromkeys(peers))})" for load, peers in at.items())
             found.append(f"In {len(which)} of {len(runs)} runs {text}: {names}.")
     return found
 
@@ -128,8 +131,3 @@ def micros(value: float) -> str:
 def times(value: float) -> str:
     """A ratio."""
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
-
-
-def is_opening(load: Load) -> bool:
-    """Whether this is about connections and not about events."""
-    return isinstance(load, Opening)

@@ -8,7 +8,6 @@ import os
 import resource
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -52,8 +51,9 @@ class Latency(msgspec.Struct, frozen=True):
 class Published(msgspec.Struct, frozen=True):
     """What one run of `load publish` measured. CPU shares are of one core; `other_cpu` is everybody else's.
 
-    The totals are those of the whole run, with warm-up and end; everything else is of the measured time. `unsent`: in an
-    open loop, the publishes that the server did not take in time. `samples`: seconds and the server's memory in bytes.
+    The totals are those of the whole run, with warm-up and end; everything else is of the measured time. `unsent`: in
+    an open loop, the publishes that the server did not take in time. `samples`: seconds and the server's memory in
+    bytes.
     """
 
     subscribers: int
@@ -162,13 +162,14 @@ class Publishing(msgspec.Struct, frozen=True, tag_field="what", tag="publish", k
         result = msgspec.json.decode(_run_load("publish", self, peer, dialogue, options), type=Published)
         if self.deflate:
             _check_inflated(result.learned, dialogue.event)
-        return result
+        return msgspec.structs.replace(result, learned="")
 
 
 class Opening(msgspec.Struct, frozen=True, tag_field="what", tag="open", kw_only=True, omit_defaults=True):
     """Connections that are opened, `opening` at a time, and then left alone for `settle` seconds.
 
-    The first `base` are not counted. `subscribed`: all to the same topic.
+    The first `base` are not counted. `subscribed`: all to the same topic. `patience`: for how many seconds nothing may
+    happen before the run is given up.
     """
 
     connections: int
@@ -176,6 +177,7 @@ class Opening(msgspec.Struct, frozen=True, tag_field="what", tag="open", kw_only
     opening: int = 64
     subscribed: bool = False
     settle: float = 0.5
+    patience: float = 5.0
     transport: str = "tcp"
 
     def __str__(self) -> str:
@@ -202,9 +204,7 @@ class Opening(msgspec.Struct, frozen=True, tag_field="what", tag="open", kw_only
                 answer=dialogue.publisher_answer,
                 subscriber_greetings=dialogue.publisher_greetings,
             )
-        options: dict[str, object] = {"connections": self.connections, "base": self.base, "settle": self.settle}
-        if self.opening != 64:
-            options["opening"] = self.opening
+        options = {name: getattr(self, name) for name in ("connections", "base", "opening", "settle", "patience")}
         return msgspec.json.decode(_run_load("open", self, peer, dialogue, options), type=Opened)
 
 
@@ -218,7 +218,9 @@ def unable(peer: Peer, load: Load) -> str | None:
 
 
 @contextmanager
-def server(peer: Peer, transport: str = "tcp", deflate: bool = False, pings: bool = True) -> Iterator[tuple[int, Setting]]:
+def server(
+    peer: Peer, transport: str = "tcp", deflate: bool = False, pings: bool = True
+) -> Iterator[tuple[int, Setting]]:
     """Runs the peer's server on its own core; gives its process id and where it is. Raises MeasureError, BuildError."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, tempfile.TemporaryFile() as log:
         setting = Setting(Path(folder), _free_port(), transport, deflate, pings)

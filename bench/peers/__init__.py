@@ -32,6 +32,4 @@ __all__ = [
 ]
 
 # In the order of every table.
-PEERS = {
-    peer.name: peer for peer in (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, NCHAN, REDIS, FLOOR_MESSAGE, FLOOR)
-}
+PEERS = {peer.name: peer for peer in (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, NCHAN, REDIS, FLOOR_MESSAGE, FLOOR)}

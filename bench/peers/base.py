@@ -81,11 +81,11 @@ class Talk:
 class Dialogue:
     """What a client says and hears; `%t` stands for the number of a topic, in five digits.
 
-    Each field is an option of the load program, with "-" for "_"; what is left at its default here has the same default
-    there. Framing: `text`, each message in a WebSocket text frame; `stream`, a byte stream in binary frames; `raw`, a byte
-    stream and no WebSocket. The greetings are the messages that a client gets before the first event (text only);
-    the last of a subscriber's contains `answer`. In a stream a subscriber waits for `answer`, a publisher sends `hello`
-    and waits for `publisher_answer`; a `ping` of the server is answered by `pong`.
+    Each field is an option of the load program, with "-" for "_"; what is left at its default here has the same
+    default there. Framing: `text`, each message in a WebSocket text frame; `stream`, a byte stream in binary frames;
+    `raw`, a byte stream and no WebSocket. The greetings are the messages that a client gets before the first event
+    (text only); the last of a subscriber's contains `answer`. In a stream a subscriber waits for `answer`, a publisher
+    sends `hello` and waits for `publisher_answer`; a `ping` of the server is answered by `pong`.
     """
 
     subscribe: str = ""
@@ -142,14 +142,14 @@ def data(talk: Talk) -> str:
     if not talk.deflate:
         # Letters and digits without a pattern, so that nothing on the way can make use of one.
         return "".join(chosen.choices(string.ascii_letters + string.digits, k=talk.payload))
-    prose = " ".join(chosen.choices(_WORDS, k=talk.payload // 2 + 1))
+    prose = " ".join(chosen.choices(_WORDS.split(), k=talk.payload // 2 + 1))
     return prose[: talk.payload]
 
 
 _WORDS = (
     "price order trade volume open high low close bid ask market limit filled pending user room message joined left "
     "sensor temperature humidity pressure north south east west online offline 0.1 12.5 1084 2026 true false"
-).split()
+)
 
 
 def topic(talk: Talk) -> str:

@@ -1,5 +1,7 @@
-"""nchan, a module of nginx: one process, WebSocket on both sides. A channel belongs to a location, so that a publisher's
-connection publishes to one channel only."""
+"""nchan, a module of nginx: one process, WebSocket on both sides.
+
+A channel belongs to a location, so that a publisher's connection publishes to one channel only.
+"""
 
 import re
 import shutil
@@ -17,7 +19,8 @@ def command(setting: Setting) -> list[str]:
     listen = {"unix": f"unix:{setting.socket}", "tls": f"{setting.address} ssl"}.get(setting.transport, setting.address)
     tls = f"ssl_certificate {setting.certificate}; ssl_certificate_key {setting.key};"
     folders = "".join(
-        f"    {name}_temp_path {setting.folder / name};\n" for name in ("client_body", "proxy", "fastcgi", "scgi", "uwsgi")
+        f"    {name}_temp_path {setting.folder / name};\n"
+        for name in ("client_body", "proxy", "fastcgi", "scgi", "uwsgi")
     )
     config = setting.folder / "nginx.conf"
     config.write_text(

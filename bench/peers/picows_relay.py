@@ -1,6 +1,5 @@
 """The server program of the peer `picows`: its core API with a listener for each client. Speaks the relay protocol."""
 
-import socket
 from collections import defaultdict
 
 import uvloop
@@ -45,12 +44,7 @@ def listen(_: WSUpgradeRequest) -> Relay:
 
 async def main(given: Arguments) -> None:
     """Serves until it is killed."""
-    if given.path:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(given.path))
-        server = await ws_create_server(listen, sock=listener)
-    else:
-        server = await ws_create_server(listen, given.host, given.port, ssl=given.tls())
+    server = await ws_create_server(listen, given.host, given.port, ssl=given.tls())
     await server.serve_forever()
 
 

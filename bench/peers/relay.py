@@ -1,7 +1,7 @@
 """The relay protocol, for servers that have no protocol of their own.
 
-A message `sub TOPIC` subscribes and is answered `ok`; any other goes unchanged to the subscribers of the topic that stands
-in it at `RELAY_TOPIC`. The server programs are started with `ADDRESS [CERTIFICATE KEY] [deflate]`.
+A message `sub TOPIC` subscribes and is answered `ok`; any other goes unchanged to the subscribers of the topic that
+stands in it at `RELAY_TOPIC`. The server programs are started with `ADDRESS [CERTIFICATE KEY] [deflate]`.
 """
 
 import ssl
@@ -20,7 +20,8 @@ def dialogue(talk: Talk) -> Dialogue:
     """What the clients of a relay say."""
     return Dialogue(
         subscribe="sub t%t",
-        answer="ok",
+        # A server may compress this, too; it is not looked into then.
+        answer="" if talk.deflate else "ok",
         subscriber_greetings=1,
         publish=event(talk),
         event=event(talk),

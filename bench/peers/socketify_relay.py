@@ -1,10 +1,10 @@
 """The server program of the peer `socketify`. Speaks the relay protocol.
 
-A subscription is uWebSockets' own (`subscribe`, `publish`), so that Python is called once for each message that comes in,
-and for none that goes out.
+A subscription is uWebSockets' own (`subscribe`, `publish`), so that Python is called once for each message that comes
+in, and for none that goes out.
 """
 
-from socketify import App, AppListenOptions, AppOptions, CompressOptions, OpCode, WebSocket
+from socketify import App, AppListenOptions, AppOptions, CompressOptions, OpCode, WebSocket  # type: ignore[import-untyped]
 
 from bench.peers.relay import RELAY_TOPIC, Arguments
 

@@ -34,7 +34,9 @@ async def relay(connection: ServerConnection) -> None:
 
 async def main(given: Arguments) -> None:
     """Serves until it is killed. It compresses (its default) for the clients that ask for it."""
-    listening = unix_serve(relay, str(given.path)) if given.path else serve(relay, given.host, given.port, ssl=given.tls())
+    listening = (
+        unix_serve(relay, str(given.path)) if given.path else serve(relay, given.host, given.port, ssl=given.tls())
+    )
     async with listening as server:
         await server.serve_forever()
 

@@ -20,7 +20,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of a scenario: `lines` over what `x` takes from a load, `bars` for each load, or `samples` over time."""
+    """A picture of a scenario: `lines` over what `x` takes from a load, `bars` for each load, `samples` over time."""
 
     name: str
     """Of the file, behind the scenario's."""

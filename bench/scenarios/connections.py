@@ -12,7 +12,7 @@ STORM = Scenario(
     "Connection storm",
     "2,000 clients connect at the same moment and subscribe to one topic. A server whose queue of connections is full "
     "makes the kernel turn clients away, which come back after a second.",
-    (Opening(connections=2000, base=1, opening=2000, subscribed=True, settle=0.2),),
+    (Opening(connections=2000, base=1, opening=2000, subscribed=True, settle=0.2, patience=20.0),),
     PEERS,
     (
         Column("connects/s", lambda result: result.connects_per_second, rate),
@@ -29,8 +29,8 @@ STORM = Scenario(
 CONNECT = Scenario(
     "connect",
     "Connecting",
-    "The server's CPU time for a connection with its handshake, until it has nothing more to do for it. Up to 64 are on "
-    "their way at the same time, and all stay open.",
+    "The server's CPU time for a connection with its handshake, until it has nothing more to do for it. Up to 64 are "
+    "on their way at the same time, and all stay open.",
     (Opening(connections=3000, base=500, settle=0.3),),
     PEERS,
     (
@@ -42,16 +42,15 @@ CONNECT = Scenario(
     ),
     lambda result: result.server_us_per_connect,
     less_is_better=True,
-    plots=(
-        Plot("cpu", "a connect", "bars", "server CPU µs", lambda result: result.server_us_per_connect),
-    ),
+    plots=(Plot("cpu", "a connect", "bars", "server CPU µs", lambda result: result.server_us_per_connect),),
 )
 
 IDLE = Scenario(
     "idle",
     "Idle connections",
-    "What each connection adds to the server's resident memory. The first 500 are not counted, so that what a server sets "
-    "up once, for any number of them, is not. What the kernel holds for the sockets is not part of resident memory.",
+    "What each connection adds to the server's resident memory. The first 500 are not counted, so that what a server "
+    "sets up once, for any number of them, is not. What the kernel holds for the sockets is not part of resident "
+    "memory.",
     (Opening(connections=10_000), Opening(connections=10_000, subscribed=True)),
     PEERS,
     (

@@ -10,8 +10,8 @@ RATES = (25.0, 50.0, 75.0)
 LATENCY = Scenario(
     "latency",
     "Latency at fixed rates",
-    "1,000 subscribers; 25, 50 and 75 publishes a second, whatever the server does. A delivery's latency counts from the "
-    "moment at which its publish was due, so that a pause of the server is not left out.",
+    "1,000 subscribers; 25, 50 and 75 publishes a second, whatever the server does. A delivery's latency counts from "
+    "the moment at which its publish was due, so that a pause of the server is not left out.",
     tuple(Publishing(subscribers=1000, rate=rate, seconds=1.2) for rate in RATES),
     (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, NCHAN, FLOOR),
     (

@@ -7,8 +7,8 @@ from bench.scenarios.base import PUBLISHING, Plot, Scenario, deliveries
 ONETOONE = Scenario(
     "onetoone",
     "One to one",
-    "1,000 topics with one subscriber each; the publisher goes through them in turn, with 256 publishes under way. There "
-    "is nothing to share between subscribers: this is the cost of a single event.",
+    "1,000 topics with one subscriber each; the publisher goes through them in turn, with 256 publishes under way. "
+    "There is nothing to share between subscribers: this is the cost of a single event.",
     (Publishing(subscribers=1000, topics=1000, window=256),),
     (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, REDIS),
     PUBLISHING,

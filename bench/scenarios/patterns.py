@@ -13,8 +13,8 @@ def of(count: int) -> Publishing:
 PATTERNS = Scenario(
     "patterns",
     "Patterns",
-    "Each subscriber has a pattern of its own (`p.*.t00000`, `p.*.t00001`, …); each publish goes to a topic that one of "
-    "them matches. A server that goes through all patterns for each publish is slower the more there are.",
+    "Each subscriber has a pattern of its own (`p.*.t00000`, `p.*.t00001`, …); each publish goes to a topic that one "
+    "of them matches. A server that goes through all patterns for each publish is slower the more there are.",
     (of(100), of(1000)),
     (BROKER, NATS, REDIS),
     PUBLISHING,

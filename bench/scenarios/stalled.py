@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bench.figures import Run, duration, rate, share, size
-from bench.measure import Publishing, Published
+from bench.measure import Published, Publishing
 from bench.peers import BROKER, NATS, PICOWS, SOCKETIFY, WEBSOCKETS
 from bench.scenarios.base import Column, Plot, Scenario, deliveries
 from broker.config import Limits
@@ -15,8 +15,8 @@ WITH = Publishing(subscribers=900, rate=50, payload=4096, warmup=4.0, seconds=2.
 STALLED = Scenario(
     "stalled",
     "Healthy beside stalled subscribers",
-    "900 subscribers that read, at 50 publishes a second of 4 kB; alone, and with 100 more that have stopped reading. The "
-    "latency is that of the 900.",
+    "900 subscribers that read, at 50 publishes a second of 4 kB; alone, and with 100 more that have stopped reading. "
+    "The latency is that of the 900.",
     (WITHOUT, WITH),
     (BROKER, WEBSOCKETS, NATS),
     (
@@ -71,8 +71,8 @@ def _against_bound(runs: Sequence[Run]) -> list[str]:
 FLOOD = Scenario(
     "flood",
     "Flood at stalled subscribers",
-    "One subscriber reads, 100 have stopped, and the publisher goes as fast as the one takes it: events of 1 kB, 64 under "
-    "way. What the server holds for those that do not read must have an end.",
+    "One subscriber reads, 100 have stopped, and the publisher goes as fast as the one takes it: events of 1 kB, 64 "
+    "under way. What the server holds for those that do not read must have an end.",
     (Publishing(subscribers=1, window=64, payload=1024, stalled=100, seconds=5.0, sample=0.1),),
     (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS),
     (

@@ -29,8 +29,8 @@ UNIX = Scenario(
 TLS = Scenario(
     "tls",
     "TLS",
-    "Fan-out to 500 subscribers over TLS that the server itself terminates. Every subscriber has a key of its own, so that "
-    "each delivery is encrypted by itself.",
+    "Fan-out to 500 subscribers over TLS that the server itself terminates. Every subscriber has a key of its own, so "
+    "that each delivery is encrypted by itself.",
     (
         Publishing(subscribers=500, window=1, transport="tls"),
         Publishing(subscribers=500, window=16, transport="tls"),

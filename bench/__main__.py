@@ -80,7 +80,7 @@ def _measure(arguments: Sequence[str]) -> int:
         show(out, reached)
     failures = [failure for found in taken.values() for failure in found.failures]
     for failure in failures:
-        err.print(f"failed: {failure.peer}, {failure.load}: {failure.error}", style="red")
+        err.print(f"failed: {failure.peer}, {failure.load}: {failure.error.splitlines()[0]}", style="red")
     return 1 if failures else 0
 
 

@@ -196,7 +196,7 @@ def _take(err: Console, steps: Sequence[Step]) -> list[Run]:
     with following(err, steps) as display:
         taken = Turns(retries=1).take(steps, display.before, display.after)
     for failure in (failure for each in taken.values() for failure in each.failures):
-        err.print(f"failed: {failure.peer}, {failure.load}: {failure.error}", style="red")
+        err.print(f"failed: {failure.peer}, {failure.load}: {failure.error.splitlines()[0]}", style="red")
     return [run for each in taken.values() for run in each.runs]
 
 

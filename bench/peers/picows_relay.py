@@ -5,7 +5,7 @@ from collections import defaultdict
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
-from bench.peers.relay import RELAY_TOPIC, Arguments
+from bench.peers.relay import BACKLOG, RELAY_TOPIC, Arguments
 
 subscribers: defaultdict[bytes, set[WSTransport]] = defaultdict(set)
 
@@ -44,7 +44,7 @@ def listen(_: WSUpgradeRequest) -> Relay:
 
 async def main(given: Arguments) -> None:
     """Serves until it is killed."""
-    server = await ws_create_server(listen, given.host, given.port, ssl=given.tls())
+    server = await ws_create_server(listen, given.host, given.port, ssl=given.tls(), backlog=BACKLOG)
     await server.serve_forever()
 
 

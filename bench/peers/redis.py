@@ -13,7 +13,7 @@ def command(setting: Setting) -> list[str]:
     if setting.transport == "tls":
         files = ["--tls-cert-file", str(setting.certificate), "--tls-key-file", str(setting.key)]
         port += ["--tls-port", str(setting.port), *files, "--tls-auth-clients", "no"]
-    limits = ["--maxclients", "30000", "--client-output-buffer-limit", "pubsub 0 0 0"]
+    limits = ["--maxclients", "30000", "--tcp-backlog", "4096", "--client-output-buffer-limit", "pubsub 0 0 0"]
     return ["redis-server", "--bind", "127.0.0.1", *port, "--save", "", "--dir", str(setting.folder), *limits]
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from bench.peers.base import Dialogue, Setting, Talk, event
 
+# Connections that may wait to be accepted. With asyncio's default of 100 the kernel turns clients away when thousands
+# come at once.
+BACKLOG = 4096
 # The topic in an event: "t" and five digits.
 RELAY_TOPIC = slice(len('{"op":"event","topic":"'), len('{"op":"event","topic":"t00000'))
 

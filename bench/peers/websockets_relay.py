@@ -1,6 +1,7 @@
 """The server program of the peer `websockets`.
 
-It is written as the library's documentation teaches, with the defaults of `serve()`, and speaks the relay protocol.
+It is written as the library's documentation teaches, with the defaults of `serve()`
+but for the backlog, and speaks the relay protocol.
 """
 
 from collections import defaultdict
@@ -8,7 +9,7 @@ from collections import defaultdict
 import uvloop
 from websockets.asyncio.server import ServerConnection, broadcast, serve, unix_serve
 
-from bench.peers.relay import RELAY_TOPIC, Arguments
+from bench.peers.relay import BACKLOG, RELAY_TOPIC, Arguments
 
 subscribers: defaultdict[str, set[ServerConnection]] = defaultdict(set)
 
@@ -34,9 +35,10 @@ async def relay(connection: ServerConnection) -> None:
 
 async def main(given: Arguments) -> None:
     """Serves until it is killed. It compresses (its default) for the clients that ask for it."""
-    listening = (
-        unix_serve(relay, str(given.path)) if given.path else serve(relay, given.host, given.port, ssl=given.tls())
-    )
+    if given.path:
+        listening = unix_serve(relay, str(given.path), backlog=BACKLOG)
+    else:
+        listening = serve(relay, given.host, given.port, ssl=given.tls(), backlog=BACKLOG)
     async with listening as server:
         await server.serve_forever()
 

@@ -10,9 +10,10 @@ PEERS = (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, NCHAN, REDIS)
 STORM = Scenario(
     "storm",
     "Connection storm",
-    "2,000 clients connect at the same moment and subscribe to one topic. A server whose queue of connections is full "
-    "makes the kernel turn clients away, which come back after a second.",
-    (Opening(connections=2000, base=1, opening=2000, subscribed=True, settle=0.2, patience=20.0),),
+    "2,000 clients connect at the same moment and subscribe to one topic. Where the queue of connections that wait to be "
+    "accepted is full (4,096 for servers that can be told so), the kernel turns clients away, which try again after a "
+    "second.",
+    (Opening(connections=2000, base=1, opening=2000, subscribed=True, settle=0.2, patience=10.0),),
     PEERS,
     (
         Column("connects/s", lambda result: result.connects_per_second, rate),

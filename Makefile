@@ -20,7 +20,7 @@ run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
 test: setup-dev tests/node/node_modules
-	@tools/packages chromium=chromium
+	@tools/packages chromium=chromium openssl=openssl
 	.venv/bin/python -m pytest $(ARGS)
 
 lint: setup-dev

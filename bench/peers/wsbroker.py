@@ -8,8 +8,7 @@ from pathlib import Path
 from bench.peers.base import Dialogue, Peer, Setting, Talk, data, event, topic
 
 ROOT = Path(__file__).parent.parent.parent
-# What the broker can do. With "tls" and "deflate" it takes part in these scenarios, and _features says how it is asked.
-ABILITIES = frozenset({"tcp", "unix", "topics", "patterns", "unsubscribed"})
+ABILITIES = frozenset({"tcp", "unix", "tls", "topics", "patterns", "unsubscribed"})
 
 
 def command(setting: Setting) -> list[str]:
@@ -24,7 +23,10 @@ def command(setting: Setting) -> list[str]:
 
 def _features(setting: Setting) -> list[str]:
     """The lines of the configuration below [server] that turn on what a run needs."""
-    return []
+    lines = []
+    if setting.transport == "tls":
+        lines += [f'certificate = "{setting.certificate}"', f'key = "{setting.key}"']
+    return lines
 
 
 def talk(talk: Talk) -> Dialogue:

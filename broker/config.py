@@ -72,6 +72,13 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["memory"],
         _key("What happens to an event between publish and delivery. memory: nothing outlives the process."),
     ] = "memory"
+    compression: Annotated[
+        bool,
+        _key(
+            "Whether clients may agree to compressed messages (permessage-deflate, RFC 7692). It saves traffic, and "
+            "costs the broker time for each event and each command."
+        ),
+    ] = False
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,7 +3,7 @@
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
 #   make lint          style and types
-#   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7)
+#   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
 #   make bench         fan-out against its peers;       make bench ARGS=--check
 #   make clean         removes what a build leaves behind; .venv stays

@@ -54,7 +54,7 @@ class TestLayers:
         assert load(None, {}, {}) == Config()
 
     def test_the_defaults_are_those_of_the_design(self) -> None:
-        assert Config().server == Server(["127.0.0.1:8765"], "/", [], None, "memory")
+        assert Config().server == Server(["127.0.0.1:8765"], "/", [], None, "memory", False)
         assert Config().limits == Limits(
             max_size=1024 * 1024,
             max_fragments=4096,

@@ -6,7 +6,7 @@
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7)
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
 #   make bench         fan-out against its peers;       make bench ARGS=--check
-#   make instructions   what the data path costs in instructions; make instructions ARGS=--check
+#   make instructions  what the data path costs in instructions; make instructions ARGS=--check
 #   make clean         removes what a build leaves behind; .venv stays
 
 ROOMS := broker bench examples tests
@@ -21,7 +21,7 @@ run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
 test: setup-dev tests/node/node_modules
-	@tools/packages chromium=chromium valgrind=valgrind
+	@tools/packages chromium=chromium openssl=openssl valgrind=valgrind
 	.venv/bin/python -m pytest $(ARGS)
 
 lint: setup-dev
@@ -45,7 +45,7 @@ instructions: setup-dev
 
 clean:
 	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f broker/_speedups.*.so broker/_speedups.pyi _speedups/*.c _speedups/*.html
+	rm -f broker/_speedups.*.so broker/_load.*.so broker/_speedups.pyi _speedups/*.c _speedups/*.html
 
 setup-run:
 	@tools/setup run

@@ -1,4 +1,6 @@
-"""Builds the one extension module, broker._speedups. Everything else about the package is in pyproject.toml.
+"""Builds the native data path, broker._speedups, and the load program behind `wsbroker bench`, broker._load.
+
+Everything else about the package is in pyproject.toml.
 
 The build fails with one line where something is missing: there is no slower implementation to fall back on, and a
 traceback helps nobody to install a compiler.
@@ -14,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
 SOURCES = Path("_speedups")
+LOAD = Path("bench", "load")
 STUB = Path("broker", "_speedups.pyi")
 # Whoever lacks one of these usually lacks the others as well, so every message names them all.
 ADVICE = "install a compiler and Python's headers (Debian: apt install gcc libc6-dev python3-dev)"
@@ -73,7 +76,14 @@ setup(
             include_dirs=[str(SOURCES)],
             # What is built here may run on another machine of the same architecture: no -march=native.
             extra_compile_args=["-O3", "-fvisibility=hidden"],
-        )
+        ),
+        Extension(
+            "broker._load",
+            sorted(map(str, LOAD.glob("*.c"))),
+            depends=sorted(map(str, LOAD.glob("*.h"))),
+            extra_compile_args=["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fvisibility=hidden"],
+            libraries=["dl"],
+        ),
     ],
     cmdclass={"build_ext": BuildSpeedups},
 )

@@ -1,7 +1,6 @@
-"""Starts a server on one core and the load program on another, and takes the measurements in turn.
+"""What can be done to a server and measured: starts the server on one core and the load program on another.
 
-A server is fresh for every run, so that no run inherits what an earlier one left behind. The peers take turns within a
-load (A B A B), so that whatever else happens on the machine meets all of them.
+A server is fresh for every run, so that no run inherits what an earlier one left behind.
 """
 
 import dataclasses
@@ -9,27 +8,30 @@ import os
 import resource
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from bench import native
-from bench.peers import Dialogue, Peer
+from bench.peers import LACKS, Dialogue, Peer, Setting, Talk
+from broker.client import load as load_program
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 15.0
 STOP_TIMEOUT = 15.0
-# A run of the load ends by itself: it gives up when nothing happens for five seconds.
-LOAD_TIMEOUT = 300.0
-# Above this much CPU used by other programs, of one core, a run is called disturbed.
-DISTURBED = 0.1
+# What a run may take beyond its warm-up and its measured time. It ends by itself when nothing happens for some seconds.
+LOAD_TIMEOUT = 60.0
+# A server that pings disconnects a client that stands still at 20 (websockets) to 35 s (wsbroker).
+PINGS_MATTER = 25.0
+# Seconds to start and stop a server and a load program, and for a connection. Only for the progress bar and the plan.
+EXPECTED_START = 0.6
+EXPECTED_CONNECTION = 0.0003
+EXPECTED_TLS = 0.0015
 
 
 class MeasureError(Exception):
@@ -49,7 +51,9 @@ class Latency(msgspec.Struct, frozen=True):
 class Published(msgspec.Struct, frozen=True):
     """What one run of `load publish` measured. CPU shares are of one core; `other_cpu` is everybody else's.
 
-    The totals are those of the whole run, with warm-up and end; everything else is of the measured time.
+    The totals are those of the whole run, with warm-up and end; everything else is of the measured time. `unsent`: in
+    an open loop, the publishes that the server did not take in time. `samples`: seconds and the server's memory in
+    bytes.
     """
 
     subscribers: int
@@ -71,6 +75,12 @@ class Published(msgspec.Struct, frozen=True):
     deliveries_per_read: float
     done_us: Latency
     delivery_us: Latency
+    rate: float = 0.0
+    unsent: int = 0
+    stalled: int = 0
+    samples: tuple[tuple[float, int], ...] = ()
+    server_rss_before: int = 0
+    learned: str = ""
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -87,111 +97,149 @@ class Opened(msgspec.Struct, frozen=True):
     server_rss_base: int
     server_rss: int
     rss_per_connection: float
+    connect_us: Latency | None = None
 
 
-Result = TypeVar("Result", bound=Published | Opened)
-Result_co = TypeVar("Result_co", bound=Published | Opened, covariant=True)
+Result = Published | Opened
+ResultT = TypeVar("ResultT", Published, Opened)
 
 
-class Load(Protocol[Result_co]):
-    """Something to do to a server, and to measure."""
+class Publishing(msgspec.Struct, frozen=True, tag_field="what", tag="publish", kw_only=True, omit_defaults=True):
+    """Subscribers spread over the topics, and one publisher. Times in seconds, sizes in bytes.
 
-    def run(self, peer: Peer) -> Result_co:
-        """Does it to a fresh server. Raises MeasureError, BuildError."""
-
-
-@dataclass(frozen=True)
-class Publishing:
-    """So many subscribers spread over the topics, so many publishes under way; `payload` in bytes, times in seconds."""
+    Either a closed loop, with so many publishes under way (`window`), or an open one, with so many a second (`rate`).
+    `stalled` subscribers come on top, which never read. `sample`: how often the server's memory is read, 0 never.
+    """
 
     subscribers: int
-    window: int
+    window: int = 0
+    rate: float = 0.0
     topics: int = 1
     payload: int = 128
-    seconds: float = 1.0
-    warmup: float = 0.3
+    stalled: int = 0
+    patterns: bool = False
+    deflate: bool = False
+    transport: str = "tcp"
+    warmup: float = 0.2
+    seconds: float = 0.5
+    sample: float = 0.0
 
     def __str__(self) -> str:
-        return f"subscribers {self.subscribers}, topics {self.topics}, window {self.window}"
+        topics = f", {self.topics:,} {'patterns' if self.patterns else 'topics'}" if self.topics > 1 else ""
+        pace = f"window {self.window}" if self.window else f"{self.rate:g} publishes/s"
+        stalled = f", {self.stalled} more stalled" if self.stalled else ""
+        how = f", {'Unix socket' if self.transport == 'unix' else 'TLS'}" if self.transport != "tcp" else ""
+        deflate = ", deflate" if self.deflate else ""
+        plural = "" if self.subscribers == 1 else "s"
+        size = f"{self.payload} B" if self.payload < 1024 else f"{self.payload / 1024:g} kB"
+        return f"{self.subscribers:,} subscriber{plural}{topics}, {pace}, {size}{stalled}{how}{deflate}"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the server must be able to do, as peers state it."""
+        wanted = {self.transport: True, "topics": self.topics > 1, "patterns": self.patterns, "deflate": self.deflate}
+        return frozenset(ability for ability, needed in wanted.items() if needed)
+
+    @property
+    def expected(self) -> float:
+        """About how long a run takes, in seconds."""
+        connections = self.subscribers + self.stalled
+        each = EXPECTED_TLS if self.transport == "tls" else EXPECTED_CONNECTION
+        return EXPECTED_START + connections * each + self.warmup + self.seconds
 
     def run(self, peer: Peer) -> Published:
-        """Measures this load on a fresh server. Raises MeasureError, BuildError."""
-        options = {
+        """Measures this on a fresh server. Raises MeasureError, BuildError."""
+        talk = Talk(self.payload, self.patterns, self.deflate)
+        options: dict[str, object] = {
             "subscribers": self.subscribers,
             "topics": self.topics,
-            "window": self.window,
             "warmup": self.warmup,
             "duration": self.seconds,
         }
-        return msgspec.json.decode(_run_load("publish", peer, peer.dialogue(self.payload), options), type=Published)
+        options |= {"window": self.window} if self.window else {"rate": self.rate}
+        options |= {name: value for name in ("stalled", "sample") if (value := getattr(self, name))}
+        dialogue = peer.talk(talk)
+        result = msgspec.json.decode(_run_load("publish", self, peer, dialogue, options), type=Published)
+        if self.deflate:
+            _check_inflated(result.learned, dialogue.event)
+        return msgspec.structs.replace(result, learned="")
 
 
-@dataclass(frozen=True)
-class Opening:
-    """Connections that are opened and then left alone for `settle` seconds; `subscribed`: all to the same topic."""
+class Opening(msgspec.Struct, frozen=True, tag_field="what", tag="open", kw_only=True, omit_defaults=True):
+    """Connections that are opened, `opening` at a time, and then left alone for `settle` seconds.
+
+    The first `base` are not counted. `subscribed`: all to the same topic. `patience`: for how many seconds nothing may
+    happen before the run is given up.
+    """
 
     connections: int
     base: int = 500
+    opening: int = 64
     subscribed: bool = False
-    settle: float = 1.0
+    settle: float = 0.5
+    patience: float = 5.0
+    transport: str = "tcp"
 
     def __str__(self) -> str:
-        return f"{self.connections:,} connections{', subscribed' if self.subscribed else ''}"
+        what = "subscribed" if self.subscribed else "idle"
+        return f"{self.connections:,} connections, {what}, {self.opening:,} at a time"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the server must be able to do, as peers state it."""
+        return frozenset({self.transport} if self.subscribed else {self.transport, "unsubscribed"})
+
+    @property
+    def expected(self) -> float:
+        """About how long a run takes, in seconds."""
+        return EXPECTED_START + self.connections * EXPECTED_CONNECTION + 2 * self.settle
 
     def run(self, peer: Peer) -> Opened:
         """Measures what the connections cost a fresh server. Raises MeasureError, BuildError."""
         dialogue = peer.dialogue(0)
         if not self.subscribed:
-            greetings = dialogue.publisher_greetings
-            dialogue = dataclasses.replace(dialogue, subscribe="", answer="", subscriber_greetings=greetings)
-        options = {"connections": self.connections, "base": self.base, "settle": self.settle}
-        return msgspec.json.decode(_run_load("open", peer, dialogue, options), type=Opened)
+            dialogue = dataclasses.replace(
+                dialogue,
+                subscribe=dialogue.hello,
+                answer=dialogue.publisher_answer,
+                subscriber_greetings=dialogue.publisher_greetings,
+            )
+        options = {name: getattr(self, name) for name in ("connections", "base", "opening", "settle", "patience")}
+        return msgspec.json.decode(_run_load("open", self, peer, dialogue, options), type=Opened)
 
 
-@dataclass(frozen=True)
-class Run(Generic[Result]):
-    """One measurement, and what it is one of."""
-
-    peer: Peer
-    load: Load[Result]
-    result: Result
+Load = Publishing | Opening
 
 
-def take_turns(loads: Sequence[Load[Result]], peers: Sequence[Peer], repeat: int, retries: int) -> list[Run[Result]]:
-    """Measures each load so many times, the peers in turn. Raises MeasureError, BuildError.
-
-    A run that other programs disturbed is done again, up to `retries` times; the one that was disturbed least counts.
-    """
-    runs: list[Run[Result]] = []
-    steps = [(load, peer) for load in loads for _ in range(repeat) for peer in peers]
-    for number, (load, peer) in enumerate(steps, 1):
-        _show_progress(f"{number}/{len(steps)} {peer.name} {load}")
-        try:
-            result = load.run(peer)
-            for _ in range(retries):
-                if result.other_cpu <= DISTURBED:
-                    break
-                result = min(result, load.run(peer), key=lambda either: either.other_cpu)
-            runs.append(Run(peer, load, result))
-        except MeasureError as error:
-            raise MeasureError(f"{peer.name}, {load}: {error}") from None
-        finally:
-            _show_progress("")
-    return runs
+def unable(peer: Peer, load: Load) -> str | None:
+    """What the peer lacks for this load, if anything."""
+    lacking = sorted(load.needs - peer.abilities)
+    return f"has no {', no '.join(LACKS[ability] for ability in lacking)}" if lacking else None
 
 
 @contextmanager
-def server(peer: Peer) -> Iterator[tuple[int, int]]:
-    """Runs the peer's server on its own core; gives its process id and its port. Raises MeasureError, BuildError."""
-    port = _free_port()
-    with tempfile.TemporaryFile() as log:
+def server(
+    peer: Peer, transport: str = "tcp", deflate: bool = False, pings: bool = True
+) -> Iterator[tuple[int, Setting]]:
+    """Runs the peer's server on its own core; gives its process id and where it is. Raises MeasureError, BuildError."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, tempfile.TemporaryFile() as log:
+        setting = Setting(Path(folder), _free_port(), transport, deflate, pings)
+        if transport == "tls":
+            _make_certificate(setting)
+        # A setting of the shell that starts the bench must not change what is measured.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WSBROKER_")}
         with _pinned(server_core()):
             process = subprocess.Popen(
-                peer.command(port), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                peer.command(setting),
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         try:
-            _wait_until_listening(process, port)
-            yield process.pid, port
+            _wait_until_listening(process, setting)
+            yield process.pid, setting
         except MeasureError as error:
             log.seek(0)
             said = log.read().decode(errors="replace").strip()
@@ -221,24 +269,42 @@ def raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _run_load(what: str, peer: Peer, dialogue: Dialogue, options: Mapping[str, object]) -> bytes:
-    # The fields of a Dialogue are options of the load program.
-    arguments = {name.replace("_", "-"): value for name, value in dataclasses.asdict(dialogue).items()} | dict(options)
-    program = native.load_program()
-    with server(peer) as (pid, port):
-        command = [str(program), what, f"--server=127.0.0.1:{port}", f"--pid={pid}"]
-        command += [f"--{name}={value}" for name, value in arguments.items()]
+def _run_load(what: str, load: Load, peer: Peer, dialogue: Dialogue, options: Mapping[str, object]) -> bytes:
+    deflate, seconds = False, 0.0
+    if isinstance(load, Publishing):
+        deflate, seconds = load.deflate, load.warmup + load.seconds
+    with server(peer, load.transport, deflate, pings=seconds < PINGS_MATTER) as (pid, setting):
+        command = [*load_program.command(), what, f"--server={setting.address}", f"--pid={pid}", *dialogue.options()]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        if load.transport == "tls":
+            command.append("--tls=1")
         if server_core() != load_core():
-            command.append("--spin")
+            command.append("--spin=1")
         with _pinned(load_core()):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            output, complaint = process.communicate(timeout=LOAD_TIMEOUT)
+            output, complaint = process.communicate(timeout=LOAD_TIMEOUT + seconds)
+        except subprocess.TimeoutExpired:
+            raise MeasureError("the load program did not end") from None
         finally:
             process.kill()
+            process.communicate()
         if process.returncode != 0:
             raise MeasureError(complaint.decode(errors="replace").strip() or f"load exited with {process.returncode}")
         return output
+
+
+def _check_inflated(learned: str, event: str) -> None:
+    """The load program has compared the events with the first one; here that one is compared with what it should be."""
+    if learned.startswith("-"):
+        raise MeasureError("the server took permessage-deflate, and sends events uncompressed")
+    inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+    try:
+        inflated = inflater.decompress(bytes.fromhex(learned) + b"\x00\x00\xff\xff").decode()
+    except (zlib.error, ValueError) as error:
+        raise MeasureError(f"the events cannot be inflated: {error}") from None
+    if inflated != event.replace("%t", "00000"):
+        raise MeasureError(f"the inflated events are not those that were published: {inflated[:200]}")
 
 
 @contextmanager
@@ -259,22 +325,29 @@ def _free_port() -> int:
         return port
 
 
-def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
+def _make_certificate(setting: Setting) -> None:
+    new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=localhost"
+    command = [*new.split(), "-keyout", str(setting.key), "-out", str(setting.certificate)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        raise MeasureError("a certificate needs the program openssl; apt install openssl") from None
+    except subprocess.CalledProcessError as error:
+        raise MeasureError(f"openssl: {error.stderr.decode(errors='replace').strip()}") from None
+
+
+def _wait_until_listening(process: subprocess.Popen[bytes], setting: Setting) -> None:
+    local = setting.transport == "unix"
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise MeasureError(f"the server ended with status {process.returncode} before it listened")
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
+        with socket.socket(socket.AF_UNIX if local else socket.AF_INET) as client:
+            client.settimeout(1)
+            try:
+                client.connect(str(setting.socket) if local else ("127.0.0.1", setting.port))
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return
     raise MeasureError(f"the server did not listen within {START_TIMEOUT:.0f} s")
-
-
-def _show_progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-    elif text:
-        print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Compiles the C programs of the bench, when they are missing or older than their sources."""
+"""Compiles the C floor, when it is missing or older than its source."""
 
 import os
 import shlex
@@ -13,11 +13,6 @@ FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
 
 class BuildError(Exception):
     """There is no C compiler, or it did not accept the sources; the text says which."""
-
-
-def load_program() -> Path:
-    """The load program, ready to run. Raises BuildError."""
-    return build("load", FOLDER / "load")
 
 
 def c_floor() -> Path:

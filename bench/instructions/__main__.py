@@ -49,7 +49,7 @@ def verdict(comparison: Comparison) -> int:
     if comparison.shrunk:
         print(f"cheaper than recorded: {', '.join(comparison.shrunk)}; record it, so that it stays so")
     if comparison.grown:
-        print(f"more than {TOLERANCE:.0%} above what was recorded: {', '.join(comparison.grown)}", file=sys.stderr)
+        print(f"grown beyond tolerance ({TOLERANCE:.0%}): {', '.join(comparison.grown)}", file=sys.stderr)
     return 1 if comparison.grown or comparison.unknown else 0
 
 

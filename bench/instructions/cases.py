@@ -41,7 +41,7 @@ def read_large() -> Round:
 
 
 def read_fragments() -> Round:
-    part = text(128)
+    part = text(1024)
     middle = frame(part, CONTINUATION, fin=False) * 6
     return partial(FrameReader().feed, frame(part, fin=False) + middle + frame(part, CONTINUATION))
 
@@ -171,7 +171,7 @@ MIXED = "Grüße, Καλημέρα, 早上好, 🙂 and plain words between them
 CASES = (
     Case("read-128", "read a masked text message of 128 bytes", BATCH, 4, read_small),
     Case("read-16k", "read a masked text message of 16 kB", 1, 20, read_large),
-    Case("read-fragments", "read a text message of 1 kB in 8 fragments", 1, 50, read_fragments),
+    Case("read-fragments", "read a text message of 8 kB in 8 fragments", 1, 50, read_fragments),
     Case("read-pieces", "read a text message of 16 kB in 12 segments", 1, 20, read_pieces),
     Case("unmask-128", "unmask 128 bytes", 1, 200, partial(unmask, 128)),
     Case("unmask-16k", "unmask 16 kB", 1, 20, partial(unmask, 16_384)),

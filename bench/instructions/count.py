@@ -56,7 +56,7 @@ def why_not() -> str | None:
 
 
 def _run(library: Path, cases: Sequence[Case], folder: Path) -> None:
-    valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/callgrind.out"]
+    valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/callgrind.out.%p"]
     program = [sys.executable, "-m", "bench.instructions.program", str(library), *(case.name for case in cases)]
     ended = subprocess.run(
         [*valgrind, *program], cwd=ROOT, env={**os.environ, **ENVIRON}, capture_output=True, text=True, check=False

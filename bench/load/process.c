@@ -47,6 +47,19 @@ uint64_t process_rss(pid_t pid) {
     return kilobytes * 1024;
 }
 
+uint64_t process_rss_roughly(pid_t pid) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/statm", (int)pid);
+    FILE *file = fopen(path, "r");
+    if (file == NULL)
+        die("the server (process %d) is gone", (int)pid);
+    uint64_t size, resident = 0;
+    if (fscanf(file, "%" SCNu64 " %" SCNu64, &size, &resident) != 2)
+        resident = 0;
+    fclose(file);
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
 uint64_t machine_cpu(void) {
     FILE *file = fopen("/proc/stat", "r");
     uint64_t user, nice, system, idle, wait, irq, softirq;

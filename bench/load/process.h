@@ -11,6 +11,9 @@ uint64_t process_cpu(pid_t pid);
 /* Resident memory of a process in bytes; what the kernel holds for its sockets is not in it. */
 uint64_t process_rss(pid_t pid);
 
+/* The same, at once, where process_rss() walks over all pages; it may be off by some hundred kB. */
+uint64_t process_rss_roughly(pid_t pid);
+
 /* CPU time that everything on this machine has used, in nanoseconds, in steps of a clock tick (10 ms). */
 uint64_t machine_cpu(void);
 

@@ -2,7 +2,9 @@
  * JSON, no SHA-1 (the load program always sends the same key), no answer to anything that the load program does not
  * send.
  *
- *   floor PORT message|batch      one send for each message and subscriber, or one for all that came in one read
+ *   floor 127.0.0.1:PORT|unix:/path message|batch
+ *
+ * `message`: one send for each message and subscriber; `batch`: one for all that came in one read.
  */
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -11,6 +13,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define TEN "----------"
@@ -71,12 +74,26 @@ static size_t take(int fd, unsigned char *bytes, size_t size, int batching) {
     return used;
 }
 
-int main(int argc, char **argv) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    int one = 1, batching = argc > 2 && strcmp(argv[2], "batch") == 0, listener = socket(AF_INET, SOCK_STREAM, 0);
-    address.sin_port = htons(argc > 1 ? (unsigned short)atoi(argv[1]) : 0);
+/* A listening socket, or -1 with errno set. */
+static int listening(const char *address) {
+    struct sockaddr_in tcp = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_un local = {.sun_family = AF_UNIX};
+    int one = 1, unix_socket = strncmp(address, "unix:", 5) == 0;
+    int listener = socket(unix_socket ? AF_UNIX : AF_INET, SOCK_STREAM, 0);
+    const char *colon = strrchr(address, ':');
+    tcp.sin_port = htons(colon != NULL ? (unsigned short)atoi(colon + 1) : 0);
+    snprintf(local.sun_path, sizeof local.sun_path, "%s", unix_socket ? address + 5 : "");
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 4096) < 0)
+    int bound = unix_socket ? bind(listener, (struct sockaddr *)&local, sizeof local)
+                            : bind(listener, (struct sockaddr *)&tcp, sizeof tcp);
+    return bound < 0 || listen(listener, 4096) < 0 ? -1 : listener;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 3)
+        return fprintf(stderr, "usage: floor 127.0.0.1:PORT|unix:/path message|batch\n"), 1;
+    int one = 1, batching = strcmp(argv[2], "batch") == 0, listener = listening(argv[1]);
+    if (listener < 0)
         return perror("floor"), 1;
     int epoll = epoll_create1(0);
     struct epoll_event ready[256], event = {.events = EPOLLIN, .data.fd = listener};

@@ -1,16 +1,15 @@
-"""The peer `websockets`: its asyncio server on uvloop, relaying messages with its own `broadcast()`.
+"""The server program of the peer `websockets`.
 
-Run as a program with the port as its argument. It is written as its documentation teaches, with the defaults of
-`serve()`, and it speaks the relay protocol of `bench.peers`.
+It is written as the library's documentation teaches, with the defaults of `serve()`
+but for the backlog, and speaks the relay protocol.
 """
 
-import sys
 from collections import defaultdict
 
 import uvloop
-from websockets.asyncio.server import ServerConnection, broadcast, serve
+from websockets.asyncio.server import ServerConnection, broadcast, serve, unix_serve
 
-from bench.peers import RELAY_TOPIC
+from bench.peers.relay import BACKLOG, RELAY_TOPIC, Arguments
 
 subscribers: defaultdict[str, set[ServerConnection]] = defaultdict(set)
 
@@ -34,10 +33,15 @@ async def relay(connection: ServerConnection) -> None:
             subscribers[topic].discard(connection)
 
 
-async def main(port: int) -> None:
-    async with serve(relay, "127.0.0.1", port) as server:
+async def main(given: Arguments) -> None:
+    """Serves until it is killed. It compresses (its default) for the clients that ask for it."""
+    if given.path:
+        listening = unix_serve(relay, str(given.path), backlog=BACKLOG)
+    else:
+        listening = serve(relay, given.host, given.port, ssl=given.tls(), backlog=BACKLOG)
+    async with listening as server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1])))
+    uvloop.run(main(Arguments.read()))

@@ -1,0 +1,246 @@
+"""The guard: measures a short part, and compares its ratios with those that are recorded in the repository.
+
+Ratios to other servers hold from machine to machine and from hour to hour, where rates do not. A ratio that falls more
+than `TOLERANCE` below its record fails the check; where the machine was too busy to tell, that is said instead.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from rich.console import Console
+
+from bench import record
+from bench.figures import Run, Value, times
+from bench.measure import ROOT, Load, unable
+from bench.peers import BROKER, FLOOR, NATS, SOCKETIFY, Peer
+from bench.scenarios import fanout
+from bench.scenarios.base import deliveries
+from bench.scenarios.onetoone import ONETOONE, PIPELINED
+from bench.tables import Table
+from bench.terminal import console, following, show
+from bench.turns import Step, Turns
+
+RECORDED = record.RESULTS / "recorded.json"
+INSTRUCTIONS = Path(__file__).parent / "instructions"
+TOLERANCE = 0.15
+REPEAT = 3
+
+# What is measured, against whom.
+PART: tuple[tuple[str, Load, tuple[Peer, ...]], ...] = (
+    ("fanout", fanout.at(1), (FLOOR, SOCKETIFY, NATS)),
+    ("fanout", fanout.at(16), (FLOOR, SOCKETIFY, NATS)),
+    ("onetoone", ONETOONE.loads[0], (SOCKETIFY, NATS)),
+    ("pipelined", PIPELINED.loads[0], (FLOOR, NATS)),
+)
+
+
+class Status(IntEnum):
+    """Exit statuses."""
+
+    KEPT = 0
+    WORSE = 1
+    CANNOT_SAY = 2
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """A ratio of deliveries per second, the broker's to a peer's; the spread is half of the range, as a share."""
+
+    ratio: float
+    spread: float
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """What the check compares with."""
+
+    when: str
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    ratios: dict[str, Ratio]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The ratio of two runs that followed each other, and whether both were undisturbed."""
+
+    ratio: float
+    quiet: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of one ratio."""
+
+    word: Literal["kept", "worse", "too noisy", "not recorded", "not measured"]
+    measured: Ratio | None = None
+    recorded: float | None = None
+
+
+def judge(pairs: Sequence[Pair], recorded: float | None) -> Verdict:
+    """Compares the repetitions of one ratio with its record.
+
+    Disturbed pairs count only where there are no others. What lies below the bound is called worse if at least two
+    quiet pairs say so, and all of them; otherwise it was too noisy to say.
+    """
+    if not pairs:
+        return Verdict("not measured", recorded=recorded)
+    quiet = [pair.ratio for pair in pairs if pair.quiet]
+    values = quiet or [pair.ratio for pair in pairs]
+    median = statistics.median(values)
+    measured = Ratio(median, (max(values) - min(values)) / 2 / median if median else 0.0)
+    if recorded is None:
+        return Verdict("not recorded", measured)
+    bound = recorded * (1 - TOLERANCE)
+    if median >= bound:
+        return Verdict("kept", measured, recorded)
+    if len(quiet) < 2 or max(quiet) >= bound:
+        return Verdict("too noisy", measured, recorded)
+    return Verdict("worse", measured, recorded)
+
+
+def key(scenario: str, load: Load, peer: Peer) -> str:
+    """By what a ratio is recorded."""
+    return f"{scenario}: {load}: of {peer.name}"
+
+
+def pairs_of(runs: Sequence[Run], load: Load, peer: Peer) -> list[Pair]:
+    """The broker's runs and the peer's, one by one as they took turns."""
+    compared: Value = deliveries
+    mine = [run for run in runs if run.load == load and run.peer == BROKER.name]
+    others = [run for run in runs if run.load == load and run.peer == peer.name]
+    return [
+        Pair(compared(one.result) / compared(other.result), not one.disturbed and not other.disturbed)
+        for one, other in zip(mine, others, strict=False)
+        if compared(other.result)
+    ]
+
+
+def verdicts(runs: Sequence[Run], recorded: Mapping[str, Ratio]) -> dict[str, Verdict]:
+    """One for each ratio of the part."""
+    found = {}
+    for scenario, load, peers in PART:
+        for peer in peers:
+            name = key(scenario, load, peer)
+            known = recorded.get(name)
+            found[name] = judge(pairs_of(runs, load, peer), known.ratio if known else None)
+    return found
+
+
+def status_of(found: Mapping[str, Verdict]) -> Status:
+    """The exit status that these verdicts make."""
+    words = [verdict.word for verdict in found.values()]
+    if "worse" in words:
+        return Status.WORSE
+    return Status.KEPT if "kept" in words and "too noisy" not in words else Status.CANNOT_SAY
+
+
+def steps_of(names: Sequence[str] | None = None) -> tuple[list[Step], dict[str, str]]:
+    """The measurements for these ratios (default: for all), and the peers that cannot run, with the reason."""
+    steps: list[Step] = []
+    missing = {}
+    for scenario, load, others in PART:
+        wanted = [peer for peer in others if names is None or key(scenario, load, peer) in names]
+        present = []
+        for peer in (BROKER, *wanted) if wanted else ():
+            if reason := peer.missing() or unable(peer, load):
+                missing[peer.name] = reason
+            else:
+                present.append(peer)
+        steps += [Step(scenario, load, peer) for _ in range(REPEAT) for peer in present]
+    return steps, missing
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Checks, or records; the exit status."""
+    options = _parse(arguments)
+    out, err = console(), console(stderr=True)
+    steps, missing = steps_of()
+    for name, reason in missing.items():
+        err.print(f"missing: {name} ({reason}); its ratios are not checked", style="yellow")
+    recorded: Mapping[str, Ratio] = {}
+    if not options.record:
+        if not RECORDED.exists():
+            err.print("bench: nothing is recorded yet: python -m bench check --record", style="red")
+            return Status.CANNOT_SAY
+        recorded = msgspec.json.decode(RECORDED.read_bytes(), type=Recorded).ratios
+
+    runs = _take(err, steps)
+    found = verdicts(runs, recorded)
+    if options.record:
+        return _record(out, err, runs, found)
+    doubtful = [name for name, verdict in found.items() if verdict.word in {"worse", "too noisy"}]
+    if doubtful:
+        # Once more, by themselves: what was an accident does not come again.
+        again = verdicts(_take(err, steps_of(doubtful)[0]), recorded)
+        found |= {name: again[name] for name in doubtful}
+    show(out, _table(found))
+    status = max(status_of(found), _check_instructions(err), key=[Status.KEPT, Status.CANNOT_SAY, Status.WORSE].index)
+    out.print(
+        {
+            Status.KEPT: "kept: no ratio fell by more than 15 %",
+            Status.WORSE: "worse: see above",
+            Status.CANNOT_SAY: "too noisy to say, or not all was there to be measured: try again on a quiet machine",
+        }[status]
+    )
+    return status
+
+
+def _take(err: Console, steps: Sequence[Step]) -> list[Run]:
+    with following(err, steps) as display:
+        taken = Turns(retries=1).take(steps, display.before, display.after)
+    for failure in (failure for each in taken.values() for failure in each.failures):
+        err.print(f"failed: {failure.peer}, {failure.load}: {failure.error.splitlines()[0]}", style="red")
+    return [run for each in taken.values() for run in each.runs]
+
+
+def _record(out: Console, err: Console, runs: Sequence[Run], found: Mapping[str, Verdict]) -> int:
+    show(out, _table(found))
+    lacking = [name for name, verdict in found.items() if verdict.measured is None]
+    if lacking or any(run.disturbed for run in runs):
+        why = f"not measured: {', '.join(lacking)}" if lacking else "other programs disturbed the runs"
+        err.print(f"bench: nothing was recorded: {why}", style="red")
+        return Status.CANNOT_SAY
+    ratios = {name: verdict.measured for name, verdict in found.items() if verdict.measured}
+    made = Recorded(record.now(), record.machine(), dict(record.versions()), ratios)
+    RECORDED.parent.mkdir(exist_ok=True)
+    RECORDED.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    return Status.KEPT
+
+
+def _check_instructions(err: Console) -> Status:
+    if not INSTRUCTIONS.is_dir():
+        err.print("there is no count of instructions to check")
+        return Status.KEPT
+    done = subprocess.run([sys.executable, "-m", "bench.instructions", "--check"], cwd=ROOT, check=False)
+    return Status.KEPT if done.returncode == 0 else Status.WORSE
+
+
+def _table(found: Mapping[str, Verdict]) -> Table:
+    rows = [
+        [
+            name,
+            times(verdict.measured.ratio) if verdict.measured else "",
+            f"±{verdict.measured.spread:.0%}" if verdict.measured else "",
+            times(verdict.recorded) if verdict.recorded is not None else "",
+            verdict.word,
+        ]
+        for name, verdict in found.items()
+    ]
+    return Table("wsbroker's deliveries/s", ["", "ratio", "spread", "recorded", ""], rows)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench check",
+        description="Fails (1) if a ratio to a peer is more than 15 % below the recorded one, or an operation takes "
+        "more instructions; 2: the machine was too busy to say, or nothing could be compared.",
+    )
+    parser.add_argument("--record", action="store_true", help=f"record what is measured, in {RECORDED.name}")
+    return parser.parse_args(arguments)

@@ -1,0 +1,65 @@
+"""Fan-out: the windows, the sizes of the audience and of the payload, each swept while the others stand still."""
+
+from bench.measure import Publishing
+from bench.peers import PEERS
+from bench.scenarios.base import PUBLISHING, Plot, Scenario, deliveries
+
+WINDOWS = (1, 4, 16, 64)
+SUBSCRIBERS = (1, 100, 10_000)  # and 1,000, with the windows
+PAYLOADS = (16, 1024, 16 * 1024)  # and 128, with the windows
+
+
+def at(window: int, subscribers: int = 1000, payload: int = 128) -> Publishing:
+    """One cell."""
+    return Publishing(subscribers=subscribers, window=window, payload=payload)
+
+
+FANOUT = Scenario(
+    "fanout",
+    "Fan-out",
+    "One publisher, one topic. Throughput over the window with 1,000 subscribers and 128 bytes, over the number of "
+    "subscribers at window 16, and over the payload at window 4.",
+    (
+        *(at(window) for window in WINDOWS),
+        *(at(16, subscribers) for subscribers in SUBSCRIBERS),
+        *(at(4, payload=payload) for payload in PAYLOADS),
+    ),
+    tuple(PEERS.values()),
+    PUBLISHING,
+    deliveries,
+    plots=(
+        Plot(
+            "windows",
+            "1,000 subscribers, 128 B",
+            "lines",
+            "deliveries/s",
+            deliveries,
+            lambda load: (load.subscribers, load.payload) == (1000, 128),
+            lambda load: load.window,
+            "publishes under way (window)",
+            logarithmic=True,
+        ),
+        Plot(
+            "subscribers",
+            "window 16, 128 B",
+            "lines",
+            "deliveries/s",
+            deliveries,
+            lambda load: (load.window, load.payload) == (16, 128),
+            lambda load: load.subscribers,
+            "subscribers",
+            logarithmic=True,
+        ),
+        Plot(
+            "payloads",
+            "1,000 subscribers, window 4",
+            "lines",
+            "MB/s to all subscribers",
+            lambda result: result.deliveries_per_second * result.event_bytes / 1e6,
+            lambda load: (load.window, load.subscribers) == (4, 1000),
+            lambda load: load.payload,
+            "bytes of payload",
+            logarithmic=True,
+        ),
+    ),
+)

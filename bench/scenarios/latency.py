@@ -1,0 +1,39 @@
+"""Latency below saturation: an open loop, at fixed rates."""
+
+from bench.figures import duration, share
+from bench.measure import Publishing
+from bench.peers import BROKER, FLOOR, NATS, NCHAN, PICOWS, SOCKETIFY, WEBSOCKETS
+from bench.scenarios.base import Column, Plot, Scenario
+
+RATES = (25.0, 50.0, 75.0)
+
+LATENCY = Scenario(
+    "latency",
+    "Latency at fixed rates",
+    "1,000 subscribers; 25, 50 and 75 publishes a second, whatever the server does. A delivery's latency counts from "
+    "the moment at which its publish was due, so that a pause of the server is not left out.",
+    tuple(Publishing(subscribers=1000, rate=rate, seconds=1.2) for rate in RATES),
+    (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, NCHAN, FLOOR),
+    (
+        Column("delivery p50", lambda result: result.delivery_us.p50, duration),
+        Column("p90", lambda result: result.delivery_us.p90, duration),
+        Column("p99", lambda result: result.delivery_us.p99, duration),
+        Column("max", lambda result: result.delivery_us.max, duration),
+        Column("unsent", lambda result: result.unsent, lambda value: f"{value:.0f}"),
+        Column("server CPU", lambda result: result.server_cpu, share),
+        Column("load CPU", lambda result: result.load_cpu, share),
+    ),
+    lambda result: result.delivery_us.p99,
+    less_is_better=True,
+    plots=(
+        Plot(
+            "p99",
+            "1,000 subscribers",
+            "lines",
+            "p99 of a delivery, ms",
+            lambda result: result.delivery_us.p99 / 1e3,
+            x=lambda load: load.rate,
+            x_axis="publishes/s",
+        ),
+    ),
+)

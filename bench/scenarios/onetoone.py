@@ -1,0 +1,30 @@
+"""One to one: a thousand topics with one subscriber each; and one topic with one subscriber, pipelined."""
+
+from bench.measure import Publishing
+from bench.peers import BROKER, NATS, PEERS, PICOWS, REDIS, SOCKETIFY, WEBSOCKETS
+from bench.scenarios.base import PUBLISHING, Plot, Scenario, deliveries
+
+ONETOONE = Scenario(
+    "onetoone",
+    "One to one",
+    "1,000 topics with one subscriber each; the publisher goes through them in turn, with 256 publishes under way. "
+    "There is nothing to share between subscribers: this is the cost of a single event.",
+    (Publishing(subscribers=1000, topics=1000, window=256),),
+    (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, REDIS),
+    PUBLISHING,
+    deliveries,
+    repeat=3,
+    plots=(Plot("rate", "1,000 topics, window 256", "bars", "messages/s", deliveries),),
+)
+
+PIPELINED = Scenario(
+    "pipelined",
+    "One to one, pipelined",
+    "One topic, one subscriber, 256 publishes under way: what arrives together can leave together.",
+    (Publishing(subscribers=1, window=256),),
+    tuple(PEERS.values()),
+    PUBLISHING,
+    deliveries,
+    repeat=3,
+    plots=(Plot("rate", "one topic, window 256", "bars", "messages/s", deliveries),),
+)

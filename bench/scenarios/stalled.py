@@ -1,0 +1,91 @@
+"""Subscribers that stopped reading: what the healthy ones feel of them, and what they make the server hold."""
+
+from collections.abc import Sequence
+
+from bench.figures import Run, duration, rate, share, size
+from bench.measure import Published, Publishing
+from bench.peers import BROKER, NATS, PICOWS, SOCKETIFY, WEBSOCKETS
+from bench.scenarios.base import Column, Plot, Scenario, deliveries
+from broker.config import Limits
+
+# Events of 4 kB fill what the kernel takes for a stalled client, and then its queue, within the warm-up.
+WITHOUT = Publishing(subscribers=900, rate=50, payload=4096, warmup=4.0, seconds=2.0)
+WITH = Publishing(subscribers=900, rate=50, payload=4096, warmup=4.0, seconds=2.0, stalled=100)
+
+STALLED = Scenario(
+    "stalled",
+    "Healthy beside stalled subscribers",
+    "900 subscribers that read, at 50 publishes a second of 4 kB; alone, and with 100 more that have stopped reading. "
+    "The latency is that of the 900.",
+    (WITHOUT, WITH),
+    (BROKER, WEBSOCKETS, NATS),
+    (
+        Column("healthy p50", lambda result: result.delivery_us.p50, duration),
+        Column("p99", lambda result: result.delivery_us.p99, duration),
+        Column("max", lambda result: result.delivery_us.max, duration),
+        Column("server CPU", lambda result: result.server_cpu, share),
+        Column("load CPU", lambda result: result.load_cpu, share),
+        Column("server RSS", lambda result: result.server_rss, size),
+    ),
+    lambda result: result.delivery_us.p99,
+    less_is_better=True,
+    plots=(
+        Plot(
+            "p99",
+            "900 healthy subscribers",
+            "bars",
+            "p99 of a delivery, ms",
+            lambda result: result.delivery_us.p99 / 1e3,
+            label=lambda load: f"{load.stalled or 'none'} stalled",
+        ),
+    ),
+)
+
+# Bytes beside an event's frame for a place in a queue, and for what the broker knows of an event.
+PLACE = 64
+
+
+def growth(result: Published) -> float:
+    """How far the server's memory rose above what it was before the first publish, in bytes."""
+    return max([rss for _, rss in result.samples] + [result.server_rss]) - result.server_rss_before
+
+
+def bound(result: Published) -> float:
+    """What the limits of the broker's default configuration let the stalled subscribers take, in bytes."""
+    limits = Limits()
+    queue = min(limits.max_queue * result.event_bytes, limits.max_outbox)
+    # One event more may be on its way in the transport.
+    return result.stalled * (queue + result.event_bytes + limits.max_queue * PLACE)
+
+
+def _against_bound(runs: Sequence[Run]) -> list[str]:
+    found = []
+    for run in runs:
+        if run.peer == BROKER.name and isinstance(run.result, Published):
+            grown, most = growth(run.result), bound(run.result)
+            verdict = "within" if grown <= most else "ABOVE"
+            found.append(f"wsbroker grew by {size(grown)}, {verdict} the {size(most)} that its limits allow.")
+    return found
+
+
+FLOOD = Scenario(
+    "flood",
+    "Flood at stalled subscribers",
+    "One subscriber reads, 100 have stopped, and the publisher goes as fast as the one takes it: events of 1 kB, 64 "
+    "under way. What the server holds for those that do not read must have an end.",
+    (Publishing(subscribers=1, window=64, payload=1024, stalled=100, seconds=5.0, sample=0.1),),
+    (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS),
+    (
+        Column("RSS before", lambda result: result.server_rss_before, size),
+        Column("grew by", growth, size),
+        Column("publishes/s", deliveries, rate),
+        Column("done p99", lambda result: result.done_us.p99, duration),
+        Column("server CPU", lambda result: result.server_cpu, share),
+        Column("load CPU", lambda result: result.load_cpu, share),
+    ),
+    growth,
+    repeat=1,
+    less_is_better=True,
+    plots=(Plot("rss", "100 stalled subscribers", "samples", "RSS, MB"),),
+    remarks=_against_bound,
+)

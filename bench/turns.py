@@ -1,0 +1,143 @@
+"""Takes the measurements in turn: within a load the peers alternate (A B A B …), so that whatever else happens on the
+machine meets all of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from bench.figures import Run
+from bench.measure import Load, MeasureError, Publishing, unable
+from bench.peers import Peer
+from bench.scenarios import Scenario
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measurement to be taken."""
+
+    scenario: str
+    load: Load
+    peer: Peer
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A measurement that could not be taken, and why."""
+
+    peer: str
+    load: Load
+    error: str
+
+
+@dataclass
+class Plan:
+    """What is to be measured, in order, and what is not, with the reasons."""
+
+    steps: list[Step] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    """Peers that cannot run here."""
+    unable: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Scenario → peer → what it lacks."""
+
+    @property
+    def expected(self) -> float:
+        """About how long all steps take, in seconds."""
+        return sum(step.load.expected for step in self.steps)
+
+
+@dataclass
+class Taken:
+    """What came of the steps of one scenario."""
+
+    runs: list[Run] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def plan(
+    scenarios: Sequence[Scenario],
+    peers: Sequence[str] | None = None,
+    repeat: int | None = None,
+    seconds: float | None = None,
+) -> Plan:
+    """Lays out the measurements; `peers`, `repeat` and `seconds` go before what the scenarios say."""
+    made = Plan()
+    for scenario in scenarios:
+        present = []
+        for peer in scenario.peers:
+            if peers and peer.name not in peers:
+                continue
+            if reason := peer.missing():
+                made.missing[peer.name] = reason
+            else:
+                present.append(peer)
+        for load in loads(scenario, seconds):
+            able = [peer for peer in present if unable(peer, load) is None]
+            for peer in present:
+                if reason := unable(peer, load):
+                    made.unable.setdefault(scenario.name, {})[peer.name] = reason
+            made.steps += [Step(scenario.name, load, peer) for _ in range(repeat or scenario.repeat) for peer in able]
+    return made
+
+
+def loads(scenario: Scenario, seconds: float | None) -> list[Load]:
+    """The scenario's loads, with another measured time if that is given."""
+    if seconds is None:
+        return list(scenario.loads)
+    return [
+        msgspec.structs.replace(load, seconds=seconds) if isinstance(load, Publishing) else load
+        for load in scenario.loads
+    ]
+
+
+class Turns:
+    """Takes steps, one after the other.
+
+    A run that other programs disturbed is done again, up to `retries` times, as long as that does not put off the
+    end beyond `patience` seconds from the start; the one that was disturbed least counts. Tests replace `measure`.
+    """
+
+    def __init__(
+        self,
+        retries: int,
+        patience: float = float("inf"),
+        measure: Callable[[Step], Run] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._retries = retries
+        self._measure = measure or _measure
+        self._clock = clock
+        self._end = clock() + patience
+
+    def take(
+        self,
+        steps: Sequence[Step],
+        before: Callable[[Step], None] = lambda step: None,
+        after: Callable[[Step], None] = lambda step: None,
+    ) -> dict[str, Taken]:
+        """Takes all steps; `before` and `after` each is called with it. By scenario. Raises BuildError."""
+        taken: dict[str, Taken] = {}
+        left = sum(step.load.expected for step in steps)
+        for step in steps:
+            before(step)
+            left -= step.load.expected
+            of_scenario = taken.setdefault(step.scenario, Taken())
+            try:
+                of_scenario.runs.append(self._take(step, left))
+            except MeasureError as error:
+                of_scenario.failures.append(Failure(step.peer.name, step.load, str(error)))
+            after(step)
+        return taken
+
+    def _take(self, step: Step, left: float) -> Run:
+        run = self._measure(step)
+        for _ in range(self._retries):
+            if not run.disturbed or self._clock() + step.load.expected + left > self._end:
+                break
+            run = min(run, self._measure(step), key=lambda either: either.result.other_cpu)
+        return run
+
+
+def _measure(step: Step) -> Run:
+    return Run(step.peer.name, step.load, step.load.run(step.peer))

@@ -6,12 +6,13 @@
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
 #   make bench         fan-out against its peers;       make bench ARGS=--check
+#   make instructions  what the data path costs in instructions; make instructions ARGS=--check
 #   make clean         removes what a build leaves behind; .venv stays
 
 ROOMS := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz bench clean setup-run setup-dev
+.PHONY: help run test lint conformance fuzz bench instructions clean setup-run setup-dev
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -20,7 +21,7 @@ run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
 test: setup-dev tests/node/node_modules
-	@tools/packages chromium=chromium openssl=openssl
+	@tools/packages chromium=chromium openssl=openssl valgrind=valgrind
 	.venv/bin/python -m pytest $(ARGS)
 
 lint: setup-dev
@@ -37,6 +38,10 @@ fuzz: setup-dev
 
 bench: setup-dev
 	.venv/bin/python -m bench.fanout $(ARGS)
+
+instructions: setup-dev
+	@tools/packages valgrind=valgrind
+	.venv/bin/python -m bench.instructions $(ARGS)
 
 clean:
 	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -59,6 +59,7 @@ def test_the_sdist_holds_the_sources_and_nothing_built(distributions: Path) -> N
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "_speedups").iterdir() if path.suffix != ".c"}
+    sources |= {str(path.relative_to(ROOT)) for path in (ROOT / "bench" / "load").iterdir()}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "broker").rglob("*.py")}
     others = {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "setup.py", "broker/py.typed"}
     assert sources | modules | others <= names
@@ -72,11 +73,11 @@ def test_the_wheel_holds_the_package_alone(distributions: Path) -> None:
         names = set(archive.namelist())
         stub = archive.read("broker/_speedups.pyi")
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "broker").rglob("*.py")}
-    extension = {name for name in names if name.startswith("broker/_speedups.") and name.endswith(".so")}
-    assert len(extension) == 1
+    extensions = {name for name in names if name.endswith(".so")}
+    assert sorted(name.partition(".")[0] for name in extensions) == ["broker/_load", "broker/_speedups"]
     assert stub == (ROOT / "_speedups" / "speedups.pyi").read_bytes()
     info = {name for name in names if name.startswith(f"wsbroker-{broker.__version__}.dist-info/")}
-    assert names == modules | extension | info | {"broker/_speedups.pyi", "broker/py.typed"}
+    assert names == modules | extensions | info | {"broker/_speedups.pyi", "broker/py.typed"}
     assert any(name.endswith("licenses/LICENSE") for name in info)
 
 
@@ -94,6 +95,7 @@ def test_an_installed_wsbroker_runs(clone: Path, compiler: Path, environment: Pa
     assert broker.__version__ in shown.stdout
     where = run(environment / "python", "-c", "import broker._speedups as s; print(s.__file__)", cwd=tmp_path).stdout
     assert Path(where).is_relative_to(environment.parent)
+    run(environment / "python", "-c", "import broker._load", cwd=tmp_path)
 
 
 def test_an_editable_install_is_the_checkout(clone: Path, compiler: Path, environment: Path, tmp_path: Path) -> None:

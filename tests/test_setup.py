@@ -47,8 +47,8 @@ def checkout(tmp_path: Path) -> Checkout:
     for name in ("tools/setup", "tools/packages", "pyproject.toml", "setup.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    for name in ("_speedups/speedups.pyx", "broker/_speedups.x.so"):
-        (folder / name).parent.mkdir()
+    for name in ("_speedups/speedups.pyx", "bench/load/load.c", "broker/_speedups.x.so", "broker/_load.x.so"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return Checkout(folder)
 

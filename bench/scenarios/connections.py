@@ -10,9 +10,9 @@ PEERS = (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, NCHAN, REDIS)
 STORM = Scenario(
     "storm",
     "Connection storm",
-    "2,000 clients connect at the same moment and subscribe to one topic. Where the queue of connections that wait to be "
-    "accepted is full (4,096 for servers that can be told so), the kernel turns clients away, which try again after a "
-    "second.",
+    "2,000 clients connect at the same moment and subscribe to one topic. Where the queue of connections that wait to "
+    "be accepted is full (4,096 for servers that can be told so), the kernel turns clients away, which try again after "
+    "a second.",
     (Opening(connections=2000, base=1, opening=2000, subscribed=True, settle=0.2, patience=10.0),),
     PEERS,
     (

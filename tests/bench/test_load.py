@@ -1,78 +1,15 @@
 """The load program counts what really happens, and gives up loudly when it is not what was published."""
 
 import asyncio
-import os
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Origin
 
-from bench.measure import Opened, Published, Publishing
-from bench.peers import PEERS, RELAY_TOPIC
-from broker.client import load as load_program
-
-DIALOGUE = PEERS["websockets"].dialogue(128)
-
-Send = Callable[[Iterable[ServerConnection], str], Coroutine[object, object, None]]
-
-
-async def send_to_each(subscribers: Iterable[ServerConnection], message: str) -> None:
-    for subscriber in subscribers:
-        await subscriber.send(message)
-
-
-@dataclass
-class Relay:
-    """The relay protocol, with its own count of what was published; `send` is what a test wants to go wrong."""
-
-    send: Send
-    published: int = 0
-    connections: int = 0
-    port: int = 0
-    subscribers: defaultdict[str, list[ServerConnection]] = field(default_factory=lambda: defaultdict(list))
-
-    async def serve_client(self, connection: ServerConnection) -> None:
-        self.connections += 1
-        async for message in connection:
-            assert isinstance(message, str)
-            if message.startswith("sub "):
-                self.subscribers[message[4:]].append(connection)
-                await connection.ping()
-                await connection.send("ok")
-            else:
-                self.published += 1
-                await self.send(self.subscribers[message[RELAY_TOPIC]], message)
-
-
-@asynccontextmanager
-async def relay(send: Send = send_to_each) -> AsyncIterator[Relay]:
-    started = Relay(send)
-    async with serve(started.serve_client, "127.0.0.1", 0, close_timeout=0.1) as server:
-        started.port = next(iter(server.sockets)).getsockname()[1]
-        yield started
-
-
-async def load(what: str, port: int, **options: float | str) -> tuple[int, bytes, str]:
-    """Runs the load program: its exit status, what it printed, and what it complained about."""
-    arguments: dict[str, object] = {"patience": 1, **options}
-    process = await asyncio.create_subprocess_exec(
-        *load_program.command(),
-        what,
-        f"--server=127.0.0.1:{port}",
-        f"--pid={os.getpid()}",
-        *DIALOGUE.options(),
-        *(f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, complaint = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output, complaint.decode()
+from bench.measure import Opened, Published
+from tests.bench.loading import RELAY, Send, load, relay, send_to_each
 
 
 @pytest.mark.parametrize(("subscribers", "topics", "window"), [(1, 1, 1), (10, 1, 4), (12, 3, 16), (20, 20, 50)])
@@ -87,7 +24,7 @@ async def test_counts_every_publish_and_every_delivery(subscribers: int, topics:
     assert result.total_deliveries == server.published * subscribers // topics
     assert 0 < result.deliveries <= result.total_deliveries
     assert 0 < result.delivery_us.p50 <= result.delivery_us.max <= result.done_us.max
-    assert result.event_bytes == len(DIALOGUE.event.replace("%t", "00000")) + 4
+    assert result.event_bytes == len(str(RELAY["event"]).replace("%t", "00000")) + 4
     assert len(server.subscribers) == topics
 
 
@@ -180,9 +117,3 @@ async def test_opens_all_connections_and_leaves_them_alone() -> None:
     assert result.server_us_per_connect > 0
     assert len(server.subscribers["t00000"]) == 150
     assert server.published == 0
-
-
-@pytest.mark.parametrize("name", PEERS)
-def test_measures_the_peers(name: str) -> None:
-    result = Publishing(subscribers=5, window=2, seconds=0.1, warmup=0).run(PEERS[name])
-    assert result.total_deliveries == 5 * result.total_publishes > 0

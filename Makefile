@@ -5,13 +5,18 @@
 #   make lint          style and types
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7)
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
-#   make bench         fan-out against its peers;       make bench ARGS=--check
+#   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
+#   make bench-check   a short part of it, against the ratios that are recorded
 #   make clean         removes what a build leaves behind; .venv stays
 
 ROOMS := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz bench clean setup-run setup-dev
+.PHONY: help run test lint conformance fuzz bench bench-check clean setup-run setup-dev setup-bench
+
+# The servers of the bench, and where Debian has them.
+NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /usr/lib/nginx/modules/ngx_nchan_module.so)
+PEERS := nats-server=nats-server nginx=nginx-light $(NCHAN)=libnginx-mod-nchan redis-server=redis-server openssl=openssl
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -20,7 +25,7 @@ run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
 test: setup-dev tests/node/node_modules
-	@tools/packages chromium=chromium
+	@tools/packages chromium=chromium $(PEERS)
 	.venv/bin/python -m pytest $(ARGS)
 
 lint: setup-dev
@@ -35,8 +40,14 @@ conformance: setup-dev
 fuzz: setup-dev
 	.venv/bin/python -m tests.fuzz $(ARGS)
 
-bench: setup-dev
-	.venv/bin/python -m bench.fanout $(ARGS)
+# A server that is not there is named by the bench, and the others are measured.
+bench: setup-bench
+	@tools/packages $(PEERS) || true
+	.venv/bin/python -m bench $(ARGS)
+
+bench-check: setup-bench
+	@tools/packages $(PEERS) || true
+	.venv/bin/python -m bench check $(ARGS)
 
 clean:
 	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -47,6 +58,9 @@ setup-run:
 
 setup-dev:
 	@tools/setup dev
+
+setup-bench:
+	@tools/setup bench
 
 tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	@tools/packages node=nodejs npm=npm

@@ -73,6 +73,26 @@ PUBLISHING = (
 )
 
 
+def delivery_p99(result: Published) -> float:
+    """What latency is compared by, in microseconds."""
+    return result.delivery_us.p99
+
+
+def connects_per_second(result: Opened) -> float:
+    """How fast connections are taken."""
+    return result.connects_per_second
+
+
+def connect_cpu(result: Opened) -> float:
+    """The server's CPU time of a connect, in microseconds."""
+    return result.server_us_per_connect
+
+
+def connection_rss(result: Opened) -> float:
+    """The memory of a connection in bytes."""
+    return result.rss_per_connection
+
+
 def connect_p50(result: Opened) -> float:
     """From connect() until the connection is ready, in microseconds; 0 where the load program did not measure it."""
     return result.connect_us.p50 if result.connect_us else 0.0

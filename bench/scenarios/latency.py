@@ -3,7 +3,7 @@
 from bench.figures import duration, share
 from bench.measure import Publishing
 from bench.peers import BROKER, FLOOR, NATS, NCHAN, PICOWS, SOCKETIFY, WEBSOCKETS
-from bench.scenarios.base import Column, Plot, Scenario
+from bench.scenarios.base import Column, Plot, Scenario, delivery_p99
 
 RATES = (25.0, 50.0, 75.0)
 
@@ -17,13 +17,13 @@ LATENCY = Scenario(
     (
         Column("delivery p50", lambda result: result.delivery_us.p50, duration),
         Column("p90", lambda result: result.delivery_us.p90, duration),
-        Column("p99", lambda result: result.delivery_us.p99, duration),
+        Column("p99", delivery_p99, duration),
         Column("max", lambda result: result.delivery_us.max, duration),
         Column("unsent", lambda result: result.unsent, lambda value: f"{value:.0f}"),
         Column("server CPU", lambda result: result.server_cpu, share),
         Column("load CPU", lambda result: result.load_cpu, share),
     ),
-    lambda result: result.delivery_us.p99,
+    delivery_p99,
     less_is_better=True,
     plots=(
         Plot(

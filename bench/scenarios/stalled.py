@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bench.figures import Run, duration, rate, share, size
 from bench.measure import Published, Publishing
 from bench.peers import BROKER, NATS, PICOWS, SOCKETIFY, WEBSOCKETS
-from bench.scenarios.base import Column, Plot, Scenario, deliveries
+from bench.scenarios.base import Column, Plot, Scenario, deliveries, delivery_p99
 from broker.config import Limits
 
 # Events of 4 kB fill what the kernel takes for a stalled client, and then its queue, within the warm-up.
@@ -21,13 +21,13 @@ STALLED = Scenario(
     (BROKER, WEBSOCKETS, NATS),
     (
         Column("healthy p50", lambda result: result.delivery_us.p50, duration),
-        Column("p99", lambda result: result.delivery_us.p99, duration),
+        Column("p99", delivery_p99, duration),
         Column("max", lambda result: result.delivery_us.max, duration),
         Column("server CPU", lambda result: result.server_cpu, share),
         Column("load CPU", lambda result: result.load_cpu, share),
         Column("server RSS", lambda result: result.server_rss, size),
     ),
-    lambda result: result.delivery_us.p99,
+    delivery_p99,
     less_is_better=True,
     plots=(
         Plot(

@@ -146,9 +146,11 @@ cdef class Connection(Frames):
     def start(self, transport not None, bytes greeting=b""):
         """Take over a transport. `greeting` is sent as it stands, ahead of all: the answer to the handshake."""
         self.transport = transport
-        transport.set_write_buffer_limits(high=0)
         sock = transport.get_extra_info("socket")
-        if sock is not None and transport.get_extra_info("ssl_object") is None:
+        tls = transport.get_extra_info("ssl_object") is not None
+        # uvloop's TLS pauses whoever has as much as `high` waiting: with 0, also who has nothing.
+        transport.set_write_buffer_limits(high=1 if tls else 0)
+        if sock is not None and not tls:
             self.fd = sock.fileno()
             if self.reactor.notsent_lowat and sock.family in (socket.AF_INET, socket.AF_INET6):
                 set_notsent_lowat(self.fd, self.reactor.notsent_lowat)

@@ -131,6 +131,13 @@ _connection_options = _options(
         envvar="WSBROKER_TOKEN",
         help="Says who you are. Others on this machine may see it on the command line, not in WSBROKER_TOKEN.",
     ),
+    click.option(
+        "--ca",
+        metavar="FILE",
+        envvar="WSBROKER_CA",
+        type=click.Path(path_type=Path),
+        help="Certificates to trust at wss://, in place of the system's.  [env: WSBROKER_CA]",
+    ),
     _json_option,
 )
 
@@ -174,11 +181,11 @@ def check(file: Path | None, as_json: bool) -> int:
     config = _load(file, {}, report)
     if config is None:
         return Status.BAD_CONFIG
-    from broker.daemon import find_room
+    from broker.daemon import examine
     from broker.errors import ConfigError
 
     try:
-        find_room(config)
+        examine(config)
     except ConfigError as error:
         return report.config_error(error)
     return _print(f"The configuration is good: serve listens on {', '.join(config.server.listen)}.\n", as_json)
@@ -211,7 +218,16 @@ def config_schema() -> int:
 @click.option("--text", is_flag=True, help="The data is plain text, published as a JSON string.")
 @click.option("--key", metavar="K", help="The key of the events.")
 @_connection_options
-def pub(topic: str, data: str | None, text: bool, key: str | None, url: str, token: str | None, as_json: bool) -> int:
+def pub(
+    topic: str,
+    data: str | None,
+    text: bool,
+    key: str | None,
+    url: str,
+    token: str | None,
+    ca: Path | None,
+    as_json: bool,
+) -> int:
     """Publish DATA, which is JSON, or each line of standard input.
 
     Every event is answered by the broker before the command ends. A line that is not published is reported with its
@@ -222,7 +238,7 @@ def pub(topic: str, data: str | None, text: bool, key: str | None, url: str, tok
     from broker.topics import check_topic
 
     report = Report(as_json)
-    _check_connection(url, token)
+    _check_connection(url, token, ca)
     if key is not None and not _is_text(key):
         raise click.BadParameter("it is not UTF-8", param_hint="--key")
     try:
@@ -232,11 +248,11 @@ def pub(topic: str, data: str | None, text: bool, key: str | None, url: str, tok
     except CommandError as error:
         return report.command_error(error)
     if value is not None:
-        return _run(publish_one(topic, value, key=key, url=url, token=token), report)
+        return _run(publish_one(topic, value, key=key, url=url, token=token, ca=ca), report)
     if sys.stdin is None:
         report.error("no_input", "standard input is closed")
         return Status.NO_INPUT
-    work = publish_lines(topic, text=text, key=key, url=url, token=token, failed=report.command_error)
+    work = publish_lines(topic, text=text, key=key, url=url, token=token, ca=ca, failed=report.command_error)
     return _run(work, report)
 
 
@@ -244,7 +260,9 @@ def pub(topic: str, data: str | None, text: bool, key: str | None, url: str, tok
 @click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
 @click.option("--overflow", metavar="P", type=click.Choice(OVERFLOWS), help=f"When too slow: {', '.join(OVERFLOWS)}.")
 @_connection_options
-def sub(topics: tuple[str, ...], overflow: Overflow | None, url: str, token: str | None, as_json: bool) -> int:
+def sub(
+    topics: tuple[str, ...], overflow: Overflow | None, url: str, token: str | None, ca: Path | None, as_json: bool
+) -> int:
     """Print the events of topics and patterns as they come, one JSON object a line.
 
     A line with "op":"gap" stands where events were lost. Ctrl-C ends it.
@@ -254,7 +272,7 @@ def sub(topics: tuple[str, ...], overflow: Overflow | None, url: str, token: str
     from broker.topics import check_pattern
 
     report = Report(as_json)
-    _check_connection(url, token)
+    _check_connection(url, token, ca)
     try:
         for topic in topics:
             check_pattern(topic)
@@ -263,7 +281,7 @@ def sub(topics: tuple[str, ...], overflow: Overflow | None, url: str, token: str
     if sys.stdout is None:
         report.error("no_output", "standard output is closed")
         return Status.NO_OUTPUT
-    return _run(print_events(topics, overflow=overflow, url=url, token=token), report)
+    return _run(print_events(topics, overflow=overflow, url=url, token=token, ca=ca), report)
 
 
 @wsbroker.command()
@@ -404,14 +422,19 @@ def _load(file: Path | None, flags: Mapping[str, object], report: Report) -> Con
         return None
 
 
-def _check_connection(url: str, token: str | None) -> None:
+def _check_connection(url: str, token: str | None, ca: Path | None) -> None:
     """Check what both `pub` and `sub` are given."""
-    from broker.client.stream import check_url
+    from broker.client.stream import check_url, trust
 
     try:
         check_url(url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
+    if ca is not None:
+        try:
+            trust(ca)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--ca") from None
     if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
         raise click.BadParameter("a token is printable ASCII without blanks", param_hint="--token")
 

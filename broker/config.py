@@ -72,6 +72,21 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["memory"],
         _key("What happens to an event between publish and delivery. memory: nothing outlives the process."),
     ] = "memory"
+    certificate: Annotated[
+        str | None,
+        _key(
+            "File with the certificate for TLS, in PEM format, those that lead from it to its root behind it. With it, "
+            "clients on TCP addresses have to speak TLS; those on Unix sockets do not.",
+            example="/etc/wsbroker/certificate.pem",
+        ),
+    ] = None
+    key: Annotated[
+        str | None,
+        _key(
+            "File with the private key of the certificate, in PEM format, not encrypted.",
+            example="/etc/wsbroker/key.pem",
+        ),
+    ] = None
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -389,6 +404,9 @@ def _contradictions(settings: Mapping[str, _Setting]) -> list[str]:
             f"{origin('limits.max_queue')}: {queue} must not be more than "
             f"{origin('limits.max_queue_limit')}, which is {ceiling}"
         )
+    for name, other in (("server.certificate", "server.key"), ("server.key", "server.certificate")):
+        if value(name) is not None and value(other) is None:
+            problems.append(f"{origin(name)}: needs {other} beside it")
     remote = [address for address in value("server.listen") if not parse_address(address).local]
     if remote and value("server.anonymous") is None:
         problems.append(

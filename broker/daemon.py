@@ -12,6 +12,7 @@ import os
 import resource
 import select
 import signal
+import ssl
 import stat
 import sys
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
 from broker.net.gate import Gate, Room
 from broker.net.listener import CannotListenError, Listener
+from broker.net.tls import Tls
+from broker.net.tls import load as load_tls
 from broker.node import Node
 
 ENGINES: dict[str, Callable[[], Engine]] = {"memory": MemoryEngine}
@@ -57,21 +60,37 @@ def run(config: Config) -> int:
     keep_standard_streams()
     set_up_log(config.log)
     try:
-        room = find_room(config)
+        room, context = examine(config)
     except ConfigError as exc:
         for problem in exc.problems:
             complain(config.log, problem)
         return os.EX_CONFIG
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config, room))
+        return runner.run(serve(config, room, context))
 
 
-def find_room(config: Config) -> Room:
-    """Find out how many connections this process can hold. Raises ConfigError where they are fewer than configured."""
-    return Room.of(raise_limit_of_files(), config.limits.max_connections)
+def examine(config: Config) -> tuple[Room, ssl.SSLContext | None]:
+    """See whether the configuration fits this machine: how many connections the process can hold, and the certificate
+    for TLS, if there is one.
+
+    Raises ConfigError where there are fewer than configured, or where the certificate cannot be used.
+    """
+    problems: list[str] = []
+    room = context = None
+    try:
+        room = Room.of(raise_limit_of_files(), config.limits.max_connections)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        context = load_tls(config.server)
+    except ConfigError as error:
+        problems += error.problems
+    if problems or room is None:
+        raise ConfigError(problems)
+    return room, context
 
 
-async def serve(config: Config, room: Room) -> int:
+async def serve(config: Config, room: Room, context: ssl.SSLContext | None = None) -> int:
     """Do the same on the event loop that is running, which must be uvloop's, in the main thread."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(report_fault)
@@ -80,11 +99,12 @@ async def serve(config: Config, room: Room) -> int:
         loop.add_signal_handler(number, put_off, number, purpose)
     node = Node(config, ENGINES[config.server.engine](), loop)
     gate = Gate(config, node, room, loop)
+    tls = None if context is None else Tls(context)
     listeners: list[Listener] = []
     await node.start()
     try:
         for text in config.server.listen:
-            listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat)
+            listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat, tls=tls)
             await listener.open(parse_address(text))
             listeners.append(listener)
     except CannotListenError as exc:
@@ -95,7 +115,8 @@ async def serve(config: Config, room: Room) -> int:
         return CANNOT_START
     for listener in listeners:
         for address in listener.addresses:
-            where = {} if address.startswith("unix:") else {"url": f"ws://{address}{config.server.path}"}
+            scheme = "ws" if tls is None else "wss"
+            where = {} if address.startswith("unix:") else {"url": f"{scheme}://{address}{config.server.path}"}
             log.info(f"listening on {address}", **where)  # noqa: G004 -- once for an address
     log.info("ready", version=__version__, engine=config.server.engine, max_connections=room.connections)
     # What the start has made stays for good. Frozen, it is not walked through again by each full collection.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,8 +20,10 @@ from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.net.gate import Gate, Room
 from broker.net.listener import Listener
+from broker.net.tls import Tls
 from broker.node import Node
 from broker.session import Session
+from tests.fixtures_certificates import Pair, loaded, trusting
 from tests.net.house import request, until
 
 PATIENCE = 30.0
@@ -28,16 +31,19 @@ PATIENCE = 30.0
 
 
 @asynccontextmanager
-async def serving(engine: Engine | None = None, **limits: Any) -> AsyncIterator[House]:
-    """A node that serves on loopback, under `limits` other than the defaults. At the end nothing is left of anybody."""
+async def serving(engine: Engine | None = None, *, pair: Pair | None = None, **limits: Any) -> AsyncIterator[House]:
+    """A node that serves on loopback, under `limits` other than the defaults, with a certificate by TLS. At the end
+    nothing is left of anybody."""
     config = Config(server=Server(listen=["127.0.0.1:0"]), limits=Limits(**limits))
     loop = asyncio.get_running_loop()
     node = Node(config, engine or MemoryEngine(), loop)
     gate = Gate(config, node, Room(1000, 100), loop)
-    listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat)
+    tls = None if pair is None else Tls(loaded(pair))
+    listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await node.start()
     await listener.open(parse_address("127.0.0.1:0"))
-    house = House(node, listener.addresses[0])
+    house = House(node, listener.addresses[0], None if pair is None else trusting(pair))
+    house.gate = gate
     try:
         yield house
     finally:
@@ -56,18 +62,24 @@ async def serving(engine: Engine | None = None, **limits: Any) -> AsyncIterator[
 class House:
     """A node, and who is connected to it."""
 
-    def __init__(self, node: Node, address: str) -> None:
+    gate: Gate
+
+    def __init__(self, node: Node, address: str, context: ssl.SSLContext | None = None) -> None:
         self.node = node
         self.address = address
+        self.context = context
+        """What clients trust, where the node speaks TLS."""
         self.clients: list[Client | DeafClient] = []
 
     @property
     def url(self) -> str:
-        return f"ws://{self.address}/"
+        return f"{'ws' if self.context is None else 'wss'}://{self.address}/"
 
     async def connect(self) -> Client:
         """A client that has been welcomed."""
-        client = Client(await connect(self.url, proxy=None, compression=None, max_size=None, max_queue=None))
+        client = Client(
+            await connect(self.url, ssl=self.context, proxy=None, compression=None, max_size=None, max_queue=None)
+        )
         self.clients.append(client)
         client.welcome = await client.next()
         assert client.welcome["op"] == "welcome"

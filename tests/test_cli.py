@@ -65,6 +65,8 @@ async def test_no_command_is_help_and_an_error() -> None:
         (["sub", "t", "--last", "3"], "No such option '--last'"),
         (["pub", "t", "1", "--url", "localhost:8765"], "neither ws://host:port, wss://host:port nor unix:/path"),
         (["pub", "t", "1", "--token", "a b"], "a token is printable ASCII without blanks"),
+        (["pub", "t", "1", "--ca", "/none.pem"], "/none.pem cannot be read: No such file or directory"),
+        (["sub", "t", "--ca", "pyproject.toml"], "pyproject.toml holds no certificate in PEM format"),
         (["serve", "--log-level", "loud"], "'loud' is not one of 'debug'"),
     ],
 )

@@ -276,6 +276,14 @@ class TestMistakes:
 
 
 class TestContradictions:
+    @pytest.mark.parametrize(("given", "lacking"), [("certificate", "key"), ("key", "certificate")])
+    def test_a_certificate_and_its_key_come_together(self, given: str, lacking: str) -> None:
+        assert problems(flags={f"server.{given}": "a.pem"}) == [
+            f"server.{given} (command line): needs server.{lacking} beside it"
+        ]
+        server = load(None, {}, {"server.certificate": "a.pem", "server.key": "b.pem"}).server
+        assert (server.certificate, server.key) == ("a.pem", "b.pem")
+
     def test_a_default_queue_over_the_ceiling(self) -> None:
         environ = {"WSBROKER_LIMITS__MAX_QUEUE_LIMIT": "100"}
         assert problems(environ=environ) == [

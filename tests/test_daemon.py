@@ -21,6 +21,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from broker.daemon import StandardError
+from tests.fixtures_certificates import make_pair, trusting
+from tests.fixtures_command import start, wsbroker
 from tests.net.house import until
 
 TIMEOUT = 30.0
@@ -415,6 +417,61 @@ async def test_a_fault_is_logged_with_where_it_happened_but_without_payloads(for
         assert fault["level"] == "error"
         assert library["level"] == "warning"
         assert library["logger"] == "a.library"
+
+
+# TLS
+
+
+async def test_with_a_certificate_it_speaks_tls_on_tcp_and_not_on_unix_sockets(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path)
+    path = tmp_path / "broker.sock"
+    listen = f'listen = ["127.0.0.1:0", "[::1]:0", "unix:{path}"]'
+    config = f'[server]\n{listen}\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        v4, v6, _ = daemon.addresses
+        assert f"url='wss://{v4}/'" in daemon.log[0]
+        for address in (v4, v6):
+            async with connect(f"wss://{address}/", ssl=trusting(pair), server_hostname="localhost") as client:
+                assert json.loads(await client.recv())["op"] == "welcome"
+        async with unix_connect(str(path)) as client:
+            assert json.loads(await client.recv())["op"] == "welcome"
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "Traceback" not in daemon.said
+
+
+async def test_pub_and_sub_trust_what_they_are_told_to(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path)
+    config = f'[server]\nlisten = ["127.0.0.1:0"]\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        there = ("--url", f"wss://{daemon.addresses[0]}")
+        ca = {"WSBROKER_CA": str(pair.certificate)}
+        async with start("sub", "a.*", *there, environ=ca) as printing:
+            assert printing.stdout is not None
+            # Until it has subscribed, nobody gets what is published.
+            while (await wsbroker("pub", "a.b", "1", *there, "--ca", str(pair.certificate))).status == 0:
+                try:
+                    line = await asyncio.wait_for(printing.stdout.readline(), 0.2)
+                except TimeoutError:
+                    continue
+                break
+            assert json.loads(line) == {"op": "event", "topic": "a.b", "data": 1}
+        refused = await wsbroker("pub", "a.b", "1", *there)
+        assert refused.status == 69
+        assert "its certificate is not trusted" in refused.err
+
+
+async def test_a_certificate_that_cannot_be_used_is_a_mistake_in_the_configuration(tmp_path: Path) -> None:
+    config = f'[server]\ncertificate = "{tmp_path}/a"\nkey = "{tmp_path}/b"\n[limits]\nmax_connections = 5000000'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        assert await daemon.ended() == 78
+        said = daemon.said.splitlines()
+        assert said[0].startswith("wsbroker: limits.max_connections: ")
+        assert said[1] == f"wsbroker: server.certificate: {tmp_path}/a cannot be read: No such file or directory"
+        assert said[2] == f"wsbroker: server.key: {tmp_path}/b cannot be read: No such file or directory"
+        assert len(said) == 3
 
 
 # Signals

@@ -51,6 +51,8 @@ class Scenario:
     compared: Value
     """What the servers are compared by."""
     repeat: int = 2
+    once: tuple[Load, ...] = ()
+    """Those of the loads that take so long that they are not repeated."""
     less_is_better: bool = False
     plots: tuple[Plot, ...] = ()
     remarks: Callable[[Sequence[Run]], list[str]] = lambda runs: []

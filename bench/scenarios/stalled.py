@@ -9,8 +9,8 @@ from bench.scenarios.base import Column, Plot, Scenario, deliveries, delivery_p9
 from broker.config import Limits
 
 # Events of 4 kB fill what the kernel takes for a stalled client, and then its queue, within the warm-up.
-WITHOUT = Publishing(subscribers=900, rate=50, payload=4096, warmup=4.0, seconds=2.0)
-WITH = Publishing(subscribers=900, rate=50, payload=4096, warmup=4.0, seconds=2.0, stalled=100)
+WITHOUT = Publishing(subscribers=900, rate=50, payload=4096, warmup=3.0, seconds=2.0)
+WITH = Publishing(subscribers=900, rate=50, payload=4096, warmup=3.0, seconds=2.0, stalled=100)
 
 STALLED = Scenario(
     "stalled",

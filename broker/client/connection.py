@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
 import msgspec
@@ -57,13 +58,16 @@ Answer = Ok | ErrorAnswer | Pong
 
 
 @contextlib.asynccontextmanager
-async def connect(url: str = DEFAULT_URL, *, token: str | None = None, timeout: float = 10.0) -> AsyncIterator[Client]:
+async def connect(
+    url: str = DEFAULT_URL, *, token: str | None = None, ca: Path | None = None, timeout: float = 10.0
+) -> AsyncIterator[Client]:
     """Connect to the broker at `url` (ws://…, wss://… or unix:/path), and close properly at the end.
 
-    `token` says who this is; `timeout` is in seconds. Raises ValueError if `url` is none, and Unreachable, Refused or
+    `token` says who this is; `ca` is a file with the certificates to trust at a wss:// address, in place of the
+    system's; `timeout` is in seconds. Raises ValueError if `url` or `ca` is none, and Unreachable, Refused or
     NotABroker if no broker can be had there.
     """
-    stream = await open_stream(url, token=token, open_timeout=timeout)
+    stream = await open_stream(url, token=token, ca=ca, open_timeout=timeout)
     client = Client(stream)
     try:
         await client.greet(timeout)

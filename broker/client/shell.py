@@ -1,13 +1,14 @@
 """`pub` and `sub`, apart from the command line around them: each is a coroutine that uses standard input or output.
 
-All of them take `url`, and `token` or None, and raise ClientError where there is no connection or no longer, and
-CommandError where the broker does not do what the whole command is for.
+All of them take `url`, `token` or None and `ca` or None, as `connect` does. They raise ClientError where there is no
+connection or no longer, and CommandError where the broker does not do what the whole command is for.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -31,15 +32,17 @@ class OutputFailed(Exception):  # noqa: N818
     """Standard output cannot be written, for another reason than that nobody reads it (BrokenPipeError)."""
 
 
-async def publish_one(topic: str, value: bytes, *, key: str | None, url: str, token: str | None) -> bool:
+async def publish_one(
+    topic: str, value: bytes, *, key: str | None, url: str, token: str | None, ca: Path | None
+) -> bool:
     """Publish one event, whose data is this JSON value, and wait for the answer. Returns True."""
-    async with connect(url, token=token) as client:
+    async with connect(url, token=token, ca=ca) as client:
         await client.publish(topic, msgspec.Raw(value), key=key)
     return True
 
 
 async def publish_lines(
-    topic: str, *, text: bool, key: str | None, url: str, token: str | None, failed: Failed
+    topic: str, *, text: bool, key: str | None, url: str, token: str | None, ca: Path | None, failed: Failed
 ) -> bool:
     """Publish each line of standard input, a JSON value or with `text` a string, and wait for the answers.
 
@@ -73,7 +76,7 @@ async def publish_lines(
             raise InputFailed(f"cannot read standard input: {error.strerror}") from error
         await publisher.finish()
 
-    async with connect(url, token=token) as client:
+    async with connect(url, token=token, ca=ca) as client:
         publisher = Publisher(client, topic, key=key, failed=fails)
         try:
             await _first(feed(publisher, Lines(0, client.welcome.max_size)), client.ended())
@@ -83,7 +86,9 @@ async def publish_lines(
     return failures == 0
 
 
-async def print_events(topics: Sequence[str], *, overflow: Overflow | None, url: str, token: str | None) -> bool:
+async def print_events(
+    topics: Sequence[str], *, overflow: Overflow | None, url: str, token: str | None, ca: Path | None
+) -> bool:
     """Print the events and gaps of topics and patterns to standard output, one JSON object a line.
 
     Does not return. Raises BrokenPipeError when nobody reads any more what is printed, and OutputFailed.
@@ -96,7 +101,7 @@ async def print_events(topics: Sequence[str], *, overflow: Overflow | None, url:
 
     try:
         output = Output(1)
-        async with connect(url, token=token) as client:
+        async with connect(url, token=token, ca=ca) as client:
             return await _first(events(client), output.abandoned())
     except BrokenPipeError:
         raise

@@ -16,6 +16,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
@@ -227,10 +228,27 @@ def check_url(url: str) -> None:
         raise ValueError(error.msg if isinstance(error, InvalidURI) else str(error)) from None
 
 
-async def open_stream(url: str, *, token: str | None = None, open_timeout: float = 10.0) -> Stream:
-    """Open a WebSocket to the broker at `url`. `token` goes into the request's Authorization header.
+def trust(ca: Path | None) -> ssl.SSLContext:
+    """Give what a wss:// address is verified with: the certificates in the file `ca`, or those that the system trusts.
 
-    Raises ValueError if `url` is none, else Unreachable, Refused or NotABroker, after `open_timeout` seconds at most.
+    Raises ValueError where the file cannot be used.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise ValueError(f"{ca} holds no certificate in PEM format") from None
+    except OSError as error:
+        raise ValueError(f"{ca} cannot be read: {error.strerror}") from None
+
+
+async def open_stream(
+    url: str, *, token: str | None = None, ca: Path | None = None, open_timeout: float = 10.0
+) -> Stream:
+    """Open a WebSocket to the broker at `url`. `token` goes into the request's Authorization header; `ca` is a file
+    with certificates, one of which must vouch for that of a wss:// address, instead of those that the system trusts.
+
+    Raises ValueError if `url` or `ca` is none, else Unreachable, Refused or NotABroker, after `open_timeout` seconds at
+    most.
     """
     check_url(url)
     options: dict[str, Any] = {
@@ -245,6 +263,8 @@ async def open_stream(url: str, *, token: str | None = None, open_timeout: float
         "max_size": MAX_MESSAGE,
         "create_connection": Stream,
     }
+    if url.startswith("wss:"):
+        options["ssl"] = trust(ca)
     try:
         if url.startswith("unix:"):
             connection = await unix_connect(url.removeprefix("unix:"), **options)

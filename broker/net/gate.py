@@ -96,13 +96,13 @@ class Gate:
         self.refused: dict[int, int] = {}
         """How many were refused, by HTTP status; 0 stands for those that were closed without an answer."""
         self._loop = loop
-        self._open_timeout = config.limits.open_timeout
+        self.open_timeout = config.limits.open_timeout
         self._spread = config.limits.reconnect_spread
         # Both are in the order of their deadlines, since each group has one time limit for all of its members.
         self._opening: dict[Handshake, float] = {}
         self._lingering: dict[Handshake, float] = {}
         self._admitted = 0
-        self._tick = min(self._open_timeout, LINGER) / 4
+        self._tick = min(self.open_timeout, LINGER) / 4
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
         self._warned = -WARN_EVERY
@@ -127,7 +127,7 @@ class Gate:
             self._turn_away()
             self.count(0)
             return False
-        self._opening[handshake] = self._loop.time() + self._open_timeout
+        self._opening[handshake] = self._loop.time() + self.open_timeout
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._tick, self._sweep)
         return True

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import ssl
 from collections.abc import Generator, Mapping, Sequence
 from email.utils import formatdate
 from io import BytesIO
@@ -33,7 +35,7 @@ from websockets.typing import Subprotocol
 
 from broker import messages
 from broker.errors import REFUSALS
-from broker.net.gate import Gate
+from broker.net.gate import LINGER, Gate
 
 HEALTH = "/healthz"
 HEALTH_METHODS = ("GET", "HEAD")
@@ -181,7 +183,10 @@ class Handshake(asyncio.Protocol):
         # A socket that is closed while bytes from the client are unread answers with a reset, and the reset destroys
         # what the client has not read yet (RFC 9112, section 9.6). So say that nothing more comes, and read until the
         # client has closed, for a while.
-        if lingers:
+        if not transport.can_write_eof():
+            # TLS has its own way to say so, and to wait for the answer.
+            transport.close() if lingers else transport.abort()
+        elif lingers:
             transport.write_eof()
         else:
             transport.close()
@@ -195,6 +200,54 @@ class Handshake(asyncio.Protocol):
         if name is None:
             return "unknown"
         return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+
+class SecureHandshake(Handshake):
+    """The same behind TLS. The gate counts it from the moment that its socket is accepted."""
+
+    __slots__ = ("_securing",)
+
+    def __init__(self, gate: Gate, loopback: bool = False) -> None:
+        super().__init__(gate, loopback)
+        self._securing: asyncio.Task[None] | None = None
+
+    def secure(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
+        """Take over an accepted socket; the handshake of TLS may take `timeout` seconds."""
+        if self._gate.enter(self):
+            self._securing = asyncio.get_running_loop().create_task(self._secure(sock, context, timeout))
+        else:
+            sock.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def expire(self) -> None:
+        """End it, also in the middle of the handshake of TLS."""
+        super().expire()
+        if self._transport is None and self._securing is not None:
+            self._securing.cancel()
+
+    def refuse_draining(self) -> None:
+        """Refuse it, or cut it off where it cannot be told why yet."""
+        if self._transport is None:
+            self.expire()
+        else:
+            super().refuse_draining()
+
+    async def _secure(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: self, sock, ssl=context, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=LINGER
+            )
+        except OSError as exc:  # ssl.SSLError is one
+            self._gate.count(0)
+            log.debug("no TLS", reason=getattr(exc, "reason", None) or str(exc))
+        finally:
+            self._securing = None
+            # A client that goes in the middle of it is reported by neither an exception nor `connection_lost`.
+            if self._transport is None:
+                self._gate.leave(self)
 
 
 class Negotiation(ServerProtocol):

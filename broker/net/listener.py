@@ -1,4 +1,4 @@
-"""Listening sockets: TCP over IPv4 and IPv6, and Unix sockets."""
+"""Listening sockets: TCP over IPv4 and IPv6, with TLS or without, and Unix sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import structlog
 
 from broker.config import Address
 from broker.net.gate import Gate
-from broker.net.handshake import Handshake
+from broker.net.handshake import Handshake, SecureHandshake
+from broker.net.tls import Tls
 
 DOORS = 8
 """Connections that a listening socket gives in one turn of the event loop while others are waiting.
@@ -36,6 +37,9 @@ BACKLOG = 65_535
 """Connections that wait for being accepted. The kernel takes the least of this and net.core.somaxconn (4096 unless
 set)."""
 
+PAUSE = 1.0
+"""Seconds without accepting after the system could not. As in asyncio (ACCEPT_RETRY_DELAY)."""
+
 UNIX_MODE = 0o660
 """A Unix socket is for its owner and group: the broker, and a proxy in front of it."""
 
@@ -49,21 +53,22 @@ class CannotListenError(Exception):
 class Listener:
     """One address. A name may stand for several sockets, one for each IP address that it has."""
 
-    def __init__(self, gate: Gate, *, notsent_lowat: int = 0) -> None:
+    def __init__(self, gate: Gate, *, notsent_lowat: int = 0, tls: Tls | None = None) -> None:
         """`notsent_lowat` (bytes, 0: the kernel's own) is set here because accepted TCP sockets inherit it, which
-        saves a system call."""
+        saves a system call. With `tls`, clients on TCP have to speak TLS."""
         self.addresses: list[str] = []
         """What is really listened on, as clients would write it: with the port that the system chose for port 0."""
         self._gate = gate
         self._notsent_lowat = notsent_lowat
-        self._entrances: list[Entrance] = []
+        self._tls = tls
+        self._entrances: list[Entrance | SecureEntrance] = []
         self._file: tuple[Path, int] | None = None
 
     async def open(self, address: Address) -> None:
         """Bind, and accept from now on. Raises CannotListenError; nothing is left open then."""
         try:
             sockets = [self._bind_unix(Path(address.path))] if address.path else await self._bind_tcp(address)
-            self._entrances = [Entrance(self._gate, sock) for sock in sockets]
+            self._entrances = [self._entrance(sock) for sock in sockets]
             for entrance in self._entrances:
                 await entrance.open()
                 self.addresses.append(str(entrance.address))
@@ -84,6 +89,11 @@ class Listener:
             # Another broker may have taken the path over.
             if path.exists() and path.stat().st_ino == inode:
                 path.unlink()
+
+    def _entrance(self, sock: socket.socket) -> Entrance | SecureEntrance:
+        if self._tls is None or sock.family == socket.AF_UNIX:
+            return Entrance(self._gate, sock)
+        return SecureEntrance(self._gate, sock, self._tls)
 
     async def _bind_tcp(self, address: Address) -> list[socket.socket]:
         loop = asyncio.get_running_loop()
@@ -193,6 +203,54 @@ class Entrance:
         for door in self._doors[1:]:
             door.close()
         del self._doors[1:]
+
+
+class SecureEntrance:
+    """One bound socket for TLS. It accepts by itself: of a connection that does not get through the handshake of TLS,
+    asyncio's server would tell nobody, and the gate counts them all."""
+
+    def __init__(self, gate: Gate, sock: socket.socket, tls: Tls) -> None:
+        self.address = named(sock)
+        self._gate = gate
+        self._sock = sock
+        self._tls = tls
+        self._loopback = ipaddress.ip_address(self.address.host).is_loopback
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        """Accept from now on. Raises OSError."""
+        self._sock.listen(BACKLOG)
+        self._sock.setblocking(False)
+        self._go_on()
+
+    def close(self) -> None:
+        """Accept no more. Idempotent."""
+        if self._sock.fileno() < 0:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._sock, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(DOORS):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                # Who waits stays in the backlog. Without a pause the loop would spin.
+                log.warning("cannot accept", address=str(self.address), reason=why(exc))
+                self._loop.remove_reader(self._sock)
+                self._pause = self._loop.call_later(PAUSE, self._go_on)
+                return
+            sock.setblocking(False)
+            SecureHandshake(self._gate, self._loopback).secure(sock, self._tls.context, self._gate.open_timeout)
 
 
 def remove_stale(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from broker.config import Config, Limits, Server, parse_address
 from broker.net.gate import Gate, Room
 from broker.net.listener import Listener
+from broker.net.tls import Tls
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 """The key of the example in RFC 6455, section 1.3."""
@@ -177,6 +178,7 @@ async def house(
     origins: list[str] | None = None,
     path: str = "/",
     open_timeout: float = TIMEOUT,
+    tls: Tls | None = None,
 ) -> AsyncIterator[House]:
     """A house that listens, and is empty again at the end."""
     config = Config(
@@ -184,7 +186,7 @@ async def house(
     )
     node = Node()
     gate = Gate(config, node, room or Room(1000, 100), asyncio.get_running_loop())
-    listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat)
+    listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await listener.open(parse_address(listen))
     opened = House(gate, node, listener)
     try:

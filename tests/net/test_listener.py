@@ -24,6 +24,7 @@ def nowhere() -> Listener:
 
 def entrance(opened: House) -> Entrance:
     [only] = opened.listener._entrances
+    assert isinstance(only, Entrance)
     return only
 
 

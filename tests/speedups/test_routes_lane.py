@@ -365,6 +365,38 @@ def test_a_topic_installed_again_is_there_once() -> None:
     assert len(routes) == 0
 
 
+def test_more_topics_than_are_looked_up_without_a_dictionary() -> None:
+    """Whatever place they share in the table of recent ones, each event goes out under its own topic."""
+    house = House(2, fast=True)
+    house.send(1, b'{"op":"subscribe","topic":">"}')
+    topics = [f"{'x' * (number % 11)}.{number}".removeprefix(".") for number in range(700)]
+    for number in range(3):
+        for topic in topics:
+            house.send(0, f'{{"op":"publish","topic":"{topic}","data":{number}}}'.encode())
+    events = [msgspec.json.decode(payload) for _, payload in server_frames(house.turn()[1])][-2100:]
+    assert [(event["topic"], event["data"]) for event in events] == [
+        (topic, number) for number in range(3) for topic in topics
+    ]
+    assert house.node.reactor.fast_publishes == 2 * len(topics)
+    house.end()
+
+
+def test_a_topic_that_was_used_a_moment_ago_is_withdrawn_all_the_same() -> None:
+    house = _warm_house()
+    for expected in (1, 2):
+        house.send(0, b'{"op":"publish","topic":"a","data":1}')
+        assert house.node.reactor.fast_publishes == expected
+    house.node.hub.routes.withdraw("a")
+    house.send(0, b'{"op":"publish","topic":"a","data":1}')
+    assert house.node.reactor.fast_publishes == 2, "this one went to the session, which installs the route again"
+    house.send(0, b'{"op":"publish","topic":"a","data":1}')
+    assert house.node.reactor.fast_publishes == 3
+    house.node.hub.routes.clear()
+    house.send(0, b'{"op":"publish","topic":"a","data":1}')
+    assert house.node.reactor.fast_publishes == 3
+    house.end()
+
+
 # Details
 
 

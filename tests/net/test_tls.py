@@ -1,0 +1,394 @@
+"""TLS on the client listener: what the certificate may be, and real clients that come by it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.frames import Close
+from websockets.sync.client import connect as connect_sync
+
+from broker.config import Server, parse_address
+from broker.errors import ConfigError
+from broker.net.gate import Room
+from broker.net.tls import Tls, load
+from tests.fixtures_certificates import Pair, encrypt_key, loaded, make_pair, trusting
+from tests.fixtures_node import PATIENCE, masked, serving
+from tests.net.house import TIMEOUT, House, house, request, until
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp("certificates"))
+
+
+# The certificate
+
+
+def mistakes(certificate: Path, key: Path) -> list[str]:
+    with pytest.raises(ConfigError) as wrong:
+        load(Server(certificate=str(certificate), key=str(key)))
+    return wrong.value.problems
+
+
+def test_without_a_certificate_there_is_no_tls() -> None:
+    assert load(Server()) is None
+
+
+def test_files_that_are_missing_are_both_named(tmp_path: Path) -> None:
+    assert mistakes(tmp_path / "a", tmp_path / "b") == [
+        f"server.certificate: {tmp_path}/a cannot be read: No such file or directory",
+        f"server.key: {tmp_path}/b cannot be read: No such file or directory",
+    ]
+
+
+def test_a_folder_is_no_key(pair: Pair, tmp_path: Path) -> None:
+    assert mistakes(pair.certificate, tmp_path) == [f"server.key: {tmp_path} cannot be read: Is a directory"]
+
+
+def test_files_in_each_others_place(pair: Pair) -> None:
+    assert mistakes(pair.key, pair.certificate) == [
+        f"server.certificate: {pair.key} holds no certificate in PEM format",
+        f"server.key: {pair.certificate} holds no private key in PEM format",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["ec", "rsa"])
+def test_a_key_of_another_certificate(pair: Pair, tmp_path: Path, kind: str) -> None:
+    other = make_pair(tmp_path, "other", kind)
+    assert mistakes(pair.certificate, other.key) == [
+        f"server.key: {other.key} does not fit the certificate in {pair.certificate}"
+    ]
+
+
+def test_a_key_with_a_passphrase_is_not_asked_for_on_the_terminal(tmp_path: Path) -> None:
+    encrypted = encrypt_key(make_pair(tmp_path))
+    assert mistakes(*encrypted) == [f"server.key: {encrypted.key} is encrypted; the broker has no passphrase for it"]
+
+
+def test_a_certificate_that_is_damaged(pair: Pair, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_text(pair.certificate.read_text().replace("M", "N", 1))
+    [problem] = mistakes(damaged, pair.key)
+    assert problem.startswith(f"server.certificate: {damaged} and {pair.key} cannot be used: ")
+
+
+def test_key_and_certificate_may_be_in_one_file(pair: Pair, tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes(pair.key.read_bytes() + pair.certificate.read_bytes())
+    assert load(Server(certificate=str(both), key=str(both))) is not None
+
+
+# The handshake
+
+
+async def test_versions_below_1_2_are_refused(pair: Pair) -> None:
+    async with house(tls=Tls(loaded(pair))) as opened:
+        old = trusting(pair)
+        with pytest.warns(DeprecationWarning, match="TLSv1"):
+            old.minimum_version = ssl.TLSVersion.TLSv1
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            await open_tls(opened, old)
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            context = trusting(pair)
+            context.minimum_version = context.maximum_version = version
+            _, writer = await open_tls(opened, context)
+            assert writer.get_extra_info("ssl_object").version() == version.name.replace("v1_", "v1.")
+            await close(writer)
+        await until(lambda: opened.gate.connections == 0)
+
+
+async def test_a_client_is_refused_in_http_as_without_tls(pair: Pair) -> None:
+    async with house(tls=Tls(loaded(pair))) as opened:
+        reader, writer = await open_tls(opened, trusting(pair))
+        writer.write(request("GET /elsewhere HTTP/1.1"))
+        assert (await asyncio.wait_for(reader.read(), TIMEOUT)).startswith(b"HTTP/1.1 404 ")
+        await close(writer)
+        await until(lambda: opened.gate.connections == 0)
+        assert opened.gate.refused == {404: 1}
+
+
+async def test_a_refused_one_that_never_closes_is_cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.net.gate.LINGER", 0.1)
+    async with house(tls=Tls(loaded(pair))) as opened:
+        silent = await asyncio.to_thread(raw_tls, opened, pair)
+        silent.sendall(request("GET /elsewhere HTTP/1.1"))
+        await until(lambda: opened.gate.refused == {404: 1})
+        await until(lambda: opened.gate.connections == 0)
+        silent.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00\x01\x00"])
+async def test_the_time_for_the_opening_covers_tls(pair: Pair, sent: bytes) -> None:
+    async with house(tls=Tls(loaded(pair)), open_timeout=0.1) as opened:
+        client = await opened.connect()
+        client.send(sent)
+        assert await client.rest() == b""
+        await until(lambda: opened.gate.connections == 0)
+        assert opened.gate.refused == {0: 1}
+
+
+async def test_who_does_not_speak_tls_is_closed_and_counted(pair: Pair) -> None:
+    async with house(tls=Tls(loaded(pair))) as opened:
+        client = await opened.connect()
+        client.send(request())
+        try:
+            answer = await client.rest()
+        except ConnectionResetError:
+            answer = b""
+        assert b"HTTP/" not in answer
+        await until(lambda: opened.gate.connections == 0)
+        assert opened.gate.refused == {0: 1}
+
+
+async def test_who_goes_in_the_middle_of_it_is_forgotten(pair: Pair) -> None:
+    async with house(tls=Tls(loaded(pair))) as opened:
+        for way in ("close", "reset"):
+            client = await opened.connect()
+            client.send(b"\x16\x03\x01")
+            await until(lambda: opened.gate.connections == 1)
+            await (client.close() if way == "close" else client.reset())
+            await until(lambda: opened.gate.connections == 0)
+
+
+async def test_every_socket_counts_from_the_first_moment(pair: Pair) -> None:
+    async with house(tls=Tls(loaded(pair)), room=Room(2, 2)) as opened:
+        silent = [await opened.connect() for _ in range(4)]
+        await until(lambda: opened.gate.connections == 4)
+        assert await (await opened.connect()).rest() == b""
+        assert opened.gate.refused == {0: 1}
+        for client in silent[2:]:
+            await client.close()
+        await until(lambda: opened.gate.connections == 2)
+        # There is no place, but enough beside them to be told so.
+        reader, writer = await open_tls(opened, trusting(pair))
+        writer.write(request())
+        assert (await asyncio.wait_for(reader.read(), TIMEOUT)).startswith(b"HTTP/1.1 503 ")
+        await close(writer)
+
+
+async def test_the_end_cuts_off_who_has_not_finished_it(pair: Pair) -> None:
+    async with house(tls=Tls(loaded(pair))) as opened:
+        in_tls = await opened.connect()
+        reader, writer = await open_tls(opened, trusting(pair))
+        await until(lambda: opened.gate.connections == 2)
+        opened.gate.close()
+        assert await in_tls.rest() == b""
+        assert (await asyncio.wait_for(reader.read(), TIMEOUT)).startswith(b"HTTP/1.1 503 ")
+        await close(writer)
+        await until(lambda: opened.gate.connections == 0)
+
+
+async def test_a_crowd_gets_in(pair: Pair) -> None:
+    async with house(tls=Tls(loaded(pair))) as opened:
+        context = trusting(pair)
+        clients = await asyncio.gather(*(open_tls(opened, context) for _ in range(100)))
+        for _, writer in clients:
+            writer.write(request())
+        for reader, _ in clients:
+            assert (await asyncio.wait_for(reader.readline(), TIMEOUT)).startswith(b"HTTP/1.1 101 ")
+        assert opened.node.connections == 100
+        for _, writer in clients:
+            await close(writer)
+
+
+async def test_without_descriptors_it_waits_instead_of_spinning(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("broker.net.listener.PAUSE", 0.05)
+    async with house(tls=Tls(loaded(pair))) as opened:
+        there = parse_address(opened.address)
+        waiting = socket.create_connection((there.host, there.port))
+        with no_descriptors_left():
+            await asyncio.sleep(0.12)  # some pauses
+        assert 1 <= capfd.readouterr().out.count("cannot accept") <= 4
+        await until(lambda: opened.gate.connections == 1)
+        waiting.close()
+
+
+async def test_a_new_certificate_is_for_new_connections(pair: Pair, tmp_path: Path) -> None:
+    tls = Tls(loaded(pair))
+    other = make_pair(tmp_path, "other")
+    async with house(tls=tls) as opened:
+        _, first = await open_tls(opened, trusting(pair))
+        tls.context = loaded(other)
+        _, second = await open_tls(opened, trusting(other))
+        for writer, shown in ((first, pair), (second, other)):
+            assert writer.get_extra_info("ssl_object").getpeercert(True) == shown.number
+        first.write(request())
+        await until(lambda: opened.node.connections == 1)
+        await close(first)
+        await close(second)
+
+
+# What is said over it
+
+
+async def test_commands_events_and_the_close_go_over_it(pair: Pair) -> None:
+    async with serving(pair=pair) as house:
+        subscriber, publisher = await house.subscriber("a"), await house.connect()
+        for n in range(300):
+            await publisher.tell("publish", topic="a", data=n)
+        assert await subscriber.data(300) == list(range(300))
+        assert house.node.reactor.fast_publishes > 0
+        assert house.session(subscriber).peer.startswith("127.0.0.1:")
+        await subscriber.close()
+        await until(lambda: house.node.connections == 1)
+
+
+async def test_a_blocking_client(pair: Pair) -> None:
+    async with serving(pair=pair) as house:
+
+        def talk() -> Any:
+            with connect_sync(house.url, ssl=house.context, proxy=None) as client:
+                client.recv()
+                client.send('{"op":"ping","id":1}')
+                return json.loads(client.recv())
+
+        assert await asyncio.to_thread(talk) == {"op": "pong", "id": 1}
+
+
+async def test_large_messages_both_ways(pair: Pair) -> None:
+    async with serving(pair=pair, max_size=2**24, max_outbox=2**25) as house:
+        subscriber, publisher = await house.subscriber("a"), await house.connect()
+        for size in (16_384, 65_536, 1_000_000, 8_000_000):
+            await publisher.tell("publish", topic="a", data="x" * size)
+            [data] = await subscriber.data(1)
+            assert len(data) == size
+        await publisher.nothing()
+
+
+async def test_many_large_ones_at_once_arrive_in_order(pair: Pair) -> None:
+    async with serving(pair=pair, max_queue=10_000, max_outbox=2**27) as house:
+        subscribers = [await house.subscriber("a") for _ in range(3)]
+        publisher = await house.connect()
+        for n in range(200):
+            await publisher.tell("publish", topic="a", data=[n, "x" * 100_000])
+        for subscriber in subscribers:
+            assert [n for n, _ in await subscriber.data(200)] == list(range(200))
+
+
+async def test_a_slow_reader_misses_events_and_is_told_how_many(pair: Pair) -> None:
+    async with serving(pair=pair, max_queue=8, ping_interval=0) as house:
+        slow = await house.subscriber("a")
+        other = await house.subscriber("a", max_queue=10_000)
+        publisher = await house.connect()
+        slow.socket.transport.pause_reading()
+        session = house.session(slow)
+        count = 0
+        while not session.connection.blocked or not session.subscriptions["a"].dropped:  # type: ignore[index]
+            answer = await publisher.ask("publish", topic="a", data=[count, "x" * 50_000])
+            assert answer["receivers"] == 2
+            count += 1
+        assert house.node.reactor.queued <= 8
+        assert [n for n, _ in await other.data(count)] == list(range(count))
+        slow.socket.transport.resume_reading()
+        seen = missed = 0
+        last = -1
+        while seen + missed < count:
+            message = await slow.next()
+            if message["op"] == "gap":
+                missed += message["missed"]
+            else:
+                seen += 1
+                assert message["data"][0] > last
+                last = message["data"][0]
+        assert missed > 0
+        assert last == count - 1
+        await until(lambda: not session.connection.blocked)
+        # It keeps up again: nothing is left behind in a transport that was paused.
+        await publisher.ask("publish", topic="a", data="last")
+        assert await slow.data(1) == ["last"]
+
+
+async def test_a_client_that_is_held_back_is_read_again(pair: Pair) -> None:
+    async with serving(pair=pair) as house:
+        client = await house.connect()
+        connection = house.session(client).connection
+        connection.pause()
+        await client.tell("ping", id=1)
+        await client.tell("publish", topic="a", id=2, data="x" * 600_000)
+        await client.tell("ping", id=3)
+        connection.resume()
+        assert await client.answer(1) == {"op": "pong"}
+        assert (await client.answer(2))["op"] == "ok"
+        assert await client.answer(3) == {"op": "pong"}
+
+
+async def test_a_frame_that_breaks_the_rules_is_answered_with_1002(pair: Pair) -> None:
+    async with serving(pair=pair, close_timeout=0.2) as house:
+        client = await house.connect()
+        client.socket.transport.write(b"\xff\xff\xff\xff")
+        closed = await client.closed()
+        assert closed is not None
+        assert closed.code == 1002
+        await until(lambda: not house.node.connections)
+
+
+async def test_a_client_that_never_closes_is_cut_off(pair: Pair) -> None:
+    async with serving(pair=pair, close_timeout=0.1) as house:
+        host, _, port = house.address.rpartition(":")
+        silent = await asyncio.to_thread(raw_tls_at, host, int(port), pair)
+        silent.sendall(request(host=house.address))
+        await until(lambda: len(house.node.sessions) == 1)
+        silent.sendall(masked(b"\x03\xe8", opcode=8))  # type: ignore[arg-type]  # its close, and then nothing more
+        await until(lambda: not house.node.connections)
+        silent.close()
+
+
+async def test_a_drain_reaches_everybody(pair: Pair) -> None:
+    async with serving(pair=pair, max_queue=1000) as house:
+        clients = [await house.subscriber("a") for _ in range(20)]
+        publisher = await house.connect()
+        for n in range(100):
+            await publisher.tell("publish", topic="a", data=[n, "x" * 10_000], id=n)
+        assert (await publisher.answer(99))["op"] == "ok"
+        await house.node.drain(PATIENCE)
+        assert house.node.connections == 0
+        answers = await publisher.left()
+        assert [message["op"] for message in answers] == ["ok"] * 99 + ["bye"]
+        for client in clients:
+            assert await client.closed() == Close(1001, "going_away")
+            assert [message["op"] for message in await client.left()] == ["event"] * 100 + ["bye"]
+
+
+async def open_tls(opened: House, context: ssl.SSLContext) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    there = parse_address(opened.address)
+    return await asyncio.wait_for(asyncio.open_connection(there.host, there.port, ssl=context), TIMEOUT)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    await asyncio.gather(asyncio.wait_for(writer.wait_closed(), TIMEOUT), return_exceptions=True)
+
+
+def raw_tls(opened: House, pair: Pair) -> ssl.SSLSocket:
+    """A client that does nothing by itself, the answer to the end of TLS included."""
+    there = parse_address(opened.address)
+    return raw_tls_at(there.host, there.port, pair)
+
+
+def raw_tls_at(host: str, port: int, pair: Pair) -> ssl.SSLSocket:
+    return trusting(pair).wrap_socket(socket.create_connection((host, port)), server_hostname="localhost")
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Take away the right to open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -48,7 +48,7 @@ def test_loads_are_written_in_words() -> None:
     assert str(Publishing(subscribers=1000, topics=1000, patterns=True, window=64)) == (
         "1,000 subscribers, 1,000 patterns, window 64, 128 B"
     )
-    assert str(WITH) == "900 subscribers, 50 publishes/s, 4 kB, 100 more stalled"
+    assert str(WITH) == "900 subscribers, 75 publishes/s, 2 kB, 100 more stalled"
     assert str(Publishing(subscribers=2, window=1, transport="unix")) == "2 subscribers, window 1, 128 B, Unix socket"
     assert str(Publishing(subscribers=2, window=1, payload=1024, transport="tls", deflate=True)) == (
         "2 subscribers, window 1, 1 kB, TLS, deflate"

@@ -33,7 +33,11 @@ def test_what_is_asked_for_goes_before_what_the_scenario_says() -> None:
 def test_what_takes_long_is_not_repeated() -> None:
     long = Publishing(subscribers=10_000, window=1)
     planned = turns.plan([replace(SCENARIO, loads=(LOAD, long), peers=(A,), once=(long,))], seconds=0.1)
-    assert [step.load.subscribers for step in planned.steps if isinstance(step.load, Publishing)] == [1000, 1000, 10_000]
+    assert [step.load.subscribers for step in planned.steps if isinstance(step.load, Publishing)] == [
+        1000,
+        1000,
+        10_000,
+    ]
 
 
 def test_a_peer_that_is_not_there_is_named() -> None:

@@ -8,8 +8,8 @@ from bench.peers import BROKER, NATS, PICOWS, SOCKETIFY, WEBSOCKETS
 from bench.scenarios.base import Column, Plot, Scenario, deliveries, delivery_p99
 from broker.config import Limits
 
-# At this pace and size the kernel's buffers for a stalled client, and then its queue, are full when the warm-up ends, and
-# events are dropped while it is measured.
+# At this pace and size the kernel's buffers for a stalled client, and then its queue, are full when the warm-up ends,
+# and events are dropped while it is measured.
 WITHOUT = Publishing(subscribers=900, rate=75, payload=2048, warmup=4.7, seconds=1.6)
 WITH = Publishing(subscribers=900, rate=75, payload=2048, warmup=4.7, seconds=1.6, stalled=100)
 

@@ -40,7 +40,7 @@ def test_a_scenario_compares_by_a_column_of_its_table(name: str) -> None:
 
 
 def test_everything_takes_less_than_fifteen_minutes() -> None:
-    assert turns.plan(list(SCENARIOS.values())).expected < 13 * 60, "there must be time for what was disturbed"
+    assert turns.plan(list(SCENARIOS.values())).expected < 13.5 * 60, "there must be time for what was disturbed"
 
 
 def test_loads_are_written_in_words() -> None:

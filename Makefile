@@ -46,7 +46,7 @@ bench: setup-bench
 	.venv/bin/python -m bench $(ARGS)
 
 bench-check: setup-bench
-	@tools/packages $(PEERS) || true
+	@tools/packages $(PEERS) valgrind=valgrind || true
 	.venv/bin/python -m bench check $(ARGS)
 
 clean:

@@ -5,14 +5,19 @@
 #   make lint          style and types
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
-#   make bench         fan-out against its peers;       make bench ARGS=--check
+#   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
+#   make bench-check   a short part of it, against the ratios that are recorded
 #   make instructions  what the data path costs in instructions; make instructions ARGS=--check
 #   make clean         removes what a build leaves behind; .venv stays
 
 ROOMS := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz bench instructions clean setup-run setup-dev
+.PHONY: help run test lint conformance fuzz bench bench-check instructions clean setup-run setup-dev setup-bench
+
+# The servers of the bench, and where Debian has them.
+NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /usr/lib/nginx/modules/ngx_nchan_module.so)
+PEERS := nats-server=nats-server nginx=nginx-light $(NCHAN)=libnginx-mod-nchan redis-server=redis-server openssl=openssl
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -21,7 +26,7 @@ run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
 test: setup-dev tests/node/node_modules
-	@tools/packages chromium=chromium openssl=openssl valgrind=valgrind
+	@tools/packages chromium=chromium valgrind=valgrind $(PEERS)
 	.venv/bin/python -m pytest $(ARGS)
 
 lint: setup-dev
@@ -36,8 +41,14 @@ conformance: setup-dev
 fuzz: setup-dev
 	.venv/bin/python -m tests.fuzz $(ARGS)
 
-bench: setup-dev
-	.venv/bin/python -m bench.fanout $(ARGS)
+# A server that is not there is named by the bench, and the others are measured.
+bench: setup-bench
+	@tools/packages $(PEERS) || true
+	.venv/bin/python -m bench $(ARGS)
+
+bench-check: setup-bench
+	@tools/packages $(PEERS) valgrind=valgrind || true
+	.venv/bin/python -m bench check $(ARGS)
 
 instructions: setup-dev
 	@tools/packages valgrind=valgrind
@@ -52,6 +63,9 @@ setup-run:
 
 setup-dev:
 	@tools/setup dev
+
+setup-bench:
+	@tools/setup bench
 
 tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	@tools/packages node=nodejs npm=npm

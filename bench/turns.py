@@ -72,12 +72,13 @@ def plan(
                 made.missing[peer.name] = reason
             else:
                 present.append(peer)
-        for load in loads(scenario, seconds):
+        for own, load in zip(scenario.loads, loads(scenario, seconds), strict=True):
             able = [peer for peer in present if unable(peer, load) is None]
             for peer in present:
                 if reason := unable(peer, load):
                     made.unable.setdefault(scenario.name, {})[peer.name] = reason
-            made.steps += [Step(scenario.name, load, peer) for _ in range(repeat or scenario.repeat) for peer in able]
+            times = repeat or (1 if own in scenario.once else scenario.repeat)
+            made.steps += [Step(scenario.name, load, peer) for _ in range(times) for peer in able]
     return made
 
 

@@ -67,6 +67,15 @@ def test_it_does_only_what_is_missing(checkout: Checkout) -> None:
     assert checkout.setup("run") == ""
 
 
+def test_what_the_tests_need_holds_what_the_bench_needs(checkout: Checkout) -> None:
+    assert checkout.setup("bench") == "venv install"
+    assert checkout.setup("dev") == "install"
+    other = Checkout(checkout.folder.parent / "two")
+    shutil.copytree(checkout.folder, other.folder)
+    assert other.setup("dev") == "venv install"
+    assert other.setup("bench") == ""
+
+
 def test_it_does_again_what_is_older_than_what_it_is_made_from(checkout: Checkout) -> None:
     checkout.setup("run")
     age(checkout.folder / ".venv" / ".built", 10)

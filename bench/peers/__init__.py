@@ -1,6 +1,6 @@
 """The servers that the bench compares, each in a file of its own."""
 
-from bench.peers.base import ABILITIES, LACKS, Dialogue, Peer, Setting, Talk
+from bench.peers.base import ABILITIES, LACKS, Dialogue, Peer, Setting, Talk, event
 from bench.peers.floor import FLOOR, FLOOR_MESSAGE
 from bench.peers.nats import NATS
 from bench.peers.nchan import NCHAN
@@ -29,6 +29,7 @@ __all__ = [
     "Peer",
     "Setting",
     "Talk",
+    "event",
 ]
 
 # In the order of every table.

@@ -3,12 +3,18 @@
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.peers.base import Dialogue, Peer, Setting, Talk, data, event, topic
+from broker.config import Server
 
 ROOT = Path(__file__).parent.parent.parent
-ABILITIES = frozenset({"tcp", "unix", "tls", "topics", "patterns", "unsubscribed"})
+# Abilities that are behind a key of the configuration: the key below [server], and what turns it on.
+FEATURES: dict[str, Callable[[Setting], dict[str, str]]] = {
+    "tls": lambda setting: {"certificate": f'"{setting.certificate}"', "key": f'"{setting.key}"'},
+    "deflate": lambda setting: {"compression": "true"},
+}
 
 
 def command(setting: Setting) -> list[str]:
@@ -23,10 +29,16 @@ def command(setting: Setting) -> list[str]:
 
 def _features(setting: Setting) -> list[str]:
     """The lines of the configuration below [server] that turn on what a run needs."""
-    lines = []
-    if setting.transport == "tls":
-        lines += [f'certificate = "{setting.certificate}"', f'key = "{setting.key}"']
-    return lines
+    wanted = {"tls": setting.transport == "tls", "deflate": setting.deflate}
+    keys = [FEATURES[ability](setting) for ability, needed in wanted.items() if needed]
+    return [f"{key} = {value}" for turned_on in keys for key, value in turned_on.items()]
+
+
+def abilities(keys: Iterable[str] = Server.__struct_fields__) -> frozenset[str]:
+    """What a broker with these keys below [server] can do."""
+    setting = Setting(Path(), 0)
+    known = {ability for ability, turned_on in FEATURES.items() if set(turned_on(setting)) <= set(keys)}
+    return frozenset({"tcp", "unix", "topics", "patterns", "unsubscribed"} | known)
 
 
 def talk(talk: Talk) -> Dialogue:
@@ -61,7 +73,7 @@ def version() -> str:
 BROKER = Peer(
     "wsbroker",
     "wsbroker",
-    ABILITIES,
+    abilities(),
     command,
     talk,
     missing,

@@ -51,6 +51,8 @@ class Scenario:
     compared: Value
     """What the servers are compared by."""
     repeat: int = 2
+    once: tuple[Load, ...] = ()
+    """Those of the loads that take so long that they are not repeated."""
     less_is_better: bool = False
     plots: tuple[Plot, ...] = ()
     remarks: Callable[[Sequence[Run]], list[str]] = lambda runs: []
@@ -71,6 +73,26 @@ PUBLISHING = (
     Column("done p50", lambda result: result.done_us.p50, duration),
     Column("p99", lambda result: result.done_us.p99, duration),
 )
+
+
+def delivery_p99(result: Published) -> float:
+    """What latency is compared by, in microseconds."""
+    return result.delivery_us.p99
+
+
+def connects_per_second(result: Opened) -> float:
+    """How fast connections are taken."""
+    return result.connects_per_second
+
+
+def connect_cpu(result: Opened) -> float:
+    """The server's CPU time of a connect, in microseconds."""
+    return result.server_us_per_connect
+
+
+def connection_rss(result: Opened) -> float:
+    """The memory of a connection in bytes."""
+    return result.rss_per_connection
 
 
 def connect_p50(result: Opened) -> float:

@@ -3,28 +3,37 @@
 from bench.figures import duration, micros, rate, share, size
 from bench.measure import Opening
 from bench.peers import BROKER, NATS, NCHAN, PICOWS, REDIS, SOCKETIFY, WEBSOCKETS
-from bench.scenarios.base import Column, Plot, Scenario, connect_p50, connect_p99
+from bench.scenarios.base import (
+    Column,
+    Plot,
+    Scenario,
+    connect_cpu,
+    connect_p50,
+    connect_p99,
+    connection_rss,
+    connects_per_second,
+)
 
 PEERS = (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, NCHAN, REDIS)
 
 STORM = Scenario(
     "storm",
     "Connection storm",
-    "2,000 clients connect at the same moment and subscribe to one topic. Where the queue of connections that wait to be "
-    "accepted is full (4,096 for servers that can be told so), the kernel turns clients away, which try again after a "
-    "second.",
+    "2,000 clients connect at the same moment and subscribe to one topic. Where the queue of connections that wait to "
+    "be accepted is full (4,096 for servers that can be told so), the kernel turns clients away, which try again after "
+    "a second.",
     (Opening(connections=2000, base=1, opening=2000, subscribed=True, settle=0.2, patience=10.0),),
     PEERS,
     (
-        Column("connects/s", lambda result: result.connects_per_second, rate),
+        Column("connects/s", connects_per_second, rate),
         Column("all open after", lambda result: result.seconds * 1e6, duration),
         Column("p50", connect_p50, duration),
         Column("p99", connect_p99, duration),
         Column("server CPU", lambda result: result.server_cpu, share),
         Column("load CPU", lambda result: result.load_cpu, share),
     ),
-    lambda result: result.connects_per_second,
-    plots=(Plot("rate", "2,000 at once", "bars", "connects/s", lambda result: result.connects_per_second),),
+    connects_per_second,
+    plots=(Plot("rate", "2,000 at once", "bars", "connects/s", connects_per_second),),
 )
 
 CONNECT = Scenario(
@@ -35,15 +44,15 @@ CONNECT = Scenario(
     (Opening(connections=3000, base=500, settle=0.3),),
     PEERS,
     (
-        Column("server µs each", lambda result: result.server_us_per_connect, micros),
-        Column("connects/s", lambda result: result.connects_per_second, rate),
+        Column("server µs each", connect_cpu, micros),
+        Column("connects/s", connects_per_second, rate),
         Column("p50", connect_p50, duration),
         Column("p99", connect_p99, duration),
         Column("load CPU", lambda result: result.load_cpu, share),
     ),
-    lambda result: result.server_us_per_connect,
+    connect_cpu,
     less_is_better=True,
-    plots=(Plot("cpu", "a connect", "bars", "server CPU µs", lambda result: result.server_us_per_connect),),
+    plots=(Plot("cpu", "a connect", "bars", "server CPU µs", connect_cpu),),
 )
 
 IDLE = Scenario(
@@ -55,10 +64,10 @@ IDLE = Scenario(
     (Opening(connections=10_000), Opening(connections=10_000, subscribed=True)),
     PEERS,
     (
-        Column("RSS of each", lambda result: result.rss_per_connection, size),
+        Column("RSS of each", connection_rss, size),
         Column("RSS in all", lambda result: result.server_rss, size),
     ),
-    lambda result: result.rss_per_connection,
+    connection_rss,
     repeat=1,
     less_is_better=True,
     plots=(

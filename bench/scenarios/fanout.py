@@ -27,6 +27,7 @@ FANOUT = Scenario(
     tuple(PEERS.values()),
     PUBLISHING,
     deliveries,
+    once=(at(16, SUBSCRIBERS[-1]),),
     plots=(
         Plot(
             "windows",

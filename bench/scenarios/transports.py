@@ -20,7 +20,7 @@ UNIX = Scenario(
         Publishing(subscribers=1000, window=1, transport="unix"),
         Publishing(subscribers=1000, window=16, transport="unix"),
     ),
-    (BROKER, WEBSOCKETS, SOCKETIFY, REDIS, FLOOR),
+    (BROKER, WEBSOCKETS, SOCKETIFY, FLOOR),
     PUBLISHING,
     deliveries,
     plots=(Plot("rate", "1,000 subscribers", "bars", "deliveries/s", deliveries, label=_over, logarithmic=True),),

@@ -12,7 +12,7 @@ from pathlib import Path
 from websockets.asyncio.server import ServerConnection, serve, unix_serve
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 
-from bench.peers import RELAY_TOPIC, event
+from bench.peers import RELAY_TOPIC, Talk, event
 from broker.client import load as load_program
 
 RELAY = {
@@ -20,8 +20,8 @@ RELAY = {
     "answer": "ok",
     "subscriber_greetings": 1,
     "publisher_greetings": 0,
-    "publish": event(128),
-    "event": event(128),
+    "publish": event(Talk()),
+    "event": event(Talk()),
 }
 
 Send = Callable[[Iterable[ServerConnection], str], Coroutine[object, object, None]]

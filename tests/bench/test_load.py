@@ -8,8 +8,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Origin
 
-from bench.measure import Opened, Published, Publishing
-from bench.peers import PEERS
+from bench.measure import Opened, Published
 from tests.bench.loading import RELAY, Send, load, relay, send_to_each
 
 
@@ -118,9 +117,3 @@ async def test_opens_all_connections_and_leaves_them_alone() -> None:
     assert result.server_us_per_connect > 0
     assert len(server.subscribers["t00000"]) == 150
     assert server.published == 0
-
-
-@pytest.mark.parametrize("name", PEERS)
-def test_measures_the_peers(name: str) -> None:
-    result = Publishing(subscribers=5, window=2, seconds=0.1, warmup=0).run(PEERS[name])
-    assert result.total_deliveries == 5 * result.total_publishes > 0

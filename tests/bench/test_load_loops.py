@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from bench.peers import event
+from bench.peers import Talk, event
 from tests.bench.loading import load, relay, send_to_each
 
 
@@ -58,7 +58,7 @@ async def test_tells_what_a_server_does_not_take() -> None:
 
     async with relay(stand) as server:
         # 16 kB each, so that all buffers of the kernel's are full before the end.
-        big = event(16_000)
+        big = event(Talk(16_000))
         status, output, complaint = await load(
             "publish", server.port, subscribers=1, rate=5000, warmup=0, duration=0.4, publish=big, event=big
         )

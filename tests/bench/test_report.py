@@ -1,100 +1,131 @@
-"""What the bench makes of its measurements."""
+"""The report: figures and plots from saved runs, put between the markers of the document."""
 
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from bench import report
-from bench.measure import Latency, Published, Publishing, Run
-from bench.peers import BROKER, FLOOR, WEBSOCKETS, Peer
-from bench.report import Figure
+from bench import plots, record, report
+from bench.measure import Publishing
+from bench.scenarios import SCENARIOS
+from tests.bench.made_up import opened, published
+from tests.bench.test_record import made
 
-LOAD = Publishing(subscribers=1000, window=16)
-
-
-def run(peer: Peer, rate: float, load_cpu: float = 0.5, other_cpu: float = 0.0) -> Run[Published]:
-    latency = Latency(p50=900.0, p90=950.0, p99=1500.0, p999=1600.0, max=1700.0)
-    result = Published(
-        subscribers=1000,
-        topics=1,
-        window=16,
-        event_bytes=173,
-        seconds=1.0,
-        publishes=int(rate / 1000),
-        deliveries=int(rate),
-        deliveries_per_second=rate,
-        total_publishes=int(rate / 1000),
-        total_deliveries=int(rate),
-        server_cpu=0.98,
-        load_cpu=load_cpu,
-        other_cpu=other_cpu,
-        server_us_per_delivery=0.4,
-        server_rss=50_000_000,
-        publishes_per_write=16.0,
-        deliveries_per_read=16.0,
-        done_us=latency,
-        delivery_us=latency,
-    )
-    return Run(peer, LOAD, result)
+DOCUMENT = f"# Title\n\nBefore.\n\n{report.BEGIN}\n\nfigures of yesteryear\n\n{report.END}\n\nAfter.\n"
 
 
-def test_a_figure_is_the_median_and_half_the_range() -> None:
-    assert Figure.of([100.0, 110.0, 90.0, 100.0]) == Figure(100.0, 0.1)
+@pytest.fixture(scope="module")
+def records() -> dict[str, record.Record]:
+    """A whole run."""
+    found = {}
+    for name, scenario in SCENARIOS.items():
+        runs = [
+            published(peer.name, 100.0 + number, load, samples=((0.1, 50_000_000), (0.2, 51_000_000)))
+            if isinstance(load, Publishing)
+            else opened(peer.name, 2000.0, load)
+            for load in scenario.loads
+            for number, peer in enumerate(scenario.peers)
+        ]
+        found[name] = made(name, *runs)
+    return found
 
 
-def test_a_ratio_is_taken_run_by_run() -> None:
-    runs = [run(BROKER, 200.0), run(WEBSOCKETS, 100.0), run(BROKER, 60.0), run(WEBSOCKETS, 20.0)]
-    assert report.ratio(runs, LOAD, BROKER, WEBSOCKETS, report.deliveries) == Figure(2.5, 0.2)
+@pytest.fixture(scope="module")
+def document(records: dict[str, record.Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A document with the report of it."""
+    file = tmp_path_factory.mktemp("docs") / "benchmarks.md"
+    file.write_text(DOCUMENT)
+    report.write(records, file)
+    return file
 
 
-def test_there_is_no_figure_for_what_was_not_measured() -> None:
-    runs = [run(BROKER, 200.0)]
-    assert report.figure(runs, LOAD, WEBSOCKETS, report.deliveries) is None
-    assert report.figure(runs, Publishing(1, 1), BROKER, report.deliveries) is None
-    assert report.ratio(runs, LOAD, BROKER, WEBSOCKETS, report.deliveries) is None
+def test_the_prose_around_stays(document: Path) -> None:
+    text = document.read_text()
+    assert text.startswith("# Title\n\nBefore.\n\n")
+    assert text.endswith("\n\nAfter.\n")
+    assert "yesteryear" not in text
 
 
-def test_a_row_has_a_cell_for_each_heading() -> None:
-    runs = [run(BROKER, 2_000_000.0), run(WEBSOCKETS, 100_000.0)]
-    row = report.publishing_row(runs, LOAD, BROKER, (WEBSOCKETS, FLOOR))
-    assert row == ["2.00 M", "±0%", "0.40", "98%", "50%", "900 µs", "1.5 ms", "20.00", ""]
-    assert len(row) == len(report.PUBLISHING_HEADINGS) + 2
-    assert len(report.publishing_row(runs, LOAD, FLOOR, (WEBSOCKETS, FLOOR))) == len(row)
+def test_every_scenario_is_in_it_with_the_command_that_makes_it(document: Path) -> None:
+    text = document.read_text()
+    for name, scenario in SCENARIOS.items():
+        assert f"### {scenario.title}\n" in text
+        assert f"`python -m bench {name}`, 1 repetition, " in text
+    assert "| connect with handshake, server CPU | 130 µs | 90 µs | 100 µs ±0% | yes |" in text
 
 
-def test_columns_of_numbers_stand_to_the_right() -> None:
-    assert report.table(["", "rate"], [["wsbroker", "1"], ["floor", "2,000"]]) == (
-        "           rate\nwsbroker      1\nfloor     2,000"
-    )
+def test_what_is_missing_or_failed_is_in_it(document: Path) -> None:
+    text = document.read_text()
+    assert "- missing: `nats` (there is no nats-server)" in text
+    assert "- C floor, a send per read batch has no TLS." in text
+    assert "- Redis pub/sub, no WebSocket failed at 5,000 connections, idle, 64 at a time: it broke" in text
+
+
+def test_runs_that_do_not_count_for_much_are_named(tmp_path: Path) -> None:
+    load = SCENARIOS["pipelined"].loads[0]
+    runs = [published("wsbroker", 1.0, load, load_cpu=0.95), published("nats", 1.0, load, other_cpu=0.5)]
+    text = report.figures({"pipelined": made("pipelined", *runs)}, tmp_path)
+    assert "- In 1 of 2 runs the load program was busy for more than 90% of the time: " in text
+    assert "- In 1 of 2 runs other programs used more than 10% of a core: " in text
+
+
+def test_every_plot_is_a_small_picture_that_the_document_shows(document: Path) -> None:
+    text, folder = document.read_text(), document.parent / "benchmarks"
+    pictures = {file.name for file in folder.iterdir()}
+    assert pictures == {f"{name}-{plot.name}.svg" for name, scenario in SCENARIOS.items() for plot in scenario.plots}
+    for file in folder.iterdir():
+        assert f"](benchmarks/{file.name})" in text
+        assert file.stat().st_size < 60_000
+        assert ET.fromstring(file.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_plot_suits_light_and_dark_pages(document: Path) -> None:
+    for file in (document.parent / "benchmarks").iterdir():
+        svg = file.read_text().lower()
+        assert "#ffffff" not in svg
+        assert "fill: #000000" not in svg
+        assert "stroke: #000000" not in svg
+
+
+def test_the_same_runs_make_the_same_report(records: dict[str, record.Record], document: Path, tmp_path: Path) -> None:
+    again = tmp_path / "benchmarks.md"
+    again.write_text(document.read_text())
+    report.write(records, again)
+    assert again.read_text() == document.read_text()
+    for file in (document.parent / "benchmarks").iterdir():
+        assert (tmp_path / "benchmarks" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_plots_that_are_no_more_go(records: dict[str, record.Record], tmp_path: Path) -> None:
+    file = tmp_path / "benchmarks.md"
+    file.write_text(DOCUMENT)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "old-plot.svg").touch()
+    report.write({"pipelined": records["pipelined"]}, file)
+    assert [each.name for each in (tmp_path / "benchmarks").iterdir()] == ["pipelined-rate.svg"]
+    assert "### Idle connections\n\nNot measured." in file.read_text()
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    scenario = SCENARIOS["fanout"]
+    assert plots.draw(scenario, scenario.plots[0], [], tmp_path) is None
+
+
+def test_a_document_without_markers_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "benchmarks.md"
+    file.write_text("# Title\n")
+    with pytest.raises(ValueError, match="no markers"):
+        report.write({}, file)
+    assert file.read_text() == "# Title\n"
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("measured", "shown"),
     [
-        (0.0, "0"),
-        (999.4, "999"),
-        (999.6, "1.00 k"),
-        (12_345.0, "12.3 k"),
-        (216_400.0, "216 k"),
-        (3_050_000.0, "3.05 M"),
+        ("python -m bench", "python -m bench fanout"),
+        ("python -m bench fanout idle --repeat 3", "python -m bench fanout --repeat 3"),
     ],
 )
-def test_a_rate_has_three_digits(value: float, text: str) -> None:
-    assert report.rate(value) == text
-
-
-def test_remarks_name_runs_that_do_not_count() -> None:
-    assert report.remarks([run(BROKER, 1.0, load_cpu=0.99), run(FLOOR, 1.0, other_cpu=0.5)])[:2] == [
-        "In 1 of 2 runs (wsbroker) the load program was busy all the time.",
-        "In 1 of 2 runs other programs used more than 10% of a core: these figures do not count for much.",
-    ]
-
-
-def test_saves_every_run_with_the_machine(tmp_path: Path) -> None:
-    file = tmp_path / "results" / "fanout.json"
-    report.save("fanout", [run(BROKER, 1.0), run(FLOOR, 2.0)], file)
-    saved = msgspec.json.decode(file.read_bytes())
-    assert [(each["peer"], each["load"]["window"]) for each in saved["runs"]] == [("wsbroker", 16), ("floor", 16)]
-    assert saved["runs"][1]["result"]["done_us"]["p99.9"] == 1600.0
-    assert saved["machine"]["cores"] >= 1
+def test_the_command_is_that_of_the_scenario_alone(measured: str, shown: str) -> None:
+    found = record.Record("fanout", measured, "", {}, {}, {}, {}, [], [])
+    assert report.command(found) == shown

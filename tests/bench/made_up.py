@@ -1,0 +1,65 @@
+"""Runs that never were, with the figures that a test wants."""
+
+from bench.figures import Run
+from bench.measure import Latency, Load, Opened, Opening, Published, Publishing
+
+LOAD = Publishing(subscribers=1000, window=16)
+OPENING = Opening(connections=5000)
+
+
+def published(
+    peer: str,
+    rate: float,
+    load: Load = LOAD,
+    load_cpu: float = 0.5,
+    other_cpu: float = 0.0,
+    p99: float = 1500.0,
+    samples: tuple[tuple[float, int], ...] = (),
+) -> Run:
+    """A run with this many deliveries a second."""
+    latency = Latency(p50=900.0, p90=950.0, p99=p99, p999=p99 + 100, max=p99 + 200)
+    stalled = load.stalled if isinstance(load, Publishing) else 0
+    result = Published(
+        subscribers=1000,
+        topics=1,
+        window=16,
+        event_bytes=173,
+        seconds=1.0,
+        publishes=int(rate / 1000),
+        deliveries=int(rate),
+        deliveries_per_second=rate,
+        total_publishes=int(rate / 1000),
+        total_deliveries=int(rate),
+        server_cpu=0.98,
+        load_cpu=load_cpu,
+        other_cpu=other_cpu,
+        server_us_per_delivery=0.4,
+        server_rss=50_000_000,
+        publishes_per_write=16.0,
+        deliveries_per_read=16.0,
+        done_us=latency,
+        delivery_us=latency,
+        stalled=stalled,
+        samples=samples,
+        server_rss_before=50_000_000,
+    )
+    return Run(peer, load, result)
+
+
+def opened(peer: str, rss: float, load: Load = OPENING, connect_us: float = 100.0) -> Run:
+    """A run with connections of this size."""
+    result = Opened(
+        connections=5000,
+        base=500,
+        seconds=1.0,
+        connects_per_second=5000.0,
+        server_cpu=0.9,
+        load_cpu=0.3,
+        other_cpu=0.0,
+        server_us_per_connect=connect_us,
+        server_rss_base=40_000_000,
+        server_rss=60_000_000,
+        rss_per_connection=rss,
+        connect_us=Latency(p50=10.0, p90=20.0, p99=30.0, p999=40.0, max=50.0),
+    )
+    return Run(peer, load, result)

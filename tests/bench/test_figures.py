@@ -1,0 +1,67 @@
+"""Medians, spreads and ratios of runs, and how figures are written."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bench import figures
+from bench.figures import Figure
+from bench.measure import Publishing
+from bench.scenarios.base import deliveries
+from tests.bench.made_up import LOAD, published
+
+
+def test_a_figure_is_the_median_and_half_the_range() -> None:
+    assert Figure.of([100.0, 110.0, 90.0, 100.0]) == Figure(100.0, 0.1)
+
+
+def test_a_ratio_is_taken_run_by_run() -> None:
+    pairs = [("wsbroker", 200.0), ("websockets", 100.0), ("wsbroker", 60.0), ("websockets", 20.0)]
+    runs = [published(peer, rate) for peer, rate in pairs]
+    assert figures.ratio(runs, LOAD, "wsbroker", "websockets", deliveries) == Figure(2.5, 0.2)
+
+
+def test_there_is_no_figure_for_what_was_not_measured() -> None:
+    runs = [published("wsbroker", 200.0)]
+    assert figures.figure(runs, LOAD, "websockets", deliveries) is None
+    assert figures.figure(runs, Publishing(subscribers=1, window=1), "wsbroker", deliveries) is None
+    assert figures.ratio(runs, LOAD, "wsbroker", "websockets", deliveries) is None
+
+
+def test_remarks_name_runs_that_do_not_count_for_much() -> None:
+    runs = [
+        published("wsbroker", 1.0, load_cpu=0.99),
+        published("wsbroker", 1.0, load_cpu=0.98),
+        published("floor", 1.0, other_cpu=0.5),
+    ]
+    assert figures.remarks(runs) == [
+        "In 2 of 3 runs the load program was busy for more than 90% of the time: "
+        "1,000 subscribers, window 16, 128 B (wsbroker).",
+        "In 1 of 3 runs other programs used more than 10% of a core: 1,000 subscribers, window 16, 128 B (floor).",
+    ]
+    assert figures.remarks([published("wsbroker", 1.0)]) == []
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (figures.rate, 0.0, "0"),
+        (figures.rate, 999.4, "999"),
+        (figures.rate, 999.6, "1.00 k"),
+        (figures.rate, 12_345.0, "12.3 k"),
+        (figures.rate, 216_400.0, "216 k"),
+        (figures.rate, 3_050_000.0, "3.05 M"),
+        (figures.duration, 900.0, "900 µs"),
+        (figures.duration, 1500.0, "1.5 ms"),
+        (figures.duration, 2_100_000.0, "2.10 s"),
+        (figures.size, 710.0, "710 B"),
+        (figures.size, 2_100.0, "2.1 kB"),
+        (figures.size, -48_000_000.0, "-48.0 MB"),
+        (figures.micros, 0.123, "0.12"),
+        (figures.micros, 12.34, "12.3"),
+        (figures.times, 1.256, "1.26"),
+        (figures.times, 120.4, "120"),
+    ],
+)
+def test_a_figure_has_as_many_digits_as_it_deserves(write: Callable[[float], str], value: float, text: str) -> None:
+    assert write(value) == text

@@ -1,0 +1,68 @@
+"""The scenarios: what is among them, that they are documented, and that all together take less than 15 minutes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import turns
+from bench.measure import Opening, Publishing, unable
+from bench.peers import BROKER, PEERS
+from bench.scenarios import SCENARIOS
+from bench.scenarios.stalled import WITH, WITHOUT
+
+DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "benchmarks.md").read_text()
+
+
+def rows(heading: str) -> set[str]:
+    """What the first column of the table below this heading names."""
+    section = re.split(r"^## ", DOCUMENT, flags=re.MULTILINE)
+    (found,) = [text for text in section if text.startswith(f"{heading}\n")]
+    return set(re.findall(r"^\| `([\w-]+)` \|", found, re.MULTILINE))
+
+
+def test_every_scenario_is_documented() -> None:
+    assert rows("The scenarios") == set(SCENARIOS)
+
+
+def test_every_peer_is_documented() -> None:
+    assert rows("The peers") == set(PEERS)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_scenario_compares_by_a_column_of_its_table(name: str) -> None:
+    scenario = SCENARIOS[name]
+    assert scenario.compared in [column.value for column in scenario.columns]
+    assert scenario.plots
+    assert BROKER in scenario.peers
+    for load in scenario.loads:
+        assert sum(unable(peer, load) is None for peer in scenario.peers) >= 2, "nothing to compare with"
+
+
+def test_everything_takes_less_than_fifteen_minutes() -> None:
+    assert turns.plan(list(SCENARIOS.values())).expected < 13.5 * 60, "there must be time for what was disturbed"
+
+
+def test_loads_are_written_in_words() -> None:
+    assert str(Publishing(subscribers=1, window=256)) == "1 subscriber, window 256, 128 B"
+    assert str(Publishing(subscribers=1000, topics=1000, patterns=True, window=64)) == (
+        "1,000 subscribers, 1,000 patterns, window 64, 128 B"
+    )
+    assert str(WITH) == "900 subscribers, 75 publishes/s, 2 kB, 100 more stalled"
+    assert str(Publishing(subscribers=2, window=1, transport="unix")) == "2 subscribers, window 1, 128 B, Unix socket"
+    assert str(Publishing(subscribers=2, window=1, payload=1024, transport="tls", deflate=True)) == (
+        "2 subscribers, window 1, 1 kB, TLS, deflate"
+    )
+    assert str(Opening(connections=2000, opening=2000, subscribed=True)) == (
+        "2,000 connections, subscribed, 2,000 at a time"
+    )
+
+
+def test_the_healthy_and_the_stalled_are_a_thousand() -> None:
+    assert WITH.subscribers + WITH.stalled == 1000
+    assert WITH.subscribers == WITHOUT.subscribers
+
+
+def test_loads_have_names_of_their_own() -> None:
+    for scenario in SCENARIOS.values():
+        assert len({str(load) for load in scenario.loads}) == len(scenario.loads)

@@ -1,0 +1,98 @@
+"""The order of the measurements, and what becomes of those that fail or are disturbed."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench import turns
+from bench.figures import Run
+from bench.measure import MeasureError, Opening, Publishing
+from bench.peers import PEERS
+from bench.scenarios import SCENARIOS
+from bench.turns import Step, Turns
+from tests.bench.made_up import LOAD, published
+
+A, B = PEERS["wsbroker"], PEERS["floor"]
+SCENARIO = replace(SCENARIOS["pipelined"], loads=(LOAD,), peers=(A, B), repeat=2)
+STEPS = [Step("pipelined", LOAD, A), Step("pipelined", LOAD, B)]
+
+
+def test_the_peers_take_turns() -> None:
+    assert [step.peer.name for step in turns.plan([SCENARIO]).steps] == ["wsbroker", "floor", "wsbroker", "floor"]
+
+
+def test_what_is_asked_for_goes_before_what_the_scenario_says() -> None:
+    opening = Opening(connections=10)
+    planned = turns.plan([replace(SCENARIO, loads=(LOAD, opening))], ["floor"], repeat=1, seconds=0.25)
+    assert [(step.peer.name, step.load) for step in planned.steps] == [
+        ("floor", Publishing(subscribers=1000, window=16, seconds=0.25)),
+        ("floor", opening),
+    ]
+
+
+def test_what_takes_long_is_not_repeated() -> None:
+    long = Publishing(subscribers=10_000, window=1)
+    planned = turns.plan([replace(SCENARIO, loads=(LOAD, long), peers=(A,), once=(long,))], seconds=0.1)
+    assert [step.load.subscribers for step in planned.steps if isinstance(step.load, Publishing)] == [
+        1000,
+        1000,
+        10_000,
+    ]
+
+
+def test_a_peer_that_is_not_there_is_named() -> None:
+    absent = replace(B, missing=lambda: "there is no floor; build one")
+    planned = turns.plan([replace(SCENARIO, peers=(A, absent))])
+    assert planned.missing == {"floor": "there is no floor; build one"}
+    assert {step.peer.name for step in planned.steps} == {"wsbroker"}
+
+
+def test_a_peer_that_lacks_something_is_named() -> None:
+    over_tls = Publishing(subscribers=5, window=1, transport="tls")
+    planned = turns.plan([replace(SCENARIO, loads=(LOAD, over_tls), peers=(B,))])
+    assert planned.unable == {"pipelined": {"floor": "has no TLS"}}
+    assert {step.load for step in planned.steps} == {LOAD}
+
+
+def test_a_run_that_fails_is_kept_with_its_reason() -> None:
+    def measure(step: Step) -> Run:
+        if step.peer is A:
+            raise MeasureError("nobody listens")
+        return published("floor", 1.0)
+
+    taken = Turns(0, measure=measure).take(STEPS)["pipelined"]
+    assert [run.peer for run in taken.runs] == ["floor"]
+    assert [(failure.peer, failure.error) for failure in taken.failures] == [("wsbroker", "nobody listens")]
+
+
+@pytest.mark.parametrize(
+    ("retries", "disturbances", "kept"),
+    [(2, [0.5, 0.05, 0.0], 0.05), (2, [0.5, 0.3, 0.4], 0.3), (0, [0.5, 0.0], 0.5), (2, [0.02, 0.0], 0.02)],
+)
+def test_a_disturbed_run_is_done_again(retries: int, disturbances: list[float], kept: float) -> None:
+    left = iter(disturbances)
+    taker = Turns(retries, measure=lambda step: published("wsbroker", 1.0, other_cpu=next(left)))
+    (run,) = taker.take(STEPS[:1])["pipelined"].runs
+    assert run.result.other_cpu == kept
+
+
+def test_nothing_is_done_again_when_it_is_late() -> None:
+    now = 0.0
+
+    def measure(step: Step) -> Run:
+        nonlocal now
+        now += step.load.expected
+        return published(step.peer.name, 1.0, other_cpu=0.5)
+
+    # Time for the two steps and one more.
+    taker = Turns(5, LOAD.expected * 3.5, measure, clock=lambda: now)
+    assert len(taker.take(STEPS)["pipelined"].runs) == 2
+    assert now == pytest.approx(LOAD.expected * 3)
+
+
+def test_before_and_after_each_step_somebody_is_told() -> None:
+    told: list[str] = []
+    Turns(0, measure=lambda step: published(step.peer.name, 1.0)).take(
+        STEPS, lambda step: told.append(f"before {step.peer.name}"), lambda step: told.append(f"after {step.peer.name}")
+    )
+    assert told == ["before wsbroker", "after wsbroker", "before floor", "after floor"]

@@ -243,8 +243,23 @@ def pub(topic: str, data: str | None, text: bool, key: str | None, url: str, tok
 @wsbroker.command()
 @click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
 @click.option("--overflow", metavar="P", type=click.Choice(OVERFLOWS), help=f"When too slow: {', '.join(OVERFLOWS)}.")
+@click.option("--max-queue", metavar="N", type=click.IntRange(min=1), help="How many events may wait in the broker.")
+@click.option(
+    "--credit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Let at most N events of each topic be under way: more come when those are printed.",
+)
 @_connection_options
-def sub(topics: tuple[str, ...], overflow: Overflow | None, url: str, token: str | None, as_json: bool) -> int:
+def sub(
+    topics: tuple[str, ...],
+    overflow: Overflow | None,
+    max_queue: int | None,
+    credit: int | None,
+    url: str,
+    token: str | None,
+    as_json: bool,
+) -> int:
     """Print the events of topics and patterns as they come, one JSON object a line.
 
     A line with "op":"gap" stands where events were lost. Ctrl-C ends it.
@@ -263,7 +278,8 @@ def sub(topics: tuple[str, ...], overflow: Overflow | None, url: str, token: str
     if sys.stdout is None:
         report.error("no_output", "standard output is closed")
         return Status.NO_OUTPUT
-    return _run(print_events(topics, overflow=overflow, url=url, token=token), report)
+    work = print_events(topics, overflow=overflow, max_queue=max_queue, credit=credit, url=url, token=token)
+    return _run(work, report)
 
 
 @wsbroker.command()

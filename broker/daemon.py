@@ -30,6 +30,7 @@ from broker.errors import ConfigError
 from broker.net.gate import Gate, Room
 from broker.net.listener import CannotListenError, Listener
 from broker.node import Node
+from broker.rules import Rules
 
 ENGINES: dict[str, Callable[[], Engine]] = {"memory": MemoryEngine}
 
@@ -67,7 +68,11 @@ def run(config: Config) -> int:
 
 
 def find_room(config: Config) -> Room:
-    """Find out how many connections this process can hold. Raises ConfigError where they are fewer than configured."""
+    """Find out how many connections this process can hold.
+
+    Raises ConfigError where they are fewer than configured, and for topic rules that are wrong or can never apply.
+    """
+    Rules(config.topics, config.limits)
     return Room.of(raise_limit_of_files(), config.limits.max_connections)
 
 

@@ -54,7 +54,7 @@ class TestLayers:
         assert load(None, {}, {}) == Config()
 
     def test_the_defaults_are_those_of_the_design(self) -> None:
-        assert Config().server == Server(["127.0.0.1:8765"], "/", [], None, "memory")
+        assert Config().server == Server(["127.0.0.1:8765"], "/", [], None, "local", "memory")
         assert Config().limits == Limits(
             max_size=1024 * 1024,
             max_fragments=4096,
@@ -70,6 +70,9 @@ class TestLayers:
             ping_interval=25,
             ping_timeout=10,
             close_timeout=5,
+            block_timeout=5,
+            publish_rate=0,
+            publish_burst=100,
             drain_timeout=10,
             reconnect_spread=5,
             notsent_lowat=16384,

@@ -366,7 +366,7 @@ cdef PyObject* oldest_busy(PyObject* first) noexcept:
 
 cdef inline Queued* at(Subscription self, uint32_t index) noexcept:
     """An entry of the queue, the first one being 0."""
-    return &self.ring[(self.first + index) % self.room]
+    return &self.ring[(self.first + index) & (self.room - 1)]  # the room is a power of two
 
 
 cdef int make_room(Subscription self) except -1:
@@ -417,7 +417,7 @@ cdef int push_back_first(Subscription self, PyObject* event, const Missed* misse
         enter_busy(self)
         return 0
     make_room(self)
-    self.first = (self.first + self.room - 1) % self.room
+    self.first = (self.first - 1) & (self.room - 1)
     self.base -= 1
     self.span += 1
     self.ring[self.first].event = event
@@ -469,7 +469,7 @@ cdef void trim(Subscription self) noexcept:
         if entry.event != NULL:
             break
         add_missed(&at(self, 1).missed if self.span > 1 else &self.missed, &entry.missed)
-        self.first = (self.first + 1) % self.room
+        self.first = (self.first + 1) & (self.room - 1)
         self.span -= 1
         self.base += 1
     while self.span:

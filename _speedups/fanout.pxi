@@ -468,10 +468,10 @@ cdef int set_ready(Subscription self) except -1:
     """From now on the subscription gets its audiences' batches again. Nothing waits in its queue."""
     cdef Member* member = self.members
     cdef Audience audience
-    if not self.behind or is_single(self):
-        return 0
     if self.lag:
         return ask_to_catch_up(self)
+    if not self.behind or is_single(self):
+        return 0
     self.behind = False
     while member != NULL:
         audience = <Audience> member.audience

@@ -5,13 +5,14 @@
 #   make lint          style and types
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7)
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
+#   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"
 #   make bench         fan-out against its peers;       make bench ARGS=--check
 #   make clean         removes what a build leaves behind; .venv stays
 
 ROOMS := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz bench clean setup-run setup-dev
+.PHONY: help run test lint conformance fuzz soak bench clean setup-run setup-dev
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +35,9 @@ conformance: setup-dev
 
 fuzz: setup-dev
 	.venv/bin/python -m tests.fuzz $(ARGS)
+
+soak: setup-dev
+	.venv/bin/python -m tests.soak $(ARGS)
 
 bench: setup-dev
 	.venv/bin/python -m bench.fanout $(ARGS)

@@ -437,7 +437,6 @@ def test_every_event_is_accounted_for(flow: type[Flow]) -> None:
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-
             phases=(Phase.reuse, Phase.generate, Phase.shrink),
         )
         case("runTest").runTest()

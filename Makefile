@@ -5,6 +5,7 @@
 #   make lint          style and types
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
+#   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
 #   make bench-check   a short part of it, against the ratios that are recorded
 #   make instructions  what the data path costs in instructions; make instructions ARGS=--check
@@ -13,7 +14,7 @@
 ROOMS := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz bench bench-check instructions clean setup-run setup-dev setup-bench
+.PHONY: help run test lint conformance fuzz soak bench bench-check instructions clean setup-run setup-dev setup-bench
 
 # The servers of the bench, and where Debian has them.
 NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /usr/lib/nginx/modules/ngx_nchan_module.so)
@@ -40,6 +41,9 @@ conformance: setup-dev
 
 fuzz: setup-dev
 	.venv/bin/python -m tests.fuzz $(ARGS)
+
+soak: setup-dev
+	.venv/bin/python -m tests.soak $(ARGS)
 
 # A server that is not there is named by the bench, and the others are measured.
 bench: setup-bench

@@ -47,6 +47,10 @@ cdef enum:
     MAX_PIECES = 64
     MAX_WRITE = 65536
 
+    # Why reading is stopped.
+    FOR_SESSION = 1
+    FOR_ROOM = 2
+
     # How many system calls are made for one connection before the others have their turn.
     MAX_ROUNDS = 16
 
@@ -59,7 +63,7 @@ cdef struct Piece:
     PyObject* owned  # what keeps `data` alive: an Event, or the bytes of a gap
     PyObject* subscription
     PyObject* audience
-    uint64_t missed  # of a gap
+    Missed missed  # of a gap, or of the gaps by several reasons that stand at one place
     bint paired  # of a gap: the next piece is the event behind it
 
 
@@ -89,6 +93,7 @@ cdef class Connection(Frames):
         readonly Reactor reactor
         public object session
         public Routes routes  # None: every message goes to the session
+        public Allowance allowance  # None: it may publish as much as it likes
         public int mistakes  # how many commands in a row were malformed
         object transport
         # The lane ahead of events: answers, pongs, the close frame. It stands beside `fd` for the sake of the walk over
@@ -114,6 +119,11 @@ cdef class Connection(Frames):
         PyObject* subscriptions
         PyObject* busy
         bint in_order  # the queues are not emptied in turn but in the order of publishing
+        bint strict  # nor does anything overtake what waits for credit
+        uint32_t credited  # subscriptions with credit
+        bint listed  # it stands in the reactor's list of those that are behind
+        bint told  # and was told of
+        readonly uint64_t behind_since  # in milliseconds of `now_ms`
         size_t outbox_size
         uint32_t deaf  # subscriptions with `echo` false
         uint64_t stamp
@@ -121,6 +131,10 @@ cdef class Connection(Frames):
         int32_t pending_last
         # What came while reading was paused.
         bytes rest
+        uint8_t stops
+        # As a publisher: how many of its events have not found room under `block`, and the answers that wait for it.
+        readonly uint32_t waits
+        list held
         # The sweep.
         uint8_t waiting_for
         double due
@@ -209,13 +223,19 @@ cdef class Connection(Frames):
         self.leave(code, reason)
         self.append_frame(OP_CLOSE, payload, 0 if code == CLOSE_NO_STATUS else 2 + len(text))
         self.reactor.wait(self, END_OF_CLOSE, self.reactor.close_timeout)
-        self.resume()
+        self.stops = 0
+        self.read_again(0)
         return 0
 
     cdef int leave(self, int code, str reason) except -1:
         """Tell the session, once, that the connection takes part no more."""
         session, self.session = self.session, None
         self.routes = None
+        if self.waits:
+            forget_publisher(self)
+        if self.listed:
+            self.listed = False
+            del self.reactor.behind[self]
         if session is not None:
             session.left(code, reason)
         while self.subscriptions != NULL:
@@ -284,18 +304,28 @@ cdef class Connection(Frames):
 
     def pause(self):
         """Stop reading from this client; what already came is kept, and TCP does the rest."""
+        self.stop_reading(FOR_SESSION)
+
+    def resume(self):
+        """Go on reading, first what came before the pause took effect."""
+        self.read_again(FOR_SESSION)
+
+    cdef int stop_reading(self, uint8_t why) except -1:
         if self.state != OPEN:  # who closes has to read, for the peer's close frame
-            return
+            return 0
+        self.stops |= why
         self.resuming = False
         if not self.halted:
             self.halted = True
             self.transport.pause_reading()
+        return 0
 
-    def resume(self):
-        """Go on reading, first what came before the pause took effect."""
-        if self.halted and not self.resuming:
+    cdef int read_again(self, uint8_t why) except -1:
+        self.stops &= ~why
+        if self.halted and not self.resuming and self.stops == 0:
             self.resuming = True
             self.reactor.loop.call_soon(self.read_on)
+        return 0
 
     def read_on(self):
         """The second half of `resume`, on an empty stack."""
@@ -310,11 +340,16 @@ cdef class Connection(Frames):
                 self.rest = bytes(copy[used:])
         if not self.halted:
             self.transport.resume_reading()
+            if self.finishing:
+                self.mark_dirty()  # it may have waited for what was read now
 
     cdef int on_message(self, int opcode, unsigned char* data, size_t size) except -1:
         if self.state != OPEN or self.doomed:
             return 0
-        if self.routes is not None and fast_publish(self, data, size, opcode == OP_TEXT):
+        if self.routes is not None:
+            if fast_publish(self, data, size, opcode == OP_TEXT):
+                return 0
+        elif self.allowance is not None and publish_within(self, data, size, opcode == OP_TEXT):
             return 0
         self.session.message(PyBytes_FromStringAndSize(<char*> data, size), opcode == OP_TEXT)
         return 0
@@ -365,6 +400,50 @@ cdef class Connection(Frames):
             return
         self.append_frame(opcode, <const unsigned char*> PyBytes_AS_STRING(payload), len(payload))
 
+    def answer_publish(self, bytes payload not None):
+        """Send the answer to a publish: as `answer`, but not before its event has found room everywhere (`block`)."""
+        if self.waits:
+            hold_answer(self, payload)
+        else:
+            self.answer(payload)
+
+    cdef int find_room(self) except -1:
+        """One of the events of this publisher has found room."""
+        self.waits -= 1
+        if self.waits:
+            return 0
+        held, self.held = self.held, None
+        if held is not None:
+            for payload in held:
+                self.answer(payload)
+        return self.read_again(FOR_ROOM)
+
+    cdef int fall_behind(self) except -1:
+        """Note that something has to wait for this client."""
+        if self.state != OPEN:
+            return 0
+        self.listed = True
+        self.behind_since = now_ms()
+        self.reactor.behind[self] = None
+        return 0
+
+    @property
+    def is_behind(self):
+        """Whether something waits for this client that it cannot take now."""
+        return self.is_lagging()
+
+    cdef bint is_lagging(self):
+        cdef PyObject* link = self.subscriptions
+        if self.state != OPEN:
+            return False
+        if self.outbox_size or self.blocked:
+            return True
+        while link != NULL:
+            if has_something(<Subscription> link) or (<Subscription> link).lag:
+                return True
+            link = (<Subscription> link).connection_next
+        return False
+
     @property
     def outbox(self):
         """How many bytes wait for this client's socket: answers and queued events."""
@@ -407,6 +486,8 @@ cdef class Connection(Frames):
         """The kernel is full: from now on this client's events wait under their policies."""
         cdef PyObject* link = self.subscriptions
         self.blocked = True
+        if not self.listed:
+            self.fall_behind()
         while link != NULL:
             set_behind(<Subscription> link)
             link = (<Subscription> link).connection_next
@@ -499,7 +580,7 @@ cdef class Connection(Frames):
             return 0
         if settle:
             self.settle()
-            if self.finishing and self.state == OPEN and self.busy == NULL:
+            if self.finishing and self.state == OPEN and not self.halted and not self.is_lagging():
                 self.close(self.close_code, self.close_reason)
         return 0
 
@@ -507,7 +588,7 @@ cdef class Connection(Frames):
         cdef PyObject* link = self.subscriptions
         if self.busy != NULL:
             return 0
-        self.in_order = False
+        self.in_order = self.strict = False
         while link != NULL:
             set_ready(<Subscription> link)
             link = (<Subscription> link).connection_next
@@ -529,13 +610,17 @@ cdef class Connection(Frames):
             size = piece.size
         while self.busy != NULL and count + 2 <= MAX_PIECES and size < MAX_WRITE and self.state == OPEN:
             subscription = <Subscription> (oldest_busy(self.busy) if self.in_order else self.busy)
-            if subscription.count == 0 and subscription.missed == 0:
+            if subscription.credit == 0 and self.strict:
+                break
+            if subscription.count:
+                drop_aged(subscription)
+            if not has_something(subscription):
                 leave_busy(subscription)
                 continue
             self.busy = subscription.busy_next  # one event of each in turn
             pop(subscription, &entry)
-            if entry.missed:
-                gap = frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, entry.missed, "overflow"))
+            if is_any(&entry.missed):
+                gap = self.encode_gaps(subscription, &entry.missed)
                 Py_INCREF(gap)
                 piece = new_piece(pieces, &count, GAP, PyBytes_AS_STRING(gap), PyBytes_GET_SIZE(gap))
                 piece.owned = <PyObject*> gap
@@ -549,7 +634,8 @@ cdef class Connection(Frames):
                 piece.owned = entry.event
                 piece.subscription = <PyObject*> subscription
                 size += piece.size
-            if subscription.count == 0 and subscription.missed == 0:
+                subscription.credit -= subscription.credit != UNLIMITED
+            if not has_something(subscription) or (subscription.credit == 0 and not self.strict):
                 leave_busy(subscription)
         while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
             pending = &self.reactor.pending[self.pending_first]
@@ -561,6 +647,16 @@ cdef class Connection(Frames):
             size += piece.size
             self.pending_first = pending.next
         return count
+
+    cdef bytes encode_gaps(self, Subscription subscription, const Missed* missed):
+        """The gaps at one place, one for each reason."""
+        cdef int reason
+        cdef bytes gaps = b""
+        for reason in range(REASONS):
+            if missed.by[reason]:
+                gaps += frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, missed.by[reason],
+                                                               REASON_NAMES[reason]))
+        return gaps
 
     cdef ssize_t send_pieces(self, Piece* pieces, int count) except -2:
         """Write the pieces; return how many bytes were taken, or -1 if the socket is broken."""
@@ -600,6 +696,7 @@ cdef class Connection(Frames):
             bint paired
             Piece* piece
             size_t left
+            Missed nothing
         if sent > 0 and self.fd >= 0:
             self.reactor.bytes_out += sent
         if sent < 0:
@@ -623,15 +720,17 @@ cdef class Connection(Frames):
                 Py_DECREF(<object> piece.owned)
         if cut < 0:
             return 0
+        memset(&nothing, 0, sizeof(Missed))
         # Put back what is behind the cut before anything is handed to the transport, which may call back.
         for i in range(count - 1, cut, -1):
             piece = &pieces[i]
             if piece.kind == EVENT:
                 paired = pieces[i - 1].paired and i - 1 > cut
-                push_back_first(<Subscription> piece.subscription, piece.owned, pieces[i - 1].missed if paired else 0)
+                push_back_first(<Subscription> piece.subscription, piece.owned,
+                                &pieces[i - 1].missed if paired else &nothing)
             elif piece.kind == GAP:
                 if not piece.paired:
-                    push_back_first(<Subscription> piece.subscription, NULL, piece.missed)
+                    push_back_first(<Subscription> piece.subscription, NULL, &piece.missed)
                 Py_DECREF(<object> piece.owned)
         piece = &pieces[cut]
         if piece.kind == LANE:
@@ -700,9 +799,17 @@ cdef class Connection(Frames):
         set_behind(subscription)
         self.mark_dirty()
         while index < audience.segment_count:
-            offer(subscription, event_for(self, audience, index))
+            offer(subscription, event_for(self, audience, index), None)
             index += 1
         return 0
+
+
+cdef int hold_answer(Connection self, bytes payload) except -1:
+    """Keep the answer to a publish until its event has found room."""
+    if self.held is None:
+        self.held = []
+    self.held.append(payload)
+    return 0
 
 
 cdef int set_notsent_lowat(int fd, int size) except -1:

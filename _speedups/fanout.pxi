@@ -332,7 +332,7 @@ cdef class Audience:
                     event = self.make_event(self.batch_size, size, topic, self.reactor.published, key_start, key_size,
                                             key)
             subscription = <Subscription> member.subscription
-            fate = offer(subscription, event)
+            fate = offer(subscription, event, origin)
             receipt.queued += fate & WAITS
             receipt.dropped += fate >> 1
         if self.segment_count == 0:
@@ -372,8 +372,13 @@ cdef class Audience:
         event.topic = topic
         event.number = number
         event.key = key
+        event.born = now_ms()
         if key is None and key_start:
             event.key = event.frame[key_start : key_start + key_size]
+        if self.reactor.max_age is not None:
+            age = self.reactor.max_age(topic)
+            if age is not None:
+                event.expires = event.born + max(<uint64_t> 1, <uint64_t> (1000 * <double> age))
         return event
 
     cdef Event event(self, uint32_t index):
@@ -459,7 +464,7 @@ cdef int set_behind(Subscription self) except -1:
         move_member(member, audience.ready)
         if not audience.flushing:
             for i in range(audience.segment_count):
-                offer(self, audience.event(i))
+                offer(self, audience.event(i), None)
         member = member.next
     return 0
 
@@ -468,7 +473,9 @@ cdef int set_ready(Subscription self) except -1:
     """From now on the subscription gets its audiences' batches again. Nothing waits in its queue."""
     cdef Member* member = self.members
     cdef Audience audience
-    if not self.behind:
+    if self.lag:
+        return ask_to_catch_up(self)
+    if not self.behind or is_single(self):
         return 0
     self.behind = False
     while member != NULL:

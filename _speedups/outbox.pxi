@@ -4,9 +4,20 @@
 # `gap` that stands where the event would have stood.
 
 cdef enum:
+    # The overflow policies. Those that do something of their own, see policies.pxi, come behind CLOSE_SLOW.
     DROP_OLDEST = 0
     DROP_NEWEST = 1
     CLOSE_SLOW = 2
+    LATEST = 3
+    BLOCK = 4
+    REPLAY = 5
+    POLICIES = 6
+
+    # Why events were lost.
+    OVERFLOWN = 0
+    CONFLATED = 1
+    AGED = 2
+    REASONS = 3
 
     # What became of an offered event: flags of the answer of `offer`.
     WAITS = 1
@@ -15,9 +26,20 @@ cdef enum:
     # So many entries of an empty queue are kept for the next time.
     KEPT_ROOM = 16
 
-# The overflow policies by their name in the protocol.
-OVERFLOW = {"drop_oldest": DROP_OLDEST, "drop_newest": DROP_NEWEST, "close": CLOSE_SLOW}
+    # `credit` of a subscription that needs none.
+    UNLIMITED = -1
+
+# The overflow policies and the reasons of gaps by their names in the protocol.
+OVERFLOW = {
+    "drop_oldest": DROP_OLDEST,
+    "drop_newest": DROP_NEWEST,
+    "latest": LATEST,
+    "replay": REPLAY,
+    "block": BLOCK,
+    "close": CLOSE_SLOW,
+}
 OVERFLOW_NAMES = {number: name for name, number in OVERFLOW.items()}
+REASON_NAMES = ("overflow", "conflated", "age")
 
 
 @cython.no_gc
@@ -31,11 +53,29 @@ cdef class Event:
         str topic
         bytes key  # without quotes, as it was sent; None where the publisher gave none
         uint64_t number  # events are numbered as they are published
+        uint64_t born  # when it first had to wait, in milliseconds of `now_ms`
+        uint64_t expires  # when it is too old to be sent; 0: never
+        object mark  # `mark_of`, once somebody has asked
+
+
+cdef struct Missed:
+    # How many events are lost at one place, by reason.
+    uint64_t by[REASONS]
 
 
 cdef struct Queued:
-    PyObject* event  # owned; NULL for a gap behind which no event waits
-    uint64_t missed  # how many events are lost right before this one
+    PyObject* event  # owned; NULL for one that is lost, or for a gap behind which no event waits
+    Missed missed  # what is lost right before this one; of one that is lost, itself included
+
+
+cdef inline bint is_any(const Missed* missed) noexcept:
+    return (missed.by[OVERFLOWN] | missed.by[CONFLATED] | missed.by[AGED]) != 0
+
+
+cdef inline void add_missed(Missed* missed, const Missed* more) noexcept:
+    cdef int reason
+    for reason in range(REASONS):
+        missed.by[reason] += more.by[reason]
 
 
 @cython.no_gc_clear
@@ -44,7 +84,10 @@ cdef class Subscription:
     """One client's interest in one topic or pattern, and the queue of what waits under it.
 
     A subscription is *behind* while it is not simply sent what its audiences send: its connection's socket is full, or
-    something waits in its queue, or it was set apart for one turn so as not to see an event of its own.
+    something waits in its queue, or it was set apart for one turn so as not to see an event of its own. One whose
+    events are counted or waited for singly (`credit`, the policy `block`) always is.
+
+    `credit` is how many events may still be sent; -1 for any number.
     """
 
     cdef:
@@ -52,16 +95,27 @@ cdef class Subscription:
         readonly Filter filter
         readonly bint echo
         readonly bint behind
+        bint asked  # `Reactor.catch_up` was called, and nothing was fed since
         readonly uint32_t max_queue
         readonly uint64_t dropped
+        readonly int64_t credit
+        readonly uint64_t lag  # under `replay`: the newest events, which are neither sent nor held
         uint8_t overflow_policy
         Member* members
-        # The queue is a ring.
+        # The queue is a ring. Its first and its last entry are events; of those between, some may be lost (`latest`).
         Queued* ring
         uint32_t first
-        uint32_t count
+        uint32_t span  # entries
+        uint32_t count  # events among them
         uint32_t room
-        uint64_t missed  # lost behind the last queued event
+        Missed missed  # lost behind the last queued event
+        uint64_t lost[REASONS]
+        # Under `latest`: `mark_of` an event → its place, `base` being that of the first entry.
+        dict newest
+        uint64_t base
+        # Under `block`: the publishers that wait for room, the one that waits for longest first.
+        list holds
+        uint32_t strays
         # Links: all subscriptions of the filter, of the connection, and those of the connection with something to send.
         PyObject* filter_next
         PyObject* filter_previous
@@ -71,7 +125,7 @@ cdef class Subscription:
         PyObject* busy_previous
 
     def __cinit__(self, Connection connection not None, Filter filter not None, *, uint32_t max_queue,
-                  str overflow="drop_oldest", bint echo=True):
+                  str overflow="drop_oldest", bint echo=True, int64_t credit=UNLIMITED):
         cdef uint8_t policy = OVERFLOW[overflow]
         if connection.state != OPEN:
             raise ValueError("the connection is not open")
@@ -81,34 +135,82 @@ cdef class Subscription:
         self.max_queue = max_queue
         self.overflow_policy = policy
         self.echo = echo
+        self.credit = credit
         # What waits may be of the same topics, under a subscription that was the most specific one until now: it goes
         # out first.
-        self.behind = connection.blocked or connection.busy != NULL
+        if connection.credited:
+            wait_for_credit_of_others(self)
         if connection.busy != NULL:
             connection.in_order = True
+        self.behind = connection.blocked or connection.busy != NULL or is_single(self)
+        connection.credited += credit != UNLIMITED
         connection.deaf += not echo
         link_to_filter(self)
         link_to_connection(self)
 
-    def change(self, *, uint32_t max_queue, str overflow, bint echo):
+    def change(self, *, uint32_t max_queue, str overflow, bint echo, credit=None):
         """Change what was agreed. What is queued stays, brought under the new bound and policy.
 
-        What had to go is counted in a gap; under the policy `close` it is the connection that goes.
+        What had to go is counted in a gap; under the policy `close` it is the connection that goes, and under `block`
+        nothing goes. `credit` sets what remains; None leaves it as it is.
         """
+        cdef uint8_t policy = OVERFLOW[overflow]
+        cdef uint8_t before = self.overflow_policy
+        cdef int64_t credits = self.credit if credit is None else credit
         if self.connection is None:
             raise ValueError("the subscription has ended")
         send_what_is_set_apart(self)
-        self.overflow_policy = OVERFLOW[overflow]
+        if not self.behind and (policy == BLOCK or credits != UNLIMITED):
+            # What is in a batch goes out as it was agreed; from now on this one is offered each event.
+            flush_audiences(self)
         self.connection.deaf += <int> self.echo - <int> echo
+        self.connection.credited += <int> (credits != UNLIMITED) - <int> (self.credit != UNLIMITED)
         self.echo = echo
         self.max_queue = max_queue
-        if self.count > max_queue and self.overflow_policy == CLOSE_SLOW:
+        self.overflow_policy = policy
+        set_credit(self, credits)
+        if is_single(self):
+            set_behind(self)
+        else:
+            self.connection.mark_dirty()  # it may be ready for batches again
+        if before == REPLAY and policy != REPLAY:
+            lose_lag(self)
+        if policy != LATEST:
+            self.newest = None
+        elif before != LATEST:
+            conflate_queue(self)
+        if self.count > max_queue and policy == CLOSE_SLOW:
             self.connection.doom(CLOSE_SLOW_CONSUMER, "slow_consumer")
-        while self.count > max_queue:
-            if self.overflow_policy == DROP_NEWEST:
+        while self.count > max_queue and policy != BLOCK:
+            if policy == DROP_NEWEST:
                 drop_newest_queued(self)
             else:
-                drop_oldest_queued(self)
+                drop_oldest_queued(self, OVERFLOWN)
+        if self.holds is not None:
+            let_publishers_go(self)
+
+    def add_credit(self, int64_t add):
+        """Let so many more events come. Raises ValueError if the subscription was made without credit."""
+        if self.connection is None:
+            raise ValueError("the subscription has ended")
+        if self.credit == UNLIMITED:
+            raise ValueError("the subscription was made without credit")
+        set_credit(self, min(self.credit + add, MAX_CREDIT))
+
+    def feed(self, str topic not None, bytes payload not None):
+        """Under `replay`: send an event of the topic's history, the oldest one that this client lags behind.
+
+        `payload` is encoded as the protocol's `event` message. Returns whether there is room for more of them now; if
+        there is not, `Reactor.catch_up` is called again once there is.
+        """
+        return feed_replay(self, topic, payload)
+
+    def skip(self, uint64_t count):
+        """Under `replay`: so many of the oldest events that this client lags behind are not to be had any more.
+
+        The caller announces it, in a gap ahead of what it feeds next.
+        """
+        skip_replay(self, count)
 
     def cancel(self):
         """End the subscription and forget its queue. Ending it twice does nothing."""
@@ -121,13 +223,17 @@ cdef class Subscription:
         while self.count:
             pop(self, &entry)
             Py_DECREF(<Event> entry.event)
-        self.missed = 0
+        memset(&self.missed, 0, sizeof(Missed))
+        self.lag = 0
         leave_busy(self)
         free(self.ring)
         self.ring = NULL
         self.room = 0
         unlink_from_connection(self)
         self.connection.deaf -= not self.echo
+        self.connection.credited -= self.credit != UNLIMITED
+        if self.holds is not None:
+            let_all_publishers_go(self)
         self.connection = None
 
     @property
@@ -139,6 +245,18 @@ cdef class Subscription:
     def queued(self):
         """How many events wait."""
         return self.count
+
+    @property
+    def waiting(self):
+        """For how long the oldest of the queued events has waited, in seconds; 0 if none waits."""
+        if self.count == 0:
+            return 0.0
+        return (now_ms() - (<Event> self.ring[self.first].event).born) / 1000.0
+
+    @property
+    def lost_by_reason(self):
+        """How many events were lost, by the reason that their gaps gave."""
+        return {REASON_NAMES[reason]: self.lost[reason] for reason in range(REASONS)}
 
     def __dealloc__(self):
         if self.connection is not None:
@@ -203,7 +321,7 @@ cdef void enter_busy(Subscription self) noexcept:
     """Put the subscription last among those of its connection that have something to send. It is a ring."""
     cdef Connection connection = self.connection
     cdef PyObject* first = connection.busy
-    if self.busy_next != NULL:
+    if self.busy_next != NULL or (self.credit == 0 and not connection.strict):
         return
     if first == NULL:
         self.busy_next = self.busy_previous = connection.busy = <PyObject*> self
@@ -247,11 +365,19 @@ cdef PyObject* oldest_busy(PyObject* first) noexcept:
             return oldest
 
 
+cdef inline Queued* at(Subscription self, uint32_t index) noexcept:
+    """An entry of the queue, the first one being 0."""
+    return &self.ring[(self.first + index) & (self.room - 1)]  # the room is a power of two
+
+
 cdef int make_room(Subscription self) except -1:
-    """Double the ring when it is full."""
+    """See to it that there is room for one entry more: close the holes where they are many, else double the ring."""
     cdef uint32_t room, head
     cdef Queued* ring
-    if self.count < self.room:
+    if self.span < self.room:
+        return 0
+    if self.count <= self.room // 2 and self.room:
+        close_holes(self)
         return 0
     room = max(8, self.room * 2)
     ring = <Queued*> malloc(room * sizeof(Queued))
@@ -272,82 +398,120 @@ cdef int push(Subscription self, Event event) except -1:
     """Queue an event as the newest."""
     cdef Queued* entry
     make_room(self)
-    entry = &self.ring[(self.first + self.count) % self.room]
+    entry = at(self, self.span)
     Py_INCREF(event)
     entry.event = <PyObject*> event
     entry.missed = self.missed
-    self.missed = 0
-    self.count += 1
-    self.connection.outbox_size += PyBytes_GET_SIZE(event.frame)
-    self.connection.reactor.queued += 1
+    memset(&self.missed, 0, sizeof(Missed))
+    if self.newest is not None:
+        self.newest[event.mark] = self.base + self.span
+    self.span += 1
+    count_queued(self, event)
     enter_busy(self)
     return 0
 
 
-cdef int push_back_first(Subscription self, PyObject* event, uint64_t missed) except -1:
+cdef int push_back_first(Subscription self, PyObject* event, const Missed* missed) except -1:
     """Put back as the oldest what `pop` gave and the socket did not take. Takes over the reference."""
     if event == NULL:
-        if self.count:
-            self.ring[self.first].missed += missed
-        else:
-            self.missed += missed
+        add_missed(&at(self, 0).missed if self.count else &self.missed, missed)
         enter_busy(self)
         return 0
     make_room(self)
-    self.first = (self.first + self.room - 1) % self.room
+    self.first = (self.first - 1) & (self.room - 1)
+    self.base -= 1
+    self.span += 1
     self.ring[self.first].event = event
-    self.ring[self.first].missed = missed
-    self.count += 1
-    self.connection.outbox_size += PyBytes_GET_SIZE((<Event> event).frame)
-    self.connection.reactor.queued += 1
+    self.ring[self.first].missed = missed[0]
+    if self.newest is not None:
+        self.newest[(<Event> event).mark] = self.base
+    count_queued(self, <Event> event)
+    self.credit += self.credit != UNLIMITED
     enter_busy(self)
     return 0
 
 
-cdef void pop(Subscription self, Queued* entry) noexcept:
+cdef int pop(Subscription self, Queued* entry) except -1:
     """Take the oldest entry, or the gap behind the last event. The caller owns the event's reference."""
     if self.count == 0:
         entry.event = NULL
         entry.missed = self.missed
-        self.missed = 0
-        return
-    entry[0] = self.ring[self.first]
-    self.first = (self.first + 1) % self.room
+        memset(&self.missed, 0, sizeof(Missed))
+        return 0
+    entry[0] = at(self, 0)[0]
+    count_not_queued(self, <Event> entry.event)
+    at(self, 0).event = NULL
+    memset(&at(self, 0).missed, 0, sizeof(Missed))
+    trim(self)
+    return 0
+
+
+cdef int count_queued(Subscription self, Event event) except -1:
+    self.count += 1
+    self.connection.outbox_size += PyBytes_GET_SIZE(event.frame)
+    self.connection.reactor.queued += 1
+    return 0
+
+
+cdef int count_not_queued(Subscription self, Event event) except -1:
     self.count -= 1
-    if self.count == 0 and self.room > KEPT_ROOM:
+    self.connection.outbox_size -= PyBytes_GET_SIZE(event.frame)
+    self.connection.reactor.queued -= 1
+    if self.newest is not None:
+        del self.newest[event.mark]
+    return 0
+
+
+cdef void trim(Subscription self) noexcept:
+    """Take lost entries from both ends of the queue: what they count moves to the next event, or behind the last."""
+    cdef Queued* entry
+    while self.span:
+        entry = at(self, 0)
+        if entry.event != NULL:
+            break
+        add_missed(&at(self, 1).missed if self.span > 1 else &self.missed, &entry.missed)
+        self.first = (self.first + 1) & (self.room - 1)
+        self.span -= 1
+        self.base += 1
+    while self.span:
+        entry = at(self, self.span - 1)
+        if entry.event != NULL:
+            break
+        add_missed(&self.missed, &entry.missed)
+        self.span -= 1
+    if self.span == 0 and self.room > KEPT_ROOM:
         free(self.ring)
         self.ring = NULL
         self.first = self.room = 0
-    self.connection.outbox_size -= PyBytes_GET_SIZE((<Event> entry.event).frame)
-    self.connection.reactor.queued -= 1
 
 
-cdef void drop_oldest_queued(Subscription self) noexcept:
+cdef int lose(Subscription self, uint32_t index, int reason) except -1:
+    """Turn a queued event into a part of the gap that stands at its place."""
+    cdef Queued* entry = at(self, index)
+    cdef PyObject* event = entry.event
+    entry.event = NULL
+    entry.missed.by[reason] += 1
+    count_lost(self, reason)
+    count_not_queued(self, <Event> event)
+    trim(self)
+    Py_DECREF(<Event> event)
+    return 0
+
+
+cdef int drop_oldest_queued(Subscription self, int reason) except -1:
     """Turn the oldest queued event into a gap before the next one."""
-    cdef Queued entry
-    pop(self, &entry)
-    Py_DECREF(<Event> entry.event)
-    if self.count:
-        self.ring[self.first].missed += entry.missed + 1
-    else:
-        self.missed += entry.missed + 1
-    count_lost(self)
+    return lose(self, 0, reason)
 
 
-cdef void drop_newest_queued(Subscription self) noexcept:
+cdef int drop_newest_queued(Subscription self) except -1:
     """Turn the newest queued event into a gap behind the one before it."""
-    cdef Queued* entry = &self.ring[(self.first + self.count - 1) % self.room]
-    self.missed += entry.missed + 1
-    self.count -= 1
-    self.connection.outbox_size -= PyBytes_GET_SIZE((<Event> entry.event).frame)
-    self.connection.reactor.queued -= 1
-    Py_DECREF(<Event> entry.event)
-    count_lost(self)
+    return lose(self, self.span - 1, OVERFLOWN)
 
 
-cdef void count_lost(Subscription self) noexcept:
+cdef void count_lost(Subscription self, int reason) noexcept:
     self.dropped += 1
-    self.connection.reactor.dropped[self.overflow_policy] += 1
+    self.lost[reason] += 1
+    self.connection.reactor.lost[self.overflow_policy][reason] += 1
 
 
 cdef bint is_full(Subscription self, size_t size) noexcept:
@@ -356,9 +520,15 @@ cdef bint is_full(Subscription self, size_t size) noexcept:
             or self.connection.outbox_size + size > self.connection.reactor.max_outbox)
 
 
-cdef int offer(Subscription self, Event event) except -1:
+cdef bint is_free(Subscription self) noexcept:
+    """Whether what waits was only set apart for this turn: the socket may take all of it."""
+    return not self.connection.blocked and not self.connection.writing and self.credit != 0
+
+
+cdef int offer(Subscription self, Event event, Connection origin) except -1:
     """Queue an event for a subscription that is behind, or do at the bound what its policy says.
 
+    `origin` is the connection that published it; None where it cannot be made to wait any more.
     Returns flags: WAITS if the event waits for the socket, LOST if this or an older event was lost.
     """
     cdef:
@@ -366,25 +536,45 @@ cdef int offer(Subscription self, Event event) except -1:
         size_t size = PyBytes_GET_SIZE(event.frame)
         int fate = 0
     if connection.doomed:
-        count_lost(self)
+        count_lost(self, OVERFLOWN)
         return LOST
+    if self.overflow_policy == LATEST:
+        fate = conflate(self, event)
+    elif self.overflow_policy == REPLAY and lags(self, event):
+        return WAITS
     if is_full(self, size):
-        if not connection.blocked and not connection.writing:
-            connection.write(False)  # it was only set apart for this turn: its socket may take all
-            if connection.doomed:
-                count_lost(self)
-                return LOST
+        if is_free(self):
+            connection.write(False)
+        if self.count:
+            drop_aged(self)
+        if connection.doomed:
+            count_lost(self, OVERFLOWN)
+            return LOST
         while is_full(self, size):
+            if self.overflow_policy == BLOCK:
+                hold_publisher(self, origin)
+                break
+            if self.overflow_policy == REPLAY:
+                self.lag += 1
+                return WAITS
             fate = LOST
             if self.overflow_policy == CLOSE_SLOW:
-                count_lost(self)
+                count_lost(self, OVERFLOWN)
                 connection.doom(CLOSE_SLOW_CONSUMER, "slow_consumer")
                 return LOST
             if self.overflow_policy == DROP_NEWEST or self.count == 0:
-                self.missed += 1
-                count_lost(self)
+                self.missed.by[OVERFLOWN] += 1
+                count_lost(self, OVERFLOWN)
                 enter_busy(self)
                 return LOST
-            drop_oldest_queued(self)
+            drop_oldest_queued(self, OVERFLOWN)
+    elif self.strays:
+        self.strays = 0
     push(self, event)
-    return fate | WAITS if connection.blocked else fate
+    if connection.blocked or self.credit == 0:
+        if not connection.listed:
+            connection.fall_behind()
+        return fate | WAITS
+    if not connection.dirty:
+        connection.mark_dirty()
+    return fate

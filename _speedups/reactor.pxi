@@ -17,6 +17,9 @@ cdef enum:
     END_OF_CLOSE = 2
     NOTHING = 3
 
+    # How long a connection is behind before it is told of, in milliseconds. Every client with a burst is, for a moment.
+    TELL_AFTER = 1000
+
     # Members of audiences that may be remembered beyond those that the number of subscriptions allows: 3.5 MB of them.
     FREE_SLOTS = 65536
 
@@ -27,6 +30,11 @@ cdef class Reactor:
 
     `loop` is the event loop; times are in seconds, sizes in bytes. `encode_gap(topic, missed, reason)` makes the
     protocol's `gap` message. `ping_interval` 0 turns keep-alive off.
+
+    `max_age(topic)` gives the age in seconds beyond which an event is not worth sending, or None; it is asked for
+    events that have to wait. `watch(connection, behind)` is told of a connection that has been behind for a while, and
+    when it is so no more. `catch_up(subscription)` is to feed what a subscription with the policy `replay` lags behind;
+    it is called when there is room. Each may be None.
     """
 
     cdef:
@@ -37,6 +45,11 @@ cdef class Reactor:
         list dirty  # audiences with a batch
         list dirty_connections  # connections with something to send, or to settle
         list doomed
+        list holding  # subscriptions for which publishers wait (`block`)
+        dict behind  # keys: connections for which something waits, or waited since the last sweep
+        public object max_age
+        public object watch
+        public object catch_up
         bint scheduled
         object flush_method
         uint64_t stamp
@@ -57,6 +70,7 @@ cdef class Reactor:
         readonly double ping_timeout
         double ping_pause  # from the end of one wait for a sign of life, where there is one, to the next ping
         readonly double close_timeout
+        readonly double block_timeout
         readonly int notsent_lowat
         # Keep-alive: connections in the order in which they are due, one list for each thing they may wait for.
         Waiting waiting[3]
@@ -74,18 +88,20 @@ cdef class Reactor:
         readonly uint64_t bytes_out
         readonly uint64_t fast_publishes
         readonly uint64_t deflated  # events
-        uint64_t dropped[3]
+        uint64_t lost[POLICIES][REASONS]
 
     def __init__(self, loop, *, encode_gap, size_t max_size=1024 * 1024, uint32_t max_fragments=4096,
                  size_t max_outbox=4 * 1024 * 1024, size_t max_answers=1024 * 1024, int max_depth=64,
                  double ping_interval=25.0, double ping_timeout=10.0, double close_timeout=5.0,
-                 int notsent_lowat=16384, size_t buffer_size=256 * 1024):
+                 double block_timeout=5.0, int notsent_lowat=16384, size_t buffer_size=256 * 1024):
         self.loop = loop
         self.encode_gap = encode_gap
         self.buffer = bytearray(buffer_size)
         self.dirty = []
         self.dirty_connections = []
         self.doomed = []
+        self.holding = []
+        self.behind = {}
         self.flush_method = self.flush
         self.max_size = max_size
         self.max_fragments = max_fragments
@@ -96,9 +112,10 @@ cdef class Reactor:
         self.ping_timeout = ping_timeout
         self.ping_pause = ping_interval - ping_timeout if ping_timeout <= ping_interval else ping_interval
         self.close_timeout = close_timeout
+        self.block_timeout = block_timeout
         self.notsent_lowat = notsent_lowat
         self.last_tick = monotonic()
-        shortest = min(t for t in (ping_interval, ping_timeout, close_timeout) if t > 0)
+        shortest = min(t for t in (ping_interval, ping_timeout, close_timeout, block_timeout) if t > 0)
         self.tick = min(1.0, max(0.01, shortest / 10))
 
     def __dealloc__(self):
@@ -106,8 +123,19 @@ cdef class Reactor:
 
     @property
     def dropped_by_policy(self):
-        """Events lost so far, by the overflow policy that decided so."""
-        return {name: self.dropped[number] for name, number in OVERFLOW.items()}
+        """Events lost so far because there was no room, by the overflow policy that decided so."""
+        return {name: self.lost[number][OVERFLOWN] for name, number in OVERFLOW.items()}
+
+    @property
+    def lost_by_reason(self):
+        """Events lost so far, by the reason that their gaps gave."""
+        return {REASON_NAMES[reason]: sum([self.lost[policy][reason] for policy in range(POLICIES)])
+                for reason in range(REASONS)}
+
+    @property
+    def laggards(self):
+        """How many connections are behind: something waits for them that they cannot take now."""
+        return sum([connection.is_behind for connection in self.behind])
 
     def start(self):
         """Begin the keep-alive sweep."""
@@ -202,9 +230,19 @@ cdef class Reactor:
                     self.loop.call_exception_handler({"message": "a connection could not be written to",
                                                       "exception": error})
                     connection.abort()
+        if self.holding:
+            self.make_way()
         while self.doomed:
             connection = self.doomed.pop()
             connection.close(connection.close_code, connection.close_reason)
+
+    cdef int make_way(self) except -1:
+        """Let the publishers go on whose events have found room."""
+        cdef Subscription subscription
+        for subscription in list(self.holding):
+            if subscription.holds is not None:
+                let_publishers_go(subscription)
+        return 0
 
     def flush_batches(self):
         """Send all batches now: what is published from here on is seen after them. Nobody is parted with."""
@@ -277,6 +315,41 @@ cdef class Reactor:
                 break
             self.wait_no_more(connection)
             connection.abort()
+        if self.holding:
+            self.end_waiting()
+        if self.behind:
+            self.look_behind()
+
+    cdef int end_waiting(self) except -1:
+        """Part with the subscribers for which a publisher has waited long enough."""
+        cdef Subscription subscription
+        cdef Hold hold
+        for subscription in self.holding:
+            hold = subscription.holds[0]
+            if hold.due <= self.clock:
+                subscription.connection.doom(CLOSE_SLOW_CONSUMER, "slow_consumer")
+        return 0
+
+    cdef int look_behind(self) except -1:
+        """Forget those that are behind no more, and tell of the others, each once."""
+        cdef Connection connection
+        cdef list news = []
+        cdef uint64_t now = now_ms()
+        for connection in list(self.behind):
+            if connection.is_lagging():
+                if not connection.told and now - connection.behind_since >= TELL_AFTER:
+                    connection.told = True
+                    news.append((connection, True))
+                continue
+            connection.listed = False
+            del self.behind[connection]
+            if connection.told:
+                connection.told = False
+                news.append((connection, False))
+        if self.watch is not None:
+            for connection, behind in news:
+                self.watch(connection, behind)
+        return 0
 
     cdef int ping(self, Connection connection) except -1:
         """Send a ping. Where the time for an answer is longer than that to the next ping, look for it there."""

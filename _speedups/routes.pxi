@@ -197,4 +197,6 @@ cdef int answer_publish(Connection connection, const unsigned char* id, size_t i
     size = 16 + id_size
     size += snprintf(text + size, sizeof(text) - size, b',"receivers":%u,"queued":%u,"dropped":%u}',
                      <unsigned int> receipt.receivers, <unsigned int> receipt.queued, <unsigned int> receipt.dropped)
+    if connection.waits:
+        return hold_answer(connection, PyBytes_FromStringAndSize(text, size))
     return connection.append_frame(OP_TEXT, <const unsigned char*> text, size)

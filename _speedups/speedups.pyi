@@ -1,6 +1,7 @@
 """The typed surface of the native data path."""
 
 from asyncio import AbstractEventLoop, BaseTransport
+from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias, final
 
 _Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -53,6 +54,7 @@ class Reactor:
         ping_interval: float = 25.0,
         ping_timeout: float = 10.0,
         close_timeout: float = 5.0,
+        block_timeout: float = 5.0,
         notsent_lowat: int = 16384,
         buffer_size: int = 262144,
     ) -> None: ...
@@ -64,7 +66,11 @@ class Reactor:
     ping_interval: float
     ping_timeout: float
     close_timeout: float
+    block_timeout: float
     notsent_lowat: int
+    max_age: Callable[[str], float | None] | None
+    watch: Callable[[Connection, bool], None] | None
+    catch_up: Callable[[Subscription], None] | None
     connections: int
     subscriptions: int
     slots: int
@@ -77,6 +83,10 @@ class Reactor:
     deflated: int
     @property
     def dropped_by_policy(self) -> dict[str, int]: ...
+    @property
+    def lost_by_reason(self) -> dict[str, int]: ...
+    @property
+    def laggards(self) -> int: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def flush(self) -> None: ...
@@ -88,12 +98,15 @@ class Connection:
     reactor: Reactor
     session: Session | None
     routes: Routes | None
+    allowance: Allowance | None
     mistakes: int
     state: int
     blocked: bool
     doomed: bool
     inflates: bool
     deflates: bool
+    waits: int
+    behind_since: int
     def __init__(self, reactor: Reactor, session: Session | None = None) -> None: ...
     def start(self, transport: BaseTransport, greeting: bytes = b"", window_bits: int = 0) -> None: ...
     def feed(self, data: bytes) -> None: ...
@@ -103,6 +116,9 @@ class Connection:
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def answer(self, payload: bytes, opcode: int = 1) -> None: ...
+    def answer_publish(self, payload: bytes) -> None: ...
+    @property
+    def is_behind(self) -> bool: ...
     @property
     def outbox(self) -> int: ...
     # asyncio.BufferedProtocol
@@ -129,6 +145,8 @@ class Subscription:
     behind: bool
     max_queue: int
     dropped: int
+    credit: int
+    lag: int
     def __init__(
         self,
         connection: Connection,
@@ -137,13 +155,21 @@ class Subscription:
         max_queue: int,
         overflow: str = "drop_oldest",
         echo: bool = True,
+        credit: int = -1,
     ) -> None: ...
-    def change(self, *, max_queue: int, overflow: str, echo: bool) -> None: ...
+    def change(self, *, max_queue: int, overflow: str, echo: bool, credit: int | None = None) -> None: ...
+    def add_credit(self, add: int) -> None: ...
+    def feed(self, topic: str, payload: bytes) -> bool: ...
+    def skip(self, count: int) -> None: ...
     def cancel(self) -> None: ...
     @property
     def overflow(self) -> str: ...
     @property
     def queued(self) -> int: ...
+    @property
+    def waiting(self) -> float: ...
+    @property
+    def lost_by_reason(self) -> dict[str, int]: ...
 
 @final
 class Audience:
@@ -165,3 +191,11 @@ class Routes:
     def clear(self) -> None: ...
     def __len__(self) -> int: ...
     def __contains__(self, topic: str) -> bool: ...
+
+@final
+class Allowance:
+    routes: Routes | None
+    rate: float
+    burst: float
+    def __init__(self, rate: float, burst: float, routes: Routes | None = None) -> None: ...
+    def take(self) -> float: ...

@@ -10,7 +10,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
@@ -26,6 +26,7 @@ cdef class Filter
 cdef class Audience
 cdef class Reactor
 cdef class Routes
+cdef class Allowance
 
 include "mask.pxi"
 include "utf8.pxi"
@@ -35,8 +36,10 @@ cdef class Connection(Frames)
 
 include "json.pxi"
 include "outbox.pxi"
+include "policies.pxi"
 include "fanout.pxi"
 include "deflate.pxi"
 include "reactor.pxi"
 include "connection.pxi"
 include "routes.pxi"
+include "allowance.pxi"

@@ -259,9 +259,23 @@ def pub(
 @wsbroker.command()
 @click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
 @click.option("--overflow", metavar="P", type=click.Choice(OVERFLOWS), help=f"When too slow: {', '.join(OVERFLOWS)}.")
+@click.option("--max-queue", metavar="N", type=click.IntRange(min=1), help="How many events may wait in the broker.")
+@click.option(
+    "--credit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Let at most N events of each topic be under way: more come when those are printed.",
+)
 @_connection_options
 def sub(
-    topics: tuple[str, ...], overflow: Overflow | None, url: str, token: str | None, ca: Path | None, as_json: bool
+    topics: tuple[str, ...],
+    overflow: Overflow | None,
+    max_queue: int | None,
+    credit: int | None,
+    url: str,
+    token: str | None,
+    ca: Path | None,
+    as_json: bool,
 ) -> int:
     """Print the events of topics and patterns as they come, one JSON object a line.
 
@@ -281,7 +295,8 @@ def sub(
     if sys.stdout is None:
         report.error("no_output", "standard output is closed")
         return Status.NO_OUTPUT
-    return _run(print_events(topics, overflow=overflow, url=url, token=token, ca=ca), report)
+    work = print_events(topics, overflow=overflow, max_queue=max_queue, credit=credit, url=url, token=token, ca=ca)
+    return _run(work, report)
 
 
 @wsbroker.command()

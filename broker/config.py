@@ -68,6 +68,13 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             example=True,
         ),
     ] = None
+    block: Annotated[
+        Literal["local", "all", "none"],
+        _key(
+            "Who may subscribe with the overflow policy block, under which publishers wait for the subscriber. local: "
+            "clients on loopback and Unix sockets; behind a proxy on this machine, that is everybody."
+        ),
+    ] = "local"
     engine: Annotated[
         Literal["memory"],
         _key("What happens to an event between publish and delivery. memory: nothing outlives the process."),
@@ -155,6 +162,28 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     close_timeout: Annotated[
         float, _key("Time from a close to its answer; beyond it the connection is cut.", 0.1, 3600, "seconds")
     ] = 5.0
+    block_timeout: Annotated[
+        float,
+        _key(
+            "Time that a publisher waits for a subscriber with the overflow policy block; beyond it the subscriber is "
+            "closed with 4000.",
+            0.1,
+            3600,
+            "seconds",
+        ),
+    ] = 5.0
+    publish_rate: Annotated[
+        float,
+        _key(
+            "Events a second that one connection may publish, on the average; beyond it the answer is rate_limited. "
+            "0: any number.",
+            0,
+            10**7,
+        ),
+    ] = 0.0
+    publish_burst: Annotated[
+        int, _key("Events that one connection may publish at once, after it was silent for long enough.", 1, 10**7)
+    ] = 100
     drain_timeout: Annotated[
         float, _key("Time for a shutdown: what waits for the clients goes out until then.", 0, 86_400, "seconds")
     ] = 10.0
@@ -188,12 +217,43 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
 
 
+Overflow = Literal["drop_oldest", "drop_newest", "latest", "replay", "block", "close"]
+OVERFLOWS: Final[tuple[str, ...]] = get_args(Overflow)
+"""The overflow policies, the default first."""
+
+
+class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds for some topics: one [[topics]] table. Of those that match, the most specific one applies, alone."""
+
+    match: Annotated[str, _key("The topic or pattern that the rule is for. `*` and `>` are as in subscriptions.")]
+    max_queue: Annotated[
+        Annotated[int, Meta(ge=1, le=2**24)] | None,
+        _key("Events that wait for a subscription which does not say how many may.", example=64),
+    ] = None
+    max_queue_limit: Annotated[
+        Annotated[int, Meta(ge=1, le=2**24)] | None,
+        _key("Most events that a subscription may let wait.", example=1024),
+    ] = None
+    overflow: Annotated[
+        Overflow | None, _key("Policy of a subscription which does not name one.", example="latest")
+    ] = None
+    overflows: Annotated[
+        Annotated[list[Overflow], Meta(min_length=1)] | None,
+        _key("Policies that a subscription may name; the first is the default.", example=["latest", "drop_oldest"]),
+    ] = None
+    max_age: Annotated[
+        Annotated[float, Meta(ge=0.01, le=31_536_000)] | None,
+        _key("Age beyond which an event that had to wait is not sent any more.", unit="seconds", example=30.0),
+    ] = None
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The configuration of one broker."""
 
     server: Server = msgspec.field(default_factory=Server)
     limits: Limits = msgspec.field(default_factory=Limits)
     log: Log = msgspec.field(default_factory=Log)
+    topics: list[TopicRule] = msgspec.field(default_factory=list)
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -230,7 +290,8 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     """
     problems: list[str] = []
     settings: dict[str, _Setting] = {}
-    for layer in (_of_file(file, problems), _of_environment(environ, problems), _of_flags(flags)):
+    rules: list[dict[str, object]] = []
+    for layer in (_of_file(file, problems, rules), _of_environment(environ, problems), _of_flags(flags)):
         for setting in layer:
             if mistakes := _mistakes(setting):
                 problems += [f"{setting.key} ({setting.origin}): {mistake}" for mistake in mistakes]
@@ -240,7 +301,7 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
         problems = _contradictions(settings)
     if problems:
         raise ConfigError(problems)
-    sections: dict[str, dict[str, object]] = {}
+    sections: dict[str, Any] = {"topics": rules}
     for key, setting in settings.items():
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = _converted(setting)
@@ -260,6 +321,12 @@ def default_toml() -> str:
             )
             example = f"# {key.name} = {_toml(key.example)}"
             lines += [example if key.default is None else f"{key.name} = {_toml(key.default)}", ""]
+    # Two marks, because a rule is no default to be switched on by taking away one.
+    lines += [f"# {TopicRule.__doc__}", "# # [[topics]]", ""]
+    for key in _RULE_KEYS.values():
+        about = f"{key.description} Allowed: {key.allowed}."
+        lines += textwrap.wrap(about, 100, initial_indent="# ", subsequent_indent="# ")
+        lines += [f"# # {key.name} = {_toml('prices.>' if key.name == 'match' else key.example)}", ""]
     return "\n".join(lines)
 
 
@@ -315,7 +382,7 @@ class _Setting(NamedTuple):
     """Whether the value is text which stands for a number, a list and so on, as in the environment."""
 
 
-def _of_file(file: Path | None, problems: list[str]) -> Iterator[_Setting]:
+def _of_file(file: Path | None, problems: list[str], rules: list[dict[str, object]]) -> Iterator[_Setting]:
     asked, file = file, file or DEFAULT_FILE
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -328,7 +395,9 @@ def _of_file(file: Path | None, problems: list[str]) -> Iterator[_Setting]:
         problems.append(f"{file}: is not TOML: {error}")
         return
     for section, table in document.items():
-        if section not in _SECTIONS:
+        if section == "topics":
+            _read_rules(table, str(file), problems, rules)
+        elif section not in _SECTIONS:
             what = "section" if isinstance(table, dict) else "key"
             problems.append(f"{section} ({file}): there is no such {what}{_suggest(section, [*_SECTIONS, *_KEYS])}")
         elif not isinstance(table, dict):
@@ -340,6 +409,25 @@ def _of_file(file: Path | None, problems: list[str]) -> Iterator[_Setting]:
                     yield _Setting(key, value, str(file))
                 else:
                     problems.append(f"{key} ({file}): there is no such key{_suggest(key, _KEYS)}")
+
+
+def _read_rules(tables: object, origin: str, problems: list[str], rules: list[dict[str, object]]) -> None:
+    """Read the [[topics]] tables."""
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        problems.append(f"topics ({origin}): must be tables, each [[topics]]")
+        return
+    for number, table in enumerate(tables, 1):
+        where = f"topics[{number}]"
+        if "match" not in table:
+            problems.append(f"{where}.match ({origin}): is missing: the topic or pattern that the rule is for")
+        for name, value in table.items():
+            key = _RULE_KEYS.get(name)
+            if key is None:
+                wrong = f"{where}.{name} ({origin}): there is no such key"
+                problems.append(wrong + _suggest(name, _RULE_KEYS))
+            else:
+                problems += [f"{where}.{name} ({origin}): {mistake}" for mistake in _mistakes_of(key, value)]
+        rules.append(table)
 
 
 def _of_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Setting]:
@@ -376,23 +464,30 @@ def _of_flags(flags: Mapping[str, object]) -> Iterator[_Setting]:
 
 def _mistakes(setting: _Setting) -> list[str]:
     """Say what is wrong with one value on its own."""
-    key = _KEYS[setting.key]
+    mistakes = _mistakes_of(_KEYS[setting.key], setting.value, setting.is_text)
+    return mistakes or (_CHECKS[setting.key](_converted(setting)) if setting.key in _CHECKS else [])
+
+
+def _mistakes_of(key: _Key, value: object, is_text: bool = False) -> list[str]:
     try:
-        value = _converted(setting)
+        _convert(key, value, is_text)
     except ValueError:
-        shown = json.dumps(setting.value, default=str, ensure_ascii=False)
+        shown = json.dumps(value, default=str, ensure_ascii=False)
         return [f"must be {key.allowed}{key.unit}, not {shown if len(shown) <= 60 else shown[:60] + '…'}"]
-    return _CHECKS[setting.key](value) if setting.key in _CHECKS else []
+    return []
 
 
 def _converted(setting: _Setting) -> Any:
     """Give the value in the type of its key. Raises ValueError where it is not of that type."""
-    key, value = _KEYS[setting.key], setting.value
-    if setting.is_text and isinstance(value, str) and key.is_list:
+    return _convert(_KEYS[setting.key], setting.value, setting.is_text)
+
+
+def _convert(key: _Key, value: object, is_text: bool) -> Any:
+    if is_text and isinstance(value, str) and key.is_list:
         value = [part.strip() for part in value.split(",")] if value.strip() else []
     # Of what is not a value of the type msgspec says ValidationError, and of a variable that is not UTF-8
     # UnicodeEncodeError; both are ValueErrors.
-    return msgspec.convert(value, key.type, strict=not setting.is_text)
+    return msgspec.convert(value, key.type, strict=not is_text)
 
 
 def _contradictions(settings: Mapping[str, _Setting]) -> list[str]:
@@ -487,27 +582,30 @@ class _Key(NamedTuple):
 
 
 def _read_keys() -> dict[str, _Key]:
-    keys = {}
+    keys: dict[str, _Key] = {}
     for section, struct in _SECTIONS.items():
-        types = get_type_hints(struct, include_extras=True)
-        defaults = struct()
-        for name in struct.__struct_fields__:
-            kind = inspect.type_info(types[name])
-            assert isinstance(kind, inspect.Metadata)  # every field has a description
-            # msgspec sorts the choices of a Literal; people expect them in the order that they were written in.
-            choices = get_args(get_args(types[name])[0]) if isinstance(kind.type, inspect.LiteralType) else ()
-            about, unit = kind.extra_json_schema or {}, (kind.extra or {}).get("unit")
-            keys[f"{section}.{name}"] = _Key(
-                section=section,
-                name=name,
-                type=types[name],
-                default=getattr(defaults, name),
-                description=about["description"],
-                allowed=_allowed(kind.type, choices),
-                unit=f" ({unit})" if unit else "",
-                example=about.get("examples", [None])[0],
-            )
+        keys |= {f"{section}.{key.name}": key for key in _keys_of(section, struct, struct())}
     return keys
+
+
+def _keys_of(section: str, struct: type[msgspec.Struct], defaults: msgspec.Struct) -> Iterator[_Key]:
+    types = get_type_hints(struct, include_extras=True)
+    for name in struct.__struct_fields__:
+        kind = inspect.type_info(types[name])
+        assert isinstance(kind, inspect.Metadata)  # every field has a description
+        # msgspec sorts the choices of a Literal; people expect them in the order that they were written in.
+        choices = get_args(get_args(types[name])[0]) if isinstance(kind.type, inspect.LiteralType) else ()
+        about, unit = kind.extra_json_schema or {}, (kind.extra or {}).get("unit")
+        yield _Key(
+            section=section,
+            name=name,
+            type=types[name],
+            default=getattr(defaults, name),
+            description=about["description"],
+            allowed=_allowed(kind.type, choices or OVERFLOWS),
+            unit=f" ({unit})" if unit else "",
+            example=about.get("examples", [None])[0],
+        )
 
 
 def _allowed(kind: inspect.Type, choices: tuple[str, ...] = ()) -> str:
@@ -515,7 +613,9 @@ def _allowed(kind: inspect.Type, choices: tuple[str, ...] = ()) -> str:
     match kind:
         case inspect.UnionType(types=types):
             (kind,) = (one for one in types if not isinstance(one, inspect.NoneType))
-            return _allowed(kind)
+            return _allowed(kind, choices)
+        case inspect.Metadata(type=kind):
+            return _allowed(kind, choices)
         case inspect.BoolType():
             return "true or false"
         case inspect.IntType(ge=low, le=high):
@@ -524,6 +624,8 @@ def _allowed(kind: inspect.Type, choices: tuple[str, ...] = ()) -> str:
             return f"a number from {low} to {high}"
         case inspect.LiteralType():
             return ("one of " if len(choices) > 1 else "") + ", ".join(f'"{choice}"' for choice in choices)
+        case inspect.ListType(item_type=inspect.LiteralType()):
+            return "a list, not empty, of " + ", ".join(f'"{choice}"' for choice in choices)
         case inspect.ListType(min_length=low):
             return "a list of strings" + (", not empty" if low else "")
         case _:
@@ -550,6 +652,7 @@ def _toml(value: object) -> str:
 
 _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {"server": Server, "limits": Limits, "log": Log}
 _KEYS: Final = _read_keys()
+_RULE_KEYS: Final = {key.name: key for key in _keys_of("topics", TopicRule, TopicRule(match=""))}
 _VARIABLES: Final = {_variable(key): key for key in _KEYS}
 _SINGLE_UNDERSCORE: Final = {PREFIX + key.upper().replace(".", "_") for key in _KEYS}
 """The likeliest typo. Anything looser would meet variables that Kubernetes sets for a service of this name."""

@@ -33,6 +33,7 @@ from broker.net.listener import CannotListenError, Listener
 from broker.net.tls import Tls
 from broker.net.tls import load as load_tls
 from broker.node import Node
+from broker.rules import Rules
 
 ENGINES: dict[str, Callable[[], Engine]] = {"memory": MemoryEngine}
 
@@ -73,10 +74,15 @@ def examine(config: Config) -> tuple[Room, ssl.SSLContext | None]:
     """See whether the configuration fits this machine: how many connections the process can hold, and the certificate
     for TLS, if there is one.
 
-    Raises ConfigError where there are fewer than configured, or where the certificate cannot be used.
+    Raises ConfigError where there are fewer than configured, where the certificate cannot be used, and for topic rules
+    that are wrong or can never apply.
     """
     problems: list[str] = []
     room = context = None
+    try:
+        Rules(config.topics, config.limits)
+    except ConfigError as error:
+        problems += error.problems
     try:
         room = Room.of(raise_limit_of_files(), config.limits.max_connections)
     except ConfigError as error:

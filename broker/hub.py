@@ -16,6 +16,9 @@ from broker.topics import RESERVED, is_pattern, rank
 
 Rank = tuple[int, ...]
 
+UNLIMITED = -1
+"""The credit of a subscription that needs none."""
+
 
 class Branch:
     """A place in the tree of patterns: the tokens from the root to here begin some pattern."""
@@ -54,14 +57,21 @@ class Hub:
         return len(self._topics) + len(self._patterns)
 
     def subscribe(
-        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool
+        self,
+        connection: Connection,
+        topic: str,
+        *,
+        max_queue: int,
+        overflow: str,
+        echo: bool,
+        credit: int = UNLIMITED,
     ) -> Subscription:
-        """Subscribe an open connection to a valid topic or pattern."""
+        """Subscribe an open connection to a valid topic or pattern. `credit` -1: any number of events may come."""
         filters = self._patterns if is_pattern(topic) else self._topics
         found = filters.get(topic)
         if found is None:
             found = self._add(topic)
-        return Subscription(connection, found, max_queue=max_queue, overflow=overflow, echo=echo)
+        return Subscription(connection, found, max_queue=max_queue, overflow=overflow, echo=echo, credit=credit)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription and forget what is queued."""

@@ -38,8 +38,8 @@ else:
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_INTEGER)]
-Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)] | Annotated[str, msgspec.Meta(max_length=64)]
 Overflow = Literal["drop_oldest", "drop_newest", "latest", "replay", "block", "close"]
+Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)] | Annotated[str, msgspec.Meta(max_length=64)]
 
 
 # Client to broker

@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
+from time import monotonic
 
+import msgspec
 import structlog
 
 from broker import __version__, messages
-from broker._speedups import Connection, Reactor, Subscription
+from broker._speedups import Allowance, Connection, Reactor, Subscription
 from broker.config import Config
 from broker.engines.base import Done, Engine, Event
 from broker.errors import CloseCode, CommandError
 from broker.hub import Hub
-from broker.session import Session
+from broker.rules import Rules
+from broker.session import Session, Standing
 
 log = structlog.get_logger(__name__)
 
 SERVER = f"wsbroker/{__version__}"
 AT_ONCE = 500
 """How many clients are sent away in one turn of the loop, so that a drain does not hold up deliveries."""
+BEHIND_LINES, BEHIND_SECONDS = 20, 10.0
+"""So many lines in so many seconds tell of subscribers that fall behind or catch up. Where thousands do so at once,
+more lines would say no more, and cost the broker the time that it needs for the subscribers."""
 POLL = 0.02
 """Seconds between two looks at whether a drain is done."""
 
@@ -33,6 +39,8 @@ class Node:
     def __init__(self, config: Config, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         limits = config.limits
         self.limits = limits
+        self.rules = Rules(config.topics, limits)
+        self.block: str = config.server.block
         self.draining = False
         self.engine = engine
         self.reactor = Reactor(
@@ -46,11 +54,16 @@ class Node:
             ping_interval=limits.ping_interval,
             ping_timeout=limits.ping_timeout,
             close_timeout=limits.close_timeout,
+            block_timeout=limits.block_timeout,
             notsent_lowat=limits.notsent_lowat,
         )
+        if any(rule.max_age is not None for rule in config.topics):
+            self.reactor.max_age = self.rules.max_age
+        self.reactor.watch = self._watch
         self.hub = Hub(self.reactor)
         self.sessions: dict[str, Session] = {}
         self._spread = limits.reconnect_spread
+        self._behind_lines = Seldom(BEHIND_LINES, BEHIND_SECONDS)
 
     @property
     def connections(self) -> int:
@@ -73,20 +86,24 @@ class Node:
         `peer` is the client's address for the log; `window_bits` what was agreed on compression, see
         `Connection.start`.
         """
+        limits = self.limits
         connection = Connection(self.reactor)
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
-        if self.engine.in_process:
-            connection.routes = self.hub.routes
+        routes = self.hub.routes if self.engine.in_process else None
+        if limits.publish_rate:
+            connection.allowance = Allowance(limits.publish_rate, limits.publish_burst, routes)
+        else:
+            connection.routes = routes
         self.sessions[session.id] = session
         connection.start(transport, greeting, window_bits)
         connection.answer(
             messages.encode_welcome(
                 session=session.id,
                 server=SERVER,
-                ping=self.limits.ping_interval,
-                max_size=self.limits.max_size,
-                max_queue=self.limits.max_queue,
+                ping=limits.ping_interval,
+                max_size=limits.max_size,
+                max_queue=limits.max_queue,
             )
         )
         log.debug("session opened", session=session.id, peer=peer)
@@ -95,10 +112,12 @@ class Node:
     # What the sessions ask.
 
     def subscribe(
-        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool
+        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool, credit: int
     ) -> Subscription:
-        """Subscribe a connection to a valid topic or pattern."""
-        subscription = self.hub.subscribe(connection, topic, max_queue=max_queue, overflow=overflow, echo=echo)
+        """Subscribe a connection to a valid topic or pattern. `credit` -1: any number of events may come."""
+        subscription = self.hub.subscribe(
+            connection, topic, max_queue=max_queue, overflow=overflow, echo=echo, credit=credit
+        )
         if subscription.filter.subscribers == 1:
             self.engine.interest(topic, True)
         return subscription
@@ -140,6 +159,25 @@ class Node:
         for subscription in self.hub.audience(topic).subscriptions():
             if subscription.connection is not None:
                 subscription.connection.answer(messages.encode_gap(subscription.filter.topic, None, "lost"))
+
+    # What operators ask.
+
+    def standings(self) -> Iterator[tuple[Session, list[Standing]]]:
+        """Say of each session how its subscriptions stand: what waits under them, for how long, what was lost."""
+        for session in self.sessions.values():
+            yield session, session.standings()
+
+    def _watch(self, connection: Connection, behind: bool) -> None:
+        """Log that a client has fallen behind for longer than a moment, or has caught up."""
+        session = connection.session
+        if isinstance(session, Session) and (suppressed := self._behind_lines.take()) is not None:
+            more = {"suppressed": suppressed} if suppressed else {}
+            if not behind:
+                log.info("subscriber has caught up", session=session.id, peer=session.peer, **more)
+                return
+            worst = max(session.standings(), key=lambda standing: standing.queued, default=None)
+            what = msgspec.structs.asdict(worst) if worst is not None else {}
+            log.warning("subscriber is behind", session=session.id, peer=session.peer, **what, **more)
 
     # The end.
 
@@ -183,6 +221,28 @@ class Node:
         await asyncio.sleep(0)
         self.reactor.stop()
         await self.engine.stop()
+
+
+class Seldom:
+    """Says whether one more line may be logged: `lines` of them in `seconds`."""
+
+    def __init__(self, lines: int, seconds: float) -> None:
+        self._lines = lines
+        self._seconds = seconds
+        self._begun = float("-inf")
+        self._written = self._suppressed = 0
+
+    def take(self) -> int | None:
+        """None if it may not. Else how many were suppressed since the last one that was written."""
+        now = monotonic()
+        if now - self._begun >= self._seconds:
+            self._begun, self._written = now, 0
+        if self._written >= self._lines:
+            self._suppressed += 1
+            return None
+        self._written += 1
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
 
 
 def _prefix(topic: str) -> bytes:

@@ -6,35 +6,41 @@ same. Every command with an id is answered exactly once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from broker import messages
 from broker._speedups import Connection, Subscription
-from broker.config import Limits
+from broker.config import Limits, parse_address
 from broker.engines.base import Done, Event, Position, Unavailable
-from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
+from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError, ConfigError
 from broker.messages import BadCommand, Command
+from broker.rules import Rules, Terms
 from broker.topics import check_pattern, check_topic
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_OVERFLOW = "drop_oldest"
-LATER_OVERFLOW = ("latest", "replay", "block")
-LATER_FIELDS = ("credit", "since", "last", "presence")
+UNLIMITED = -1
+"""The credit of a subscription that needs none."""
+LATER_FIELDS = ("since", "last", "presence")
 
 
 class Node(Protocol):
     """What a session asks of `broker.node.Node`."""
 
     limits: Limits
+    rules: Rules
+    block: str
+    """Who may subscribe with the policy `block`: "local", "all" or "none"."""
 
     def subscribe(
-        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool
+        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool, credit: int
     ) -> Subscription:
-        """Subscribe a connection to a valid topic or pattern."""
+        """Subscribe a connection to a valid topic or pattern. `credit` -1: any number of events may come."""
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription."""
@@ -47,6 +53,25 @@ class Node(Protocol):
 
     def forget(self, session: Session) -> None:
         """Drop a session whose connection takes part no more."""
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How one subscription stands."""
+
+    topic: str
+    """The topic or pattern, as it was subscribed to."""
+    overflow: str
+    max_queue: int
+    credit: int | None
+    """How many events may still come; None for any number."""
+    queued: int
+    """Events that wait."""
+    waiting: float
+    """For how long the oldest of them has, in seconds."""
+    dropped: int
+    """Events that were lost since the subscription began, whatever the reason."""
+    lost: dict[str, int]
+    """The same by reason, as in a `gap`."""
 
 
 class Session:
@@ -101,6 +126,24 @@ class Session:
         self.node.forget(self)
         log.debug("session closed", session=self.id, peer=self.peer, code=code, reason=reason)
 
+    # What operators ask.
+
+    def standings(self) -> list[Standing]:
+        """Say how the subscriptions stand."""
+        return [
+            Standing(
+                topic=topic,
+                overflow=subscription.overflow,
+                max_queue=subscription.max_queue,
+                credit=None if subscription.credit == UNLIMITED else subscription.credit,
+                queued=subscription.queued,
+                waiting=round(subscription.waiting, 3),
+                dropped=subscription.dropped,
+                lost=subscription.lost_by_reason,
+            )
+            for topic, subscription in (self.subscriptions or {}).items()
+        ]
+
     # The commands.
 
     def _subscribe(self, command: messages.Subscribe) -> None:
@@ -108,24 +151,38 @@ class Session:
         for name in LATER_FIELDS:
             if getattr(command, name) is not None:
                 raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker", command.id)
-        if command.overflow in LATER_OVERFLOW:
-            raise BadCommand("bad_command", f"overflow `{command.overflow}` comes with a later version", command.id)
         self.node.refuse_while_draining()
-        limits = self.node.limits
-        if command.max_queue is not None and command.max_queue > limits.max_queue_limit:
-            raise CommandError("limit", f"`max_queue` may be at most {limits.max_queue_limit} here")
+        terms = self.node.rules.terms(command.topic)
+        self._check_terms(command, terms)
         subscription = (self.subscriptions or {}).get(command.topic)
         if subscription is not None:
             subscription.change(
                 max_queue=subscription.max_queue if command.max_queue is None else command.max_queue,
                 overflow=command.overflow or subscription.overflow,
                 echo=subscription.echo if command.echo is None else command.echo,
+                credit=command.credit,
             )
         else:
-            self._subscribe_anew(command)
+            self._subscribe_anew(command, terms)
         self._ok(command.id, topic=command.topic)
 
-    def _subscribe_anew(self, command: messages.Subscribe) -> None:
+    def _check_terms(self, command: messages.Subscribe, terms: Terms) -> None:
+        """Raise CommandError if the command asks for more than it may here."""
+        if command.max_queue is not None and command.max_queue > terms.max_queue_limit:
+            raise CommandError("limit", f"`max_queue` may be at most {terms.max_queue_limit} here")
+        if command.overflow is None:
+            return
+        if command.overflow not in terms.overflows:
+            raise CommandError("forbidden", f"`overflow` must be one of {', '.join(terms.overflows)} here")
+        if command.overflow == "replay":
+            raise CommandError("no_history", f"`{command.topic}` keeps no history")
+        if command.overflow == "block" and terms.overflow != "block" and not self._may_block():
+            raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
+
+    def _may_block(self) -> bool:
+        return self.node.block == "all" or (self.node.block == "local" and is_local(self.peer))
+
+    def _subscribe_anew(self, command: messages.Subscribe, terms: Terms) -> None:
         if self.subscriptions is None:
             self.subscriptions = {}
         limits = self.node.limits
@@ -134,9 +191,10 @@ class Session:
         self.subscriptions[command.topic] = self.node.subscribe(
             self.connection,
             command.topic,
-            max_queue=limits.max_queue if command.max_queue is None else command.max_queue,
-            overflow=command.overflow or DEFAULT_OVERFLOW,
+            max_queue=terms.max_queue if command.max_queue is None else command.max_queue,
+            overflow=command.overflow or terms.overflow,
             echo=command.echo is not False,
+            credit=UNLIMITED if command.credit is None else command.credit,
         )
 
     def _unsubscribe(self, command: messages.Unsubscribe) -> None:
@@ -147,9 +205,24 @@ class Session:
         self.node.unsubscribe(subscription)
         self._ok(command.id, topic=command.topic)
 
+    def _credit(self, command: messages.Credit) -> None:
+        check_pattern(command.topic)
+        subscription = (self.subscriptions or {}).get(command.topic)
+        if subscription is None:
+            raise CommandError("not_subscribed", f"there is no subscription to `{command.topic}`")
+        if subscription.credit == UNLIMITED:
+            raise BadCommand("bad_command", f"`{command.topic}` was subscribed to without `credit`", command.id)
+        subscription.add_credit(command.add)
+        self._ok(command.id, topic=command.topic)
+
     def _publish(self, command: messages.Publish) -> None:
         check_topic(command.topic)
         self.node.refuse_while_draining()
+        allowance = self.connection.allowance
+        if allowance is not None and (wait := allowance.take()):
+            rate = self.node.limits.publish_rate
+            after = math.ceil(1000 * wait)
+            raise CommandError("rate_limited", f"more than {rate:g} events a second", retry_after_ms=after)
         event = Event(command.topic, command.data, command.key, origin=self.connection)
         under_way = True
 
@@ -176,10 +249,11 @@ class Session:
 
     def _published(self, id: int | str | None, event: Event, position: Position) -> None:
         receivers, queued, dropped = event.receipt
-        if position.offset is None:
-            self._ok(id, receivers=receivers, queued=queued, dropped=dropped)
-        else:
-            self._ok(id, receivers=receivers, queued=queued, dropped=dropped, offset=position.offset)
+        if id is None:
+            return
+        found = {} if position.offset is None else {"offset": position.offset}
+        answer = messages.encode_ok(id, receivers=receivers, queued=queued, dropped=dropped, **found)
+        self.connection.answer_publish(answer)
 
     def _ping(self, command: messages.Ping) -> None:
         self.connection.answer(messages.encode_pong(command.id))
@@ -194,6 +268,14 @@ class Session:
         self.connection.answer(messages.encode_error(id, error.code, error.message, error.retry_after_ms))
 
 
+def is_local(peer: str) -> bool:
+    """Whether a client, by its address in the log, is on this machine."""
+    try:
+        return peer.startswith("unix:") or parse_address(peer).local
+    except ConfigError:  # "unknown": it was gone before it was asked
+        return False
+
+
 def _op(command: Command) -> str:
     return str(type(command).__struct_config__.tag)
 
@@ -202,5 +284,6 @@ HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     messages.Subscribe: Session._subscribe,
     messages.Unsubscribe: Session._unsubscribe,
     messages.Publish: Session._publish,
+    messages.Credit: Session._credit,
     messages.Ping: Session._ping,
 }

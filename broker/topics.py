@@ -44,6 +44,20 @@ def rank(pattern: str) -> tuple[int, ...]:
     return tuple(_RANKS.get(token, 0) for token in pattern.split("."))
 
 
+def covers(wide: str, narrow: str) -> bool:
+    """Whether a topic or pattern matches every topic that another one does; both are valid."""
+    if narrow.startswith(RESERVED) and not wide.startswith(RESERVED):
+        return False
+    wanted, tokens = wide.split("."), narrow.split(".")
+    if wanted[-1] == ">":
+        wanted.pop()
+        if len(tokens) <= len(wanted):
+            return False
+    elif len(tokens) != len(wanted) or tokens[-1] == ">":
+        return False
+    return all(want in ("*", token) for want, token in zip(wanted, tokens, strict=False))
+
+
 def is_pattern(name: str) -> bool:
     """Whether `name`, which is valid, may match more than the one topic of that name."""
     return "*" in name or ">" in name

@@ -7,7 +7,7 @@ import json
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close, Frame, Opcode
 
-from broker.config import Config, Limits, Server, parse_address
+from broker.config import Config, Limits, Server, TopicRule, parse_address
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.net.gate import Gate, Room
@@ -31,10 +31,18 @@ PATIENCE = 30.0
 
 
 @asynccontextmanager
-async def serving(engine: Engine | None = None, *, pair: Pair | None = None, **limits: Any) -> AsyncIterator[House]:
+async def serving(
+    engine: Engine | None = None,
+    *,
+    pair: Pair | None = None,
+    block: Any = "local",
+    topics: Sequence[TopicRule] = (),
+    **limits: Any,
+) -> AsyncIterator[House]:
     """A node that serves on loopback, under `limits` other than the defaults, with a certificate by TLS. At the end
     nothing is left of anybody."""
-    config = Config(server=Server(listen=["127.0.0.1:0"]), limits=Limits(**limits))
+    server = Server(listen=["127.0.0.1:0"], block=block)
+    config = Config(server=server, limits=Limits(**limits), topics=list(topics))
     loop = asyncio.get_running_loop()
     node = Node(config, engine or MemoryEngine(), loop)
     gate = Gate(config, node, Room(1000, 100), loop)

@@ -6,16 +6,17 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import config
-from broker.config import Address, Config, Limits, Log, Server, default_toml, load, parse_address, schema
+from broker import config, messages
+from broker.config import Address, Config, Limits, Log, Server, TopicRule, default_toml, load, parse_address, schema
 from broker.errors import ConfigError
+from broker.rules import Rules
 
 DOCUMENTATION = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
 
@@ -59,6 +60,7 @@ class TestLayers:
             path="/",
             origins=[],
             anonymous=None,
+            block="local",
             engine="memory",
             certificate=None,
             key=None,
@@ -79,6 +81,9 @@ class TestLayers:
             ping_interval=25,
             ping_timeout=10,
             close_timeout=5,
+            block_timeout=5,
+            publish_rate=0,
+            publish_burst=100,
             drain_timeout=10,
             reconnect_spread=5,
             notsent_lowat=16384,
@@ -480,3 +485,48 @@ class TestDocuments:
         file.write_text("[limits]\nmax_sise = 1\n")
         said = problems(file, {"WSBROKER_LIMITS__OPEN_TIMEOUT": "10s"})
         assert "\n".join(said).replace(str(file), "wsbroker.toml") in DOCUMENTATION
+
+
+class TestTopics:
+    def test_rules_come_from_the_file(self, file: Path) -> None:
+        file.write_text('[[topics]]\nmatch = "a.>"\nmax_age = 2\n[[topics]]\nmatch = "b"\noverflows = ["close"]\n')
+        assert load(file, {}, {}).topics == [TopicRule("a.>", max_age=2.0), TopicRule("b", overflows=["close"])]
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("topics = 1", ["topics (F): must be tables, each [[topics]]"]),
+            ("[topics]\nmatch = 'a'", ["topics (F): must be tables, each [[topics]]"]),
+            ("[[topics]]", ["topics[1].match (F): is missing: the topic or pattern that the rule is for"]),
+            (
+                "[[topics]]\nmatch='a'\n[[topics]]\nmatch='b'\nmax_ques=1",
+                ["topics[2].max_ques (F): there is no such key; did you mean max_queue?"],
+            ),
+            (
+                "[[topics]]\nmatch='a'\nmax_age='1s'\nmax_queue=0",
+                [
+                    'topics[1].max_age (F): must be a number from 0.01 to 31536000 (seconds), not "1s"',
+                    "topics[1].max_queue (F): must be an integer from 1 to 16777216, not 0",
+                ],
+            ),
+        ],
+    )
+    def test_mistakes_are_said_with_the_rule(self, file: Path, text: str, said: list[str]) -> None:
+        file.write_text(text)
+        assert problems(file) == [line.replace("(F)", f"({file})") for line in said]
+
+    def test_each_key_of_a_rule_is_documented_with_what_it_allows(self, file: Path) -> None:
+        for name in TopicRule.__struct_fields__:
+            file.write_text(f"[[topics]]\nmatch = 'a'\n{name} = {{}}\n".replace("match = 'a'\nmatch", "match"))
+            allowed = re.search(r"must be (.*?)( \(\w+\))?, not \{", problems(file)[0])
+            assert allowed
+            assert f"| `{name}` | {allowed[1]} |" in DOCUMENTATION
+
+    def test_the_rule_in_the_commented_file_is_a_good_one(self, file: Path) -> None:
+        file.write_text(re.sub(r"^# # (\w+ = |\[\[)", r"\1", default_toml(), flags=re.MULTILINE))
+        (rule,) = load(file, {}, {}).topics
+        assert None not in msgspec.structs.astuple(rule)
+        assert Rules([rule], Limits()).terms("prices.a").overflow == "latest"
+
+    def test_the_policies_are_those_of_the_protocol(self) -> None:
+        assert get_args(messages.Overflow) == config.OVERFLOWS

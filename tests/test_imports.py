@@ -20,6 +20,7 @@ ROWS = (
     ("net", "admin"),
     ("node",),
     ("session", "hub", "auth", "engines"),
+    ("rules",),
     ("messages", "topics"),
     ("config",),
     ("errors",),

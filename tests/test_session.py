@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,9 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.frames import Close
 
+from broker.config import TopicRule
 from broker.engines.base import Done, Event, Unavailable
 from broker.engines.memory import MemoryEngine
 from broker.errors import ERRORS, CloseCode
+from broker.session import is_local
+from tests.engines.late import LateServer
 from tests.fixtures_node import Client, House, serving
 from tests.net.house import until
 
@@ -295,7 +300,7 @@ async def test_subscribing_again_changes_what_is_named_and_keeps_the_rest(house:
         assert await client.ask("subscribe", topic="a", **change) == {"op": "ok", "topic": "a"}
         assert now() == result
     # What is refused changes nothing.
-    for change in ({"max_queue": 65537, "echo": False}, {"max_queue": 0}, {"overflow": "latest", "max_queue": 1}):
+    for change in ({"max_queue": 65537, "echo": False}, {"max_queue": 0}, {"overflow": "replay", "max_queue": 1}):
         assert (await client.ask("subscribe", topic="a", **change))["op"] == "error"
         assert now() == (65536, "close", True)
     assert await client.ask("publish", topic="a", data=1) == ok(1)
@@ -367,13 +372,15 @@ ERROR_CASES: list[tuple[str, str, str]] = [
     ('{ID"op":"publish","topic":"' + "x" * 256 + '","data":1}', "bad_topic", "255"),
     ('{ID"op":"unsubscribe","topic":"a"}', "not_subscribed", "`a`"),
     ('{ID"op":"subscribe","topic":"a","max_queue":65537}', "limit", "at most 65536"),
+    ('{ID"op":"subscribe","topic":"a","overflow":"replay"}', "no_history", "`a` keeps no history"),
+    ('{ID"op":"credit","topic":"a","add":1}', "not_subscribed", "`a`"),
+    ('{ID"op":"credit","topic":"a..b","add":1}', "bad_topic", "a token is empty"),
+    ('{ID"op":"credit","topic":"a","add":0}', "bad_command", "`add` must be an integer from 1"),
 ]
 LATER: list[tuple[str, str, str]] = [
     ('{ID"op":"auth","token":"t"}', "bad_command", "`auth` comes with a later version"),
-    ('{ID"op":"credit","topic":"a","add":1}', "bad_command", "`credit` comes with a later version"),
     ('{ID"op":"history","topic":"a","last":1}', "bad_command", "`history` comes with a later version"),
     ('{ID"op":"presence","topic":"a"}', "bad_command", "`presence` comes with a later version"),
-    ('{ID"op":"subscribe","topic":"a","credit":0}', "bad_command", "`credit` comes with a later version"),
     (
         '{ID"op":"subscribe","topic":"a","since":{"epoch":"e","offset":0}}',
         "bad_command",
@@ -381,10 +388,6 @@ LATER: list[tuple[str, str, str]] = [
     ),
     ('{ID"op":"subscribe","topic":"a","last":1}', "bad_command", "`last` comes with a later version"),
     ('{ID"op":"subscribe","topic":"a","presence":false}', "bad_command", "`presence` comes with a later version"),
-    *(
-        (f'{{ID"op":"subscribe","topic":"a","overflow":"{policy}"}}', "bad_command", f"`{policy}` comes with a later")
-        for policy in ("latest", "replay", "block")
-    ),
 ]
 
 
@@ -454,8 +457,8 @@ async def test_a_fault_of_the_brokers_own_is_answered_logged_and_survived() -> N
 
 
 def test_no_code_is_left_out() -> None:
-    later = {"unauthorized", "forbidden", "no_history", "rate_limited"}
-    elsewhere = {"unavailable", "internal", "draining"}  # above, and in test_drain.py
+    later = {"unauthorized"}
+    elsewhere = {"unavailable", "internal", "draining", "forbidden", "rate_limited"}  # above, below, in test_drain.py
     assert {code for _, code, _ in ERROR_CASES} | later | elsewhere == set(ERRORS)
 
 
@@ -592,6 +595,182 @@ async def test_who_sends_commands_and_does_not_read_the_answers_is_closed() -> N
             await client.tell("ping", id="x" * 64)
         received = await client.until(b"not_reading")
         assert received.endswith(bytes((0x88, 13, 4003 >> 8, 4003 & 255)) + b"not_reading")
+
+
+# Flow control
+
+
+async def test_latest_gives_a_slow_client_the_newest_of_each_key(house: House) -> None:
+    slow, publisher = await house.deaf(), await house.connect()
+    await slow.tell("subscribe", topic="a", id=1, overflow="latest")
+    await slow.until(b'"op":"ok"')
+    await fill(publisher, "a")
+    for n in range(100):  # the slow lane writes keys in its own way
+        key = "ü" if n % 2 else "k"
+        escaped = json.dumps(key) if n % 3 else json.dumps(key, ensure_ascii=False)
+        await publisher.send(f'{{"op":"publish","topic":"a","key":{escaped},"data":{n}}}')
+    received = await slow.until(b'"data":99}')
+    events = [json.loads(part) for part in re.findall(rb'\{"op":"(?:gap|event)"[^}]*\}', received)]
+    last, gaps = events[-4:], sum(each["missed"] for each in events if each["op"] == "gap")
+    assert [each.get("data") for each in last if each["op"] == "event"][-2:] == [98, 99]
+    # The one that filled the socket, without a key, waits or has begun to go out.
+    assert gaps == 98
+    assert {each["reason"] for each in events if each["op"] == "gap"} == {"conflated"}
+
+
+async def test_credit_lets_so_many_events_come(house: House) -> None:
+    client, publisher = await house.connect(), await house.connect()
+    assert await client.ask("subscribe", topic="a", credit=2, max_queue=3) == {"op": "ok", "topic": "a"}
+    answers = [await publisher.ask("publish", topic="a", data=n) for n in range(6)]
+    assert answers == [*[ok(1)] * 2, *[ok(1, queued=1)] * 3, ok(1, queued=1, dropped=1)]
+    assert await client.data(2) == [0, 1]
+    await client.nothing()
+    (standing,) = house.session(client).standings()
+    assert (standing.topic, standing.credit, standing.queued, standing.dropped) == ("a", 0, 3, 1)
+    assert standing.waiting >= 0
+    assert await client.ask("credit", topic="a", add=1) == {"op": "ok", "topic": "a"}
+    assert await client.next() == {"op": "gap", "topic": "a", "missed": 1, "reason": "overflow"}
+    assert await client.data(1) == [3]
+    # To subscribe again sets what remains.
+    assert (await client.ask("subscribe", topic="a", credit=3))["op"] == "ok"
+    assert await client.data(2) == [4, 5]
+    await publisher.ask("publish", topic="a", data=6)
+    await publisher.ask("publish", topic="a", data=7)
+    assert await client.data(1) == [6]
+    await client.nothing()
+
+
+async def test_credit_without_credit_is_a_mistake(client: Client) -> None:
+    await client.ask("subscribe", topic="a")
+    error = await client.ask("credit", topic="a", add=1)
+    assert (error["code"], error["message"]) == ("bad_command", "`a` was subscribed to without `credit`")
+
+
+@pytest.mark.parametrize("lane", ["fast", "slow", "late"])
+async def test_under_block_publishers_wait_and_nobody_else(lane: str) -> None:
+    server = LateServer()
+    async with serving(server.engine() if lane == "late" else None, max_inflight=1) as house:
+        slow, other = await house.connect(), await house.connect()
+        fine = await house.subscriber("a")
+        publisher = await house.connect()
+        assert (await slow.ask("subscribe", topic="a", overflow="block", max_queue=2, credit=1))["op"] == "ok"
+        for n in range(6):
+            # What is written with an escape is not for the fast lane.
+            op = r"publi\u0073h" if lane == "slow" else "publish"
+            await publisher.send(f'{{"op":"{op}","id":{n},"topic":"a","data":{n}}}')
+        await publisher.tell("ping", id="last")
+        # One was sent, two wait, and the fourth waits for room; to all others it is delivered.
+        assert [(await publisher.next())["id"] for _ in range(3)] == [0, 1, 2]
+        assert await fine.data(4) == [0, 1, 2, 3]
+        for n in range(20):
+            assert await other.ask("publish", topic="b", data=n) == ok(0)
+        assert house.session(publisher).connection.waits == 1
+        assert await slow.data(1) == [0]
+        await slow.tell("credit", topic="a", add=1)
+        assert await slow.data(1) == [1]
+        assert await publisher.next() == {"id": 3, **ok(2, queued=1)}
+        await slow.tell("credit", topic="a", add=10)
+        assert await slow.data(4) == [2, 3, 4, 5]
+        answers = [await publisher.next() for _ in range(3)]
+        assert [answer["id"] for answer in answers] == [4, 5, "last"]
+        assert await fine.data(2) == [4, 5]
+
+
+async def test_who_makes_publishers_wait_for_too_long_is_closed() -> None:
+    async with serving(block_timeout=0.1) as house:
+        slow, publisher = await house.connect(), await house.connect()
+        await slow.ask("subscribe", topic="a", overflow="block", max_queue=1, credit=0)
+        assert await publisher.ask("publish", topic="a", data=1) == ok(1, queued=1)
+        assert await publisher.ask("publish", topic="a", data=2) == ok(1, queued=1)
+        assert await slow.closed() == Close(CloseCode.SLOW_CONSUMER, "slow_consumer")
+        assert await publisher.ask("publish", topic="a", data=3) == ok(0)
+
+
+async def test_connections_that_wait_for_each_other_end_by_the_timeout() -> None:
+    async with serving(block_timeout=0.1) as house:
+        one, two = await house.connect(), await house.connect()
+        for client, mine, theirs in ((one, "a", "b"), (two, "b", "a")):
+            await client.ask("subscribe", topic=mine, overflow="block", max_queue=1, credit=0)
+            await client.tell("publish", topic=theirs, data=0)
+        for client, theirs in ((one, "b"), (two, "a")):
+            for n in range(3):
+                await client.tell("publish", topic=theirs, data=n)
+            await client.tell("credit", topic="a", add=5)  # it is not read any more
+        closes = await asyncio.gather(one.closed(), two.closed())
+        assert Close(CloseCode.SLOW_CONSUMER, "slow_consumer") in closes
+
+
+@pytest.mark.parametrize(
+    ("block", "rule", "allowed"), [("local", None, True), ("none", None, False), ("none", "block", True)]
+)
+async def test_who_may_ask_for_block_is_configured(block: str, rule: Any, allowed: bool) -> None:
+    topics = [TopicRule("a", overflow=rule)]
+    async with serving(block=block, topics=topics) as house:
+        client = await house.connect()
+        answer = await client.ask("subscribe", topic="a", overflow="block")
+        assert answer.get("code") == (None if allowed else "forbidden")
+
+
+@pytest.mark.parametrize(
+    ("peer", "local"),
+    [("127.0.0.1:5", True), ("[::1]:5", True), ("unix:", True), ("192.0.2.1:5", False), ("unknown", False)],
+)
+def test_which_clients_are_on_this_machine(peer: str, local: bool) -> None:
+    assert is_local(peer) == local
+
+
+async def test_rules_give_defaults_and_ceilings() -> None:
+    rule = TopicRule("a.*", max_queue=7, max_queue_limit=9, overflows=["latest", "close"])
+    async with serving(topics=[rule]) as house:
+        client = await house.subscriber("a.b", "b")
+        standings = {standing.topic: standing for standing in house.session(client).standings()}
+        assert (standings["a.b"].max_queue, standings["a.b"].overflow) == (7, "latest")
+        assert (standings["b"].max_queue, standings["b"].overflow) == (256, "drop_oldest")
+        assert (await client.ask("subscribe", topic="a.b", max_queue=9))["op"] == "ok"
+        assert (await client.ask("subscribe", topic="a.b", max_queue=10))["code"] == "limit"
+        error = await client.ask("subscribe", topic="a.b", overflow="drop_oldest")
+        assert (error["code"], error["message"]) == ("forbidden", "`overflow` must be one of latest, close here")
+
+
+async def test_events_that_are_too_old_are_not_sent() -> None:
+    async with serving(topics=[TopicRule("young.*", max_age=0.05)]) as house:
+        client, publisher = await house.subscriber(">", credit=0), await house.connect()
+        await publisher.ask("publish", topic="young.a", data=1)
+        await publisher.ask("publish", topic="old", data=2)
+        session = house.session(client)
+        await until(lambda: session.standings()[0].waiting > 0.06)
+        await client.ask("credit", topic=">", add=5)
+        assert await client.next() == {"op": "gap", "topic": ">", "missed": 1, "reason": "age"}
+        assert await client.data(1) == [2]
+
+
+async def test_publishes_beyond_the_rate_are_refused_for_a_while() -> None:
+    async with serving(publish_rate=20.0, publish_burst=3) as house:
+        client, other = await house.connect(), await house.connect()
+        answers = [await client.ask("publish", topic="a", data=n) for n in range(3)]
+        assert answers == [ok(0)] * 3
+        while (refused := await client.ask("publish", topic="a", data=3)) == ok(0):
+            pass
+        assert (refused["code"], refused["retry"]) == ("rate_limited", True)
+        assert 1 <= refused["retry_after_ms"] <= 50
+        assert await client.ask("ping") == {"op": "pong"}
+        assert await other.ask("publish", topic="a", data=1) == ok(0)
+        await asyncio.sleep(refused["retry_after_ms"] / 1000 + 0.01)  # as it was told
+        assert await client.ask("publish", topic="a", data=4) == ok(0)
+        assert house.node.reactor.fast_publishes > 0
+
+
+async def test_who_falls_behind_is_logged_and_when_it_has_caught_up(house: House) -> None:
+    client, publisher = await house.subscriber("a", credit=0), await house.connect()
+    with capture_logs() as logs:
+        await publisher.ask("publish", topic="a", data=1)
+        await until(lambda: len(logs) == 1)
+        await client.ask("credit", topic="a", add=1)
+        await until(lambda: len(logs) == 2)
+    behind, caught_up = logs
+    assert behind["event"] == "subscriber is behind"
+    assert (behind["session"], behind["topic"], behind["queued"]) == (client.session, "a", 1)
+    assert (caught_up["event"], caught_up["session"]) == ("subscriber has caught up", client.session)
 
 
 # The end of a session

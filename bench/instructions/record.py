@@ -17,8 +17,8 @@ RECORDED = Path(__file__).parent / "recorded.json"
 
 TOLERANCE = 0.05
 """A case fails that has grown by more. Two runs of the same code differ by 0.1 % at most; but a change somewhere in the
-one compiled unit may change what the compiler inlines elsewhere, and where memory happens to be free, which moved single
-cases by 1 to 3 %. What is above is of somebody's making; what is below is far less than a rate could show."""
+one compiled unit may change what the compiler inlines elsewhere, and where memory happens to be free, which moved
+single cases by 1 to 3 %. What is above is of somebody's making; what is below is far less than a rate could show."""
 
 WIDER = {"read-fragments": 0.15}
 """Cases that need more. A message in fragments is put together by realloc, which copies or not, by what lies behind:

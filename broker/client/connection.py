@@ -29,6 +29,7 @@ from broker.messages import (
     VERSION,
     Bye,
     Command,
+    Credit,
     ErrorAnswer,
     EventMessage,
     Gap,
@@ -128,10 +129,20 @@ class Client:
         max_queue: int | None = None,
         overflow: Overflow | None = None,
         echo: bool | None = None,
+        credit: int | None = None,
     ) -> Ok:
-        """Start, or change, the subscription to a topic or pattern. What is None is left as it is."""
-        command = Subscribe(topic=topic, id=next(self._ids), max_queue=max_queue, overflow=overflow, echo=echo)
+        """Start, or change, the subscription to a topic or pattern. What is None is left as it is.
+
+        With `credit` so many events come, and more only after `credit` is called.
+        """
+        command = Subscribe(
+            topic=topic, id=next(self._ids), max_queue=max_queue, overflow=overflow, echo=echo, credit=credit
+        )
         return await self._request(command, Ok)
+
+    async def credit(self, topic: str, add: int) -> Ok:
+        """Let `add` more events of a subscription come. `topic` is what was subscribed to."""
+        return await self._request(Credit(topic=topic, id=next(self._ids), add=add), Ok)
 
     async def unsubscribe(self, topic: str) -> Ok:
         """End the subscription to a topic or pattern. Its events that are already here are still given out."""

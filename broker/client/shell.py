@@ -18,7 +18,8 @@ from broker.client.failures import ClientError
 from broker.client.pipe import Lines, Output
 from broker.client.publisher import Publisher
 from broker.errors import CommandError
-from broker.messages import Overflow
+from broker.messages import Credit, EventMessage, Overflow, decode_server, encode_command
+from broker.topics import matches, rank
 
 Failed = Callable[[CommandError, int | None], object]
 """Called for a line that is not published, with its number, or None where the broker did not say which one it was."""
@@ -87,16 +88,25 @@ async def publish_lines(
 
 
 async def print_events(
-    topics: Sequence[str], *, overflow: Overflow | None, url: str, token: str | None, ca: Path | None
+    topics: Sequence[str],
+    *,
+    overflow: Overflow | None,
+    url: str,
+    token: str | None,
+    ca: Path | None,
+    max_queue: int | None = None,
+    credit: int | None = None,
 ) -> bool:
     """Print the events and gaps of topics and patterns to standard output, one JSON object a line.
 
+    With `credit`, at most so many events of each topic or pattern are under way: more come when those are printed.
     Does not return. Raises BrokenPipeError when nobody reads any more what is printed, and OutputFailed.
     """
 
     async def events(client: Client) -> bool:
-        await asyncio.gather(*(client.subscribe(topic, overflow=overflow) for topic in topics))
-        await _print_batches(client, output)
+        terms: dict[str, Any] = {"overflow": overflow, "max_queue": max_queue, "credit": credit}
+        await asyncio.gather(*(client.subscribe(topic, **terms) for topic in topics))
+        await _print_batches(client, output, Credits(client, topics, credit) if credit else None)
         raise AssertionError("a connection ends with an exception")
 
     try:
@@ -126,7 +136,35 @@ def text_value(text: bytes) -> bytes:
         raise CommandError("bad_json", f"the text is not UTF-8: {error.reason}") from None
 
 
-async def _print_batches(client: Client, output: Output) -> None:
+class Credits:
+    """Gives back the credit of the events that were dealt with.
+
+    An event comes under the most specific of the topics that match it, so the account is that of the broker.
+    """
+
+    def __init__(self, client: Client, topics: Sequence[str], credit: int) -> None:
+        self._client = client
+        self._topics = sorted(set(topics), key=rank)
+        self._enough = max(1, credit // 2)
+        self._used = dict.fromkeys(self._topics, 0)
+
+    async def give_back(self, batch: Sequence[bytes]) -> None:
+        """Count the events of a batch, and let more come where half of the credit is used up."""
+        for raw in batch:
+            message = decode_server(raw)
+            if isinstance(message, EventMessage):
+                topic = next(topic for topic in self._topics if matches(topic, message.topic))
+                self._used[topic] += 1
+        commands = []
+        for topic, used in self._used.items():
+            if used >= self._enough:
+                self._used[topic] = 0
+                commands.append(encode_command(Credit(topic=topic, add=used)))
+        if commands:
+            await self._client.send(commands)
+
+
+async def _print_batches(client: Client, output: Output, credits: Credits | None) -> None:
     async for batch in client.batches():
         text = b"\n".join(batch)
         if text.count(b"\n") >= len(batch) or b"\r" in text:
@@ -134,6 +172,8 @@ async def _print_batches(client: Client, output: Output) -> None:
             # RFC 8259, section 7). Here an event is one line.
             text = b"\n".join(message.translate(_ONE_LINE) for message in batch)
         await output.write(text + b"\n")
+        if credits is not None:
+            await credits.give_back(batch)
 
 
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")

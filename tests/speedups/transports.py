@@ -70,6 +70,9 @@ class SlowPipe:
         assert high == 0
         assert low is None
 
+    def pause_reading(self) -> None:
+        """What the client sends comes all the same, as bytes do that were read before the pause."""
+
     def resume_reading(self) -> None:
         """Nothing is ever held back on the way in."""
 

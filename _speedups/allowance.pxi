@@ -1,0 +1,55 @@
+# How much one connection may publish: a bucket of tokens, which fills up with time.
+#
+# The law of this file: connections without an allowance never come here. The routes of one that has an allowance stand
+# in it, and not in the connection, so that the fast lane of all others has nothing to ask.
+
+
+@cython.final
+cdef class Allowance:
+    """`rate` events a second on the average, `burst` at once. `routes` are those of the connection, or None."""
+
+    cdef:
+        public Routes routes
+        readonly double rate
+        readonly double burst
+        double tokens
+        uint64_t filled  # when tokens were last added
+
+    def __init__(self, double rate, double burst, Routes routes=None):
+        if not rate > 0 or not burst >= 1:
+            raise ValueError("a rate is positive, and a burst holds one event at least")
+        self.rate = rate
+        self.burst = burst
+        self.routes = routes
+        self.tokens = burst
+        self.filled = now_ms()
+
+    cdef bint fill(self):
+        """Add what has come with time. Returns whether there is a token."""
+        cdef uint64_t now = now_ms()
+        if now != self.filled:
+            self.tokens = min(self.burst, self.tokens + (now - self.filled) * self.rate / 1000)
+            self.filled = now
+        return self.tokens >= 1
+
+    def take(self):
+        """Take one token. Returns 0 if there was one, else after how many seconds there will be one."""
+        if self.fill():
+            self.tokens -= 1
+            return 0.0
+        return (1 - self.tokens) / self.rate
+
+
+cdef bint publish_within(Connection connection, const unsigned char* data, size_t size, bint text) except -1:
+    """As `fast_publish`, for a connection with an allowance. Without a token the session refuses it."""
+    cdef Allowance allowance = connection.allowance
+    cdef bint published
+    if allowance.routes is None or not allowance.fill():
+        return False
+    connection.routes = allowance.routes
+    try:
+        published = fast_publish(connection, data, size, text)
+    finally:
+        connection.routes = None
+    allowance.tokens -= published
+    return published

@@ -1,0 +1,123 @@
+"""The rules for topics: what the configuration says of subscriptions to some of them, and of the age of their events.
+
+Of the rules that match, the most specific one applies, and it alone: what it does not say is as in the limits, not as
+in a rule that is less specific.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from broker.config import OVERFLOWS, Limits, TopicRule
+from broker.errors import CommandError, ConfigError
+from broker.topics import check_pattern, covers, matches, rank
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What holds for subscriptions to a topic or pattern."""
+
+    max_queue: int
+    """For those that do not say themselves."""
+    max_queue_limit: int
+    overflow: str
+    """For those that do not say themselves."""
+    overflows: tuple[str, ...]
+    """The policies that may be asked for."""
+
+
+class Rules:
+    """The rules of the configuration. Of those that match, the most specific one applies, and it alone.
+
+    A subscription to a pattern is ruled by what holds for every topic that it matches. Raises ConfigError, with every
+    mistake, for rules that are wrong or can never apply.
+    """
+
+    def __init__(self, rules: Sequence[TopicRule], limits: Limits) -> None:
+        problems = [problem for rule in rules for problem in _mistakes(rule, limits)] or _dead(rules)
+        if problems:
+            raise ConfigError(problems)
+        self._rules = sorted(rules, key=lambda rule: rank(rule.match))
+        self._limits = limits
+        self._ages: dict[str, float | None] = {}
+
+    def terms(self, name: str) -> Terms:
+        """Find what holds for subscriptions to a valid topic or pattern."""
+        return _terms(next((rule for rule in self._rules if covers(rule.match, name)), None), self._limits)
+
+    def max_age(self, topic: str) -> float | None:
+        """Give the age in seconds beyond which an event of a topic is not sent any more; None: it never is too old."""
+        try:
+            return self._ages[topic]
+        except KeyError:
+            rule = next((rule for rule in self._rules if matches(rule.match, topic)), None)
+            if len(self._ages) >= _REMEMBERED:
+                self._ages.clear()
+            age = self._ages[topic] = None if rule is None else rule.max_age
+            return age
+
+
+def _terms(rule: TopicRule | None, limits: Limits) -> Terms:
+    if rule is None:
+        rule = TopicRule(match=">")
+    ceiling = limits.max_queue_limit if rule.max_queue_limit is None else rule.max_queue_limit
+    return Terms(
+        max_queue=min(limits.max_queue, ceiling) if rule.max_queue is None else rule.max_queue,
+        max_queue_limit=ceiling,
+        overflow=rule.overflow or (rule.overflows or OVERFLOWS)[0],
+        overflows=tuple(rule.overflows or OVERFLOWS),
+    )
+
+
+def _mistakes(rule: TopicRule, limits: Limits) -> list[str]:
+    try:
+        check_pattern(rule.match)
+    except CommandError as error:
+        return [f"topics: match {error.message}"]
+    terms = _terms(rule, limits)
+    problems = []
+    if terms.max_queue > terms.max_queue_limit:
+        problems.append(f"max_queue must not be more than its ceiling, which is {terms.max_queue_limit}")
+    if terms.overflow not in terms.overflows:
+        problems.append(f"overflow {terms.overflow} is not among its overflows")
+    if terms.overflow == "replay":
+        problems.append("overflow replay is not supported yet: no topic keeps history")
+    return [f"topics: `{rule.match}`: {problem}" for problem in problems]
+
+
+def _dead(rules: Sequence[TopicRule]) -> list[str]:
+    """Find the rules that can never apply."""
+    matched = [rule.match for rule in rules]
+    problems = [f"topics: `{match}` is there twice" for match in dict.fromkeys(matched) if matched.count(match) > 1]
+    for rule in rules:
+        # To a subscription to its very pattern each rule applies. But an age goes by the topic of the event.
+        ageless = msgspec.structs.replace(rule, max_age=None) == TopicRule(match=rule.match)
+        if ageless and rule.max_age is not None and not _may_apply(rule, rules):
+            problems.append(f"topics: `{rule.match}` never applies: each topic that it matches has a rule of its own")
+    return problems
+
+
+def _may_apply(rule: TopicRule, rules: Sequence[TopicRule]) -> bool:
+    """Whether some topic has no rule that is more specific.
+
+    Topics whose tokens no rule names are the least likely ones to have such a rule, so they are tried; for `>` in each
+    length up to where only rules with `>` are left.
+    """
+    named = {token for other in rules for token in other.match.split(".")}
+    fresh = next(token for token in map(str, range(len(named) + 1)) if token not in named)
+    tokens = [fresh if token == "*" else token for token in rule.match.split(".")]
+    topics = [tokens]
+    if tokens[-1] == ">":
+        longest = max(len(other.match.split(".")) for other in rules)
+        topics = [[*tokens[:-1], *[fresh] * more] for more in range(1, longest + 2)]
+    for topic in map(".".join, topics):
+        best = min((other for other in rules if matches(other.match, topic)), key=lambda other: rank(other.match))
+        if best.match == rule.match:
+            return True
+    return False
+
+
+_REMEMBERED: Final = 4096
+"""So many topics' ages are remembered. As many as routes."""

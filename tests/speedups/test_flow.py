@@ -1,0 +1,444 @@
+"""All policies together, with credit, age and changes of mind, against what the protocol promises.
+
+The model of test_outbox.py knows of three policies which event each of them loses. This one knows of all of them what a
+subscriber may count on: what it reads and its gaps account for every event exactly once, in order, within the bounds.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from broker import messages
+from broker._speedups import Connection, Reactor, Subscription
+from broker.config import OVERFLOWS
+from broker.hub import UNLIMITED, Hub
+from broker.topics import is_pattern, matches, rank
+from tests.speedups.transports import SlowPipe, SlowSocket, frames_in
+from tests.speedups.turns import Loop
+from tests.speedups.wire import CLOSE, TEXT, TIMES
+
+TOPICS = ["a", "a.b", "a.c", "b"]
+NAMES = [*TOPICS, "a.*", "a.>", ">", "*", "*.b"]
+KEYS = [None, "k", "l", "ü"]
+SIZES = [0, 40, 500, 2300, 9000]
+BOUNDS = [1, 2, 3, 8]
+STRAYS = 64
+"""As MAX_STRAYS in policies.pxi."""
+
+indexes = st.integers(0, 7)
+policies = st.sampled_from(OVERFLOWS)
+
+
+@dataclass
+class Published:
+    """An event, as one subscription is to get it."""
+
+    number: int
+    topic: str
+    key: str | None
+    payload: bytes
+
+
+@dataclass(eq=False)
+class Account:
+    """One subscription, and everything that was published for it. `native` is the subscription itself."""
+
+    client: Client
+    name: str
+    native: Subscription
+    policies: set[str]
+    """Those that it has had."""
+    granted: int | None
+    """How many events it has been given credit for; None for any number."""
+    log: list[Published] = field(default_factory=list)
+    read: list[Published] = field(default_factory=list)
+    told: dict[str, int] = field(default_factory=dict)
+    """What the gaps count, by reason."""
+    before_credit: int = 0
+    """How many events it was sent, at most, before its credit was counted."""
+    place: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def missed(self) -> int:
+        return sum(self.told.values())
+
+    def take(self, number: int) -> None:
+        """The client reads an event."""
+        at = next(place for place, event in enumerate(self.log) if event.number == number)
+        event = self.log[at]
+        assert self.place.get(event.topic, -1) < at, "twice, or out of order"
+        self.place[event.topic] = at
+        self.read.append(event)
+        if self.granted is not None:
+            assert len(self.read) <= self.before_credit + self.granted, "more than there was credit for"
+        if len({each.topic for each in self.log}) == 1:
+            assert len(self.read) + self.missed == at + 1, "a gap that is not in its place"
+
+    def complete(self) -> None:
+        """The client has read all there is."""
+        assert len(self.read) + self.missed == len(self.log), "neither sent nor counted in a gap"
+        assert self.missed - self.told.get("expired", 0) == self.native.dropped
+        if self.policies <= {"block", "replay"}:
+            assert set(self.told) <= {"age", "expired"}, "every event"
+        if "latest" not in self.policies:
+            assert "conflated" not in self.told
+        if self.policies == {"latest"} and set(self.told) <= {"conflated"}:
+            newest = {(event.topic, event.key): event.number for event in self.log}
+            assert set(newest.values()) <= {event.number for event in self.read}, "the newest state"
+
+
+class Client:
+    """One connection, and its other end."""
+
+    def __init__(self, world: Flow, transport: SlowPipe) -> None:
+        self.world = world
+        self.transport = transport
+        self.connection = Connection(world.reactor, self)
+        self.accounts: dict[str, Account] = {}
+        """All that it ever had, by topic or pattern: none is made a second time."""
+        self.live: dict[str, Account] = {}
+        self.owner: dict[int, Account] = {}
+        self.gone = False
+        self.finished = False
+        self.unanswered = 0
+        self._newest: dict[str, int] = {}
+        self._parsed = 0
+        transport.attach(self.connection)
+
+    def message(self, payload: bytes, text: bool) -> None:
+        raise AssertionError(payload)
+
+    def left(self, code: int, reason: str) -> None:
+        self.gone = True
+        for account in self.live.values():
+            self.world.hub.unsubscribe(account.native)
+
+    def best(self, topic: str) -> Account | None:
+        found = [account for account in self.live.values() if matches(account.name, topic)]
+        return min(found, key=lambda account: rank(account.name), default=None)
+
+    def look(self) -> None:
+        """Check what has come."""
+        frames, size = frames_in(self.transport.received[self._parsed :])
+        self._parsed += size
+        for opcode, payload in frames:
+            if opcode == CLOSE:
+                if self.finished and payload[:2] == (1001).to_bytes(2, "big"):
+                    assert self.unanswered == 0
+                    for account in self.live.values():
+                        account.complete()
+                continue
+            message = json.loads(payload)
+            if message["op"] == "event":
+                number, topic = message["data"][0], message["topic"]
+                assert self._newest.get(topic, -1) < number, "out of order across subscriptions"
+                self._newest[topic] = number
+                self.owner[number].take(number)
+            elif message["op"] == "gap":
+                told = self.accounts[message["topic"]].told
+                assert message["missed"] > 0
+                told[message["reason"]] = told.get(message["reason"], 0) + message["missed"]
+            elif message["op"] == "ok":
+                self.unanswered -= 1
+                assert self.unanswered >= 0
+
+
+class Flow(RuleBasedStateMachine):
+    """Clients that publish, subscribe, stop reading, give credit, and change their mind."""
+
+    max_outbox = 1 << 30
+
+    @initialize(
+        first=st.lists(st.tuples(indexes, st.sampled_from(NAMES), policies, st.sampled_from(BOUNDS)), min_size=1),
+        count=st.integers(1, 4),
+    )
+    def begin(self, first: list[tuple[int, str, str, int]], count: int) -> None:
+        self.loop = Loop()
+        self.reactor = Reactor(
+            self.loop.as_loop(),
+            encode_gap=messages.encode_gap,
+            max_outbox=self.max_outbox,
+            ping_interval=0,
+            notsent_lowat=0,
+            buffer_size=4096,
+        )
+        self.reactor.max_age = {"a.c": 0.004, "b": 3600.0}.get
+        self.reactor.catch_up = self.catch_up
+        self.hub = Hub(self.reactor)
+        self.clients: list[Client] = []
+        self.numbers = 0
+        self.forgotten = 0
+        for number in range(count):
+            self.connect(number)
+        for who, name, overflow, max_queue in first:
+            self.subscribe(who, name, overflow, max_queue, None)
+
+    # Who is there, and on which terms.
+
+    @rule(kind=st.integers(0, 1))
+    def connect(self, kind: int) -> None:
+        if len(self.clients) < 5:
+            self.clients.append(Client(self, (SlowPipe, SlowSocket)[kind % 2](self.loop)))
+
+    @rule(
+        who=indexes,
+        name=st.sampled_from(NAMES),
+        overflow=policies,
+        max_queue=st.sampled_from(BOUNDS),
+        credit=st.none() | st.sampled_from([0, 1, 5]),
+    )
+    def subscribe(self, who: int, name: str, overflow: str, max_queue: int, credit: int | None) -> None:
+        client = self.present(who)
+        if client is None or (name in client.accounts and name not in client.live):
+            return
+        if overflow == "replay" and is_pattern(name):
+            overflow = "latest"
+        if name in client.live:
+            account = client.live[name]
+            if credit is not None:
+                # What was sent before its credit is counted may still be on its way.
+                account.before_credit, account.granted = len(account.log), credit
+            account.native.change(max_queue=max_queue, overflow=overflow, echo=True, credit=credit)
+            account.policies.add(overflow)
+        else:
+            native = self.hub.subscribe(
+                client.connection,
+                name,
+                max_queue=max_queue,
+                overflow=overflow,
+                echo=True,
+                credit=UNLIMITED if credit is None else credit,
+            )
+            client.accounts[name] = client.live[name] = Account(client, name, native, {overflow}, credit)
+
+    @rule(who=indexes, which=indexes, add=st.sampled_from([1, 2, 7]))
+    def add_credit(self, who: int, which: int, add: int) -> None:
+        if (account := self.some(who, which)) is not None and account.granted is not None:
+            account.granted += add
+            account.native.add_credit(add)
+
+    @rule(who=indexes, which=indexes)
+    def unsubscribe(self, who: int, which: int) -> None:
+        if (account := self.some(who, which)) is not None:
+            del account.client.live[account.name]
+            self.hub.unsubscribe(account.native)
+
+    @rule(who=indexes, how=st.integers(0, 9))
+    def leave(self, who: int, how: int) -> None:
+        """Seldom, or there would be nobody left to look at."""
+        client = self.present(who)
+        if client is None or how > 1:
+            return
+        if how:
+            client.transport.lose()
+        else:
+            client.finished = True
+            client.connection.finish(1001, "going_away")
+
+    # What is published.
+
+    @rule(
+        topic=st.sampled_from(TOPICS),
+        key=st.sampled_from(KEYS),
+        size=st.sampled_from(SIZES),
+        who=st.none() | indexes,
+        fast=st.booleans(),
+        count=st.sampled_from([1, 1, 2, 30]),
+    )
+    def publish(self, topic: str, key: str | None, size: int, who: int | None, fast: bool, count: int) -> None:
+        for _ in range(count):
+            origin = None if who is None else self.present(who)
+            if origin is not None and origin.connection.waits:
+                return  # it is not read
+            self.publish_one(topic, key, size, origin, fast and origin is not None)
+
+    def publish_one(self, topic: str, key: str | None, size: int, origin: Client | None, fast: bool) -> None:
+        self.numbers += 1
+        number = self.numbers
+        data = b'[%d,"%s"]' % (number, b"x" * size)
+        payload = messages.encode_event(topic, data, key)
+        receivers = 0
+        for client in self.clients:
+            if client.gone or (account := client.best(topic)) is None:
+                continue
+            receivers += 1
+            account.log.append(Published(number, topic, key, payload))
+            client.owner[number] = account
+        if fast and origin is not None and not origin.connection.doomed:
+            prefix = messages.encode_event(topic, b"0").removesuffix(b',"data":0}')
+            self.hub.routes.install(topic, self.hub.audience(topic), prefix)
+            origin.connection.routes = self.hub.routes
+            origin.unanswered += 1
+            name = b"" if key is None else b',"key":"%s"' % key.encode()
+            origin.transport.send(
+                TEXT, b'{"op":"publish","id":0,"topic":"%s"%s,"data":%s}' % (topic.encode(), name, data)
+            )
+        else:
+            connection = None if origin is None else origin.connection
+            encoded = None if key is None else key.encode()
+            receipt = self.hub.audience(topic).publish(topic, payload, encoded, connection)
+            assert receipt[0] == receivers
+
+    def catch_up(self, native: Subscription) -> None:
+        """Feed from what was published, as a node with history does; now and then some of it is not kept any more."""
+        assert native.connection is not None
+        (account,) = [
+            account for client in self.clients for account in client.live.values() if account.native is native
+        ]
+        self.forgotten += 1
+        if self.forgotten % 5 == 0:
+            gone = (native.lag + 1) // 2
+            native.connection.answer(messages.encode_gap(account.name, gone, "expired"))
+            native.skip(gone)
+        while native.lag:
+            event = account.log[-native.lag]
+            if not native.feed(event.topic, event.payload):
+                break
+
+    @rule(
+        who=indexes,
+        which=indexes,
+        keys=st.lists(st.tuples(indexes, st.sampled_from(KEYS)), min_size=1, max_size=30),
+        size=st.sampled_from([0, 500]),
+        origin=st.none() | indexes,
+        turns=st.booleans(),
+    )
+    def stall(
+        self, who: int, which: int, keys: list[tuple[int, str | None]], size: int, origin: int | None, turns: bool
+    ) -> None:
+        """A client stops reading, and much comes for one of its subscriptions."""
+        account = self.some(who, which)
+        if account is None:
+            return
+        self.block(who)
+        self.loop.turn()
+        topics = [topic for topic in TOPICS if matches(account.name, topic)]
+        for number, key in keys:
+            self.publish(topics[number % len(topics)], key, size, origin, True, 1)
+            if turns:
+                self.loop.turn()
+
+    # What the sockets do.
+
+    @rule(who=indexes)
+    def block(self, who: int) -> None:
+        """A socket that is full, whichever kind it is."""
+        if (client := self.present(who)) is not None:
+            client.transport.block()
+            client.connection.answer(b'{"op":"pong"}' + b" " * 9000)
+
+    @rule(who=indexes, size=st.sampled_from([1, 30, 200, 2240, 9000, 100_000]))
+    def drain(self, who: int, size: int) -> None:
+        if (client := self.present(who)) is not None:
+            client.transport.drain(size)
+
+    @rule(who=indexes)
+    def unblock(self, who: int) -> None:
+        if (client := self.present(who)) is not None:
+            client.transport.drain(None)
+
+    @rule()
+    def turn(self) -> None:
+        self.loop.turn()
+
+    # What holds.
+
+    @invariant()
+    def hold(self) -> None:
+        if not hasattr(self, "clients"):
+            return
+        queued = 0
+        waiting = sum(client.connection.waits for client in self.clients)
+        for client in self.clients:
+            client.look()
+            for account in client.live.values() if not client.gone else ():
+                native = account.native
+                queued += native.queued
+                # Each publisher that waits has one event beyond the bound; or more, after the bound was lowered.
+                beyond = waiting + STRAYS + 1 + (max(BOUNDS) if "block" in account.policies else 0)
+                most = native.max_queue + (beyond if native.overflow == "block" else 0)
+                assert native.queued <= most or client.connection.doomed
+                assert native.behind or not native.queued
+        assert self.reactor.queued == queued
+
+    def present(self, who: int) -> Client | None:
+        clients = [client for client in self.clients if not client.gone]
+        return clients[who % len(clients)] if clients else None
+
+    def some(self, who: int, which: int) -> Account | None:
+        client = self.present(who)
+        accounts = list(client.live.values()) if client is not None else []
+        return accounts[which % len(accounts)] if accounts else None
+
+    def teardown(self) -> None:
+        if not hasattr(self, "clients"):
+            return
+        try:
+            self.end()
+        finally:
+            for client in self.clients:
+                client.transport.discard()
+
+    def end(self) -> None:
+        """Everybody reads all there is, and has accounted for everything; then all leave, and nothing is left."""
+        self.loop.turn()
+        for client in self.clients:
+            for account in client.live.values() if not client.gone else ():
+                if account.granted is not None:
+                    account.granted += 1 << 20
+                    account.native.add_credit(1 << 20)
+        for _ in range(10_000):
+            before = sum(len(client.transport.received) for client in self.clients)
+            for client in self.clients:
+                client.transport.drain(None)
+            self.loop.turn()
+            for client in self.clients:
+                client.transport.drain(None)
+            if before == sum(len(client.transport.received) for client in self.clients):
+                break
+        for client in self.clients:
+            client.look()
+            if client.gone:
+                continue
+            assert client.unanswered == client.connection.waits == client.connection.outbox == 0
+            assert not client.connection.is_behind
+            for account in client.live.values():
+                account.complete()
+        for client in self.clients:
+            client.transport.lose()
+        self.loop.turn()
+        reactor = self.reactor
+        assert reactor.connections == reactor.subscriptions == reactor.queued == self.hub.filters == 0
+        assert reactor.laggards == 0
+
+
+class TightFlow(Flow):
+    """The same with so little memory for a connection that it is the bound in bytes that decides."""
+
+    max_outbox = 6000
+
+
+@pytest.mark.parametrize("flow", [Flow, TightFlow])
+def test_every_event_is_accounted_for(flow: type[Flow]) -> None:
+    gc.collect()
+    gc.freeze()
+    try:
+        case: Any = flow.TestCase
+        case.settings = settings(
+            max_examples=int(200 * TIMES),
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.reuse, Phase.generate, Phase.shrink),
+        )
+        case("runTest").runTest()
+    finally:
+        gc.unfreeze()

@@ -1,0 +1,666 @@
+"""Credit, the policies `latest`, `block` and `replay`, and events that grow old, one by one.
+
+That they keep the law of the outbox together with everything else is shown by the model in test_outbox.py.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from broker import messages
+from broker._speedups import Allowance, Connection, Reactor, Subscription
+from broker.hub import Hub
+from tests.speedups.transports import SlowPipe, SlowSocket
+from tests.speedups.turns import Loop
+from tests.speedups.wire import CLOSE, TEXT, server_frames
+
+SLOW_CONSUMER = (4000).to_bytes(2, "big") + b"slow_consumer"
+
+
+class Place:
+    """A reactor with a hub and clients; time passes in its sweeps alone."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.loop = Loop()
+        limits = {"notsent_lowat": 0, "ping_interval": 0, **limits}
+        self.reactor = Reactor(self.loop.as_loop(), encode_gap=messages.encode_gap, **limits)
+        self.hub = Hub(self.reactor)
+        self.peers: list[Peer] = []
+
+    def client(self, kind: type[SlowPipe] = SlowPipe) -> Peer:
+        self.peers.append(Peer(self, kind(self.loop)))
+        return self.peers[-1]
+
+    def publish(self, topic: str, data: object, key: str | None = None, origin: Peer | None = None) -> tuple[int, ...]:
+        payload = messages.encode_event(topic, json.dumps(data).encode(), key)
+        connection = None if origin is None else origin.connection
+        return self.hub.audience(topic).publish(topic, payload, None if key is None else key.encode(), connection)
+
+    def turn(self) -> None:
+        self.loop.turn()
+
+
+class Peer:
+    """One connection, and what its other end has read."""
+
+    def __init__(self, place: Place, transport: SlowPipe) -> None:
+        self.place = place
+        self.transport = transport
+        self.connection = Connection(place.reactor, self)
+        self.subscriptions: dict[str, Subscription] = {}
+        self.commands: list[bytes] = []
+        transport.attach(self.connection)
+
+    def subscribe(self, topic: str, max_queue: int = 100, **terms: Any) -> Subscription:
+        terms = {"overflow": "drop_oldest", "echo": True, **terms}
+        made = self.place.hub.subscribe(self.connection, topic, max_queue=max_queue, **terms)
+        self.subscriptions[topic] = made
+        return made
+
+    def stop(self) -> None:
+        """Read no more: what comes from now on waits."""
+        self.transport.block()
+        self.connection.answer(b'{"op":"pong"}' + b" " * 20_000)
+        self.place.turn()
+        assert self.connection.blocked
+
+    def read(self) -> list[Any]:
+        """Read all there is: events as their data, gaps as (reason, count), answers as their op, closes as bytes."""
+        while True:
+            before = len(self.transport.received)
+            self.transport.drain(None)
+            self.place.turn()
+            self.transport.drain(None)
+            if len(self.transport.received) == before:
+                return self.seen()
+
+    def seen(self) -> list[Any]:
+        found: list[Any] = []
+        for opcode, payload in server_frames(bytes(self.transport.received)):
+            if opcode == CLOSE:
+                found.append(payload)
+                continue
+            message = json.loads(payload)
+            if message["op"] == "event":
+                found.append(message["data"])
+            elif message["op"] == "gap":
+                found.append((message["reason"], message["missed"]))
+            elif message["op"] != "pong":
+                found.append(message["op"])
+        return found
+
+    def send(self, **command: Any) -> None:
+        self.transport.send(TEXT, json.dumps(command).encode())
+
+    # As the session.
+
+    def message(self, payload: bytes, text: bool) -> None:
+        self.commands.append(payload)
+
+    def left(self, code: int, reason: str) -> None:
+        for subscription in self.subscriptions.values():
+            self.place.hub.unsubscribe(subscription)
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """A place, with the limits of the parameter; at the end all leave, and nothing is left of them."""
+    place = Place(**getattr(request, "param", {}))
+    yield place
+    for peer in place.peers:
+        peer.transport.lose()
+        peer.transport.discard()
+    place.turn()
+    reactor = place.reactor
+    assert reactor.connections == reactor.subscriptions == reactor.queued == reactor.laggards == place.hub.filters == 0
+
+
+IMPATIENT = pytest.mark.parametrize("place", [{"block_timeout": 0.0001}], indirect=True)
+
+
+# latest
+
+
+def test_latest_keeps_the_newest_of_each_key_where_the_newest_stands(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("p", overflow="latest")
+    client.stop()
+    receipts = [place.publish("p", n, key) for n, key in enumerate("abcabaz")]
+    assert receipts == [(1, 1, 0)] * 3 + [(1, 1, 1)] * 3 + [(1, 1, 0)]
+    assert subscription.queued == 4
+    assert client.read() == [("conflated", 2), 2, ("conflated", 1), 4, 5, 6]
+    assert subscription.lost_by_reason == {"overflow": 0, "conflated": 3, "age": 0}
+    assert not subscription.behind
+
+
+def test_without_a_key_latest_keeps_the_newest_of_each_topic(place: Place) -> None:
+    client = place.client()
+    client.subscribe("p.*", overflow="latest")
+    client.stop()
+    for n, topic in enumerate(["p.a", "p.b", "p.a", "p.b", "p.b"]):
+        place.publish(topic, n)
+    assert client.read() == [("conflated", 2), 2, ("conflated", 1), 4]
+
+
+def test_a_key_stands_for_a_thing_of_its_topic(place: Place) -> None:
+    client = place.client()
+    client.subscribe("p.*", overflow="latest")
+    client.stop()
+    for n, topic in enumerate(["p.a", "p.b", "p.a"]):
+        place.publish(topic, n, "k")
+    place.publish("p.a", "no key")
+    assert client.read() == [("conflated", 1), 1, 2, "no key"]
+
+
+def test_who_keeps_up_under_latest_sees_every_event(place: Place) -> None:
+    ready, apart = place.client(), place.client()
+    ready.subscribe("p", overflow="latest")
+    apart.subscribe("p", overflow="latest", credit=1000)
+    for n in range(20):
+        place.publish("p", n, "k")
+    assert ready.read() == apart.read() == list(range(20))
+
+
+def test_at_the_bound_of_keys_latest_gives_up_the_one_that_has_not_changed_for_longest(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("p", max_queue=2, overflow="latest")
+    client.stop()
+    for n, key in enumerate("abac"):
+        place.publish("p", n, key)
+    assert subscription.queued == 2
+    assert client.read() == [("overflow", 1), ("conflated", 1), 2, 3]
+
+
+def test_latest_holds_no_more_than_its_keys_however_much_is_published(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("p", overflow="latest")
+    client.stop()
+    for n in range(5000):
+        place.publish("p", n, f"k{n % 7 if n % 3 else n % 5}")
+    assert subscription.queued == 7
+    seen = client.read()
+    assert sum(item[1] for item in seen if isinstance(item, tuple)) == 4993
+    assert [item for item in seen if isinstance(item, int)][-1] == 4999
+
+
+def test_what_the_socket_did_not_take_is_conflated_too(place: Place) -> None:
+    client = place.client(SlowSocket)
+    client.subscribe("p", overflow="latest")
+    for n in range(40):
+        place.publish("p", [n, "x" * 500], "k")
+    place.turn()
+    assert client.connection.blocked
+    events = [item if isinstance(item, tuple) else item[0] for item in client.read()]
+    assert events[-1] == 39
+    missed = sum(item[1] for item in events if isinstance(item, tuple))
+    assert missed > 0
+    assert missed + sum(isinstance(item, int) for item in events) == 40
+
+
+def test_a_change_to_latest_conflates_what_is_queued(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("p", max_queue=3, overflow="drop_oldest")
+    client.stop()
+    for n, key in enumerate("abcbc"):
+        place.publish("p", n, key)
+    subscription.change(max_queue=3, overflow="latest", echo=True)
+    assert subscription.queued == 2
+    place.publish("p", 5, "b")
+    subscription.change(max_queue=3, overflow="drop_newest", echo=True)
+    for n in (6, 7, 8):
+        place.publish("p", n, "b")
+    assert client.read() == [("overflow", 2), ("conflated", 2), 4, 5, 6, ("overflow", 2)]
+
+
+# credit
+
+
+def test_credit_lets_so_many_events_come_and_more_when_it_is_added(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("a", max_queue=3, credit=2)
+    receipts = []
+    for n in range(7):
+        receipts.append(place.publish("a", n))
+        place.turn()
+    assert client.read() == [0, 1]
+    assert receipts == [(1, 0, 0)] * 2 + [(1, 1, 0)] * 3 + [(1, 1, 1)] * 2
+    assert (subscription.credit, subscription.queued) == (0, 3)
+    subscription.add_credit(1)
+    assert client.read() == [0, 1, ("overflow", 2), 4]
+    subscription.add_credit(10)
+    assert client.read() == [0, 1, ("overflow", 2), 4, 5, 6]
+    assert subscription.credit == 8
+    subscription.change(max_queue=3, overflow="drop_oldest", echo=True, credit=1)
+    place.publish("a", 7)
+    place.publish("a", 8)
+    assert client.read()[-1] == 7
+
+
+@pytest.mark.parametrize(
+    ("overflow", "read"),
+    [
+        ("drop_oldest", [("overflow", 3), 4, 5]),
+        ("drop_newest", [1, 2, ("overflow", 3)]),
+        ("latest", [("conflated", 4), 5]),
+    ],
+)
+def test_credit_that_is_used_up_is_as_a_full_socket_to_every_policy(
+    place: Place, overflow: str, read: list[Any]
+) -> None:
+    client = place.client()
+    subscription = client.subscribe("a", max_queue=2, overflow=overflow, credit=1)
+    for n in range(6):
+        place.publish("a", n)
+        place.turn()
+    assert client.read() == [0]
+    subscription.add_credit(100)
+    assert client.read() == [0, *read]
+
+
+def test_without_credit_close_closes(place: Place) -> None:
+    client = place.client()
+    client.subscribe("a", max_queue=2, overflow="close", credit=0)
+    for n in range(3):
+        place.publish("a", n)
+    assert client.read() == [SLOW_CONSUMER]
+
+
+def test_a_subscription_without_credit_holds_up_no_other(place: Place) -> None:
+    client = place.client()
+    client.subscribe("a", credit=0)
+    client.subscribe("b")
+    for n in range(3):
+        place.publish("a", n)
+        place.publish("b", 10 + n)
+        place.turn()
+    assert client.read() == [10, 11, 12]
+    assert client.connection.is_behind
+
+
+def test_credit_is_given_back_for_what_the_socket_did_not_take(place: Place) -> None:
+    client = place.client(SlowSocket)
+    subscription = client.subscribe("a", credit=10)
+    client.stop()
+    for n in range(20):
+        place.publish("a", [n, "x" * 2000])
+    assert [item[0] for item in client.read()] == list(range(10))
+    assert subscription.credit == 0
+    subscription.add_credit(10)
+    assert [item[0] for item in client.read()] == list(range(20))
+
+
+def test_what_waits_for_credit_is_not_overtaken_by_a_more_specific_subscription(place: Place) -> None:
+    client = place.client()
+    wide = client.subscribe("a.*", credit=0)
+    place.publish("a.b", 1)
+    client.subscribe("a.b")
+    client.subscribe("c.d")
+    place.publish("a.b", 2)
+    place.turn()
+    assert client.read() == []
+    wide.add_credit(5)
+    assert client.read() == [1, 2]
+    place.publish("a.b", 3)
+    assert client.read() == [1, 2, 3]
+
+
+def test_nor_does_it_hold_up_one_of_other_topics(place: Place) -> None:
+    client = place.client()
+    client.subscribe("a.*", credit=0)
+    place.publish("a.b", 1)
+    client.subscribe("b.*")
+    place.publish("b.c", 2)
+    assert client.read() == [2]
+
+
+def test_credit_that_was_not_asked_for_cannot_be_added(place: Place) -> None:
+    subscription = place.client().subscribe("a")
+    with pytest.raises(ValueError, match="without credit"):
+        subscription.add_credit(1)
+
+
+def test_a_subscription_may_get_credit_while_it_is_live(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("a")
+    place.publish("a", 0)
+    subscription.change(max_queue=9, overflow="drop_oldest", echo=True, credit=1)
+    for n in (1, 2):
+        place.publish("a", n)
+    assert client.read() == [0, 1]
+
+
+def test_a_farewell_waits_for_credit(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("a", credit=0)
+    place.publish("a", 1)
+    client.connection.finish(1001, "going_away")
+    assert client.read() == []
+    subscription.add_credit(1)
+    assert client.read() == [1, (1001).to_bytes(2, "big") + b"going_away"]
+
+
+# age
+
+
+def test_what_has_waited_for_too_long_is_not_sent(place: Place) -> None:
+    place.reactor.max_age = {"young": 0.02, "old": 3600.0, "any": None}.get
+    client = place.client()
+    subscription = client.subscribe(">")
+    client.stop()
+    for n, topic in enumerate(["young", "young", "old", "young", "any"]):
+        place.publish(topic, n)
+    assert subscription.waiting < 3600
+    time.sleep(0.05)  # nothing tells when it has passed: it is the age that is tested
+    assert subscription.waiting > 0.02
+    assert client.read() == [("age", 2), 2, ("age", 1), 4]
+    assert place.reactor.lost_by_reason == {"overflow": 0, "conflated": 0, "age": 3}
+
+
+def test_at_the_bound_it_is_what_is_too_old_that_goes(place: Place) -> None:
+    place.reactor.max_age = {"young": 0.02, "old": None}.get
+    client = place.client()
+    client.subscribe("*", max_queue=3)
+    client.stop()
+    for n in range(2):
+        place.publish("young", n)
+    place.publish("old", 2)
+    time.sleep(0.05)  # as above
+    for n in (3, 4):
+        place.publish("old", n)
+    assert client.read() == [("age", 2), 2, 3, 4]
+
+
+# block
+
+
+def publisher(place: Place) -> Peer:
+    peer = place.client()
+    peer.connection.routes = place.hub.routes
+    return peer
+
+
+def route(place: Place, topic: str) -> None:
+    prefix = messages.encode_event(topic, b"0").removesuffix(b',"data":0}')
+    place.hub.routes.install(topic, place.hub.audience(topic), prefix)
+
+
+def test_a_publisher_waits_until_its_event_has_found_room(place: Place) -> None:
+    slow, quick, one, other = place.client(), place.client(), publisher(place), publisher(place)
+    subscription = slow.subscribe("a", max_queue=2, overflow="block")
+    quick.subscribe("a")
+    route(place, "a")
+    slow.stop()
+    for n in range(4):
+        one.send(op="publish", id=n, topic="a", data=n)
+    one.send(op="publish", id=4, topic="elsewhere", data=None)
+    place.turn()
+    # Two find room, the third one waits for it, and is out all the same.
+    assert one.seen() == ["ok", "ok"]
+    assert quick.seen() == [0, 1, 2]
+    assert (subscription.queued, one.connection.waits) == (3, 1)
+    assert one.commands == []
+    # Others are not held up, unless they publish there too.
+    other.send(op="publish", id=1, topic="b", data=1)
+    assert len(other.commands) == 1
+    other.send(op="publish", id=2, topic="a", data="other")
+    place.turn()
+    assert other.seen() == []
+    assert slow.read() == [0, 1, 2, "other", 3]
+    assert one.seen() == ["ok"] * 4
+    assert other.seen() == ["ok"]
+    assert len(one.commands) == 1
+    assert one.connection.waits == other.connection.waits == 0
+
+
+def test_publishers_are_let_go_in_their_order_as_room_comes(place: Place) -> None:
+    slow = place.client()
+    subscription = slow.subscribe("a", max_queue=1, overflow="block", credit=0)
+    publishers = [publisher(place) for _ in range(4)]
+    route(place, "a")
+    for n, peer in enumerate(publishers):
+        peer.send(op="publish", id=n, topic="a", data=n)
+    place.turn()
+    answered = []
+    for _ in range(4):
+        answered.append([peer.seen() == ["ok"] for peer in publishers].count(True))
+        subscription.add_credit(1)
+        place.turn()
+        place.turn()
+    assert answered == [1, 2, 3, 4]
+    assert slow.read() == [0, 1, 2, 3]
+
+
+@IMPATIENT
+def test_a_subscriber_that_makes_publishers_wait_for_too_long_is_closed(place: Place) -> None:
+    slow, one = place.client(), publisher(place)
+    slow.subscribe("a", max_queue=1, overflow="block")
+    route(place, "a")
+    slow.stop()
+    for n in range(3):
+        one.send(op="publish", id=n, topic="a", data=n)
+    place.turn()
+    assert one.seen() == ["ok"]
+    while not slow.connection.doomed:
+        place.reactor.sweep()
+    place.turn()
+    assert one.seen() == ["ok", "ok"]
+    assert len(one.commands) == 1, "there is no subscriber any more, so it is the session's"
+    assert slow.read()[-1] == SLOW_CONSUMER
+
+
+@IMPATIENT
+def test_a_circle_of_connections_that_wait_for_each_other_ends(place: Place) -> None:
+    peers = [publisher(place), publisher(place)]
+    for peer, topic in zip(peers, "ab", strict=True):
+        peer.subscribe(topic, max_queue=1, overflow="block")
+        route(place, topic)
+        peer.stop()
+    for topic, peer in zip("ab", reversed(peers), strict=True):
+        for n in range(3):
+            peer.send(op="publish", id=n, topic=topic, data=n)
+    assert [peer.connection.waits for peer in peers] == [1, 1]
+    while not all(peer.connection.doomed for peer in peers):
+        place.reactor.sweep()
+    place.turn()
+    assert [peer.read()[-1] for peer in peers] == [SLOW_CONSUMER] * 2
+
+
+@pytest.mark.parametrize("how", ["unsubscribe", "change", "grow", "close", "lose"])
+def test_a_publisher_goes_on_when_nobody_blocks_it_any_more(place: Place, how: str) -> None:
+    slow, one = place.client(), publisher(place)
+    subscription = slow.subscribe("a", max_queue=1, overflow="block")
+    route(place, "a")
+    slow.stop()
+    for n in range(2):
+        one.send(op="publish", id=n, topic="a", data=n)
+    place.turn()
+    assert one.seen() == ["ok"]
+    match how:
+        case "unsubscribe":
+            place.hub.unsubscribe(slow.subscriptions.pop("a"))
+        case "change":
+            subscription.change(max_queue=1, overflow="drop_oldest", echo=True)
+        case "grow":
+            subscription.change(max_queue=2, overflow="block", echo=True)
+        case "close":
+            slow.connection.close(1000, "")
+        case "lose":
+            slow.transport.lose()
+    place.turn()
+    assert one.seen() == ["ok", "ok"]
+    one.send(op="ping")
+    assert len(one.commands) == 1
+    if how == "change":
+        assert slow.read() == [("overflow", 1), 1]
+
+
+def test_a_publisher_that_goes_while_it_waits_leaves_its_event(place: Place) -> None:
+    slow, one = place.client(), publisher(place)
+    subscription = slow.subscribe("a", max_queue=1, overflow="block")
+    route(place, "a")
+    slow.stop()
+    for n in range(3):
+        one.send(op="publish", id=n, topic="a", data=n)
+    one.transport.lose()
+    place.turn()
+    assert subscription.queued == 2
+    assert slow.read() == [0, 1]
+
+
+def test_where_nobody_can_be_made_to_wait_the_queue_is_bounded_all_the_same(place: Place) -> None:
+    slow = place.client()
+    subscription = slow.subscribe("a", max_queue=2, overflow="block")
+    slow.stop()
+    for n in range(66):
+        place.publish("a", n)
+    assert not slow.connection.doomed
+    assert subscription.queued == 66
+    place.publish("a", 66)
+    place.turn()
+    assert slow.read()[-1] == SLOW_CONSUMER
+
+
+def test_a_publisher_that_blocks_itself_ends_by_reading(place: Place) -> None:
+    one = publisher(place)
+    one.subscribe("a", max_queue=1, overflow="block")
+    route(place, "a")
+    one.stop()
+    for n in range(3):
+        one.send(op="publish", id=n, topic="a", data=n)
+    place.turn()
+    assert one.connection.waits == 1
+    assert one.read() == ["ok", 0, 1, "ok", 2, "ok"] or sorted(map(str, one.seen())) == sorted("012") + ["ok"] * 3
+
+
+def test_a_farewell_to_a_waiting_publisher_comes_behind_its_answer(place: Place) -> None:
+    slow, one = place.client(), publisher(place)
+    slow.subscribe("a", max_queue=1, overflow="block")
+    route(place, "a")
+    slow.stop()
+    for n in range(2):
+        one.send(op="publish", id=n, topic="a", data=n)
+    one.send(op="ping")
+    one.connection.finish(1001, "going_away")
+    place.turn()
+    assert one.seen() == ["ok"]
+    slow.read()
+    assert one.seen() == ["ok", "ok", (1001).to_bytes(2, "big") + b"going_away"]
+    assert len(one.commands) == 1
+
+
+def test_a_change_to_block_loses_nothing(place: Place) -> None:
+    slow, one = place.client(), publisher(place)
+    subscription = slow.subscribe("a", max_queue=5)
+    route(place, "a")
+    place.publish("a", -1)
+    subscription.change(max_queue=1, overflow="block", echo=True)
+    slow.stop()
+    for n in range(4):
+        one.send(op="publish", id=n, topic="a", data=n)
+    assert slow.read() == [-1, 0, 1, 2, 3]
+
+
+# replay
+
+
+def test_under_replay_nothing_is_held_and_all_is_fed(place: Place) -> None:
+    catching_up: list[Subscription] = []
+    place.reactor.catch_up = catching_up.append
+    client = place.client()
+    subscription = client.subscribe("a", max_queue=3, overflow="replay")
+    place.publish("a", 0)
+    place.turn()
+    client.stop()
+    for n in range(1, 9):
+        assert place.publish("a", n) == (1, 1, 0)
+    assert (subscription.lag, subscription.queued, client.connection.outbox) == (8, 0, 0)
+    assert client.read() == [0]
+    assert catching_up == [subscription]
+    assert subscription.feed("a", messages.encode_event("a", b"1"))
+    assert subscription.feed("a", messages.encode_event("a", b"2"))
+    assert not subscription.feed("a", messages.encode_event("a", b"3"))
+    # What is published meanwhile comes behind it.
+    place.publish("a", 9)
+    assert client.read() == [0, 1, 2, 3]
+    assert catching_up == [subscription] * 2
+    subscription.skip(4)
+    for n in (8, 9):
+        subscription.feed("a", messages.encode_event("a", b"%d" % n))
+    assert client.read() == [0, 1, 2, 3, 8, 9]
+    place.publish("a", 10)
+    assert client.read()[-1] == 10
+    assert (subscription.lag, subscription.behind, subscription.dropped) == (0, False, 0)
+    with pytest.raises(ValueError, match="does not lag"):
+        subscription.feed("a", b"{}")
+    with pytest.raises(ValueError, match="so many"):
+        subscription.skip(1)
+
+
+def test_what_was_left_to_history_is_lost_with_another_policy(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("a", overflow="replay")
+    client.stop()
+    for n in range(5):
+        place.publish("a", n)
+    subscription.change(max_queue=9, overflow="drop_oldest", echo=True)
+    place.publish("a", 5)
+    assert client.read() == [("overflow", 5), 5]
+    assert subscription.dropped == 5
+
+
+# Who is behind
+
+
+def test_who_stays_behind_is_told_of_once_and_when_it_has_caught_up(place: Place) -> None:
+    told: list[tuple[Connection, bool]] = []
+    place.reactor.watch = lambda connection, behind: told.append((connection, behind))
+    client, brief = place.client(), place.client()
+    for peer in (client, brief):
+        peer.subscribe("a")
+        peer.stop()
+        place.publish("a", 1)
+    brief.read()
+    deadline = time.monotonic() + 30
+    place.reactor.sweep()
+    assert told == []
+    assert place.reactor.laggards == 1
+    while not told and time.monotonic() < deadline:
+        place.reactor.sweep()
+    place.reactor.sweep()
+    assert told == [(client.connection, True)]
+    client.read()
+    place.reactor.sweep()
+    place.reactor.sweep()
+    assert told == [(client.connection, True), (client.connection, False)]
+    assert place.reactor.laggards == 0
+
+
+# The allowance
+
+
+def test_an_allowance_lets_a_burst_through_and_then_says_how_long_to_wait() -> None:
+    allowance = Allowance(100, 3)
+    assert [allowance.take() for _ in range(3)] == [0, 0, 0]
+    wait = allowance.take()
+    assert 0 < wait <= 0.01
+    while allowance.take():  # it comes with time
+        pass
+    with pytest.raises(ValueError, match="positive"):
+        Allowance(0, 1)
+
+
+def test_the_fast_lane_takes_what_the_allowance_gives(place: Place) -> None:
+    peer = place.client()
+    peer.connection.allowance = Allowance(0.001, 2, place.hub.routes)
+    route(place, "a")
+    for n in range(4):
+        peer.send(op="publish", id=n, topic="a", data=n)
+    place.turn()
+    assert peer.seen() == ["ok", "ok"]
+    assert len(peer.commands) == 2
+    assert place.reactor.fast_publishes == 2

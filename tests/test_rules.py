@@ -1,0 +1,111 @@
+"""The rules for topics: which one applies, and which never can."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.config import OVERFLOWS, Limits, TopicRule
+from broker.errors import ConfigError
+from broker.rules import Rules, Terms
+from broker.topics import covers, matches
+from tests.test_topics import patterns, topics
+
+
+def rules(*made: TopicRule) -> Rules:
+    return Rules(made, Limits())
+
+
+def problems(*made: TopicRule) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        rules(*made)
+    return raised.value.problems
+
+
+def test_without_rules_all_is_as_in_the_limits() -> None:
+    assert rules().terms("a.b") == Terms(256, 65_536, "drop_oldest", OVERFLOWS)
+    assert rules().max_age("a") is None
+
+
+def test_the_most_specific_rule_applies_and_it_alone() -> None:
+    found = rules(
+        TopicRule(">", max_queue=1, max_age=1.0),
+        TopicRule("a.>", max_queue=2, overflow="latest"),
+        TopicRule("a.*", overflows=["close", "latest"]),
+        TopicRule("a.b", max_queue_limit=100, max_age=2.0),
+    )
+    assert found.terms("x") == Terms(1, 65_536, "drop_oldest", OVERFLOWS)
+    assert found.terms("a.c.d") == Terms(2, 65_536, "latest", OVERFLOWS)
+    assert found.terms("a.c") == Terms(256, 65_536, "close", ("close", "latest"))
+    assert found.terms("a.b") == Terms(100, 100, "drop_oldest", OVERFLOWS)
+    assert [found.max_age(topic) for topic in ("x", "a.c", "a.b", "x")] == [1.0, None, 2.0, 1.0]
+
+
+def test_a_pattern_is_ruled_by_what_holds_for_each_of_its_topics() -> None:
+    found = rules(TopicRule("a.b", max_queue=1), TopicRule("a.*", max_queue=2), TopicRule("a.>", max_queue=3))
+    assert [found.terms(name).max_queue for name in ("a.b", "a.*", "a.>", "a.*.c", ">", "*.b")] == [
+        1,
+        2,
+        3,
+        3,
+        256,
+        256,
+    ]
+
+
+@given(patterns, patterns, topics)
+def test_what_covers_a_pattern_matches_all_that_it_matches(wide: str, narrow: str, topic: str) -> None:
+    if covers(wide, narrow) and matches(narrow, topic):
+        assert matches(wide, topic)
+
+
+@given(patterns, topics)
+def test_a_topic_is_covered_by_what_matches_it(pattern: str, topic: str) -> None:
+    assert covers(pattern, topic) == matches(pattern, topic)
+    assert covers(pattern, pattern)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (TopicRule("a..b"), "topics: match `a..b`: a token is empty; tokens are joined by single dots"),
+        (TopicRule("a", max_queue=7, max_queue_limit=6), "topics: `a`: max_queue must not be more than its ceiling"),
+        (TopicRule("a", max_queue=70_000), "topics: `a`: max_queue must not be more than its ceiling, which is 65536"),
+        (TopicRule("a", overflow="close", overflows=["latest"]), "overflow close is not among its overflows"),
+        (TopicRule("a", overflow="replay"), "no topic keeps history"),
+        (TopicRule("a", overflows=["replay"]), "no topic keeps history"),
+    ],
+)
+def test_what_is_wrong_is_said(wrong: TopicRule, why: str) -> None:
+    assert why in problems(wrong)[0]
+
+
+def test_rules_that_can_never_apply_are_said() -> None:
+    assert problems(TopicRule("a"), TopicRule("b"), TopicRule("a", max_queue=1)) == ["topics: `a` is there twice"]
+    age = TopicRule("a.>", max_age=1.0)
+    never = ["topics: `a.>` never applies: each topic that it matches has a rule of its own"]
+    assert problems(age, TopicRule("a.*"), TopicRule("a.*.>")) == never
+    assert problems(age, TopicRule("a.*"), TopicRule("a.*.*"), TopicRule("a.*.*.>", max_age=2.0)) == never
+    for others in (["a.*"], ["a.*.>"], ["a.*", "a.b.>"], ["a.*", "a.*.*.>"], [">", "*.>"]):
+        rules(age, *map(TopicRule, others))
+    # A subscription to the very pattern has it.
+    rules(TopicRule("a.>", max_queue=5, max_age=1.0), TopicRule("a.*"), TopicRule("a.*.>"))
+
+
+@given(st.lists(patterns, min_size=1, max_size=6, unique=True), topics)
+def test_a_rule_that_applies_to_some_topic_is_not_said_never_to_apply(names: list[str], topic: str) -> None:
+    made = [TopicRule(name, max_age=number + 1.0) for number, name in enumerate(names)]
+    try:
+        dead = []
+        rules(*made)
+    except ConfigError as error:
+        dead = error.problems
+    lively = Rules([rule for rule in made if not any(f"`{rule.match}`" in problem for problem in dead)], Limits())
+    # Without those that never apply, all is as it would be with them.
+    best = min((name for name in names if matches(name, topic)), key=rank_of, default=None)
+    assert lively.max_age(topic) == (None if best is None else names.index(best) + 1.0)
+
+
+def rank_of(name: str) -> list[int]:
+    return [{"*": 1, ">": 2}.get(token, 0) for token in name.split(".")]

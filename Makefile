@@ -3,16 +3,17 @@
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
 #   make lint          style and types
-#   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7)
+#   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
 #   make bench-check   a short part of it, against the ratios that are recorded
+#   make instructions  what the data path costs in instructions; make instructions ARGS=--check
 #   make clean         removes what a build leaves behind; .venv stays
 
 ROOMS := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz bench bench-check clean setup-run setup-dev setup-bench
+.PHONY: help run test lint conformance fuzz bench bench-check instructions clean setup-run setup-dev setup-bench
 
 # The servers of the bench, and where Debian has them.
 NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /usr/lib/nginx/modules/ngx_nchan_module.so)
@@ -25,7 +26,7 @@ run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
 test: setup-dev tests/node/node_modules
-	@tools/packages chromium=chromium $(PEERS)
+	@tools/packages chromium=chromium valgrind=valgrind $(PEERS)
 	.venv/bin/python -m pytest $(ARGS)
 
 lint: setup-dev
@@ -48,6 +49,10 @@ bench: setup-bench
 bench-check: setup-bench
 	@tools/packages $(PEERS) valgrind=valgrind || true
 	.venv/bin/python -m bench check $(ARGS)
+
+instructions: setup-dev
+	@tools/packages valgrind=valgrind
+	.venv/bin/python -m bench.instructions $(ARGS)
 
 clean:
 	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -98,6 +98,7 @@ cdef class Connection(Frames):
         size_t lane_size
         int fd  # -1 where only the transport may write: TLS, or a transport without a socket
         readonly uint8_t state
+        readonly bint deflates  # events may be sent compressed (RFC 7692)
         readonly bint blocked  # the kernel is full: the transport holds what it did not take
         bint resuming
         bint writing
@@ -143,9 +144,16 @@ cdef class Connection(Frames):
 
     # Life: start, close, loss.
 
-    def start(self, transport not None, bytes greeting=b""):
-        """Take over a transport. `greeting` is sent as it stands, ahead of all: the answer to the handshake."""
+    def start(self, transport not None, bytes greeting=b"", int window_bits=0):
+        """Take over a transport. `greeting` is sent as it stands, ahead of all: the answer to the handshake.
+
+        `window_bits` is 0 unless the handshake has agreed to compression without context takeover (RFC 7692): then it
+        is what the client asked for as `server_max_window_bits`, or 15. Events are deflated once for all, with the full
+        window: a client that asked for less gets them as they are, which every sender may do.
+        """
         self.transport = transport
+        self.inflates = window_bits > 0
+        self.deflates = window_bits >= FULL_WINDOW
         sock = transport.get_extra_info("socket")
         tls = transport.get_extra_info("ssl_object") is not None
         # uvloop's TLS pauses whoever has as much as `high` waiting: with 0, also who has nothing.
@@ -414,9 +422,11 @@ cdef class Connection(Frames):
         """Send an audience's batch, to a connection for which nothing else waits."""
         cdef Piece piece
         cdef ssize_t sent
+        cdef size_t size
+        cdef const unsigned char* batch = batch_for(self, audience, &size)
         while True:
-            sent = send(self.fd, audience.batch, audience.batch_size, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if sent == <ssize_t> audience.batch_size:
+            sent = send(self.fd, batch, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent == <ssize_t> size:
                 self.reactor.bytes_out += sent
                 self.reactor.delivered += audience.segment_count
                 return 0
@@ -428,7 +438,7 @@ cdef class Connection(Frames):
             sent = 0
         memset(&piece, 0, sizeof(Piece))
         piece.kind = BATCH
-        piece.size = audience.batch_size
+        piece.size = size
         piece.subscription = member.subscription
         piece.audience = <PyObject*> audience
         self.writing = True
@@ -507,11 +517,11 @@ cdef class Connection(Frames):
         """Choose what the next system call writes."""
         cdef:
             int count = 0
-            size_t size = 0
+            size_t size = 0, batch_size
             Piece* piece
             Subscription subscription
             Audience audience
-            Event event
+            bytes event
             Queued entry
             Pending* pending
         if self.lane_size:
@@ -534,8 +544,8 @@ cdef class Connection(Frames):
                 piece.paired = entry.event != NULL
                 size += piece.size
             if entry.event != NULL:
-                event = <Event> entry.event
-                piece = new_piece(pieces, &count, EVENT, PyBytes_AS_STRING(event.frame), PyBytes_GET_SIZE(event.frame))
+                event = frame_for(self, <Event> entry.event)
+                piece = new_piece(pieces, &count, EVENT, PyBytes_AS_STRING(event), PyBytes_GET_SIZE(event))
                 piece.owned = entry.event
                 piece.subscription = <PyObject*> subscription
                 size += piece.size
@@ -544,7 +554,8 @@ cdef class Connection(Frames):
         while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
             pending = &self.reactor.pending[self.pending_first]
             audience = <Audience> pending.audience
-            piece = new_piece(pieces, &count, BATCH, <char*> audience.batch, audience.batch_size)
+            piece = new_piece(pieces, &count, BATCH, <char*> batch_for(self, audience, &batch_size), 0)
+            piece.size = batch_size
             piece.audience = pending.audience
             piece.subscription = pending.member.subscription
             size += piece.size
@@ -629,7 +640,7 @@ cdef class Connection(Frames):
         elif piece.kind == BATCH:
             rest = self.queue_batch(piece, left)
         elif piece.kind == EVENT:
-            rest = memoryview((<Event> piece.owned).frame)[left:]
+            rest = memoryview(frame_for(self, <Event> piece.owned))[left:]
             self.reactor.delivered += 1
             Py_DECREF(<object> piece.owned)
         else:
@@ -659,12 +670,15 @@ cdef class Connection(Frames):
         """
         cdef Audience audience = <Audience> piece.audience
         cdef uint32_t index = 0
-        cdef size_t start = 0
-        while audience.segments[index].end <= sent:
-            start = audience.segments[index].end
+        cdef size_t start = 0, end = segment_end(self, audience, 0)
+        while end <= sent:
+            start = end
             index += 1
+            end = segment_end(self, audience, index)
         self.reactor.delivered += index + 1
         self.queue_segments(piece, index + 1)
+        if self.deflates:
+            return PyBytes_FromStringAndSize(<char*> audience.deflated + sent, end - sent)
         return memoryview(audience.event(index).frame)[sent - start :]
 
     cdef int queue_pending(self) except -1:
@@ -686,7 +700,7 @@ cdef class Connection(Frames):
         set_behind(subscription)
         self.mark_dirty()
         while index < audience.segment_count:
-            offer(subscription, audience.event(index))
+            offer(subscription, event_for(self, audience, index))
             index += 1
         return 0
 

@@ -107,6 +107,9 @@ cdef class Audience:
         uint32_t segment_count
         uint32_t segment_room
         list events  # the segments as objects, made when the first who is behind needs them
+        # The same batch deflated, made when a member is sent it that agreed to compression.
+        unsigned char* deflated
+        size_t* deflated_ends
 
     def __cinit__(self, Reactor reactor not None, tuple filters not None):
         cdef Filter filter
@@ -272,6 +275,8 @@ cdef class Audience:
         self.batch_size = self.batch_room = 0
         self.segment_count = self.segment_room = 0
         self.events = None
+        if self.deflated != NULL:
+            drop_deflated(self)
 
     cdef unsigned char* reserve(self, size_t size) except NULL:
         """Return where to write the next frame of the batch; `commit` makes it part of it."""

@@ -78,6 +78,7 @@ cdef class Frames:
         uint32_t max_fragments
         bint halted
         bint failed
+        readonly bint inflates  # compressed messages may come (RFC 7692)
         # The frame under way: its head as far as it has come, then what its head said.
         uint8_t head_size
         bint in_body
@@ -89,6 +90,7 @@ cdef class Frames:
         uint64_t body_read
         # The message under way; `message` holds its bytes as far as they have come.
         uint8_t message_opcode
+        bint compressed
         Utf8 utf8
         uint32_t fragments
         unsigned char* message
@@ -120,6 +122,7 @@ cdef class Frames:
         self.message = NULL
         self.message_size = self.message_room = 0
         self.message_opcode = 0
+        self.compressed = False
         self.fragments = 0
         self.utf8.need = 0
 
@@ -171,8 +174,11 @@ cdef class Frames:
         fin = head[0] & 0x80 != 0
         opcode = head[0] & 0x0F
         if head[0] & 0x70:
-            self.fail(CLOSE_PROTOCOL_ERROR, "reserved bits must be 0")
-            return 0
+            # RFC 7692, section 6: of a message's first frame the first bit says that it is compressed.
+            if head[0] & 0x70 != RSV1 or not self.inflates or not 0 < opcode < OP_CLOSE:
+                self.fail(CLOSE_PROTOCOL_ERROR, "reserved bits must be 0")
+                return 0
+            self.compressed = True
         if opcode > OP_PONG or OP_BINARY < opcode < OP_CLOSE:
             self.fail(CLOSE_PROTOCOL_ERROR, f"opcode {<int> opcode} is reserved")
             return 0
@@ -216,7 +222,8 @@ cdef class Frames:
                 self.fail(CLOSE_PROTOCOL_ERROR, "a length must be written in its shortest form")
                 return 0
         if opcode < OP_CLOSE:
-            if body > self.max_size - self.message_size:
+            if self.message_size + body > self.max_size and (
+                    not self.compressed or self.message_size + body > most_deflated(self.max_size)):
                 self.fail(CLOSE_TOO_BIG, f"a message is longer than {self.max_size} bytes")
                 return 0
             if self.fragments >= self.max_fragments:
@@ -243,6 +250,9 @@ cdef class Frames:
             return self.read_control(data, size, whole, ended)
         if whole and self.fin and self.opcode != OP_CONTINUATION:
             # The way of nearly every message: one frame, all here. It is handed on where it lies.
+            if self.compressed:
+                self.compressed = False
+                return self.inflate_message(self.opcode, data, size)
             if self.opcode == OP_TEXT and not is_utf8(data, size):
                 return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
             return self.on_message(self.opcode, data, size)
@@ -274,7 +284,8 @@ cdef class Frames:
             unsigned char* grown
             unsigned char* message
             int opcode = self.message_opcode
-        if opcode == OP_TEXT and not utf8_feed(&self.utf8, data, size):
+            bint compressed = self.compressed
+        if opcode == OP_TEXT and not self.compressed and not utf8_feed(&self.utf8, data, size):
             return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
         if self.message_size + size > room:
             # Room grows with what has come, not with what a head promises: a promise costs the peer nothing. It
@@ -301,9 +312,22 @@ cdef class Frames:
         self.message = NULL
         self.forget_message()
         try:
+            if compressed:
+                return self.inflate_message(opcode, message, size)
             return self.on_message(opcode, message, size)
         finally:
             free(message)
+
+    cdef int inflate_message(self, int opcode, const unsigned char* data, size_t size) except -1:
+        cdef int code = 0
+        cdef bytes message = inflate(data, size, self.max_size, &code)
+        if code == CLOSE_TOO_BIG:
+            return self.fail(code, f"a compressed message is longer than {self.max_size} bytes, or of too many parts")
+        if code:
+            return self.fail(code, "a compressed message cannot be inflated")
+        if opcode == OP_TEXT and not is_utf8(<unsigned char*> PyBytes_AS_STRING(message), len(message)):
+            return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
+        return self.on_message(opcode, <unsigned char*> PyBytes_AS_STRING(message), len(message))
 
     def __cinit__(self, *args, **kwargs):
         self.max_size = 1024 * 1024
@@ -316,9 +340,10 @@ cdef class FrameReader(Frames):
     cdef list out
     cdef object error
 
-    def __init__(self, *, size_t max_size=1024 * 1024, uint32_t max_fragments=4096):
+    def __init__(self, *, size_t max_size=1024 * 1024, uint32_t max_fragments=4096, bint inflates=False):
         self.max_size = max_size
         self.max_fragments = max_fragments
+        self.inflates = inflates
         self.out = []
 
     cdef int on_message(self, int opcode, unsigned char* data, size_t size) except -1:

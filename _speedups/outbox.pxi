@@ -27,6 +27,7 @@ cdef class Event:
 
     cdef:
         bytes frame
+        bytes deflated  # the same for those who agreed to compression, made when one of them is sent it
         str topic
         bytes key  # without quotes, as it was sent; None where the publisher gave none
         uint64_t number  # events are numbered as they are published

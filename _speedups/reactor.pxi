@@ -43,6 +43,7 @@ cdef class Reactor:
         Pending* pending
         int32_t pending_count
         int32_t pending_room
+        object deflater
         # The audiences whose members are known, the one found last first, and how many members they have room for.
         PyObject* known_first
         PyObject* known_last
@@ -72,6 +73,7 @@ cdef class Reactor:
         readonly uint64_t bytes_in
         readonly uint64_t bytes_out
         readonly uint64_t fast_publishes
+        readonly uint64_t deflated  # events
         uint64_t dropped[3]
 
     def __init__(self, loop, *, encode_gap, size_t max_size=1024 * 1024, uint32_t max_fragments=4096,

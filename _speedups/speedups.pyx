@@ -36,6 +36,7 @@ cdef class Connection(Frames)
 include "json.pxi"
 include "outbox.pxi"
 include "fanout.pxi"
+include "deflate.pxi"
 include "reactor.pxi"
 include "connection.pxi"
 include "routes.pxi"

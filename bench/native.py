@@ -20,8 +20,9 @@ def c_floor() -> Path:
     return build("floor", FOLDER / "peers" / "floor.c")
 
 
-def build(name: str, source: Path) -> Path:
-    """Compiles one C file, or all those of a folder, to a program of this name. Raises BuildError."""
+def build(name: str, source: Path, *flags: str) -> Path:
+    """Compiles one C file, or all those of a folder, to a program of this name; `flags` are further ones. Raises
+    BuildError."""
     program = BUILD / name
     sources = sorted(source.glob("*.c")) if source.is_dir() else [source]
     headers = sorted(source.glob("*.h")) if source.is_dir() else []
@@ -32,7 +33,7 @@ def build(name: str, source: Path) -> Path:
     # Compiled aside and then renamed, so that two benches that start together do not run half a program.
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         fresh = Path(folder) / name
-        command = [*compiler, *FLAGS, "-o", str(fresh), *map(str, sources)]
+        command = [*compiler, *FLAGS, *flags, "-o", str(fresh), *map(str, sources)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError:

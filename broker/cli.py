@@ -285,6 +285,90 @@ def sub(
 
 
 @wsbroker.command()
+@click.option(
+    "--subscribers",
+    "--connections",
+    metavar="N",
+    type=click.IntRange(1, 1_000_000),
+    default=100,
+    show_default=True,
+    help="Connections that subscribe; one more publishes.",
+)
+@click.option(
+    "--topics",
+    metavar="N",
+    type=click.IntRange(1, 100_000),
+    default=1,
+    show_default=True,
+    help="The subscribers are spread over so many topics, of which their number is a multiple.",
+)
+@click.option("--window", metavar="N", type=click.IntRange(1, 65_536), help="Publishes kept under way.  [default: 16]")
+@click.option(
+    "--rate",
+    metavar="R",
+    type=click.FloatRange(0, 10_000_000, min_open=True),
+    help="Publishes a second, in place of a window: latencies count from when each is due.",
+)
+@click.option(
+    "--payload",
+    metavar="BYTES",
+    type=click.IntRange(2, 65_000),
+    default=128,
+    show_default=True,
+    help="Bytes of data of an event.",
+)
+@click.option(
+    "--seconds",
+    metavar="S",
+    type=click.FloatRange(0.1, 86_400),
+    default=5.0,
+    show_default=True,
+    help="How long to measure.",
+)
+@_connection_options
+def bench(
+    subscribers: int,
+    topics: int,
+    window: int | None,
+    rate: float | None,
+    payload: int,
+    seconds: float,
+    url: str,
+    token: str | None,
+    ca: Path | None,
+    as_json: bool,
+) -> int:
+    """Load a running broker and measure it.
+
+    Everything happens in topics of a random name below "bench.", so that nobody else's are touched; but the broker has
+    less time for others meanwhile.
+    """
+    from broker.client.bench import Outcome, Plan, measure, missing_files
+    from broker.client.bench_view import View, as_line, table
+
+    report = Report(as_json)
+    _check_connection(url, token, ca)
+    if window is not None and rate is not None:
+        raise click.UsageError("--window and --rate exclude each other")
+    if subscribers % topics:
+        raise click.BadParameter(f"{subscribers} is not a multiple of the {topics} topics", param_hint="--subscribers")
+    if reason := missing_files(subscribers):
+        raise click.BadParameter(reason, param_hint="--subscribers")
+    plan = Plan(url, subscribers, topics, window or 16, rate, payload, seconds, token, ca)
+    outcomes: list[Outcome] = []
+
+    async def work(view: View) -> bool:
+        outcomes.append(await measure(plan, view.show))
+        return True
+
+    with View(plan, quiet=as_json) as view:
+        status = _run(work(view), report)
+    if status != Status.OK:
+        return status
+    return _print((as_line if as_json else table)(outcomes[0]), as_json)
+
+
+@wsbroker.command()
 @_json_option
 def version(as_json: bool) -> int:
     """Print the versions of the broker, its extension and its main dependencies."""
@@ -298,7 +382,7 @@ def version(as_json: bool) -> int:
         EXTENSION: f"built as {Path(str(extension.__file__)).name}",
         "Python": platform.python_version(),
     }
-    for name in ("uvloop", "msgspec", "websockets", "click", "structlog"):
+    for name in ("uvloop", "msgspec", "websockets", "click", "structlog", "rich"):
         found[name] = importlib.metadata.version(name)
     width = max(map(len, found))
     lines = json.dumps(found) if as_json else "\n".join(f"{name:{width}}  {text}" for name, text in found.items())
@@ -374,12 +458,14 @@ class Report:
 
     def failure(self, failure: ClientError) -> int:
         """Say why there is no connection, or no longer, and return the status that the program ends with."""
-        from broker.client import Closed, NotABroker, Refused
+        from broker.client import Closed, LoadFailed, NotABroker, Refused
         from broker.errors import CloseCode
 
         error, status, details = "unreachable", Status.UNAVAILABLE, {}
         if isinstance(failure, NotABroker):
             error, status = "not_a_broker", Status.NOT_A_BROKER
+        elif isinstance(failure, LoadFailed):
+            error = "load"
         elif isinstance(failure, Refused):
             error, details = "refused", {"status": failure.status, "retry_after": failure.retry_after}
             status = Status.NO_PERMISSION if failure.status in (401, 403) else status

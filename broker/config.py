@@ -87,6 +87,13 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             example="/etc/wsbroker/key.pem",
         ),
     ] = None
+    compression: Annotated[
+        bool,
+        _key(
+            "Whether clients may agree to compressed messages (permessage-deflate, RFC 7692). It saves traffic, and "
+            "costs the broker time for each event and each command."
+        ),
+    ] = False
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

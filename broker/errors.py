@@ -66,7 +66,7 @@ class CloseCode(enum.IntEnum):
     NORMAL = 1000, "the client closed the connection"
     GOING_AWAY = 1001, "the broker shuts down; a `bye` came before"
     PROTOCOL_ERROR = 1002, "a frame that breaks the rules of RFC 6455"
-    INVALID_DATA = 1007, "text that is not UTF-8"
+    INVALID_DATA = 1007, "text that is not UTF-8, or what cannot be inflated"
     TOO_BIG = 1009, "a message over `max_size`, or in too many fragments"
     INTERNAL = 1011, "a fault of the broker's own"
     TRY_AGAIN = 1013, "the broker cannot serve this connection now"

@@ -64,11 +64,14 @@ class Node:
 
     # What the listeners ask.
 
-    def connect(self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str) -> None:
+    def connect(
+        self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str, window_bits: int = 0
+    ) -> None:
         """Take over a transport whose handshake is done.
 
         `greeting` is the answer to the handshake, sent ahead of all else; `rest` is what came behind the request;
-        `peer` is the client's address for the log.
+        `peer` is the client's address for the log; `window_bits` what was agreed on compression, see
+        `Connection.start`.
         """
         connection = Connection(self.reactor)
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
@@ -76,7 +79,7 @@ class Node:
         if self.engine.in_process:
             connection.routes = self.hub.routes
         self.sessions[session.id] = session
-        connection.start(transport, greeting)
+        connection.start(transport, greeting, window_bits)
         connection.answer(
             messages.encode_welcome(
                 session=session.id,

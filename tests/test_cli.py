@@ -256,7 +256,17 @@ async def test_version_names_what_the_broker_is_made_of() -> None:
     result = await wsbroker("version")
     assert (result.status, result.err) == (0, "")
     names = [line.split()[0] for line in result.out.splitlines()]
-    assert names == ["wsbroker", "broker._speedups", "Python", "uvloop", "msgspec", "websockets", "click", "structlog"]
+    assert names == [
+        "wsbroker",
+        "broker._speedups",
+        "Python",
+        "uvloop",
+        "msgspec",
+        "websockets",
+        "click",
+        "structlog",
+        "rich",
+    ]
     versions = json.loads((await wsbroker("version", "--json")).out)
     assert versions["wsbroker"] == __version__
     assert list(versions) == names

@@ -54,7 +54,16 @@ class TestLayers:
         assert load(None, {}, {}) == Config()
 
     def test_the_defaults_are_those_of_the_design(self) -> None:
-        assert Config().server == Server(["127.0.0.1:8765"], "/", [], None, "memory")
+        assert Config().server == Server(
+            listen=["127.0.0.1:8765"],
+            path="/",
+            origins=[],
+            anonymous=None,
+            engine="memory",
+            certificate=None,
+            key=None,
+            compression=False,
+        )
         assert Config().limits == Limits(
             max_size=1024 * 1024,
             max_fragments=4096,

@@ -57,6 +57,9 @@ static struct {
 /* Time spent on looking in vain whether anything has arrived (--spin). */
 static uint64_t spun;
 
+/* How long it took until all clients were open. */
+static uint64_t connecting;
+
 static struct {
     double seconds;
     uint64_t rss;
@@ -277,6 +280,7 @@ static void print_result(const struct moment *start, const struct moment *end, c
     printf("{\"subscribers\": %u, \"stalled\": %u, \"topics\": %u, \"window\": %u, \"rate\": %.1f, \"event_bytes\": %zu, ",
            options.subscribers, options.stalled, options.topics, options.rate > 0 ? 0 : options.window, options.rate,
            swarm.events[0].size);
+    printf("\"connect_seconds\": %.4f, ", share(connecting, SECOND));
     printf("\"seconds\": %.3f, \"publishes\": %" PRIu64 ", \"deliveries\": %" PRIu64
            ", \"deliveries_per_second\": %.0f, \"unsent\": %" PRIu64 ", ",
            share(time, SECOND), to->done - from->done, deliveries, share(deliveries, time) * SECOND, unsent);
@@ -319,6 +323,7 @@ void run_publish(void) {
     swarm_init(&swarm, options.topics);
     swarm.delivered = delivered;
     make_clients();
+    connecting = monotonic() - status.begun;
 
     uint64_t rss_before = server_rss();
     prepare_publisher();

@@ -49,6 +49,10 @@ class Closed(ClientError):  # noqa: N818
         self.retry_after_ms = retry_after_ms
 
 
+class LoadFailed(ClientError):  # noqa: N818
+    """A load (`wsbroker bench`) could not be kept up: events were lost or late, or its program failed."""
+
+
 class CommandRefused(CommandError):  # noqa: N818
     """The broker answered a command with an `error`. Its code may be one that this version does not know."""
 

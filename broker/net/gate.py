@@ -48,11 +48,14 @@ class Node(Protocol):
     def draining(self) -> bool:
         """Whether the broker is shutting down."""
 
-    def connect(self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str) -> None:
+    def connect(
+        self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str, window_bits: int = 0
+    ) -> None:
         """Take over a socket whose request is a good one.
 
         Must give the transport another protocol and send `greeting`, the answer with status 101. `rest` is what the
-        client sent behind its request, `peer` its address.
+        client sent behind its request, `peer` its address. `window_bits` is 0 unless compression was agreed to, then
+        the largest window that the client has for messages from the broker.
         """
 
 
@@ -90,6 +93,7 @@ class Gate:
     def __init__(self, config: Config, node: Node, room: Room, loop: asyncio.AbstractEventLoop) -> None:
         self.node = node
         self.path = config.server.path
+        self.compression = config.server.compression
         self.origins = Origins(config.server.origins)
         self.room = room
         self.closing = False

@@ -29,6 +29,7 @@ from websockets.exceptions import (
     NegotiationError,
     SecurityError,
 )
+from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
@@ -60,9 +61,11 @@ GREETING = (
     b"Connection: Upgrade\r\n"
     b"Sec-WebSocket-Accept: %s\r\n"
     b"Server: wsbroker\r\n"
+    b"%s"
     b"\r\n"
 )
-GREETING_V1 = GREETING[:-2] + f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n".encode()
+EXTENSIONS = b"Sec-WebSocket-Extensions: %s\r\n"
+PROTOCOL_V1 = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode()
 
 MALFORMED = (ValueError, EOFError, NotImplementedError)
 """What websockets raises for a request that it cannot read."""
@@ -157,7 +160,7 @@ class Handshake(asyncio.Protocol):
         if not gate.admit(self):
             gate.full()
             raise Answer(503, "the broker is full", {"Retry-After": str(gate.retry_after())})
-        greeting = greet(request)
+        greeting, window_bits = greet(request, NEGOTIATION_WITH_COMPRESSION if gate.compression else NEGOTIATION)
         origins = request.headers.get_all("Origin")
         if origins and not gate.origins.allow(origins[0], hosts[0], loopback=self._loopback):
             raise Answer(403, "pages of this origin may not connect; those that may are listed in server.origins")
@@ -168,7 +171,7 @@ class Handshake(asyncio.Protocol):
         self._transport = None
         # From here on the node counts the connection, and the gate no longer.
         gate.leave(self)
-        gate.node.connect(transport, greeting, rest, peer)
+        gate.node.connect(transport, greeting, rest, peer, window_bits)
 
     def _send(self, answer: Answer) -> None:
         transport = self._transport
@@ -268,6 +271,12 @@ class Negotiation(ServerProtocol):
 NEGOTIATION = Negotiation()
 """One for all: the negotiation of a request leaves nothing behind that another one would see."""
 
+NEGOTIATION_WITH_COMPRESSION = Negotiation(
+    extensions=[ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)]
+)
+"""The same where compression is on. Neither side keeps a window from one message to the next: so an event is deflated
+once for all, and a connection holds nothing."""
+
 
 class Answer(Exception):  # noqa: N818 -- no error, but the end of the handshake
     """An HTTP answer in place of the upgrade; the connection ends with it. `text` is for people."""
@@ -362,15 +371,24 @@ def path_of(target: str) -> str:
     return target.partition("?")[0]
 
 
-def greet(request: Request) -> bytes:
-    """Give the answer with status 101, or raise Answer if RFC 6455, section 4.2.1, asks for more."""
+def greet(request: Request, negotiation: Negotiation) -> tuple[bytes, int]:
+    """Give the answer with status 101, and the window of the client for compressed messages, in bits: 0 where
+    compression is not agreed to (RFC 7692, section 7.1.2.1).
+
+    Raises Answer if RFC 6455, section 4.2.1, asks for more.
+    """
     # `accept` would do the same, and wrap it in objects, with a date that status 101 does not need (RFC 9110, section
     # 6.6.1): 42 µs in place of 22.
     try:
-        key, _, subprotocol = NEGOTIATION.process_request(request)
+        key, agreed, subprotocol = negotiation.process_request(request)
     except InvalidHandshake as exc:
         raise wrong(exc) from None
-    return (GREETING if subprotocol is None else GREETING_V1) % key.encode()
+    more = b"" if subprotocol is None else PROTOCOL_V1
+    window_bits = 0
+    if agreed is not None:
+        more += EXTENSIONS % agreed.encode()
+        window_bits = cast(PerMessageDeflate, negotiation.extensions[0]).local_max_window_bits
+    return GREETING % (key.encode(), more), window_bits
 
 
 def wrong(exc: InvalidHandshake) -> Answer:

@@ -60,6 +60,26 @@ async def test_a_page_receives_what_it_subscribed_to(page: Page, broker: Running
     }
 
 
+async def test_a_page_agrees_to_compression_where_it_is_on(page: Page) -> None:
+    with start_broker(environ={"WSBROKER_SERVER__COMPRESSION": "true"}) as broker:
+        found = await page.evaluate(
+            """async (url) => {
+                const client = await connect(url);
+                await client.ask({ op: "subscribe", topic: "compressed" });
+                const texts = ["", "short", "much of the same, and a ☃ ".repeat(5_000), "much of the same".repeat(20)];
+                let same = 0;
+                for (const text of [...texts, ...texts]) {
+                    client.send({ op: "publish", topic: "compressed", data: text });
+                    same += (await client.next("event")).data === text;
+                }
+                return { extensions: client.socket.extensions, same };
+            }""",
+            broker.url,
+        )
+    assert found["extensions"].startswith("permessage-deflate; server_no_context_takeover; client_no_context_takeover")
+    assert found["same"] == 8
+
+
 async def test_after_unsubscribing_nothing_comes(page: Page, broker: RunningBroker) -> None:
     receivers = await page.evaluate(
         """async (url) => {

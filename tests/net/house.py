@@ -51,6 +51,7 @@ class Taken(NamedTuple):
     greeting: bytes
     rest: bytes
     peer: str
+    window_bits: int
 
 
 class Node:
@@ -67,10 +68,12 @@ class Node:
     def connections(self) -> int:
         return len(self.established)
 
-    def connect(self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str) -> None:
+    def connect(
+        self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str, window_bits: int = 0
+    ) -> None:
         connection = Connection(self, transport)
         self.established.append(connection)
-        self.taken.append(Taken(greeting, rest, peer))
+        self.taken.append(Taken(greeting, rest, peer, window_bits))
         transport.set_protocol(connection)
         transport.write(greeting)
 
@@ -179,10 +182,12 @@ async def house(
     path: str = "/",
     open_timeout: float = TIMEOUT,
     tls: Tls | None = None,
+    compression: bool = False,
 ) -> AsyncIterator[House]:
     """A house that listens, and is empty again at the end."""
     config = Config(
-        server=Server(listen=[listen], origins=origins or [], path=path), limits=Limits(open_timeout=open_timeout)
+        server=Server(listen=[listen], origins=origins or [], path=path, compression=compression),
+        limits=Limits(open_timeout=open_timeout),
     )
     node = Node()
     gate = Gate(config, node, room or Room(1000, 100), asyncio.get_running_loop())

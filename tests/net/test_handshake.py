@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 
 import pytest
 from websockets import http11
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
@@ -120,6 +122,99 @@ async def test_these_requests_are_good_too(lines: tuple[str, ...]) -> None:
         client = await opened.upgrade(request(*lines))
         assert len(opened.node.taken) == 1
         await client.close()
+
+
+AGREED = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+"""What is always agreed to: nobody keeps a window."""
+
+
+@pytest.mark.parametrize(
+    ("offers", "answer", "window_bits"),
+    [
+        (["permessage-deflate"], AGREED, 15),
+        # Chromium, Firefox and Node's ws.
+        (["permessage-deflate; client_max_window_bits"], AGREED, 15),
+        (["permessage-deflate; client_max_window_bits=10"], f"{AGREED}; client_max_window_bits=10", 15),
+        (["permessage-deflate; server_max_window_bits=15"], f"{AGREED}; server_max_window_bits=15", 15),
+        (["permessage-deflate; server_max_window_bits=10"], f"{AGREED}; server_max_window_bits=10", 10),
+        (['permessage-deflate; server_max_window_bits="10"'], f"{AGREED}; server_max_window_bits=10", 10),
+        (["permessage-deflate; server_no_context_takeover; client_no_context_takeover"], AGREED, 15),
+        # The first one that can be met (RFC 7692, section 5.1).
+        (
+            ["permessage-deflate; server_max_window_bits=9, permessage-deflate"],
+            f"{AGREED}; server_max_window_bits=9",
+            9,
+        ),
+        (["permessage-deflate; server_max_window_bits=8, permessage-deflate"], AGREED, 15),
+        (["permessage-deflate; server_max_window_bits=8", "x-webkit-deflate-frame, permessage-deflate"], AGREED, 15),
+        # Those that cannot be met are declined.
+        (["permessage-deflate; server_max_window_bits=8"], None, 0),
+        (["permessage-deflate; server_max_window_bits=16"], None, 0),
+        (["permessage-deflate; server_max_window_bits=010"], None, 0),
+        (["permessage-deflate; server_max_window_bits"], None, 0),
+        (["permessage-deflate; server_no_context_takeover=1"], None, 0),
+        (["permessage-deflate; client_no_context_takeover; client_no_context_takeover"], None, 0),
+        (["permessage-deflate; level=9"], None, 0),
+        (["permessage-bzip2", "x-webkit-deflate-frame"], None, 0),
+        ([], None, 0),
+    ],
+)
+async def test_compression_is_agreed_to_as_far_as_it_can_be(
+    offers: list[str], answer: str | None, window_bits: int
+) -> None:
+    lines = ["Sec-WebSocket-Protocol: wsbroker.v1", *(f"Sec-WebSocket-Extensions: {offer}" for offer in offers)]
+    async with house(compression=True) as opened:
+        client = await opened.connect()
+        client.send(request("GET / HTTP/1.1", *lines) + FRAMES)
+        head = (await client.head()).decode().split("\r\n")
+        found = [line for line in head if line.lower().startswith("sec-websocket-extensions:")]
+        assert found == ([] if answer is None else [f"Sec-WebSocket-Extensions: {answer}"])
+        assert "Sec-WebSocket-Protocol: wsbroker.v1" in head
+        assert opened.node.taken[0].window_bits == window_bits
+        # The next one has no part in what this one has agreed to.
+        await opened.upgrade(request())
+        assert opened.node.taken[1].window_bits == 0
+
+
+async def test_compression_is_not_agreed_to_unless_it_is_on() -> None:
+    async with house() as opened:
+        client = await opened.connect()
+        client.send(request("GET / HTTP/1.1", "Sec-WebSocket-Extensions: permessage-deflate"))
+        assert b"extensions" not in (await client.head()).lower()
+        assert opened.node.taken[0].window_bits == 0
+
+
+@pytest.mark.parametrize("offer", ["permessage-deflate;", "deflate; =1", ";", "a b", 'a; b="c', 'a; b="c d"'])
+async def test_an_offer_that_cannot_be_read_is_refused(offer: str) -> None:
+    async with house(compression=True) as opened:
+        data = request("GET / HTTP/1.1", f"Sec-WebSocket-Extensions: {offer}")
+        assert "Sec-WebSocket-Extensions" in (await refused(opened, data, 400)).body
+
+
+async def test_the_client_side_of_websockets_understands_what_was_agreed_to() -> None:
+    bits = [None, 8, 9, 12, 15]
+    async with house(compression=True) as opened:
+        for no_server, no_client, server, client in itertools.product(
+            [False, True], [False, True], bits, [True, *bits]
+        ):
+            if client == 8:  # which zlib cannot do, as websockets knows
+                continue
+            offer = ClientPerMessageDeflateFactory(no_server, no_client, server, client)
+            protocol = ClientProtocol(parse_uri(f"ws://{opened.address}/"), extensions=[offer])
+            protocol.send_request(protocol.connect())
+            connection = await opened.connect()
+            connection.send(b"".join(protocol.data_to_send()))
+            protocol.receive_data(await connection.head())
+            assert protocol.handshake_exc is None
+            assert protocol.state is OPEN
+            found = [(type(each), vars(each)) for each in protocol.extensions if isinstance(each, PerMessageDeflate)]
+            window_bits = opened.node.taken[-1].window_bits
+            assert [kind for kind, _ in found] == ([] if server == 8 else [PerMessageDeflate])
+            for _, agreed in found:
+                assert agreed["remote_no_context_takeover"]
+                assert agreed["local_no_context_takeover"]
+                assert agreed["remote_max_window_bits"] == window_bits
+            await connection.close()
 
 
 async def test_a_browsers_way_of_writing_is_understood() -> None:

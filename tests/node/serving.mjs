@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { connect, refusal, url } from "./client.mjs";
 
-test("welcome comes first, the subprotocol is agreed, compression is not", async () => {
+test("welcome comes first, the subprotocol is agreed, compression is not unless it is on", async () => {
   const { socket, welcome, messages } = await connect({ perMessageDeflate: true });
   assert.equal(welcome.version, 1);
   assert.equal(socket.protocol, "wsbroker.v1");

@@ -35,6 +35,11 @@ def test_a_client_of_a_broker_that_serves(node: str) -> None:
         run(node, "serving.mjs", broker)
 
 
+def test_a_client_of_a_broker_that_agrees_to_compression(node: str) -> None:
+    with start_broker(environ={"WSBROKER_SERVER__COMPRESSION": "true"}) as broker:
+        run(node, "compression.mjs", broker)
+
+
 def test_a_client_of_a_broker_that_shuts_down(node: str) -> None:
     with start_broker() as broker:
         run(node, "shutdown.mjs", broker)

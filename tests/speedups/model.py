@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import sys
 import weakref
 from collections.abc import Iterable
@@ -27,6 +28,9 @@ MAX_ANSWERS = 40_000
 LANE = 65536 + 4096
 """The most bytes of answers that may wait: either so many that they are sent without waiting for the end of the turn
 (MAX_WRITE in connection.pxi), or MAX_ANSWERS, and the one that is too much."""
+
+FILLING = random.Random(7692).randbytes(60_000).hex().encode()
+"""What events are filled up with: deflating it saves something, and not nearly everything."""
 
 Receipt = tuple[int, int, int]
 """How many an event was for, how many of them it waits for, and for how many it cost this or an older one."""
@@ -148,7 +152,7 @@ class Client:
     @property
     def stream(self) -> list[Any]:
         """What it has read, for a test to look at: events as their numbers, gaps as texts; answers are left out."""
-        frames, _ = frames_in(self.transport.received)
+        frames, _ = frames_in(self.transport.received, self.connection.deflates)
         found = [json.loads(payload) for opcode, payload in frames if opcode == TEXT]
         events = [message for message in found if message["op"] in ("event", "gap")]
         return [event["data"][0] if event["op"] == "event" else f"gap {event['missed']}" for event in events]
@@ -170,7 +174,7 @@ class Client:
 
     def read(self) -> None:
         """Check what came since the last time."""
-        frames, size = frames_in(self.transport.received[self._parsed :])
+        frames, size = frames_in(self.transport.received[self._parsed :], self.connection.deflates)
         self._parsed += size
         for opcode, payload in frames:
             assert self._closed is None, "nothing comes after the close frame"
@@ -241,10 +245,10 @@ class World:
 
     # What is done.
 
-    def connect(self, transport: SlowPipe) -> Client:
-        """Let a client come."""
+    def connect(self, transport: SlowPipe, window_bits: int = 0) -> Client:
+        """Let a client come. With 15 `window_bits` it has agreed to be sent compressed events."""
         client = Client(self, transport)
-        transport.attach(client.connection)
+        transport.attach(client.connection, window_bits)
         self.clients.append(client)
         self._dead.append(weakref.ref(client.connection))
         return client
@@ -275,7 +279,7 @@ class World:
         """
         self._numbers += 1
         number = self._numbers
-        data = b'[%d,"%s"]' % (number, b"x" * size)
+        data = b'[%d,"%s"]' % (number, FILLING[:size])
         payload = messages.encode_event(topic, data)
         self.sizes[number] = len(payload) + (2 if len(payload) < 126 else 4 if len(payload) < 65536 else 10)
         members: list[Interest] = []

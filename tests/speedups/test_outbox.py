@@ -28,6 +28,8 @@ SIZES = [0, 1, 90, 500, 2230, 2300, 9000, 70_000]
 POLICIES = ["drop_oldest", "drop_newest", "close"]
 
 BOUNDS = [1, 2, 3, 5, 20]
+WINDOWS = [0, 0, 0, 15, 15, 12]
+"""Of clients, in bits: half of them did not agree to compression, and one in six to less than the full window."""
 
 indexes = st.integers(0, 7)
 
@@ -49,22 +51,29 @@ class Traffic(RuleBasedStateMachine):
     max_outbox = 1 << 30
     exact = True
 
-    @initialize(first=st.lists(st.tuples(st.integers(0, 1), st.sampled_from(PATTERNS)), max_size=3))
-    def begin(self, first: list[tuple[int, str]]) -> None:
+    @initialize(
+        first=st.lists(st.tuples(st.integers(0, 1), st.sampled_from(PATTERNS), st.sampled_from(WINDOWS)), max_size=3)
+    )
+    def begin(self, first: list[tuple[int, str, int]]) -> None:
         self.loop = self.new_loop()
         self.world = World(self.loop, max_outbox=self.max_outbox, exact=self.exact)
-        for kind, topic in first:
-            self.connect(kind, topic, 2)
+        for kind, topic, window_bits in first:
+            self.connect(kind, topic, 2, window_bits)
 
     def new_loop(self) -> Turning:
         return Loop()
 
     # Who is there.
 
-    @rule(kind=st.integers(0, 1), topic=st.sampled_from(PATTERNS), max_queue=st.sampled_from(BOUNDS))
-    def connect(self, kind: int, topic: str, max_queue: int) -> None:
+    @rule(
+        kind=st.integers(0, 1),
+        topic=st.sampled_from(PATTERNS),
+        max_queue=st.sampled_from(BOUNDS),
+        window_bits=st.sampled_from(WINDOWS),
+    )
+    def connect(self, kind: int, topic: str, max_queue: int, window_bits: int) -> None:
         if len(self.world.clients) < 5:
-            client = self.world.connect(self.kinds[kind % len(self.kinds)](self.loop))
+            client = self.world.connect(self.kinds[kind % len(self.kinds)](self.loop), window_bits)
             self.world.subscribe(client, topic, max_queue, "drop_oldest", True)
 
     @rule(
@@ -658,7 +667,8 @@ def test_queues_are_emptied_in_turn(world: World) -> None:
 def test_nothing_leaks() -> None:
     def traffic() -> None:
         world = World(Loop())
-        clients = [world.connect(kind(world.loop)) for kind in (SlowPipe, SlowSocket, SlowPipe, SlowSocket)]
+        kinds = (SlowPipe, 0), (SlowSocket, 0), (SlowPipe, 15), (SlowSocket, 15)
+        clients = [world.connect(kind(world.loop), window_bits) for kind, window_bits in kinds]
         for number, client in enumerate(clients):
             world.subscribe(client, "a.*", 3, POLICIES[number % 2], echo=number != 2)
             world.subscribe(client, "a.b", 20)

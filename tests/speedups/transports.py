@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import zlib
 from asyncio import AbstractEventLoop
 from typing import Any, Protocol
 
@@ -87,9 +88,9 @@ class SlowPipe:
 
     # What a test does.
 
-    def attach(self, connection: Connection) -> None:
+    def attach(self, connection: Connection, window_bits: int = 0) -> None:
         """Let a connection take over."""
-        connection.start(self)  # type: ignore[arg-type]  # it does what is asked of it
+        connection.start(self, window_bits=window_bits)  # type: ignore[arg-type]  # it does what is asked of it
 
     def block(self) -> None:
         """Take nothing any more."""
@@ -210,9 +211,9 @@ class UvloopSocket(SlowSocket):
         opening: Any = loop.loop.create_unix_connection(asyncio.Protocol, sock=self._ours)
         self._transport, _ = loop.loop.run_until_complete(opening)
 
-    def attach(self, connection: Connection) -> None:
+    def attach(self, connection: Connection, window_bits: int = 0) -> None:
         self.protocol = connection
-        connection.start(self._transport)
+        connection.start(self._transport, window_bits=window_bits)
 
     def drain(self, size: int | None) -> None:
         self.received += read(self._theirs, CHUNK if size is None else size)
@@ -263,18 +264,28 @@ def read(sock: socket.socket, size: int) -> bytes:
         return b""
 
 
-def frames_in(data: bytes | bytearray) -> tuple[list[tuple[int, bytes]], int]:
-    """Cut what a server sent into its whole frames, as (opcode, payload), and say how many bytes they are."""
+def frames_in(data: bytes | bytearray, deflated: bool = False) -> tuple[list[tuple[int, bytes]], int]:
+    """Cut what a server sent into its whole frames, as (opcode, payload), and say how many bytes they are.
+
+    `deflated` says that texts may be compressed; they are inflated.
+    """
     found: list[tuple[int, bytes]] = []
     place = 0
     while len(data) - place >= 2:
         opcode, size, head = data[place] & 0x0F, data[place + 1], 2
-        assert data[place] == 0x80 | opcode
+        compressed = data[place] == 0xC1 and deflated
+        assert compressed or data[place] == 0x80 | opcode
         if size >= 126:
             head = 4 if size == 126 else 10
             size = int.from_bytes(data[place + 2 : place + head], "big")
         if len(data) < place + head + size:
             break
-        found.append((opcode, bytes(data[place + head : place + head + size])))
+        payload = bytes(data[place + head : place + head + size])
+        found.append((opcode, inflated(payload) if compressed else payload))
         place += head + size
     return found, place
+
+
+def inflated(payload: bytes) -> bytes:
+    """The message of a compressed payload, which stands alone (RFC 7692, section 7.2.2)."""
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(payload + b"\x00\x00\xff\xff")

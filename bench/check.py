@@ -168,7 +168,7 @@ def main(arguments: Sequence[str]) -> int:
     if not options.record:
         if not RECORDED.exists():
             err.print("bench: nothing is recorded yet: python -m bench check --record", style="red")
-            return Status.CANNOT_SAY
+            return _worst(Status.CANNOT_SAY, _check_instructions(err))
         recorded = msgspec.json.decode(RECORDED.read_bytes(), type=Recorded).ratios
 
     runs = _take(err, steps)
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         again = verdicts(_take(err, steps_of(doubtful)[0]), recorded)
         found |= {name: again[name] for name in doubtful}
     show(out, _table(found))
-    status = max(status_of(found), _check_instructions(err), key=[Status.KEPT, Status.CANNOT_SAY, Status.WORSE].index)
+    status = _worst(status_of(found), _check_instructions(err))
     out.print(
         {
             Status.KEPT: "kept: no ratio fell by more than 15 %",
@@ -212,6 +212,10 @@ def _record(out: Console, err: Console, runs: Sequence[Run], found: Mapping[str,
     RECORDED.parent.mkdir(exist_ok=True)
     RECORDED.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
     return Status.KEPT
+
+
+def _worst(*found: Status) -> Status:
+    return max(found, key=[Status.KEPT, Status.CANNOT_SAY, Status.WORSE].index)
 
 
 def _check_instructions(err: Console) -> Status:

@@ -66,7 +66,7 @@ def following(console: Console, steps: Sequence[Step]) -> Iterator[Display]:
     if not console.is_terminal:
         yield Display(console, None, len(steps), expected)
         return
-    columns = (BarColumn(), Remaining(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(24), Remaining(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as progress:
         yield Display(console, progress, len(steps), expected)
 

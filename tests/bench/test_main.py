@@ -35,9 +35,9 @@ def test_measures_shows_and_saves(tmp_path: Path) -> None:
 
 
 def test_several_scenarios_are_saved_in_a_folder(tmp_path: Path) -> None:
-    done = bench("pipelined", "patterns", "--peer", "redis", "--repeat", "1", "--seconds", "0.05", "--json", tmp_path)
+    done = bench("pipelined", "onetoone", "--peer", "redis", "--repeat", "1", "--seconds", "0.05", "--json", tmp_path)
     assert done.returncode == 0
-    assert {file.name for file in tmp_path.iterdir()} == {"pipelined.json", "patterns.json"}
+    assert {file.name for file in tmp_path.iterdir()} == {"pipelined.json", "onetoone.json"}
 
 
 def test_a_failed_run_is_named_and_makes_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

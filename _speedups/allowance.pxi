@@ -40,7 +40,7 @@ cdef class Allowance:
         return (1 - self.tokens) / self.rate
 
 
-cdef bint publish_within(Connection connection, const unsigned char* data, size_t size, bint text) except -1:
+cdef bint publish_within(Connection connection, const unsigned char* data, size_t size, bint checked) except -1:
     """As `fast_publish`, for a connection with an allowance. Without a token the session refuses it."""
     cdef Allowance allowance = connection.allowance
     cdef bint published
@@ -48,7 +48,7 @@ cdef bint publish_within(Connection connection, const unsigned char* data, size_
         return False
     connection.routes = allowance.routes
     try:
-        published = fast_publish(connection, data, size, text)
+        published = fast_publish(connection, data, size, checked)
     finally:
         connection.routes = None
     allowance.tokens -= published

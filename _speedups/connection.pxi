@@ -343,13 +343,14 @@ cdef class Connection(Frames):
             if self.finishing:
                 self.mark_dirty()  # it may have waited for what was read now
 
-    cdef int on_message(self, int opcode, unsigned char* data, size_t size) except -1:
-        if self.state != OPEN or self.doomed:
-            return 0
-        if self.routes is not None:
-            if fast_publish(self, data, size, opcode == OP_TEXT):
+    cdef int on_message(self, int opcode, unsigned char* data, size_t size, bint checked) except -1:
+        if self.state == OPEN and not self.doomed:
+            if self.routes is not None:
+                if fast_publish(self, data, size, checked):
+                    return 0
+            elif self.allowance is not None and publish_within(self, data, size, checked):
                 return 0
-        elif self.allowance is not None and publish_within(self, data, size, opcode == OP_TEXT):
+        if not self.is_text(opcode, data, size, checked) or self.state != OPEN or self.doomed:
             return 0
         self.session.message(PyBytes_FromStringAndSize(<char*> data, size), opcode == OP_TEXT)
         return 0

@@ -103,7 +103,9 @@ cdef class Frames:
         free(self.message)
         free(self.control)
 
-    cdef int on_message(self, int opcode, unsigned char* data, size_t size) except -1:
+    cdef int on_message(self, int opcode, unsigned char* data, size_t size, bint checked) except -1:
+        """Take a whole message. `checked` says that its bytes are known to be UTF-8; a text where they are not is for
+        the one who takes it to call `is_text` on."""
         raise NotImplementedError
 
     cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:
@@ -111,6 +113,14 @@ cdef class Frames:
 
     cdef int on_failure(self, int code, str reason) except -1:
         raise NotImplementedError
+
+    cdef bint is_text(self, int opcode, const unsigned char* data, size_t size, bint checked) except -1:
+        """Whether a message may be taken; False for a text that is not UTF-8, which fails the connection (RFC 6455,
+        section 8.1)."""
+        if opcode != OP_TEXT or checked or is_utf8(data, size):
+            return True
+        self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
+        return False
 
     cdef int fail(self, int code, str reason) except -1:
         self.failed = True
@@ -253,9 +263,7 @@ cdef class Frames:
             if self.compressed:
                 self.compressed = False
                 return self.inflate_message(self.opcode, data, size)
-            if self.opcode == OP_TEXT and not is_utf8(data, size):
-                return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
-            return self.on_message(self.opcode, data, size)
+            return self.on_message(self.opcode, data, size, False)
         if self.opcode != OP_CONTINUATION and not self.message_opcode:
             self.message_opcode = self.opcode
         return self.assemble(data, size, ended)
@@ -314,7 +322,7 @@ cdef class Frames:
         try:
             if compressed:
                 return self.inflate_message(opcode, message, size)
-            return self.on_message(opcode, message, size)
+            return self.on_message(opcode, message, size, opcode == OP_TEXT)
         finally:
             free(message)
 
@@ -325,9 +333,7 @@ cdef class Frames:
             return self.fail(code, f"a compressed message is longer than {self.max_size} bytes, or of too many parts")
         if code:
             return self.fail(code, "a compressed message cannot be inflated")
-        if opcode == OP_TEXT and not is_utf8(<unsigned char*> PyBytes_AS_STRING(message), len(message)):
-            return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
-        return self.on_message(opcode, <unsigned char*> PyBytes_AS_STRING(message), len(message))
+        return self.on_message(opcode, <unsigned char*> PyBytes_AS_STRING(message), len(message), False)
 
     def __cinit__(self, *args, **kwargs):
         self.max_size = 1024 * 1024
@@ -346,7 +352,9 @@ cdef class FrameReader(Frames):
         self.inflates = inflates
         self.out = []
 
-    cdef int on_message(self, int opcode, unsigned char* data, size_t size) except -1:
+    cdef int on_message(self, int opcode, unsigned char* data, size_t size, bint checked) except -1:
+        if not self.is_text(opcode, data, size, checked):
+            return 0
         self.out.append((opcode, PyBytes_FromStringAndSize(<char*> data, size)))
         return 0
 

@@ -6,6 +6,7 @@
 
 cdef struct Scan:
     const unsigned char* end
+    int wide  # not 0 if a string may have had a byte beyond ASCII; elsewhere the grammar has none
     bint escaped  # whether a string had an escape since this was last reset
     bint too_deep
     bint half_pair
@@ -44,12 +45,13 @@ cdef extern from *:
     #endif
 
     /* Behind the bytes from p on that stand for themselves in a string: to the first quote, backslash or control
-     * character, or to somewhere near the end. */
-    static inline const unsigned char* skip_plain(const unsigned char* p, const unsigned char* end) {
+     * character, or to somewhere near the end. Sets *wide if there is a byte beyond ASCII among those looked at. */
+    static inline const unsigned char* skip_plain(const unsigned char* p, const unsigned char* end, int* wide) {
     #ifdef __SSE2__ /* every x86-64 has it: sixteen bytes take as long as eight do below */
         const __m128i quotes = _mm_set1_epi8(0x22), slashes = _mm_set1_epi8(0x5C), controls = _mm_set1_epi8(0x1f);
         for (; end - p >= 16; p += 16) {
             __m128i bytes = _mm_loadu_si128((const __m128i*) p);
+            *wide |= _mm_movemask_epi8(bytes);
             __m128i marks = _mm_or_si128(_mm_or_si128(_mm_cmpeq_epi8(bytes, quotes), _mm_cmpeq_epi8(bytes, slashes)),
                                          _mm_cmpeq_epi8(_mm_min_epu8(bytes, controls), bytes));
             int mask = _mm_movemask_epi8(marks);
@@ -61,6 +63,7 @@ cdef extern from *:
         for (; end - p >= 8; p += 8) {
             uint64_t word;
             memcpy(&word, p, 8);
+            *wide |= (word & 0x8080808080808080u) != 0;
             uint64_t quote = word ^ 0x2222222222222222u, slash = word ^ 0x5C5C5C5C5C5C5C5Cu;
             uint64_t marks = (((quote - 0x0101010101010101u) & ~quote) | ((slash - 0x0101010101010101u) & ~slash)
                               | ((word - 0x2020202020202020u) & ~word)) & 0x8080808080808080u;
@@ -75,7 +78,7 @@ cdef extern from *:
         return p;
     }
     """
-    const unsigned char* skip_plain(const unsigned char* p, const unsigned char* end) noexcept nogil
+    const unsigned char* skip_plain(const unsigned char* p, const unsigned char* end, int* wide) noexcept nogil
 
 
 cdef const unsigned char* skip_string(Scan* scan, const unsigned char* p) noexcept nogil:
@@ -85,10 +88,11 @@ cdef const unsigned char* skip_string(Scan* scan, const unsigned char* p) noexce
         unsigned char c
         int unit
     while True:
-        p = skip_plain(p, end)
+        p = skip_plain(p, end, &scan.wide)
         if p == end:
             return NULL
         c = p[0]
+        scan.wide |= c & 0x80
         p += 1
         if c == 0x22:
             return p
@@ -214,6 +218,7 @@ def check_json(data not None, int depth=64):
         raise ValueError("the message is empty")
     start = &view[0]
     scan.end = start + view.shape[0]
+    scan.wide = 0
     scan.escaped = scan.too_deep = scan.half_pair = False
     p = skip_value(&scan, skip_space(start, scan.end), depth)
     if scan.too_deep:
@@ -236,6 +241,7 @@ cdef struct Publish:
     size_t data_size
     size_t key_size
     size_t id_size
+    int wide  # 0 if all of it is ASCII
 
 
 cdef bint is_plain_id(const unsigned char* p, size_t size) noexcept nogil:
@@ -270,10 +276,20 @@ cdef bint scan_publish(const unsigned char* p, size_t size, int depth, Publish* 
         bint is_publish = False
     memset(out, 0, sizeof(Publish))
     scan.end = end
-    scan.too_deep = False
-    p = skip_space(p, end)
-    if p == end or p[0] != 0x7B:
-        return False
+    scan.wide = 0
+    scan.escaped = scan.too_deep = False
+    if size > 25 and memcmp(p, b'{"op":"publish","topic":"', 25) == 0:
+        # How nearly every client begins: what follows would find the same, in three times as many steps.
+        is_publish = True
+        out.topic = p + 25
+        p = skip_string(&scan, out.topic)
+        if p == NULL or scan.escaped or p == end or p[0] != 0x2C:
+            return False
+        out.topic_size = p - out.topic - 1
+    else:
+        p = skip_space(p, end)
+        if p == end or p[0] != 0x7B:
+            return False
     while True:
         p = skip_space(p + 1, end)
         if p == end or p[0] != 0x22:
@@ -332,4 +348,5 @@ cdef bint scan_publish(const unsigned char* p, size_t size, int depth, Publish* 
             continue
         if p[0] != 0x7D or skip_space(p + 1, end) != end:
             return False
+        out.wide = scan.wide
         return is_publish and out.topic != NULL and out.data != NULL

@@ -165,7 +165,7 @@ cdef class Reactor:
         cdef uint64_t most = 2 * <uint64_t> self.subscriptions + FREE_SLOTS
         if self.slots + wanted <= most:
             return 0
-        self.flush_batches()
+        self.send_batches()
         while self.known_last != NULL and self.slots + wanted > most:
             (<Audience> self.known_last).drop_members()
         return 0
@@ -218,7 +218,7 @@ cdef class Reactor:
         cdef Connection connection
         cdef list connections
         self.scheduled = False
-        self.flush_batches()
+        self.send_batches()
         if self.dirty_connections:
             connections = self.dirty_connections
             self.dirty_connections = []
@@ -246,6 +246,9 @@ cdef class Reactor:
 
     def flush_batches(self):
         """Send all batches now: what is published from here on is seen after them. Nobody is parted with."""
+        self.send_batches()
+
+    cdef int send_batches(self) except -1:
         cdef:
             Audience audience
             Connection connection

@@ -5,8 +5,8 @@
 
 
 cdef enum:
-    # Places in the table of routes looked up last: 2 kB, and room for what a busy second publishes to.
-    RECENT = 256
+    # Places in the table of routes looked up last: 32 kB for all publishers who share them.
+    RECENT = 4096
 
 
 @cython.no_gc
@@ -66,19 +66,19 @@ cdef class Routes:
         route.topic = topic
         route.name = topic.encode()
         route.prefix = prefix
-        self.forget_recent()
+        self.forget_recent(route.name)
         self.remember(route.name, route)
 
     def withdraw(self, str topic not None):
         """Forget one topic; the next publish to it goes to the session."""
         name = topic.encode()
-        self.forget_recent()
+        self.forget_recent(name)
         self.young.pop(name, None)
         self.old.pop(name, None)
 
     def clear(self):
         """Forget all."""
-        self.forget_recent()
+        self.forget_all_recent()
         self.young.clear()
         self.old.clear()
 
@@ -89,14 +89,21 @@ cdef class Routes:
         return self.find(topic.encode()) is not None
 
     def __dealloc__(self):
-        self.forget_recent()
+        self.forget_all_recent()
 
-    cdef void forget_recent(self) noexcept:
+    cdef void forget_recent(self, bytes name) noexcept:
+        """Empty the one place where this topic's route may stand."""
+        cdef uint32_t place = recent_place(<const unsigned char*> PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        cdef PyObject* route = self.recent[place]
+        self.recent[place] = NULL
+        Py_XDECREF(route)
+
+    cdef void forget_all_recent(self) noexcept:
         cdef PyObject* route
-        cdef int i
-        for i in range(RECENT):
-            route = self.recent[i]
-            self.recent[i] = NULL
+        cdef int place
+        for place in range(RECENT):
+            route = self.recent[place]
+            self.recent[place] = NULL
             Py_XDECREF(route)
 
     cdef Route look_up(self, const unsigned char* name, size_t size):
@@ -131,10 +138,10 @@ cdef class Routes:
         return 0
 
 
-cdef bint fast_publish(Connection connection, const unsigned char* data, size_t size, bint text) except -1:
+cdef bint fast_publish(Connection connection, const unsigned char* data, size_t size, bint checked) except -1:
     """Carry out a message if it is a plain publish command to a topic with a route; False leaves it to the session.
 
-    `text` says that it came as a text message, so that it is known to be UTF-8.
+    `checked` says that it is known to be UTF-8. Where it is not, and all of it is ASCII, the scan has seen that.
     """
     cdef:
         Publish command
@@ -148,7 +155,7 @@ cdef bint fast_publish(Connection connection, const unsigned char* data, size_t 
         uint32_t key_start = 0
     if not scan_publish(data, size, connection.reactor.max_depth, &command):
         return False
-    if not text and not is_utf8(data, size):
+    if command.wide and not checked and not is_utf8(data, size):
         return False
     route = connection.routes.look_up(command.topic, command.topic_size)
     if route is None:
@@ -191,12 +198,36 @@ cdef int answer_publish(Connection connection, const unsigned char* id, size_t i
     """Put the `ok` of a publish into the lane."""
     cdef:
         char text[192]  # the id has at most 66 bytes, the numbers at most 10 each
-        int size
+        char* end
     memcpy(text, b'{"op":"ok","id":', 16)
     memcpy(text + 16, id, id_size)
-    size = 16 + id_size
-    size += snprintf(text + size, sizeof(text) - size, b',"receivers":%u,"queued":%u,"dropped":%u}',
-                     <unsigned int> receipt.receivers, <unsigned int> receipt.queued, <unsigned int> receipt.dropped)
+    end = text + 16 + id_size
+    # snprintf would take 1,400 instructions of the 2,000 that an answer costs.
+    memcpy(end, b',"receivers":', 13)
+    end = put_number(end + 13, receipt.receivers)
+    memcpy(end, b',"queued":', 10)
+    end = put_number(end + 10, receipt.queued)
+    memcpy(end, b',"dropped":', 11)
+    end = put_number(end + 11, receipt.dropped)
+    end[0] = 0x7D
+    end += 1
     if connection.waits:
-        return hold_answer(connection, PyBytes_FromStringAndSize(text, size))
-    return connection.append_frame(OP_TEXT, <const unsigned char*> text, size)
+        return hold_answer(connection, PyBytes_FromStringAndSize(text, end - text))
+    return connection.append_frame(OP_TEXT, <const unsigned char*> text, end - text)
+
+
+cdef char* put_number(char* out, uint32_t number) noexcept nogil:
+    """Write a number in decimal, and return where it ends."""
+    cdef char digits[10]
+    cdef int count = 0
+    while True:
+        digits[count] = 0x30 + number % 10
+        number //= 10
+        count += 1
+        if number == 0:
+            break
+    while count:
+        count -= 1
+        out[0] = digits[count]
+        out += 1
+    return out

@@ -370,11 +370,9 @@ cdef inline Queued* at(Subscription self, uint32_t index) noexcept:
 
 
 cdef int make_room(Subscription self) except -1:
-    """See to it that there is room for one entry more: close the holes where they are many, else double the ring."""
+    """Make room in a full ring: close the holes where they are many, else double it."""
     cdef uint32_t room, head
     cdef Queued* ring
-    if self.span < self.room:
-        return 0
     if self.count <= self.room // 2 and self.room:
         close_holes(self)
         return 0
@@ -396,7 +394,8 @@ cdef int make_room(Subscription self) except -1:
 cdef int push(Subscription self, Event event) except -1:
     """Queue an event as the newest."""
     cdef Queued* entry
-    make_room(self)
+    if self.span == self.room:
+        make_room(self)
     entry = at(self, self.span)
     Py_INCREF(event)
     entry.event = <PyObject*> event
@@ -416,7 +415,8 @@ cdef int push_back_first(Subscription self, PyObject* event, const Missed* misse
         add_missed(&at(self, 0).missed if self.count else &self.missed, missed)
         enter_busy(self)
         return 0
-    make_room(self)
+    if self.span == self.room:
+        make_room(self)
     self.first = (self.first - 1) & (self.room - 1)
     self.base -= 1
     self.span += 1
@@ -544,7 +544,7 @@ cdef int offer(Subscription self, Event event, Connection origin) except -1:
     if is_full(self, size):
         if is_free(self):
             connection.write(False)
-        if self.count:
+        if self.count and connection.reactor.max_age is not None:
             drop_aged(self)
         if connection.doomed:
             count_lost(self, OVERFLOWN)

@@ -213,10 +213,12 @@ cdef class Subscription:
 
     def cancel(self):
         """End the subscription and forget its queue. Ending it twice does nothing."""
+        if self.connection is not None:
+            send_what_is_set_apart(self)
+            self.end()
+
+    cdef int end(self) except -1:
         cdef Queued entry
-        if self.connection is None:
-            return
-        send_what_is_set_apart(self)
         self.filter.before_change()
         unlink_from_filter(self)
         while self.count:
@@ -234,6 +236,7 @@ cdef class Subscription:
         if self.holds is not None:
             let_all_publishers_go(self)
         self.connection = None
+        return 0
 
     @property
     def overflow(self):
@@ -259,7 +262,7 @@ cdef class Subscription:
 
     def __dealloc__(self):
         if self.connection is not None:
-            self.cancel()
+            self.end()
 
 
 cdef int send_what_is_set_apart(Subscription self) except -1:

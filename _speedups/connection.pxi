@@ -613,7 +613,7 @@ cdef class Connection(Frames):
             subscription = <Subscription> (oldest_busy(self.busy) if self.in_order else self.busy)
             if subscription.credit == 0 and self.strict:
                 break
-            if subscription.count:
+            if subscription.count and self.reactor.max_age is not None:
                 drop_aged(subscription)
             if not has_something(subscription):
                 leave_busy(subscription)
@@ -636,8 +636,10 @@ cdef class Connection(Frames):
                 piece.subscription = <PyObject*> subscription
                 size += piece.size
                 subscription.credit -= subscription.credit != UNLIMITED
-            if not has_something(subscription) or (subscription.credit == 0 and not self.strict):
+            if not has_something(subscription):
                 leave_busy(subscription)
+            elif subscription.credit == 0:
+                run_dry(subscription)
         while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
             pending = &self.reactor.pending[self.pending_first]
             audience = <Audience> pending.audience

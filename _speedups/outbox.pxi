@@ -214,10 +214,12 @@ cdef class Subscription:
 
     def cancel(self):
         """End the subscription and forget its queue. Ending it twice does nothing."""
+        if self.connection is not None:
+            send_what_is_set_apart(self)
+            self.end()
+
+    cdef int end(self) except -1:
         cdef Queued entry
-        if self.connection is None:
-            return
-        send_what_is_set_apart(self)
         self.filter.before_change()
         unlink_from_filter(self)
         while self.count:
@@ -235,6 +237,7 @@ cdef class Subscription:
         if self.holds is not None:
             let_all_publishers_go(self)
         self.connection = None
+        return 0
 
     @property
     def overflow(self):
@@ -260,7 +263,7 @@ cdef class Subscription:
 
     def __dealloc__(self):
         if self.connection is not None:
-            self.cancel()
+            self.end()
 
 
 cdef int send_what_is_set_apart(Subscription self) except -1:
@@ -371,11 +374,9 @@ cdef inline Queued* at(Subscription self, uint32_t index) noexcept:
 
 
 cdef int make_room(Subscription self) except -1:
-    """See to it that there is room for one entry more: close the holes where they are many, else double the ring."""
+    """Make room in a full ring: close the holes where they are many, else double it."""
     cdef uint32_t room, head
     cdef Queued* ring
-    if self.span < self.room:
-        return 0
     if self.count <= self.room // 2 and self.room:
         close_holes(self)
         return 0
@@ -397,7 +398,8 @@ cdef int make_room(Subscription self) except -1:
 cdef int push(Subscription self, Event event) except -1:
     """Queue an event as the newest."""
     cdef Queued* entry
-    make_room(self)
+    if self.span == self.room:
+        make_room(self)
     entry = at(self, self.span)
     Py_INCREF(event)
     entry.event = <PyObject*> event
@@ -417,7 +419,8 @@ cdef int push_back_first(Subscription self, PyObject* event, const Missed* misse
         add_missed(&at(self, 0).missed if self.count else &self.missed, missed)
         enter_busy(self)
         return 0
-    make_room(self)
+    if self.span == self.room:
+        make_room(self)
     self.first = (self.first - 1) & (self.room - 1)
     self.base -= 1
     self.span += 1
@@ -545,7 +548,7 @@ cdef int offer(Subscription self, Event event, Connection origin) except -1:
     if is_full(self, size):
         if is_free(self):
             connection.write(False)
-        if self.count:
+        if self.count and connection.reactor.max_age is not None:
             drop_aged(self)
         if connection.doomed:
             count_lost(self, OVERFLOWN)

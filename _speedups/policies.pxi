@@ -72,8 +72,7 @@ cdef int set_credit(Subscription self, int64_t credit) except -1:
     cdef bint had_none = self.credit == 0
     self.credit = credit
     if credit == 0:
-        if not self.connection.strict:
-            leave_busy(self)
+        run_dry(self)
     elif had_none:
         if has_something(self):
             enter_busy(self)
@@ -81,24 +80,39 @@ cdef int set_credit(Subscription self, int64_t credit) except -1:
     return 0
 
 
-cdef int wait_for_credit_of_others(Subscription self) except -1:
-    """Keep the order of topics where a subscription without credit holds events, and a new one may be more specific.
-
-    Until all that waits now has gone, nothing of this connection overtakes what waits for credit.
-    """
+cdef int run_dry(Subscription self) except -1:
+    """The credit is used up: what waits stands aside, unless newer events of its topics may be behind it."""
     cdef Connection connection = self.connection
     cdef PyObject* link = connection.subscriptions
+    if connection.strict:
+        return 0
+    leave_busy(self)
+    if not connection.in_order or not has_something(self):
+        return 0
+    while link != NULL:
+        if link != <PyObject*> self and may_overlap((<Subscription> link).filter.topic, self.filter.topic):
+            return let_nothing_overtake(connection)
+        link = (<Subscription> link).connection_next
+    return 0
+
+
+cdef int wait_for_credit_of_others(Subscription self) except -1:
+    """Keep the order of topics where a subscription without credit holds events, and a new one may be more specific."""
+    cdef PyObject* link = self.connection.subscriptions
     cdef Subscription other
-    cdef bint overlaps = False
     while link != NULL:
         other = <Subscription> link
         if other.credit == 0 and has_something(other) and may_overlap(other.filter.topic, self.filter.topic):
-            overlaps = True
+            return let_nothing_overtake(self.connection)
         link = other.connection_next
-    if not overlaps:
-        return 0
-    connection.strict = True
-    link = connection.subscriptions
+    return 0
+
+
+cdef int let_nothing_overtake(Connection connection) except -1:
+    """Until all that waits now has gone, nothing of this connection overtakes what waits for credit."""
+    cdef PyObject* link = connection.subscriptions
+    cdef Subscription other
+    connection.strict = connection.in_order = True
     while link != NULL:
         other = <Subscription> link
         if has_something(other):

@@ -95,7 +95,7 @@ export class Broker {
 
   /**
    * Calls `onevent` with each event (`{ topic, data, key }`) of a topic or pattern, and `ongap` with each announcement
-   * of a loss. `options` are the protocol's: `max_queue`, `overflow`, `echo`. The subscription is made again after
+   * of a loss. `options` are the protocol's: `max_queue`, `overflow`, `credit`, `echo`. The subscription is made again after
    * every reconnection. The promise is resolved with the broker's answer to the first, or rejected with its error.
    */
   subscribe(topic, onevent, { ongap = () => {}, ...options } = {}) {
@@ -110,6 +110,11 @@ export class Broker {
   async unsubscribe(topic) {
     this.#subscriptions.delete(topic);
     if (this.#open) await this.#command({ op: "unsubscribe", topic });
+  }
+
+  /** Lets `add` more events come for a subscription that was made with `credit`. */
+  credit(topic, add) {
+    return this.#command({ op: "credit", topic, add });
   }
 
   /**

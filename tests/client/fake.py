@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from broker.messages import Ping, Publish, Subscribe, Unsubscribe, decode, encode_error, encode_ok, encode_pong
+from broker.messages import Credit, Ping, Publish, Subscribe, Unsubscribe, decode, encode_error, encode_ok, encode_pong
 
 WELCOME = b'{"op":"welcome","version":1,"session":"s1","server":"fake","ping":25,"max_size":4096,"max_queue":256}'
 
@@ -72,7 +72,9 @@ async def answer(fake: FakeBroker, connection: ServerConnection) -> None:
             fake.subscribers.append((command.topic, connection))
             fake.subscribed.set()
             reply = encode_ok(command.id or 0, topic=command.topic)
-        elif isinstance(command, Unsubscribe):
+        elif isinstance(command, Unsubscribe | Credit):
+            if command.id is None:
+                continue
             reply = encode_ok(command.id or 0, topic=command.topic)
         elif isinstance(command, Ping):
             reply = encode_pong(command.id)

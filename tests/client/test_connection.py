@@ -258,6 +258,16 @@ async def test_an_event_that_is_written_in_another_way_is_an_event_all_the_same(
         assert only == EventMessage(topic="t", data=msgspec.Raw(b"[1]"))
 
 
+async def test_credit_is_asked_for_and_added() -> None:
+    async with running() as fake, connect(fake.url) as client:
+        await client.subscribe("a", credit=5)
+        assert await client.credit("a", 3) == Ok(id=2, topic="a")
+        assert fake.received == [
+            {"op": "subscribe", "id": 1, "topic": "a", "credit": 5},
+            {"op": "credit", "id": 2, "topic": "a", "add": 3},
+        ]
+
+
 async def test_what_a_later_version_adds_is_passed_over() -> None:
     news = b'{"op":"weather","sun":true}'
     later = b'{"op":"event","topic":"t","data":1,"colour":"red"}'

@@ -15,6 +15,7 @@ from websockets.asyncio.server import ServerConnection
 
 from tests.client.fake import FakeBroker, answer, closing, running
 from tests.fixtures_command import DEVNULL, Process, Result, finish, start, wsbroker
+from tests.net.house import until
 
 # The commands bring their own loop.
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -223,6 +224,22 @@ async def test_events_are_printed_as_they_come() -> None:
         assert [command["topic"] for command in fake.received if command["op"] == "subscribe"] == ["a", "b"]
         process.send_signal(signal.SIGINT)
         await finish(process)
+
+
+async def test_credit_is_given_back_for_what_was_printed() -> None:
+    """To the subscription under which an event comes: the most specific one."""
+    options = ("--credit", "4", "--max-queue", "9")
+    async with running() as fake, start("sub", "a.*", "a.b", *options, "--url", fake.url) as process:
+        await until(lambda: len(fake.received) == 2)
+        assert all((each["max_queue"], each["credit"]) == (9, 4) for each in fake.received)
+        for topic in ("a.b", "a.c", "a.b", "a.c"):
+            await fake.emit("a.b", msgspec.json.encode({"op": "event", "topic": topic, "data": 1}))
+            await next_line(process)
+        await until(lambda: len(fake.received) == 4)
+        given = sorted((each["op"], each["topic"], each["add"]) for each in fake.received[2:])
+        assert given == [("credit", "a.*", 2), ("credit", "a.b", 2)]
+        process.terminate()
+        assert (await finish(process)).status == 143
 
 
 async def test_the_overflow_policy_is_asked_for() -> None:

@@ -1,0 +1,86 @@
+/** Two subscriptions to what `examples/slow` publishes, on a page that takes too long over each event. */
+
+import { Broker, stateIn } from "../wsbroker.js";
+
+const TOPIC = "slow.gauges";
+const GAUGES = 8;
+
+/** Events that may be under way to the page. Few: what is under way cannot be replaced by something newer. */
+const CREDIT = 16;
+
+const slider = document.querySelector("#busy");
+slider.oninput = () => {
+  document.querySelector("#busy-words").textContent = `${slider.value} ms`;
+};
+
+const latest = panel(document.querySelector("#latest"));
+const fresh = new Broker({ onstate: stateIn(document.querySelector("#link")) });
+let used = 0;
+const careful = slowly((event) => {
+  latest.show(event);
+  // Half of the credit is given back at a time, so that there is always some.
+  used += 1;
+  if (used < CREDIT / 2) return;
+  fresh.credit(TOPIC, used).catch(() => {}); // a connection that was lost begins with all of its credit
+  used = 0;
+});
+fresh.subscribe(TOPIC, careful, { overflow: "latest", credit: CREDIT, ongap: latest.lose });
+
+const backlog = panel(document.querySelector("#backlog"));
+const plain = new Broker();
+plain.subscribe(TOPIC, slowly(backlog.show), { ongap: backlog.lose });
+
+/**
+ * Deals with events one by one, for as long over each as the slider says. The page is not really busy meanwhile, or the
+ * two sides would be in each other's way: both have one thread.
+ */
+function slowly(work) {
+  const waiting = [];
+  let free = 0; // when the event that is worked on will be done
+  const go = () => {
+    const now = performance.now();
+    while (waiting.length > 0 && free <= now) {
+      free = Math.max(free, now - 50) + Number(slider.value);
+      work(waiting.shift());
+    }
+    if (waiting.length > 0) setTimeout(go, Math.max(0, free - now));
+  };
+  return (event) => {
+    waiting.push(event);
+    if (waiting.length === 1) go();
+  };
+}
+
+function panel(element) {
+  const gauges = element.querySelector(".gauges");
+  for (let gauge = 0; gauge < GAUGES; gauge++) gauges.append(document.createElement("div"));
+  const counts = { shown: 0, lost: 0 };
+  let drawing = false;
+  let newest = null;
+  const values = [];
+  const draw = () => {
+    drawing = false;
+    for (const [gauge, value] of values.entries()) gauges.children[gauge].style.height = `${value * 100}%`;
+    const age = Math.max(0, Date.now() / 1000 - newest.at);
+    element.dataset.age = age;
+    element.dataset.round = newest.round;
+    element.querySelector(".age").textContent = `${age.toFixed(2)} s old`;
+    element.querySelector(".counts").textContent = `${counts.shown} shown, ${counts.lost} passed over`;
+  };
+  const soon = () => {
+    if (!drawing && newest !== null) requestAnimationFrame(draw);
+    drawing = newest !== null;
+  };
+  return {
+    show({ key, data }) {
+      counts.shown += 1;
+      values[Number(key.slice(1))] = data.value;
+      newest = data;
+      soon();
+    },
+    lose({ missed }) {
+      counts.lost += missed ?? 0;
+      soon();
+    },
+  };
+}

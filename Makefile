@@ -20,7 +20,7 @@ run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
 test: setup-dev tests/node/node_modules
-	@tools/packages chromium=chromium openssl=openssl
+	@tools/packages chromium=chromium openssl=openssl systemd-socket-activate=systemd nginx=nginx-light
 	.venv/bin/python -m pytest $(ARGS)
 
 lint: setup-dev

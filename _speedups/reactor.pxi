@@ -47,11 +47,11 @@ cdef class Reactor:
         PyObject* known_first
         PyObject* known_last
         readonly uint64_t slots
-        readonly size_t max_size
-        readonly uint32_t max_fragments
-        readonly size_t max_outbox
-        readonly size_t max_answers
-        readonly int max_depth
+        public size_t max_size
+        public uint32_t max_fragments
+        public size_t max_outbox
+        public size_t max_answers
+        public int max_depth
         readonly double ping_interval
         readonly double ping_timeout
         double ping_pause  # from the end of one wait for a sign of life, where there is one, to the next ping

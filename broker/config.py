@@ -48,7 +48,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[
         Annotated[list[str], Meta(min_length=1)],
         _key(
-            "Addresses to listen on, each host:port, [v6]:port or unix:/path. "
+            "Addresses to listen on, each host:port, [v6]:port, unix:/path, or systemd for the sockets that it passes. "
             "In the environment they are separated by commas."
         ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8765"])
@@ -190,16 +190,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Address(msgspec.Struct, frozen=True):
-    """What to listen on: a TCP address (`host` without brackets, `port` 0 for any free), or a Unix socket's path."""
+    """What to listen on: a TCP address (`host` without brackets, `port` 0 for any free), a Unix socket's path, or the
+    sockets that systemd passes."""
 
     host: str = ""
     port: int = 0
     path: str = ""
+    systemd: bool = False
 
     @property
     def local(self) -> bool:
-        """Whether only this machine can connect: a Unix socket, or a host that stands for loopback (RFC 6761, 6.3)."""
-        if self.path or self.host.lower() == "localhost" or self.host.lower().endswith(".localhost"):
+        """Whether only this machine can connect: a Unix socket, or a host that stands for loopback (RFC 6761, 6.3).
+
+        Of `systemd` nobody knows before its sockets are there; it is looked at then.
+        """
+        if self.systemd or self.path or self.host.lower() == "localhost" or self.host.lower().endswith(".localhost"):
             return True
         try:
             ip = ipaddress.ip_address(self.host)
@@ -209,6 +214,8 @@ class Address(msgspec.Struct, frozen=True):
         return (mapped or ip).is_loopback
 
     def __str__(self) -> str:
+        if self.systemd:
+            return "systemd"
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -266,12 +273,12 @@ def schema() -> dict[str, Any]:
 
 
 def parse_address(text: str) -> Address:
-    """Read `host:port`, `[v6]:port` or `unix:/path`.
+    """Read `host:port`, `[v6]:port`, `unix:/path` or `systemd`.
 
     Raises ConfigError, with `text` and what is allowed.
     """
     if text == "systemd":
-        raise ConfigError(["`systemd` (sockets that systemd passes) is not supported yet"])
+        return Address(systemd=True)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > _MAX_UNIX_PATH:
@@ -280,7 +287,7 @@ def parse_address(text: str) -> Address:
     host, _, port = text.rpartition(":")
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
         raise ConfigError(
-            [f"`{text}` is no address: it must be host:port, [v6]:port or unix:/path, the port 0 to 65535"]
+            [f"`{text}` is no address: it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535"]
         )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -12,7 +12,7 @@ import structlog
 
 from broker import __version__, messages
 from broker._speedups import Connection, Reactor, Subscription
-from broker.config import Config
+from broker.config import Config, Limits
 from broker.engines.base import Done, Engine, Event
 from broker.errors import CloseCode, CommandError
 from broker.hub import Hub
@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 SERVER = f"wsbroker/{__version__}"
 AT_ONCE = 500
 """How many clients are sent away in one turn of the loop, so that a drain does not hold up deliveries."""
+SENDING = 0.8
+"""Part of the time for a retirement in which clients are sent away; the rest is for them to go."""
 POLL = 0.02
 """Seconds between two looks at whether a drain is done."""
 
@@ -51,6 +53,20 @@ class Node:
         self.hub = Hub(self.reactor)
         self.sessions: dict[str, Session] = {}
         self._spread = limits.reconnect_spread
+
+    def reconfigure(self, limits: Limits) -> None:
+        """Go by these limits from now on. The largest message is that of new connections: it was told to the others.
+
+        What the keep-alive sweep goes by, and what sockets were set to, stays as it was at the start.
+        """
+        self.limits = limits
+        self._spread = limits.reconnect_spread
+        reactor = self.reactor
+        reactor.max_size = limits.max_size
+        reactor.max_fragments = limits.max_fragments
+        reactor.max_outbox = limits.max_outbox
+        reactor.max_answers = limits.max_answers
+        reactor.max_depth = limits.max_depth
 
     @property
     def connections(self) -> int:
@@ -167,6 +183,26 @@ class Node:
             log.warning("cut off who did not go in time", connections=self.connections)
             for session in waiting:
                 session.connection.abort()
+
+    async def retire(self, timeout: float) -> None:
+        """Send all clients away, evenly over most of `timeout` seconds, and serve each until it goes.
+
+        Who has not gone by the end of the time is cut off.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        waiting = list(self.sessions.values())
+        random.shuffle(waiting)
+        sent = 0
+        while sent < len(waiting):
+            due = len(waiting) if timeout == 0 else int(len(waiting) * (loop.time() - began) / (timeout * SENDING)) + 1
+            for session in waiting[sent : min(due, sent + AT_ONCE)]:
+                self._send_away(session)
+                sent += 1
+            await asyncio.sleep(POLL if sent >= due else 0)
+        await _until(lambda: not self.connections, began + timeout)
+        for session in waiting:
+            session.connection.abort()
 
     def _send_away(self, session: Session) -> None:
         delay = int(random.uniform(0, self._spread) * 1000)

@@ -21,6 +21,7 @@ ROWS = (
     ("node",),
     ("session", "hub", "auth", "engines"),
     ("messages", "topics"),
+    ("log", "systemd"),
     ("config",),
     ("errors",),
     ("_speedups", "__init__"),

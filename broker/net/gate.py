@@ -108,6 +108,14 @@ class Gate:
         self._warned = -WARN_EVERY
         self._turned_away = 0
 
+    def reconfigure(self, config: Config, room: Room) -> None:
+        """Go by these limits and origins from now on. Who is in already stays."""
+        self.origins = Origins(config.server.origins)
+        self.room = room
+        self.open_timeout = config.limits.open_timeout
+        self._spread = config.limits.reconnect_spread
+        self._tick = min(self.open_timeout, LINGER) / 4
+
     @property
     def connections(self) -> int:
         """All connections of the process, whatever their state."""

@@ -79,6 +79,24 @@ class Listener:
             self.close()
             raise
 
+    async def adopt(self, sock: socket.socket, name: str) -> None:
+        """Accept on a socket that somebody else has bound, and called `name`. It is listened on there too: who comes
+        after `close` waits for the next broker.
+
+        Raises CannotListenError.
+        """
+        try:
+            if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: it is not one that listens")
+            if self._notsent_lowat and sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat)
+            self._entrances = [self._entrance(sock)]
+            await self._entrances[0].open()
+        except OSError as exc:
+            self.close()
+            raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: {why(exc)}") from exc
+        self.addresses.append(str(self._entrances[0].address))
+
     def close(self) -> None:
         """Accept no more, and remove the file of a Unix socket. What was accepted goes on. Idempotent."""
         for entrance in self._entrances:

@@ -448,6 +448,7 @@ cdef int set_behind(Subscription self) except -1:
     if self.behind:
         return 0
     self.behind = True
+    self.connection.reactor.behind += 1
     while member != NULL:
         audience = <Audience> member.audience
         audience.ready -= 1
@@ -466,6 +467,7 @@ cdef int set_ready(Subscription self) except -1:
     if not self.behind:
         return 0
     self.behind = False
+    self.connection.reactor.behind -= 1
     while member != NULL:
         audience = <Audience> member.audience
         # It has seen what is in a batch under way, so that goes out without it.

@@ -83,6 +83,7 @@ cdef class Subscription:
         # What waits may be of the same topics, under a subscription that was the most specific one until now: it goes
         # out first.
         self.behind = connection.blocked or connection.busy != NULL
+        connection.reactor.behind += self.behind
         if connection.busy != NULL:
             connection.in_order = True
         connection.deaf += not echo
@@ -127,6 +128,7 @@ cdef class Subscription:
         self.room = 0
         unlink_from_connection(self)
         self.connection.deaf -= not self.echo
+        self.connection.reactor.behind -= self.behind
         self.connection = None
 
     @property

@@ -10,12 +10,16 @@ cdef struct Waiting:
     PyObject* last
 
 
+cdef double WRITE_TIME = 16e-6
+
 cdef enum:
     # What a connection may wait for: the lists of the sweep.
     NEXT_PING = 0
     SIGN_OF_LIFE = 1
     END_OF_CLOSE = 2
     NOTHING = 3
+
+    WRITE_TIMES = 16
 
     # Members of audiences that may be remembered beyond those that the number of subscriptions allows: 3.5 MB of them.
     FREE_SLOTS = 65536
@@ -72,6 +76,13 @@ cdef class Reactor:
         readonly uint64_t bytes_in
         readonly uint64_t bytes_out
         readonly uint64_t fast_publishes
+        readonly uint32_t behind
+        # From the first thing that a turn has to send until it has been handed to the kernel: how often it took at most
+        # 2^i · WRITE_TIME, the rest last, the sum in seconds, and the longest since somebody asked.
+        double began
+        uint64_t writes[WRITE_TIMES + 1]
+        double write_seconds
+        public double longest_write
         uint64_t dropped[3]
 
     def __init__(self, loop, *, encode_gap, size_t max_size=1024 * 1024, uint32_t max_fragments=4096,
@@ -123,6 +134,7 @@ cdef class Reactor:
         """Have `flush` called at the end of this turn of the loop: when all bytes that came in it have been read."""
         if not self.scheduled:
             self.scheduled = True
+            self.began = monotonic()
             self.loop.call_soon(self.flush_method)
         return 0
 
@@ -203,6 +215,24 @@ cdef class Reactor:
         while self.doomed:
             connection = self.doomed.pop()
             connection.close(connection.close_code, connection.close_reason)
+        self.count_write(monotonic() - self.began)
+
+    cdef void count_write(self, double seconds) noexcept:
+        cdef int i = 0
+        cdef double bound = WRITE_TIME
+        while i < WRITE_TIMES and seconds > bound:
+            bound *= 2
+            i += 1
+        self.writes[i] += 1
+        self.write_seconds += seconds
+        if seconds > self.longest_write:
+            self.longest_write = seconds
+
+    @property
+    def write_times(self):
+        """How long it took to write what a turn had to send: (bounds in seconds, how many up to each, the sum)."""
+        bounds = [WRITE_TIME * 2 ** i for i in range(WRITE_TIMES)]
+        return bounds, [self.writes[i] for i in range(WRITE_TIMES + 1)], self.write_seconds
 
     def flush_batches(self):
         """Send all batches now: what is published from here on is seen after them. Nobody is parted with."""

@@ -73,6 +73,10 @@ class Reactor:
     bytes_in: int
     bytes_out: int
     fast_publishes: int
+    behind: int
+    longest_write: float
+    @property
+    def write_times(self) -> tuple[list[float], list[int], float]: ...
     @property
     def dropped_by_policy(self) -> dict[str, int]: ...
     def start(self) -> None: ...

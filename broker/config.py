@@ -72,6 +72,13 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["memory"],
         _key("What happens to an event between publish and delivery. memory: nothing outlives the process."),
     ] = "memory"
+    admin: Annotated[
+        str,
+        _key(
+            "Address of the admin listener, written as those of listen; systemd stands for the socket that is named "
+            "admin there. Empty: none. It has health and metrics, in HTTP."
+        ),
+    ] = "127.0.0.1:8766"
     certificate: Annotated[
         str | None,
         _key(
@@ -160,6 +167,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "seconds",
         ),
     ] = 5.0
+    max_memory: Annotated[
+        Annotated[int, Meta(ge=2**24, le=2**50)] | None,
+        _key(
+            "Memory that the process may take up. From nine tenths of it on nobody new is let in, and beyond it "
+            "publishers are slowed down. Left out: no bound.",
+            unit="bytes",
+            example=2**30,
+        ),
+    ] = None
     notsent_lowat: Annotated[
         int,
         _key(
@@ -433,6 +449,10 @@ def _check_listen(addresses: list[str]) -> list[str]:
     return problems
 
 
+def _check_admin(address: str) -> list[str]:
+    return _check_listen([address]) if address else []
+
+
 def _check_path(path: str) -> list[str]:
     if not re.fullmatch(r"/[!-~]*", path) or "?" in path or "#" in path:
         return ["must begin with / and hold only visible ASCII characters (others as %XX), no ? and no #"]
@@ -456,6 +476,7 @@ def _check_anonymous(anonymous: bool | None) -> list[str]:
 
 _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.listen": _check_listen,
+    "server.admin": _check_admin,
     "server.path": _check_path,
     "server.origins": _check_origins,
     "server.anonymous": _check_anonymous,

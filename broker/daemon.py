@@ -11,7 +11,9 @@ import os
 import resource
 import signal
 import ssl
+import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -29,8 +31,15 @@ from broker.net.tls import Tls
 from broker.net.tls import load as load_tls
 from broker.node import Node
 from broker.systemd import Systemd, extend, reloading, status
+from broker.watch import Watch
+
+if TYPE_CHECKING:
+    from broker.admin.server import Admin, AdminPort
 
 ENGINES: dict[str, Callable[[], Engine]] = {"memory": MemoryEngine}
+
+ADMIN = "admin"
+"""The name of the socket that systemd passes for the admin listener."""
 
 CANNOT_START = 1
 """Exit status when an address cannot be listened on, say."""
@@ -44,6 +53,7 @@ STARTS_WITH = (
     "server.path",
     "server.anonymous",
     "server.engine",
+    "server.admin",
     "limits.ping_interval",
     "limits.ping_timeout",
     "limits.close_timeout",
@@ -107,7 +117,7 @@ def check_sockets(config: Config, systemd: Systemd) -> None:
     """See whether the broker may listen on the sockets that systemd has passed. Raises ConfigError."""
     if config.server.anonymous is not None or "systemd" not in config.server.listen:
         return
-    remote = [str(address) for _, sock in systemd.sockets if not (address := named(sock)).local]
+    remote = [str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := named(sock)).local]
     if remote:
         raise ConfigError(
             [
@@ -136,6 +146,10 @@ class Daemon:
         """`serving`, `retired` (nobody is let in), or `draining` (it ends)."""
         self._reread = reread
         self._systemd = systemd
+        self.started = 0.0
+        """When the broker was ready, in seconds since 1970."""
+        self._admin: Admin | None = None
+        self._admin_port: AdminPort | None = None
         self._trouble = ""
         """What `systemctl status` shows behind the counts."""
         self._retiring: asyncio.Task[None] | None = None
@@ -149,15 +163,21 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR2, self.retire)
         self.node = Node(self.config, ENGINES[self.config.server.engine](), loop)
         self.gate = Gate(self.config, self.node, self.room, loop)
+        self.watch = Watch(loop, self.node.reactor, self._tighten)
+        self.watch.max_memory = self.config.limits.max_memory
         await self.node.start()
         try:
             for text in self.config.server.listen:
                 await self._listen(text)
+            await self._administer()
         except CannotListenError as exc:
             self._close_listeners()
+            await self._close_admin()
             await self.node.stop()
             complain(self.config.log, str(exc))
             return CANNOT_START
+        self.watch.start()
+        self.started = time.time()
         self._say_where()
         tasks = [loop.create_task(self._report())]
         if self._systemd.watchdog:
@@ -171,6 +191,8 @@ class Daemon:
         finally:
             for task in tasks:
                 task.cancel()
+            await self._close_admin()
+            self.watch.stop()
             self._systemd.close()
         return 0
 
@@ -197,6 +219,7 @@ class Daemon:
         set_level(self.config.log)
         self.node.reconfigure(self.config.limits)
         self.gate.reconfigure(self.config, room)
+        self.watch.max_memory = self.config.limits.max_memory
         log.info("reloaded", changed=sorted(changed - fixed))
         self._trouble = ""
         if later := sorted(changed & fixed):
@@ -244,10 +267,45 @@ class Daemon:
         if not address.systemd:
             await self._listener().open(address)
             return
-        if not self._systemd.sockets:
+        passed = [(name, sock) for name, sock in self._systemd.sockets if name != ADMIN]
+        if not passed:
             raise CannotListenError("cannot listen on systemd: it has passed no sockets")
-        for name, sock in self._systemd.sockets:
+        for name, sock in passed:
             await self._listener().adopt(sock, name)
+
+    async def _administer(self) -> None:
+        """Open the admin listener, if one is configured. Raises CannotListenError."""
+        if not self.config.server.admin:
+            return
+        # aiohttp takes a quarter of a second to import.
+        from prometheus_client import CollectorRegistry
+
+        from broker.admin.metrics import Metrics
+        from broker.admin.server import Admin, AdminPort
+
+        registry = CollectorRegistry()
+        registry.register(Metrics(self))
+        self._admin = Admin(registry, self.unready)
+        await self._admin.start()
+        address = parse_address(self.config.server.admin)
+        port = AdminPort(self._admin)
+        try:
+            if not address.systemd:
+                await port.open(address)
+            for name, sock in self._systemd.sockets:
+                if address.systemd and name == ADMIN:
+                    await port.adopt(sock, name)
+        except CannotListenError as exc:
+            raise CannotListenError(f"{exc} (server.admin)") from exc
+        if not port.addresses:
+            raise CannotListenError(f"cannot listen on systemd: it has passed no socket named {ADMIN} (server.admin)")
+        self._admin_port = port
+
+    async def _close_admin(self) -> None:
+        if self._admin_port is not None:
+            self._admin_port.close()
+        if self._admin is not None:
+            await self._admin.stop()
 
     def _listener(self) -> Listener:
         listener = Listener(self.gate, notsent_lowat=self.config.limits.notsent_lowat, tls=self.tls)
@@ -265,11 +323,36 @@ class Daemon:
                 url = f"{scheme}://{address}{self.config.server.path}"
                 where = {} if address.startswith("unix:") else {"url": url}
                 log.info(f"listening on {address}", **where)  # noqa: G004 -- once for an address
-        if self._systemd.sockets and "systemd" not in self.config.server.listen:
+        if self._admin_port is not None:
+            for address in self._admin_port.addresses:
+                log.info("admin listener", address=address)
+        if any(name != ADMIN for name, _ in self._systemd.sockets) and "systemd" not in self.config.server.listen:
             log.warning("systemd has passed sockets, and server.listen does not name systemd")
         log.info("ready", version=__version__, engine=self.config.server.engine, max_connections=self.room.connections)
 
     # What systemd is told
+
+    def unready(self) -> str | None:
+        """Say why the broker takes no clients; None if it does."""
+        if self.state != "serving":
+            return self.state
+        if self.watch.level:
+            return "out of memory"
+        return "full" if self.gate.connections >= self.room.connections else None
+
+    @property
+    def draining(self) -> bool:
+        """Whether clients are sent away."""
+        return self.state != "serving"
+
+    @property
+    def engine(self) -> str:
+        """The engine's name."""
+        return self.config.server.engine
+
+    def _tighten(self, level: int) -> None:
+        self.gate.tight = level > 0
+        self.node.tighten(level > 1)
 
     def _status(self) -> str:
         reactor = self.node.reactor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import time
 from collections.abc import Callable
 from itertools import islice
 
@@ -13,10 +14,11 @@ import structlog
 from broker import __version__, messages
 from broker._speedups import Connection, Reactor, Subscription
 from broker.config import Config, Limits
-from broker.engines.base import Done, Engine, Event
+from broker.engines.base import Done, Engine, Event, Position, Unavailable
 from broker.errors import CloseCode, CommandError
 from broker.hub import Hub
 from broker.session import Session
+from broker.tally import Tally
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +38,8 @@ class Node:
         limits = config.limits
         self.limits = limits
         self.draining = False
+        self.tight = False
+        """Whether publishers are slowed down, since there is no more memory."""
         self.engine = engine
         self.reactor = Reactor(
             loop,
@@ -52,6 +56,7 @@ class Node:
         )
         self.hub = Hub(self.reactor)
         self.sessions: dict[str, Session] = {}
+        self.tally = Tally()
         self._spread = limits.reconnect_spread
 
     def reconfigure(self, limits: Limits) -> None:
@@ -67,6 +72,11 @@ class Node:
         reactor.max_outbox = limits.max_outbox
         reactor.max_answers = limits.max_answers
         reactor.max_depth = limits.max_depth
+
+    def tighten(self, tight: bool) -> None:
+        """Slow publishers down, or no longer: each publish then holds its connection up for a moment."""
+        self.tight = tight
+        self.hub.routes.clear()  # the fast lane would not
 
     @property
     def connections(self) -> int:
@@ -92,6 +102,7 @@ class Node:
         if self.engine.in_process:
             connection.routes = self.hub.routes
         self.sessions[session.id] = session
+        self.tally.connected += 1
         connection.start(transport, greeting)
         connection.answer(
             messages.encode_welcome(
@@ -124,7 +135,18 @@ class Node:
 
     def publish(self, event: Event, done: Done) -> None:
         """Give an event to the engine; `done` gets its position, or Unavailable."""
+        if not self.engine.in_process:
+            done = self._timed(done)
         self.engine.publish(event, done)
+
+    def _timed(self, done: Done) -> Done:
+        began = time.perf_counter()
+
+        def timed(result: Position | Unavailable) -> None:
+            self.tally.engine.observe(time.perf_counter() - began)
+            done(result)
+
+        return timed
 
     def refuse_while_draining(self) -> None:
         """Raise CommandError once the broker shuts down."""
@@ -144,7 +166,7 @@ class Node:
         origin = event.origin if isinstance(event.origin, Connection) else None
         key = None if event.key is None else event.key.encode()
         event.receipt = audience.publish(event.topic, payload, key, origin)
-        if self.engine.in_process and not self.draining:
+        if self.engine.in_process and not self.draining and not self.tight:
             self.hub.routes.install(event.topic, audience, _prefix(event.topic))
 
     def lost(self, topic: str) -> None:

@@ -23,6 +23,8 @@ class Daemon:
         self.file = file
         self.log: list[str] = []
         self.addresses: list[str] = []
+        self.admin = ""
+        """The address of the admin listener, if it has one."""
 
     @property
     def url(self) -> str:
@@ -43,9 +45,13 @@ class Daemon:
         raise AssertionError(f"{text!r} was not logged, but:\n{''.join(self.log)}")
 
     async def started(self) -> None:
-        while "listening on" in (line := await self.until("")):
-            self.addresses.append(line.split("listening on ")[1].split()[0])
-        assert "ready" in line, line
+        while "ready " not in (line := await self.until("")) and '"ready"' not in line:
+            if "listening on" in line:
+                self.addresses.append(line.split("listening on ")[1].split()[0])
+            elif "admin listener" in line:
+                self.admin = line.split("address=")[1].split()[0].strip("'")
+            else:
+                raise AssertionError(line)
 
     def configure(self, text: str) -> None:
         """Write another configuration file."""

@@ -89,7 +89,7 @@ def _relay_dialogue(payload: int) -> Dialogue:
 def _broker_command(port: int) -> list[str]:
     # Not the installed command: the bench measures the sources that it lies beside. Nor a configuration file of this
     # machine's: the bench measures the defaults.
-    serve = [sys.executable, "-m", "broker", "serve", "--config", os.devnull]
+    serve = [sys.executable, "-m", "broker", "serve", "--config", os.devnull, "--admin", ""]
     return [*serve, "--listen", f"127.0.0.1:{port}", "--log-level", "warning"]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -18,6 +20,7 @@ import structlog
 from broker.config import Config
 from broker.errors import ConfigError
 from broker.net.origin import Origins
+from broker.tally import Tally
 
 if TYPE_CHECKING:
     from broker.net.handshake import Handshake
@@ -47,6 +50,10 @@ class Node(Protocol):
     @property
     def draining(self) -> bool:
         """Whether the broker is shutting down."""
+
+    @property
+    def tally(self) -> Tally:
+        """Where it is counted."""
 
     def connect(self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str) -> None:
         """Take over a socket whose request is a good one.
@@ -95,10 +102,15 @@ class Gate:
         self.closing = False
         self.refused: dict[int, int] = {}
         """How many were refused, by HTTP status; 0 stands for those that were closed without an answer."""
+        self.reasons: Counter[str] = Counter()
+        """The same by reason, which tells full from draining."""
+        self.tight = False
+        """Whether the process takes up as much memory as it may: nobody new is let in then."""
         self._loop = loop
         self.open_timeout = config.limits.open_timeout
         self._spread = config.limits.reconnect_spread
         # Both are in the order of their deadlines, since each group has one time limit for all of its members.
+        self.tally = node.tally
         self._opening: dict[Handshake, float] = {}
         self._lingering: dict[Handshake, float] = {}
         self._admitted = 0
@@ -133,8 +145,9 @@ class Gate:
         """
         if not self.admit(handshake) and not self._has_extra():
             self._turn_away()
-            self.count(0)
+            self.count(0, "full")
             return False
+        handshake.began = time.monotonic()  # the loop's own clock has milliseconds
         self._opening[handshake] = self._loop.time() + self.open_timeout
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._tick, self._sweep)
@@ -145,7 +158,7 @@ class Gate:
 
         Asked again when its request is complete, for a place may have become free.
         """
-        if not handshake.admitted and self.node.connections + self._admitted < self.room.connections:
+        if not handshake.admitted and not self.tight and self.node.connections + self._admitted < self.room.connections:
             handshake.admitted = True
             self._admitted += 1
         return handshake.admitted
@@ -157,6 +170,11 @@ class Gate:
         self._dismiss(handshake)
         if self._empty is not None and not self._opening and not self._lingering and not self._empty.done():
             self._empty.set_result(None)
+
+    def let_in(self, handshake: Handshake) -> None:
+        """Take note that this handshake has ended well: the node counts the connection from here on."""
+        self.tally.handshakes.observe(time.monotonic() - handshake.began)
+        self.leave(handshake)
 
     def linger(self, handshake: Handshake) -> bool:
         """Take note that this handshake was refused.
@@ -174,8 +192,9 @@ class Gate:
         """Seconds for the header Retry-After: not the same for all, so that they do not all come back at once."""
         return 1 + int(random.random() * self._spread)
 
-    def count(self, status: int) -> None:
+    def count(self, status: int, reason: str) -> None:
         """Count a refusal with this HTTP status."""
+        self.reasons[reason] += 1
         self.refused[status] = self.refused.get(status, 0) + 1
 
     def full(self) -> None:

@@ -67,6 +67,17 @@ GREETING_V1 = GREETING[:-2] + f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n".e
 MALFORMED = (ValueError, EOFError, NotImplementedError)
 """What websockets raises for a request that it cannot read."""
 
+REASONS = {
+    200: "",
+    400: "malformed",
+    401: "token",
+    403: "origin",
+    404: "path",
+    426: "no_websocket",
+    431: "too_long",
+}
+"""What refusals are counted by."""
+
 NONE: Mapping[str, str] = {}
 UPGRADE: Mapping[str, str] = {"Upgrade": "websocket"}
 
@@ -79,11 +90,13 @@ class Handshake(asyncio.Protocol):
     `loopback` says that its listener is reached from this machine only, `unix` that it is a Unix socket.
     """
 
-    __slots__ = ("_gate", "_head", "_loopback", "_transport", "_unix", "admitted")
+    __slots__ = ("_gate", "_head", "_loopback", "_transport", "_unix", "admitted", "began")
 
     def __init__(self, gate: Gate, loopback: bool = False, unix: bool = False) -> None:
         self.admitted = False
         """Whether there is room for this connection; the gate's own."""
+        self.began = 0.0
+        """When it was accepted; the gate's own."""
         self._gate = gate
         self._loopback = loopback
         self._unix = unix
@@ -130,7 +143,7 @@ class Handshake(asyncio.Protocol):
     def expire(self) -> None:
         """End it: the time for the opening, or for reading the answer, is up."""
         if self._head is not None:
-            self._gate.count(0)
+            self._gate.count(0, "slow")
             log.debug("too slow", peer=self._peer())
         self._gate.leave(self)
         if self._transport is not None:
@@ -156,7 +169,10 @@ class Handshake(asyncio.Protocol):
             raise draining(gate)
         if not gate.admit(self):
             gate.full()
-            raise Answer(503, "the broker is full", {"Retry-After": str(gate.retry_after())})
+            text, reason = (
+                ("the broker is full", "full") if not gate.tight else ("the broker is out of memory", "memory")
+            )
+            raise Answer(503, text, {"Retry-After": str(gate.retry_after())}, reason)
         greeting = greet(request)
         origins = request.headers.get_all("Origin")
         if origins and not gate.origins.allow(origins[0], hosts[0], loopback=self._loopback):
@@ -166,8 +182,7 @@ class Handshake(asyncio.Protocol):
         peer = self._peer()
         self._head = None
         self._transport = None
-        # From here on the node counts the connection, and the gate no longer.
-        gate.leave(self)
+        gate.let_in(self)
         gate.node.connect(transport, greeting, rest, peer)
 
     def _send(self, answer: Answer) -> None:
@@ -176,7 +191,7 @@ class Handshake(asyncio.Protocol):
         bodiless = self._head is not None and self._head[:5] == b"HEAD "
         self._head = None
         if answer.status >= 400:
-            self._gate.count(answer.status)
+            self._gate.count(answer.status, answer.reason)
             log.debug("refused", status=answer.status, why=answer.text, peer=self._peer())
         lingers = self._gate.linger(self)
         transport.write(answer.serialize(bodiless=bodiless))
@@ -241,7 +256,7 @@ class SecureHandshake(Handshake):
                 lambda: self, sock, ssl=context, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=LINGER
             )
         except OSError as exc:  # ssl.SSLError is one
-            self._gate.count(0)
+            self._gate.count(0, "tls")
             log.debug("no TLS", reason=getattr(exc, "reason", None) or str(exc))
         finally:
             self._securing = None
@@ -272,11 +287,13 @@ NEGOTIATION = Negotiation()
 class Answer(Exception):  # noqa: N818 -- no error, but the end of the handshake
     """An HTTP answer in place of the upgrade; the connection ends with it. `text` is for people."""
 
-    def __init__(self, status: int, text: str, headers: Mapping[str, str] = NONE) -> None:
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] = NONE, reason: str = "") -> None:
         super().__init__(status)
         self.status = status
         self.text = text
         self.headers = headers
+        self.reason = reason or REASONS[status]
+        """By which it is counted."""
 
     def serialize(self, *, bodiless: bool) -> bytes:
         """Give the bytes of the answer; `bodiless` for a HEAD request (RFC 9110, section 9.3.2)."""
@@ -389,4 +406,4 @@ def wrong(exc: InvalidHandshake) -> Answer:
 
 
 def draining(gate: Gate) -> Answer:
-    return Answer(503, "the broker is shutting down", {"Retry-After": str(gate.retry_after())})
+    return Answer(503, "the broker is shutting down", {"Retry-After": str(gate.retry_after())}, "draining")

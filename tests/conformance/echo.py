@@ -11,6 +11,7 @@ from broker._speedups import Connection, Reactor
 from broker.config import Address, Config, Limits, Server
 from broker.net.gate import Gate, Room
 from broker.net.listener import Listener
+from broker.tally import Tally
 
 TEXT, BINARY = 1, 2
 
@@ -41,6 +42,7 @@ class EchoNode:
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor
+        self.tally = Tally()
 
     @property
     def connections(self) -> int:

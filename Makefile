@@ -6,12 +6,13 @@
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7)
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
 #   make bench         fan-out against its peers;       make bench ARGS=--check
+#   make install-service   as root: into /opt/wsbroker, with units for systemd; make install-service WHAT=dist/….whl
 #   make clean         removes what a build leaves behind; .venv stays
 
 ROOMS := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz bench clean setup-run setup-dev
+.PHONY: help run test lint conformance fuzz bench install-service clean setup-run setup-dev
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,6 +38,9 @@ fuzz: setup-dev
 
 bench: setup-dev
 	.venv/bin/python -m bench.fanout $(ARGS)
+
+install-service:
+	@tools/install-service $(WHAT)
 
 clean:
 	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

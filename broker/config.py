@@ -79,6 +79,13 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "admin there. Empty: none. It has health and metrics, in HTTP."
         ),
     ] = "127.0.0.1:8766"
+    trusted_proxies: Annotated[
+        list[str],
+        _key(
+            "Networks whose proxies are believed when they say in X-Forwarded-For from where a client comes, like "
+            "10.0.0.0/8. Who comes by a Unix socket is believed anyway."
+        ),
+    ] = msgspec.field(default_factory=list)
     certificate: Annotated[
         str | None,
         _key(
@@ -469,6 +476,16 @@ def _check_origins(origins: list[str]) -> list[str]:
     ]
 
 
+def _check_networks(networks: list[str]) -> list[str]:
+    problems = []
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            problems.append(f"`{network}` is no network, as 10.0.0.0/8: {error}")
+    return problems
+
+
 def _check_anonymous(anonymous: bool | None) -> list[str]:
     # With tokens this becomes a choice; until then it would be a broker that lets nobody in.
     return ["false is not supported yet: nobody could connect, as there are no tokens"] if anonymous is False else []
@@ -480,6 +497,7 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.path": _check_path,
     "server.origins": _check_origins,
     "server.anonymous": _check_anonymous,
+    "server.trusted_proxies": _check_networks,
 }
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:*\[\]]+)(:[1-9][0-9]{0,4})?", re.IGNORECASE)

@@ -20,6 +20,7 @@ import structlog
 from broker.config import Config
 from broker.errors import ConfigError
 from broker.net.origin import Origins
+from broker.net.proxy import Proxies
 from broker.tally import Tally
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Gate:
         self.node = node
         self.path = config.server.path
         self.origins = Origins(config.server.origins)
+        self.proxies = Proxies(config.server.trusted_proxies)
         self.room = room
         self.closing = False
         self.refused: dict[int, int] = {}
@@ -123,6 +125,7 @@ class Gate:
     def reconfigure(self, config: Config, room: Room) -> None:
         """Go by these limits and origins from now on. Who is in already stays."""
         self.origins = Origins(config.server.origins)
+        self.proxies = Proxies(config.server.trusted_proxies)
         self.room = room
         self.open_timeout = config.limits.open_timeout
         self._spread = config.limits.reconnect_spread

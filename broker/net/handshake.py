@@ -90,7 +90,7 @@ class Handshake(asyncio.Protocol):
     `loopback` says that its listener is reached from this machine only, `unix` that it is a Unix socket.
     """
 
-    __slots__ = ("_gate", "_head", "_loopback", "_transport", "_unix", "admitted", "began")
+    __slots__ = ("_client", "_gate", "_head", "_loopback", "_transport", "_unix", "admitted", "began")
 
     def __init__(self, gate: Gate, loopback: bool = False, unix: bool = False) -> None:
         self.admitted = False
@@ -100,6 +100,8 @@ class Handshake(asyncio.Protocol):
         self._gate = gate
         self._loopback = loopback
         self._unix = unix
+        # The client's address as a proxy that is believed has given it.
+        self._client: str | None = None
         # What came of the head so far; None once there is nothing to be read any more, only to be thrown away.
         self._head: bytes | bytearray | None = b""
         self._transport: asyncio.Transport | None = None
@@ -156,6 +158,8 @@ class Handshake(asyncio.Protocol):
     def _take(self, head: bytes, rest: bytes) -> None:
         gate = self._gate
         request = parse(head)
+        if forwarded := request.headers.get_all("X-Forwarded-For"):
+            self._client = gate.proxies.client(self._host(), forwarded)
         hosts = request.headers.get_all("Host")
         check_host(hosts, request.protocol)
         path = path_of(request.path)
@@ -206,9 +210,16 @@ class Handshake(asyncio.Protocol):
         else:
             transport.close()
 
+    def _host(self) -> str | None:
+        """The IP address of whoever is connected; None for a Unix socket."""
+        name = None if self._unix or self._transport is None else self._transport.get_extra_info("peername")
+        return None if name is None else str(name[0])
+
     def _peer(self) -> str:
         # Asked for the name of a Unix socket's peer, uvloop would make a socket object and keep it as long as the
         # connection.
+        if self._client is not None:
+            return self._client
         if self._unix:
             return "unix:"
         name = self._transport.get_extra_info("peername") if self._transport is not None else None

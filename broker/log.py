@@ -11,6 +11,8 @@ import os
 import select
 import stat
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
@@ -28,10 +30,10 @@ def set_up_log(config: Log) -> None:
     A message below the level is not even put together.
     """
     set_level(config)
-    processors: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper("iso", utc=True),
-    ]
+    journal = goes_to_journal(os.environ.get("JOURNAL_STREAM", ""))
+    processors: list[Processor] = [Few(), structlog.processors.add_log_level]
+    if config.format == "json" or not journal:  # the journal has the time itself
+        processors.append(structlog.processors.TimeStamper("iso", utc=True))
     if config.format == "json":
         processors += [structlog.processors.format_exc_info, to_json]
     else:
@@ -39,6 +41,8 @@ def set_up_log(config: Log) -> None:
         # Plain: the pretty ones print the variables of each frame, payloads and tokens among them.
         plain = structlog.dev.plain_traceback
         processors.append(structlog.dev.ConsoleRenderer(colors=colors, repr_native_str=True, exception_formatter=plain))
+    if journal:
+        processors.append(with_priority)
     structlog.configure(
         processors=processors,
         wrapper_class=Logger,
@@ -65,6 +69,64 @@ def set_level(config: Log) -> None:
     for name in (*LEVELS, "log"):
         setattr(Logger, name, getattr(made, name))
     logging.getLogger().setLevel(max(level, logging.WARNING))
+
+
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
+"""sd-daemon(3), from syslog(3)."""
+
+
+def goes_to_journal(stream: str) -> bool:
+    """Whether standard error is what systemd has connected to its journal.
+
+    `stream` is JOURNAL_STREAM, the device and inode of that (systemd.exec(5)). It also comes to those whose output goes
+    elsewhere.
+    """
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return stream == f"{found.st_dev}:{found.st_ino}"
+
+
+def with_priority(logger: object, method: str, rendered: Any) -> Any:
+    """Put the priority before each line, by which journalctl sorts and colours."""
+    prefix = f"<{PRIORITIES.get(method, 6)}>"
+    if isinstance(rendered, bytes):
+        return prefix.encode() + rendered
+    return "\n".join(prefix + line for line in str(rendered).splitlines())
+
+
+class Few:
+    """Lets through so many entries of one kind in a while, and counts the others: what goes wrong a thousand times a
+    second is not to fill a disk. `debug` is for those who want it all."""
+
+    MOST = 20
+    WHILE = 10.0
+    KINDS = 1000
+    """Kinds that are remembered. The broker's own are some thirty; libraries have more."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[str, list[float]] = {}
+
+    def __call__(self, logger: object, method: str, entry: Any) -> Any:
+        """Pass an entry on, or raise DropEvent. The first that is passed on again says how many were not."""
+        if method == "debug":
+            return entry
+        now = self._clock()
+        kind = str(entry.get("logger", entry["event"]))
+        if len(self._seen) >= self.KINDS:
+            self._seen.clear()
+        seen = self._seen.setdefault(kind, [now, 0])
+        if now - seen[0] >= self.WHILE:
+            left_out = int(seen[1]) - self.MOST
+            seen[:] = now, 0
+            if left_out > 0:
+                entry["left_out"] = left_out
+        seen[1] += 1
+        if seen[1] > self.MOST:
+            raise structlog.DropEvent
+        return entry
 
 
 def to_json(logger: object, method: str, event: Any) -> bytes:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import re
 import resource
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,10 +18,9 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-from broker.log import StandardError
 from tests.fixtures_certificates import make_pair, trusting
 from tests.fixtures_command import start, wsbroker
-from tests.fixtures_daemon import TIMEOUT, Daemon, is_served, launched, mute, serving
+from tests.fixtures_daemon import TIMEOUT, Daemon, launched, mute, serving
 from tests.net.house import until
 
 
@@ -175,175 +171,6 @@ async def test_it_takes_as_many_descriptors_as_it_may() -> None:
     async with launched("--listen", "127.0.0.1:0", before=few_for_now) as daemon:
         await daemon.started()
         assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (min(hard, 1 << 20), hard)
-
-
-async def test_without_standard_error_it_serves_and_no_client_gets_the_log(tmp_path: Path) -> None:
-    path = tmp_path / "broker.sock"
-    command = f'exec "{sys.executable}" -m broker serve --listen unix:{path} --log-level debug 0<&- 1>&- 2>&-'
-    process = await asyncio.create_subprocess_shell(command)
-    try:
-        await until(lambda: is_served(path))
-        async with unix_connect(str(path)) as client:
-            assert json.loads(await client.recv())["op"] == "welcome"
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def test_a_log_that_nobody_reads_any_more_does_not_stop_it() -> None:
-    async with launched("--listen", "127.0.0.1:0", "--log-level", "debug") as daemon:
-        await daemon.started()
-        pipe = daemon.process._transport.get_pipe_transport(2)  # type: ignore[attr-defined]
-        pipe.close()
-        async with connect(daemon.url) as client:
-            assert json.loads(await client.recv())["op"] == "welcome"
-        daemon.signal(signal.SIGTERM)
-        assert await asyncio.wait_for(daemon.process.wait(), TIMEOUT) == 0
-
-
-UNREAD = """
-import sys
-from broker.config import Log
-from broker.log import log, set_up_log
-
-set_up_log(Log(format=FORMAT, level="error"))
-for step in sys.stdin:
-    for number in range(int(step)):
-        log.error("x" * SIZE, number=number)
-    print("done", flush=True)
-"""
-
-
-@pytest.mark.parametrize("form", ["text", "json"])
-@pytest.mark.parametrize("size", [50, 100_000])
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-async def test_a_log_that_is_not_read_drops_lines_and_says_how_many(form: str, size: int, kind: str) -> None:
-    program = UNREAD.replace("FORMAT", repr(form)).replace("SIZE", str(size))
-    # Both ends stay open here, and nobody reads.
-    ours, its = os.pipe() if kind == "pipe" else (end.detach() for end in socket.socketpair())
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=its
-    )
-
-    async def write(count: int) -> None:
-        """Have it log so many lines, which must not block."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"%d\n" % count)
-        assert await asyncio.wait_for(process.stdout.readline(), TIMEOUT) == b"done\n"
-
-    def read() -> str:
-        """All that is there."""
-        found = b""
-        with contextlib.suppress(BlockingIOError):
-            while piece := os.read(ours, 1 << 20):
-                found += piece
-        return found.decode()
-
-    try:
-        os.set_blocking(ours, False)
-        await write(10_000)
-        assert os.get_blocking(its)
-        first = read()
-        await write(2)
-        second = read()
-    finally:
-        process.kill()
-        await process.communicate()
-        os.close(ours)
-        os.close(its)
-
-    whole = [line for line in first.splitlines(keepends=True) if "number" in line and line.endswith("\n")]
-    torn = first[len("".join(whole)) :]
-    assert "number" not in torn
-    dropped = 10_000 - len(whole)
-    assert dropped > 0
-    # What was cut off is ended before anything else comes.
-    assert second.startswith("\n") == bool(torn)
-    note, *rest = second.strip().splitlines()
-    assert "lines of the log were dropped" in note
-    assert re.search(rf"lines['\"]?[=:]{dropped}\b", note), note
-    # As many of the new ones as there is room for, without a wait in between.
-    assert len(rest) == 2 if size == 50 else 1 <= len(rest) <= 2
-    assert rest[0].count("x") == size or size > 50
-
-
-async def test_a_broker_whose_log_is_not_read_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "broker.sock"
-    source, sink = os.pipe()
-    try:
-        with contextlib.suppress(BlockingIOError):
-            os.set_blocking(sink, False)
-            while os.write(sink, b"x" * 4096):
-                pass
-        os.set_blocking(sink, True)
-        command = [sys.executable, "-m", "broker", "serve", "--listen", f"unix:{path}"]
-        process = await asyncio.create_subprocess_exec(*command, stderr=sink)
-        try:
-            await until(lambda: is_served(path))
-            async with unix_connect(str(path)) as client:
-                assert json.loads(await client.recv())["op"] == "welcome"
-            process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), TIMEOUT) == 0
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    finally:
-        os.close(source)
-        os.close(sink)
-
-
-def test_what_is_written_in_part_is_written_on(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
-    StandardError().msg("one line of more than seven bytes")
-    monkeypatch.undo()
-    assert capfd.readouterr().err == "one line of more than seven bytes\n"
-
-
-FAULT = """
-import asyncio, logging, uvloop
-from broker.config import Log
-from broker.log import report_fault, set_up_log
-
-def handle(payload):
-    raise RuntimeError("a fault")
-
-async def main():
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(report_fault)
-    loop.call_soon(handle, b"the-payload")
-    await asyncio.sleep(0)
-    logging.getLogger("a.library").warning("it is %s", "late")
-
-set_up_log(Log(format=FORMAT))
-with asyncio.Runner(loop_factory=FACTORY) as runner:
-    runner.run(main())
-"""
-
-
-@pytest.mark.parametrize("factory", ["uvloop.new_event_loop", "asyncio.new_event_loop"])
-@pytest.mark.parametrize("form", ["text", "json"])
-async def test_a_fault_is_logged_with_where_it_happened_but_without_payloads(form: str, factory: str) -> None:
-    program = FAULT.replace("FORMAT", repr(form)).replace("FACTORY", factory)
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE)
-    said = (await process.communicate())[1].decode()
-    assert process.returncode == 0
-    assert "RuntimeError: a fault" in said
-    assert "in handle" in said
-    assert "the-payload" not in said
-    assert "it is late" in said
-    if form == "json":
-        fault, library = map(json.loads, said.splitlines())
-        assert fault["level"] == "error"
-        assert library["level"] == "warning"
-        assert library["logger"] == "a.library"
 
 
 # TLS

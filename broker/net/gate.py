@@ -81,7 +81,8 @@ class Room(msgspec.Struct, frozen=True):
         clients.
         """
         extra = min(max(files // 16, 16), 1024)
-        most = files - RESERVE - extra
+        # With few there is less to be reserved for: 32 are enough for some clients.
+        most = files - min(RESERVE, max(32, files * 3 // 8)) - extra
         wanted = most if max_connections is None else max_connections
         if most < 1:
             problem = f"limits.max_connections: a limit of {files} open files leaves none for clients"

@@ -9,12 +9,14 @@
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
 #   make bench-check   a short part of it, against the ratios that are recorded
 #   make instructions  what the data path costs in instructions; make instructions ARGS=--check
+#   make install-service   as root: into /opt/wsbroker, with units for systemd; make install-service WHAT=dist/….whl
 #   make clean         removes what a build leaves behind; .venv stays
 
 ROOMS := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz soak bench bench-check instructions clean setup-run setup-dev setup-bench
+.PHONY: help run test lint conformance fuzz soak bench bench-check instructions install-service clean
+.PHONY: setup-run setup-dev setup-bench
 
 # The servers of the bench, and where Debian has them.
 NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /usr/lib/nginx/modules/ngx_nchan_module.so)
@@ -27,7 +29,7 @@ run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
 test: setup-dev tests/node/node_modules
-	@tools/packages chromium=chromium valgrind=valgrind $(PEERS)
+	@tools/packages chromium=chromium systemd-socket-activate=systemd valgrind=valgrind $(PEERS)
 	.venv/bin/python -m pytest $(ARGS)
 
 lint: setup-dev
@@ -57,6 +59,9 @@ bench-check: setup-bench
 instructions: setup-dev
 	@tools/packages valgrind=valgrind
 	.venv/bin/python -m bench.instructions $(ARGS)
+
+install-service:
+	@tools/install-service $(WHAT)
 
 clean:
 	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,8 @@ cdef struct Waiting:
     PyObject* last
 
 
+cdef double WRITE_TIME = 16e-6
+
 cdef enum:
     # What a connection may wait for: the lists of the sweep.
     NEXT_PING = 0
@@ -19,6 +21,7 @@ cdef enum:
 
     # How long a connection is behind before it is told of, in milliseconds. Every client with a burst is, for a moment.
     TELL_AFTER = 1000
+    WRITE_TIMES = 16
 
     # Members of audiences that may be remembered beyond those that the number of subscriptions allows: 3.5 MB of them.
     FREE_SLOTS = 65536
@@ -61,11 +64,11 @@ cdef class Reactor:
         PyObject* known_first
         PyObject* known_last
         readonly uint64_t slots
-        readonly size_t max_size
-        readonly uint32_t max_fragments
-        readonly size_t max_outbox
-        readonly size_t max_answers
-        readonly int max_depth
+        public size_t max_size
+        public uint32_t max_fragments
+        public size_t max_outbox
+        public size_t max_answers
+        public int max_depth
         readonly double ping_interval
         readonly double ping_timeout
         double ping_pause  # from the end of one wait for a sign of life, where there is one, to the next ping
@@ -89,6 +92,12 @@ cdef class Reactor:
         readonly uint64_t fast_publishes
         readonly uint64_t deflated  # events
         uint64_t lost[POLICIES][REASONS]
+        # From the first thing that a turn has to send until it has been handed to the kernel: how often it took at most
+        # 2^i · WRITE_TIME, the rest last, the sum in seconds, and the longest since somebody asked.
+        double began
+        uint64_t writes[WRITE_TIMES + 1]
+        double write_seconds
+        public double longest_write
 
     def __init__(self, loop, *, encode_gap, size_t max_size=1024 * 1024, uint32_t max_fragments=4096,
                  size_t max_outbox=4 * 1024 * 1024, size_t max_answers=1024 * 1024, int max_depth=64,
@@ -122,15 +131,10 @@ cdef class Reactor:
         free(self.pending)
 
     @property
-    def dropped_by_policy(self):
-        """Events lost so far because there was no room, by the overflow policy that decided so."""
-        return {name: self.lost[number][OVERFLOWN] for name, number in OVERFLOW.items()}
-
-    @property
-    def lost_by_reason(self):
-        """Events lost so far, by the reason that their gaps gave."""
-        return {REASON_NAMES[reason]: sum([self.lost[policy][reason] for policy in range(POLICIES)])
-                for reason in range(REASONS)}
+    def losses(self):
+        """How many events subscriptions have lost so far, by (policy, reason), the reason as in their gaps."""
+        return {(policy, REASON_NAMES[reason]): self.lost[number][reason]
+                for policy, number in OVERFLOW.items() for reason in range(REASONS)}
 
     @property
     def laggards(self):
@@ -153,6 +157,7 @@ cdef class Reactor:
         """Have `flush` called at the end of this turn of the loop: when all bytes that came in it have been read."""
         if not self.scheduled:
             self.scheduled = True
+            self.began = monotonic()
             self.loop.call_soon(self.flush_method)
         return 0
 
@@ -235,6 +240,24 @@ cdef class Reactor:
         while self.doomed:
             connection = self.doomed.pop()
             connection.close(connection.close_code, connection.close_reason)
+        self.count_write(monotonic() - self.began)
+
+    cdef void count_write(self, double seconds) noexcept:
+        cdef int i = 0
+        cdef double bound = WRITE_TIME
+        while i < WRITE_TIMES and seconds > bound:
+            bound *= 2
+            i += 1
+        self.writes[i] += 1
+        self.write_seconds += seconds
+        if seconds > self.longest_write:
+            self.longest_write = seconds
+
+    @property
+    def write_times(self):
+        """How long it took to write what a turn had to send: (bounds in seconds, how many up to each, the sum)."""
+        bounds = [WRITE_TIME * 2 ** i for i in range(WRITE_TIMES)]
+        return bounds, [self.writes[i] for i in range(WRITE_TIMES + 1)], self.write_seconds
 
     cdef int make_way(self) except -1:
         """Let the publishers go on whose events have found room."""

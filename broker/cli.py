@@ -154,19 +154,30 @@ def wsbroker() -> None:
     "--listen",
     metavar="ADDRESS",
     multiple=True,
-    help="host:port, [v6]:port or unix:/path; may be given several times.  [default: 127.0.0.1:8765]",
+    help="host:port, [v6]:port, unix:/path or systemd; may be given several times.  [default: 127.0.0.1:8765]",
 )
+@click.option("--admin", metavar="ADDRESS", help="The admin listener, in HTTP; '' for none.  [default: 127.0.0.1:8766]")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="How the log is written.  [default: text]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
-def serve(file: Path | None, listen: tuple[str, ...], log_format: str | None, log_level: str | None) -> int:
+def serve(
+    file: Path | None, listen: tuple[str, ...], admin: str | None, log_format: str | None, log_level: str | None
+) -> int:
     """Run the broker until SIGTERM or Ctrl-C."""
-    flags = {"server.listen": list(listen) or None, "log.format": log_format, "log.level": log_level}
+    flags = {
+        "server.listen": list(listen) or None,
+        "server.admin": admin,
+        "log.format": log_format,
+        "log.level": log_level,
+    }
     config = _load(file, flags, Report(log_format == "json"))
     if config is None:
         return Status.BAD_CONFIG
+    from broker.config import load
     from broker.daemon import run
 
-    return run(config)
+    # By the path that it has now, whatever the working directory is then.
+    file = None if file is None else file.absolute()
+    return run(config, functools.partial(load, file, dict(os.environ), flags))
 
 
 @wsbroker.command()

@@ -48,7 +48,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[
         Annotated[list[str], Meta(min_length=1)],
         _key(
-            "Addresses to listen on, each host:port, [v6]:port or unix:/path. "
+            "Addresses to listen on, each host:port, [v6]:port, unix:/path, or systemd for the sockets that it passes. "
             "In the environment they are separated by commas."
         ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8765"])
@@ -79,6 +79,20 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["memory"],
         _key("What happens to an event between publish and delivery. memory: nothing outlives the process."),
     ] = "memory"
+    admin: Annotated[
+        str,
+        _key(
+            "Address of the admin listener, written as those of listen; systemd stands for the socket that is named "
+            "admin there. Empty: none. It has health and metrics, in HTTP."
+        ),
+    ] = "127.0.0.1:8766"
+    trusted_proxies: Annotated[
+        list[str],
+        _key(
+            "Networks whose proxies are believed when they say in X-Forwarded-For from where a client comes, like "
+            "10.0.0.0/8. Who comes by a Unix socket is believed anyway."
+        ),
+    ] = msgspec.field(default_factory=list)
     certificate: Annotated[
         str | None,
         _key(
@@ -196,6 +210,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "seconds",
         ),
     ] = 5.0
+    max_memory: Annotated[
+        Annotated[int, Meta(ge=2**24, le=2**50)] | None,
+        _key(
+            "Memory that the process may take up. From nine tenths of it on nobody new is let in, and beyond it "
+            "publishers are slowed down. Left out: no bound.",
+            unit="bytes",
+            example=2**30,
+        ),
+    ] = None
     notsent_lowat: Annotated[
         int,
         _key(
@@ -257,16 +280,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Address(msgspec.Struct, frozen=True):
-    """What to listen on: a TCP address (`host` without brackets, `port` 0 for any free), or a Unix socket's path."""
+    """What to listen on: a TCP address (`host` without brackets, `port` 0 for any free), a Unix socket's path, or the
+    sockets that systemd passes."""
 
     host: str = ""
     port: int = 0
     path: str = ""
+    systemd: bool = False
 
     @property
     def local(self) -> bool:
-        """Whether only this machine can connect: a Unix socket, or a host that stands for loopback (RFC 6761, 6.3)."""
-        if self.path or self.host.lower() == "localhost" or self.host.lower().endswith(".localhost"):
+        """Whether only this machine can connect: a Unix socket, or a host that stands for loopback (RFC 6761, 6.3).
+
+        Of `systemd` nobody knows before its sockets are there; it is looked at then.
+        """
+        if self.systemd or self.path or self.host.lower() == "localhost" or self.host.lower().endswith(".localhost"):
             return True
         try:
             ip = ipaddress.ip_address(self.host)
@@ -276,6 +304,8 @@ class Address(msgspec.Struct, frozen=True):
         return (mapped or ip).is_loopback
 
     def __str__(self) -> str:
+        if self.systemd:
+            return "systemd"
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -340,12 +370,12 @@ def schema() -> dict[str, Any]:
 
 
 def parse_address(text: str) -> Address:
-    """Read `host:port`, `[v6]:port` or `unix:/path`.
+    """Read `host:port`, `[v6]:port`, `unix:/path` or `systemd`.
 
     Raises ConfigError, with `text` and what is allowed.
     """
     if text == "systemd":
-        raise ConfigError(["`systemd` (sockets that systemd passes) is not supported yet"])
+        return Address(systemd=True)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > _MAX_UNIX_PATH:
@@ -354,7 +384,7 @@ def parse_address(text: str) -> Address:
     host, _, port = text.rpartition(":")
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
         raise ConfigError(
-            [f"`{text}` is no address: it must be host:port, [v6]:port or unix:/path, the port 0 to 65535"]
+            [f"`{text}` is no address: it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535"]
         )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -528,6 +558,10 @@ def _check_listen(addresses: list[str]) -> list[str]:
     return problems
 
 
+def _check_admin(address: str) -> list[str]:
+    return _check_listen([address]) if address else []
+
+
 def _check_path(path: str) -> list[str]:
     if not re.fullmatch(r"/[!-~]*", path) or "?" in path or "#" in path:
         return ["must begin with / and hold only visible ASCII characters (others as %XX), no ? and no #"]
@@ -544,6 +578,16 @@ def _check_origins(origins: list[str]) -> list[str]:
     ]
 
 
+def _check_networks(networks: list[str]) -> list[str]:
+    problems = []
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            problems.append(f"`{network}` is no network, as 10.0.0.0/8: {error}")
+    return problems
+
+
 def _check_anonymous(anonymous: bool | None) -> list[str]:
     # With tokens this becomes a choice; until then it would be a broker that lets nobody in.
     return ["false is not supported yet: nobody could connect, as there are no tokens"] if anonymous is False else []
@@ -551,9 +595,11 @@ def _check_anonymous(anonymous: bool | None) -> list[str]:
 
 _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.listen": _check_listen,
+    "server.admin": _check_admin,
     "server.path": _check_path,
     "server.origins": _check_origins,
     "server.anonymous": _check_anonymous,
+    "server.trusted_proxies": _check_networks,
 }
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:*\[\]]+)(:[1-9][0-9]{0,4})?", re.IGNORECASE)

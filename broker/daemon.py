@@ -1,41 +1,46 @@
-"""The composition root: builds engine, node and listeners from the configuration, runs them and ends them.
+"""The composition root: builds engine, node and listeners from the configuration, runs them, and ends them.
 
-Alone in naming concrete engines, and in what belongs to a whole process: signals, the log, the limit of open files.
+Alone in naming concrete engines, and in what belongs to a whole process: signals, systemd, the limit of open files.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import resource
-import select
 import signal
 import ssl
-import stat
-import sys
-from collections.abc import Callable
-from typing import Any, ClassVar
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 import uvloop
-from structlog.typing import Processor
 
 from broker import __version__
-from broker.config import Config, Log, parse_address
+from broker.config import Config, parse_address
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
+from broker.log import complain, report_fault, set_level, set_up_log
 from broker.net.gate import Gate, Room
-from broker.net.listener import CannotListenError, Listener
+from broker.net.listener import CannotListenError, Listener, named
 from broker.net.tls import Tls
 from broker.net.tls import load as load_tls
 from broker.node import Node
 from broker.rules import Rules
+from broker.systemd import Systemd, extend, reloading, status
+from broker.watch import Watch
+
+if TYPE_CHECKING:
+    from broker.admin.server import Admin, AdminPort
 
 ENGINES: dict[str, Callable[[], Engine]] = {"memory": MemoryEngine}
+
+ADMIN = "admin"
+"""The name of the socket that systemd passes for the admin listener."""
 
 CANNOT_START = 1
 """Exit status when an address cannot be listened on, say."""
@@ -44,30 +49,49 @@ MOST_FILES = 1 << 20
 """The soft limit of open files is raised to the hard one, but not beyond this: Linux's own ceiling (fs.nr_open)
 unless set. Some systems have a billion for the hard limit, which says nothing about what they can carry."""
 
-LATER = {
-    signal.SIGHUP: "to read the configuration again",
-    signal.SIGUSR2: "to drain without an exit",
-}
-"""Signals that will have a meaning, and would kill the process as long as they have none."""
+STARTS_WITH = (
+    "server.listen",
+    "server.path",
+    "server.anonymous",
+    "server.engine",
+    "server.admin",
+    "limits.ping_interval",
+    "limits.ping_timeout",
+    "limits.close_timeout",
+    "limits.block_timeout",
+    "limits.notsent_lowat",
+    "log.format",
+)
+"""Settings that a reload does not change. Clients were told of the path and the ping; the sweep and the kernel were set
+up with the others."""
+
+STATUS_EVERY = 5.0
+"""Seconds between two lines for `systemctl status`."""
+PROGRESS_EVERY = 1.0
+"""The same while the broker drains. Each of them asks for `MORE_TIME` seconds."""
+MORE_TIME = 10.0
 
 log = structlog.get_logger(__name__)
 
 
-def run(config: Config) -> int:
+def run(config: Config, reread: Callable[[], Config]) -> int:
     """Run the broker until it is told to end, and return the exit status.
 
-    0 after a drain, 1 if it could not start, 78 for a configuration that does not fit this machine.
+    `reread` gives the configuration as it is then, for a reload; it raises ConfigError. The status is 0 after a drain,
+    1 if it could not start, 78 for a configuration that does not fit this machine.
     """
     keep_standard_streams()
+    systemd = Systemd(os.environ)
     set_up_log(config.log)
     try:
         room, context = examine(config)
+        check_sockets(config, systemd)
     except ConfigError as exc:
         for problem in exc.problems:
             complain(config.log, problem)
         return os.EX_CONFIG
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config, room, context))
+        return runner.run(Daemon(config, room, context, reread, systemd).serve())
 
 
 def examine(config: Config) -> tuple[Room, ssl.SSLContext | None]:
@@ -96,50 +120,269 @@ def examine(config: Config) -> tuple[Room, ssl.SSLContext | None]:
     return room, context
 
 
-async def serve(config: Config, room: Room, context: ssl.SSLContext | None = None) -> int:
-    """Do the same on the event loop that is running, which must be uvloop's, in the main thread."""
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(report_fault)
-    ending = Ending(loop)
-    for number, purpose in LATER.items():
-        loop.add_signal_handler(number, put_off, number, purpose)
-    node = Node(config, ENGINES[config.server.engine](), loop)
-    gate = Gate(config, node, room, loop)
-    tls = None if context is None else Tls(context)
-    listeners: list[Listener] = []
-    await node.start()
-    try:
-        for text in config.server.listen:
-            listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat, tls=tls)
-            await listener.open(parse_address(text))
-            listeners.append(listener)
-    except CannotListenError as exc:
-        for listener in listeners:
-            listener.close()
-        await node.stop()
-        complain(config.log, str(exc))
-        return CANNOT_START
-    for listener in listeners:
-        for address in listener.addresses:
-            scheme = "ws" if tls is None else "wss"
-            where = {} if address.startswith("unix:") else {"url": f"{scheme}://{address}{config.server.path}"}
-            log.info(f"listening on {address}", **where)  # noqa: G004 -- once for an address
-    log.info("ready", version=__version__, engine=config.server.engine, max_connections=room.connections)
-    # What the start has made stays for good. Frozen, it is not walked through again by each full collection.
-    gc.collect()
-    gc.freeze()
+def check_sockets(config: Config, systemd: Systemd) -> None:
+    """See whether the broker may listen on the sockets that systemd has passed. Raises ConfigError."""
+    if config.server.anonymous is not None or "systemd" not in config.server.listen:
+        return
+    remote = [str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := named(sock)).local]
+    if remote:
+        raise ConfigError(
+            [
+                f"server.listen: refuses to listen beyond loopback or a Unix socket (systemd: {', '.join(remote)}) "
+                "while everybody is allowed, unless server.anonymous = true"
+            ]
+        )
 
-    name = await ending.asked
-    log.info("shutting down", signal=name, connections=node.connections)
-    deadline = loop.time() + config.limits.drain_timeout
-    for listener in listeners:
-        listener.close()
-    gate.close()
-    await node.drain(config.limits.drain_timeout)
-    await gate.wait_empty(max(0.0, deadline - loop.time()))
-    await node.stop()
-    log.info("stopped")
-    return 0
+
+class Daemon:
+    """One run of the broker."""
+
+    def __init__(
+        self,
+        config: Config,
+        room: Room,
+        context: ssl.SSLContext | None,
+        reread: Callable[[], Config],
+        systemd: Systemd,
+    ) -> None:
+        self.config = config
+        self.room = room
+        self.tls = None if context is None else Tls(context)
+        self.listeners: list[Listener] = []
+        self.state = "serving"
+        """`serving`, `retired` (nobody is let in), or `draining` (it ends)."""
+        self._reread = reread
+        self._systemd = systemd
+        self.started = 0.0
+        """When the broker was ready, in seconds since 1970."""
+        self._admin: Admin | None = None
+        self._admin_port: AdminPort | None = None
+        self._trouble = ""
+        """What `systemctl status` shows behind the counts."""
+        self._retiring: asyncio.Task[None] | None = None
+
+    async def serve(self) -> int:
+        """Run on the event loop that is running, which must be uvloop's, in the main thread."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(report_fault)
+        ending = Ending(loop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGUSR2, self.retire)
+        self.node = Node(self.config, ENGINES[self.config.server.engine](), loop)
+        self.gate = Gate(self.config, self.node, self.room, loop)
+        self.watch = Watch(loop, self.node.reactor, self._tighten)
+        self.watch.max_memory = self.config.limits.max_memory
+        await self.node.start()
+        try:
+            for text in self.config.server.listen:
+                await self._listen(text)
+            await self._administer()
+        except CannotListenError as exc:
+            self._close_listeners()
+            await self._close_admin()
+            await self.node.stop()
+            complain(self.config.log, str(exc))
+            return CANNOT_START
+        self.watch.start()
+        self.started = time.time()
+        self._say_where()
+        tasks = [loop.create_task(self._report())]
+        if self._systemd.watchdog:
+            tasks.append(loop.create_task(self._live()))
+        # What the start has made stays for good. Frozen, it is not walked through again by each full collection.
+        gc.collect()
+        gc.freeze()
+        self._systemd.notify("READY=1", self._status())
+        try:
+            await self._end(await ending.asked)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await self._close_admin()
+            self.watch.stop()
+            self._systemd.close()
+        return 0
+
+    def reload(self) -> None:
+        """Read the configuration again, and go by it. Whatever is wrong with it leaves everything as it was."""
+        self._systemd.notify(reloading())
+        try:
+            wanted = self._reread()
+            room, context = examine(wanted)
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("not reloaded", problem=problem)
+            self._trouble = f"; the configuration was not read again: {error.problems[0]}"
+            self._systemd.notify("READY=1", self._status())
+            return
+        fixed = set(STARTS_WITH)
+        if (context is None) != (self.tls is None):
+            fixed |= {"server.certificate", "server.key"}
+        changed = set(differences(self.config, wanted))
+        self.config = with_settings(wanted, self.config, changed & fixed)
+        self.room = room
+        if self.tls is not None and context is not None:
+            self.tls.context = context
+        set_level(self.config.log)
+        self.node.reconfigure(self.config)
+        self.gate.reconfigure(self.config, room)
+        self.watch.max_memory = self.config.limits.max_memory
+        log.info("reloaded", changed=sorted(changed - fixed))
+        self._trouble = ""
+        if later := sorted(changed & fixed):
+            log.warning("these settings change with a restart only", settings=later)
+            self._trouble = f"; changed since the start, which needs a restart: {', '.join(later)}"
+        self._systemd.notify("READY=1", self._status())
+
+    def retire(self) -> None:
+        """Let nobody in any more and send all clients away, but do not end. Idempotent."""
+        if self.state != "serving":
+            return
+        self.state = "retired"
+        self.gate.close()
+        timeout = self.config.limits.drain_timeout
+        log.info("retiring", connections=self.node.connections, seconds=timeout)
+        self._retiring = asyncio.get_running_loop().create_task(self._retire(timeout))
+
+    async def _retire(self, timeout: float) -> None:
+        await self.node.retire(timeout)
+        log.info("retired")
+        self._systemd.notify(self._status())
+
+    async def _end(self, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        timeout = self.config.limits.drain_timeout
+        log.info("shutting down", signal=name, connections=self.node.connections)
+        self.state = "draining"
+        self._systemd.notify("STOPPING=1", self._status(), extend(MORE_TIME))
+        if self._retiring is not None:
+            self._retiring.cancel()
+        progress = loop.create_task(self._progress())
+        deadline = loop.time() + timeout
+        self._close_listeners()
+        self.gate.close()
+        await self.node.drain(timeout)
+        await self.gate.wait_empty(max(0.0, deadline - loop.time()))
+        await self.node.stop()
+        progress.cancel()
+        log.info("stopped")
+        self._systemd.notify(status("stopped"))
+
+    async def _listen(self, text: str) -> None:
+        """Listen on one address of the configuration. Raises CannotListenError."""
+        address = parse_address(text)
+        if not address.systemd:
+            await self._listener().open(address)
+            return
+        passed = [(name, sock) for name, sock in self._systemd.sockets if name != ADMIN]
+        if not passed:
+            raise CannotListenError("cannot listen on systemd: it has passed no sockets")
+        for name, sock in passed:
+            await self._listener().adopt(sock, name)
+
+    async def _administer(self) -> None:
+        """Open the admin listener, if one is configured. Raises CannotListenError."""
+        if not self.config.server.admin:
+            return
+        # aiohttp takes a quarter of a second to import.
+        from prometheus_client import CollectorRegistry
+
+        from broker.admin.metrics import Metrics
+        from broker.admin.server import Admin, AdminPort
+
+        registry = CollectorRegistry()
+        registry.register(Metrics(self))
+        self._admin = Admin(registry, self.unready)
+        await self._admin.start()
+        address = parse_address(self.config.server.admin)
+        port = AdminPort(self._admin)
+        try:
+            if not address.systemd:
+                await port.open(address)
+            for name, sock in self._systemd.sockets:
+                if address.systemd and name == ADMIN:
+                    await port.adopt(sock, name)
+        except CannotListenError as exc:
+            raise CannotListenError(f"{exc} (server.admin)") from exc
+        if not port.addresses:
+            raise CannotListenError(f"cannot listen on systemd: it has passed no socket named {ADMIN} (server.admin)")
+        self._admin_port = port
+
+    async def _close_admin(self) -> None:
+        if self._admin_port is not None:
+            self._admin_port.close()
+        if self._admin is not None:
+            await self._admin.stop()
+
+    def _listener(self) -> Listener:
+        listener = Listener(self.gate, notsent_lowat=self.config.limits.notsent_lowat, tls=self.tls)
+        self.listeners.append(listener)
+        return listener
+
+    def _close_listeners(self) -> None:
+        for listener in self.listeners:
+            listener.close()
+
+    def _say_where(self) -> None:
+        scheme = "ws" if self.tls is None else "wss"
+        for listener in self.listeners:
+            for address in listener.addresses:
+                url = f"{scheme}://{address}{self.config.server.path}"
+                where = {} if address.startswith("unix:") else {"url": url}
+                log.info(f"listening on {address}", **where)  # noqa: G004 -- once for an address
+        if self._admin_port is not None:
+            for address in self._admin_port.addresses:
+                log.info("admin listener", address=address)
+        if any(name != ADMIN for name, _ in self._systemd.sockets) and "systemd" not in self.config.server.listen:
+            log.warning("systemd has passed sockets, and server.listen does not name systemd")
+        log.info("ready", version=__version__, engine=self.config.server.engine, max_connections=self.room.connections)
+
+    # What systemd is told
+
+    def unready(self) -> str | None:
+        """Say why the broker takes no clients; None if it does."""
+        if self.state != "serving":
+            return self.state
+        if self.watch.level:
+            return "out of memory"
+        return "full" if self.gate.connections >= self.room.connections else None
+
+    @property
+    def draining(self) -> bool:
+        """Whether clients are sent away."""
+        return self.state != "serving"
+
+    @property
+    def engine(self) -> str:
+        """The engine's name."""
+        return self.config.server.engine
+
+    def _tighten(self, level: int) -> None:
+        self.gate.tight = level > 0
+        self.node.tighten(level > 1)
+
+    def _status(self) -> str:
+        reactor = self.node.reactor
+        counts = f"{reactor.connections:,} connections, {reactor.subscriptions:,} subscriptions"
+        return status(f"{self.state}: {counts}, {reactor.queued:,} events waiting{self._trouble}")
+
+    async def _report(self) -> None:
+        while self._systemd.listens:
+            await asyncio.sleep(STATUS_EVERY)
+            self._systemd.notify(self._status())
+
+    async def _progress(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY)
+            log.info("draining", connections=self.node.connections)
+            self._systemd.notify(self._status(), extend(MORE_TIME))
+
+    async def _live(self) -> None:
+        """Say in good time, from the event loop, that it turns: half of what is asked for, as sd_watchdog_enabled(3)
+        advises."""
+        while True:
+            self._systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(self._systemd.watchdog / 2)
 
 
 class Ending:
@@ -158,9 +401,26 @@ class Ending:
         self.asked.set_result(number.name)
 
 
-def put_off(number: signal.Signals, purpose: str) -> None:
-    """Go on after a signal that a later version will understand."""
-    log.warning(f"{number.name} ignored: {purpose} is not supported yet")  # noqa: G004 -- once for a signal
+def differences(old: Config, new: Config) -> Iterable[str]:
+    """Name the settings that differ."""
+    if old.topics != new.topics:
+        yield "topics"
+    for section in old.__struct_fields__:
+        before, after = getattr(old, section), getattr(new, section)
+        if section == "topics":
+            continue
+        for name in before.__struct_fields__:
+            if getattr(before, name) != getattr(after, name):
+                yield f"{section}.{name}"
+
+
+def with_settings(config: Config, other: Config, settings: Iterable[str]) -> Config:
+    """Give `config` with these settings as they are in `other`."""
+    for setting in settings:
+        section, _, name = setting.partition(".")
+        changed = msgspec.structs.replace(getattr(config, section), **{name: getattr(getattr(other, section), name)})
+        config = msgspec.structs.replace(config, **{section: changed})
+    return config
 
 
 def raise_limit_of_files() -> int:
@@ -178,119 +438,3 @@ def keep_standard_streams() -> None:
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(file)
-
-
-# The log
-
-
-def set_up_log(config: Log) -> None:
-    """Send the log of the broker, and what libraries say through `logging`, to standard error.
-
-    A message below the level is not even put together.
-    """
-    level = logging.getLevelNamesMapping()[config.level.upper()]
-    processors: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper("iso", utc=True),
-    ]
-    if config.format == "json":
-        processors += [structlog.processors.format_exc_info, to_json]
-    else:
-        colors = sys.stderr is not None and sys.stderr.isatty()
-        # Plain: the pretty ones print the variables of each frame, payloads and tokens among them.
-        plain = structlog.dev.plain_traceback
-        processors.append(structlog.dev.ConsoleRenderer(colors=colors, repr_native_str=True, exception_formatter=plain))
-    structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=StandardError,
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=max(level, logging.WARNING), handlers=[Forward()], force=True)
-
-
-def to_json(logger: object, method: str, event: Any) -> bytes:
-    """Render a log entry as one JSON object; the last processor of structlog's chain."""
-    first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-    return msgspec.json.encode(first | event, enc_hook=str)
-
-
-class StandardError:
-    """Where log lines go. A log that nobody takes (a pipe that is closed or not read, a full disk) must not stop the
-    broker: a line that cannot be written at once is dropped, and counted. The first one that can be written again is
-    preceded by the count.
-    """
-
-    # Of the descriptor, and so common to all loggers.
-    dropped: ClassVar[int] = 0
-    torn: ClassVar[bool] = False
-    """Whether the last line that was written has no end."""
-
-    def __init__(self, *names: object) -> None:
-        """`names` is what `get_logger` was called with."""
-
-    def msg(self, line: str | bytes) -> None:
-        """Write one line, at once: lines of several processes do not mix, as long as they fit into PIPE_BUF."""
-        lost = StandardError.dropped
-        if lost and takes_more():
-            StandardError.dropped = 0
-            # An error, so that it is below no level. It comes back here, with nothing to tell.
-            log.error("lines of the log were dropped: nobody took them", lines=lost)
-            if StandardError.dropped:
-                StandardError.dropped = lost
-        data = line.encode("utf-8", "backslashreplace") if isinstance(line, str) else line
-        left = memoryview(b"\n" * StandardError.torn + data + b"\n")
-        whole = len(left)
-        try:
-            while left and takes_more():
-                # Of a pipe that has room, only so much is sure not to block (pipe(7)).
-                left = left[os.write(2, left[: select.PIPE_BUF]) :]
-        except OSError:
-            pass  # it is counted below
-        if left:
-            StandardError.dropped += 1
-        if len(left) < whole:
-            StandardError.torn = len(left) > 0
-
-    debug = info = warning = error = critical = exception = msg
-
-
-def takes_more() -> bool:
-    """Whether standard error can be written to without waiting for who reads it.
-
-    That is asked, and the descriptor not set to O_NONBLOCK, because other processes share it. Files are always ready,
-    and a terminal is waited for: who stops it with Ctrl-S means it.
-    """
-    try:
-        kind = os.fstat(2).st_mode
-    except OSError:
-        return False
-    if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
-        return True
-    poll = select.poll()
-    poll.register(2, select.POLLOUT)
-    return bool(poll.poll(0))
-
-
-class Forward(logging.Handler):
-    """Pass on what asyncio and others log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
-
-
-def report_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what went wrong where nobody could catch it.
-
-    Not in the loop's own way, which prints the arguments of callbacks, payloads among them.
-    """
-    what, _, _ = str(context.get("message")).partition("(")
-    log.error("fault", message=what.rstrip(), exc_info=context.get("exception"))
-
-
-def complain(config: Log, text: str) -> None:
-    """Say why the broker does not start: one line, of its own kind for people, of the log's for machines."""
-    if config.format == "json":
-        log.error(text)
-    else:
-        StandardError().msg(f"wsbroker: {text}")

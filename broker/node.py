@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from time import monotonic
 
 import msgspec
 import structlog
@@ -15,20 +15,20 @@ import structlog
 from broker import __version__, messages
 from broker._speedups import Allowance, Connection, Reactor, Subscription
 from broker.config import Config
-from broker.engines.base import Done, Engine, Event
+from broker.engines.base import Done, Engine, Event, Position, Unavailable
 from broker.errors import CloseCode, CommandError
 from broker.hub import Hub
 from broker.rules import Rules
 from broker.session import Session, Standing
+from broker.tally import Tally
 
 log = structlog.get_logger(__name__)
 
 SERVER = f"wsbroker/{__version__}"
 AT_ONCE = 500
 """How many clients are sent away in one turn of the loop, so that a drain does not hold up deliveries."""
-BEHIND_LINES, BEHIND_SECONDS = 20, 10.0
-"""So many lines in so many seconds tell of subscribers that fall behind or catch up. Where thousands do so at once,
-more lines would say no more, and cost the broker the time that it needs for the subscribers."""
+SENDING = 0.8
+"""Part of the time for a retirement in which clients are sent away; the rest is for them to go."""
 POLL = 0.02
 """Seconds between two looks at whether a drain is done."""
 
@@ -38,10 +38,9 @@ class Node:
 
     def __init__(self, config: Config, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         limits = config.limits
-        self.limits = limits
-        self.rules = Rules(config.topics, limits)
-        self.block: str = config.server.block
         self.draining = False
+        self.tight = False
+        """Whether publishers are slowed down, since there is no more memory."""
         self.engine = engine
         self.reactor = Reactor(
             loop,
@@ -57,13 +56,36 @@ class Node:
             block_timeout=limits.block_timeout,
             notsent_lowat=limits.notsent_lowat,
         )
-        if any(rule.max_age is not None for rule in config.topics):
-            self.reactor.max_age = self.rules.max_age
+        self.reconfigure(config)
         self.reactor.watch = self._watch
         self.hub = Hub(self.reactor)
         self.sessions: dict[str, Session] = {}
+        self.tally = Tally()
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by these limits and topic rules from now on. What there is already keeps its terms: connections the
+        largest message, which they were told, and how much they may publish, and subscriptions their bounds.
+
+        What the keep-alive sweep goes by, and what sockets were set to, stays as it was at the start. Raises
+        ConfigError for rules that are wrong.
+        """
+        limits = config.limits
+        self.rules = Rules(config.topics, limits)
+        self.limits = limits
+        self.block: str = config.server.block
         self._spread = limits.reconnect_spread
-        self._behind_lines = Seldom(BEHIND_LINES, BEHIND_SECONDS)
+        reactor = self.reactor
+        reactor.max_size = limits.max_size
+        reactor.max_fragments = limits.max_fragments
+        reactor.max_outbox = limits.max_outbox
+        reactor.max_answers = limits.max_answers
+        reactor.max_depth = limits.max_depth
+        reactor.max_age = self.rules.max_age if any(rule.max_age is not None for rule in config.topics) else None
+
+    def tighten(self, tight: bool) -> None:
+        """Slow publishers down, or no longer: each publish then holds its connection up for a moment."""
+        self.tight = tight
+        self.hub.routes.clear()  # the fast lane would not
 
     @property
     def connections(self) -> int:
@@ -96,6 +118,7 @@ class Node:
         else:
             connection.routes = routes
         self.sessions[session.id] = session
+        self.tally.connected += 1
         connection.start(transport, greeting, window_bits)
         connection.answer(
             messages.encode_welcome(
@@ -130,7 +153,18 @@ class Node:
 
     def publish(self, event: Event, done: Done) -> None:
         """Give an event to the engine; `done` gets its position, or Unavailable."""
+        if not self.engine.in_process:
+            done = self._timed(done)
         self.engine.publish(event, done)
+
+    def _timed(self, done: Done) -> Done:
+        began = time.perf_counter()
+
+        def timed(result: Position | Unavailable) -> None:
+            self.tally.engine.observe(time.perf_counter() - began)
+            done(result)
+
+        return timed
 
     def refuse_while_draining(self) -> None:
         """Raise CommandError once the broker shuts down."""
@@ -150,7 +184,7 @@ class Node:
         origin = event.origin if isinstance(event.origin, Connection) else None
         key = None if event.key is None else event.key.encode()
         event.receipt = audience.publish(event.topic, payload, key, origin)
-        if self.engine.in_process and not self.draining:
+        if self.engine.in_process and not self.draining and not self.tight:
             self.hub.routes.install(event.topic, audience, _prefix(event.topic))
 
     def lost(self, topic: str) -> None:
@@ -170,14 +204,14 @@ class Node:
     def _watch(self, connection: Connection, behind: bool) -> None:
         """Log that a client has fallen behind for longer than a moment, or has caught up."""
         session = connection.session
-        if isinstance(session, Session) and (suppressed := self._behind_lines.take()) is not None:
-            more = {"suppressed": suppressed} if suppressed else {}
-            if not behind:
-                log.info("subscriber has caught up", session=session.id, peer=session.peer, **more)
-                return
-            worst = max(session.standings(), key=lambda standing: standing.queued, default=None)
-            what = msgspec.structs.asdict(worst) if worst is not None else {}
-            log.warning("subscriber is behind", session=session.id, peer=session.peer, **what, **more)
+        if not isinstance(session, Session):
+            return
+        if not behind:
+            log.info("subscriber has caught up", session=session.id, peer=session.peer)
+            return
+        worst = max(session.standings(), key=lambda standing: standing.queued, default=None)
+        what = msgspec.structs.asdict(worst) if worst is not None else {}
+        log.warning("subscriber is behind", session=session.id, peer=session.peer, **what)
 
     # The end.
 
@@ -209,6 +243,26 @@ class Node:
             for session in waiting:
                 session.connection.abort()
 
+    async def retire(self, timeout: float) -> None:
+        """Send all clients away, evenly over most of `timeout` seconds, and serve each until it goes.
+
+        Who has not gone by the end of the time is cut off.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        waiting = list(self.sessions.values())
+        random.shuffle(waiting)
+        sent = 0
+        while sent < len(waiting):
+            due = len(waiting) if timeout == 0 else int(len(waiting) * (loop.time() - began) / (timeout * SENDING)) + 1
+            for session in waiting[sent : min(due, sent + AT_ONCE)]:
+                self._send_away(session)
+                sent += 1
+            await asyncio.sleep(POLL if sent >= due else 0)
+        await _until(lambda: not self.connections, began + timeout)
+        for session in waiting:
+            session.connection.abort()
+
     def _send_away(self, session: Session) -> None:
         delay = int(random.uniform(0, self._spread) * 1000)
         session.connection.answer(messages.encode_bye("shutdown", delay))
@@ -221,28 +275,6 @@ class Node:
         await asyncio.sleep(0)
         self.reactor.stop()
         await self.engine.stop()
-
-
-class Seldom:
-    """Says whether one more line may be logged: `lines` of them in `seconds`."""
-
-    def __init__(self, lines: int, seconds: float) -> None:
-        self._lines = lines
-        self._seconds = seconds
-        self._begun = float("-inf")
-        self._written = self._suppressed = 0
-
-    def take(self) -> int | None:
-        """None if it may not. Else how many were suppressed since the last one that was written."""
-        now = monotonic()
-        if now - self._begun >= self._seconds:
-            self._begun, self._written = now, 0
-        if self._written >= self._lines:
-            self._suppressed += 1
-            return None
-        self._written += 1
-        suppressed, self._suppressed = self._suppressed, 0
-        return suppressed
 
 
 def _prefix(topic: str) -> bytes:

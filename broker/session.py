@@ -6,6 +6,7 @@ same. Every command with an id is answered exactly once.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,12 +21,15 @@ from broker.engines.base import Done, Event, Position, Unavailable
 from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError, ConfigError
 from broker.messages import BadCommand, Command
 from broker.rules import Rules, Terms
+from broker.tally import Tally
 from broker.topics import check_pattern, check_topic
 
 log = structlog.get_logger(__name__)
 
 UNLIMITED = -1
 """The credit of a subscription that needs none."""
+SLOW = 0.1
+"""Seconds for which a publish holds its connection up while memory is used up."""
 LATER_FIELDS = ("since", "last", "presence")
 
 
@@ -36,6 +40,8 @@ class Node(Protocol):
     rules: Rules
     block: str
     """Who may subscribe with the policy `block`: "local", "all" or "none"."""
+    tally: Tally
+    tight: bool
 
     def subscribe(
         self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool, credit: int
@@ -98,6 +104,7 @@ class Session:
         command: Command | None = None
         try:
             command = messages.decode(payload, self.node.limits.max_depth)
+            self.node.tally.commands[_op(command)] += 1
             handle = HANDLERS.get(type(command))
             if handle is None:
                 what = f"`{_op(command)}` comes with a later version of the broker"
@@ -105,6 +112,8 @@ class Session:
             handle(self, command)
             connection.mistakes = 0
         except BadCommand as error:
+            if command is None:
+                self.node.tally.commands[""] += 1
             self._refuse(error, error.id)
             connection.mistakes += 1
             if connection.mistakes >= BAD_COMMANDS_IN_A_ROW:
@@ -124,6 +133,7 @@ class Session:
         for subscription in (subscriptions or {}).values():
             self.node.unsubscribe(subscription)
         self.node.forget(self)
+        self.node.tally.close(code)
         log.debug("session closed", session=self.id, peer=self.peer, code=code, reason=reason)
 
     # What operators ask.
@@ -246,6 +256,9 @@ class Session:
             raise
         if self.inflight >= self.node.limits.max_inflight:
             self.connection.pause()
+        elif self.node.tight:
+            self.connection.pause()
+            asyncio.get_running_loop().call_later(SLOW, self.connection.resume)
 
     def _published(self, id: int | str | None, event: Event, position: Position) -> None:
         receivers, queued, dropped = event.receipt
@@ -265,6 +278,7 @@ class Session:
             self.connection.answer(messages.encode_ok(id, **fields))
 
     def _refuse(self, error: CommandError, id: int | str | None) -> None:
+        self.node.tally.errors[error.code] += 1
         self.connection.answer(messages.encode_error(id, error.code, error.message, error.retry_after_ms))
 
 

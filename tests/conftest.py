@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 
 import uvloop
+
+# Brokers that tests start have no admin listener, unless they are told to: they would all take the same port.
+os.environ["WSBROKER_SERVER__ADMIN"] = ""
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -54,7 +54,7 @@ async def start(
         *(sys.executable, "-m", "broker", *arguments),
         cwd=ROOT,
         # With warnings on, something left unclosed shows up in standard error.
-        env={**ours, "PYTHONWARNINGS": "default", **(environ or {})},
+        env={**ours, "WSBROKER_SERVER__ADMIN": "", "PYTHONWARNINGS": "default", **(environ or {})},
         stdin=stdin,
         stdout=stdout,
         stderr=PIPE,

@@ -330,11 +330,12 @@ class TestContradictions:
 
 class TestChecks:
     def test_each_wrong_address_is_named(self) -> None:
-        assert problems(flags={"server.listen": ["nonsense", "127.0.0.1:1", "127.0.0.1:1", "systemd"]}) == [
+        assert problems(flags={"server.listen": ["nonsense", "127.0.0.1:1", "127.0.0.1:1", "systemd:ws"]}) == [
             "server.listen (command line): 127.0.0.1:1 is listed twice",
             "server.listen (command line): `nonsense` is no address: "
-            "it must be host:port, [v6]:port or unix:/path, the port 0 to 65535",
-            "server.listen (command line): `systemd` (sockets that systemd passes) is not supported yet",
+            "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
+            "server.listen (command line): `systemd:ws` is no address: "
+            "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
         ]
 
     @pytest.mark.parametrize("path", ["/", "/ws", "/a/b-c_d.e~f", "/%C3%A9"])
@@ -394,6 +395,7 @@ class TestParseAddress:
             ("[fe80::1%eth0]:80", Address("fe80::1%eth0", 80)),
             ("unix:/run/wsbroker/ws.sock", Address(path="/run/wsbroker/ws.sock")),
             ("unix:/a:1", Address(path="/a:1")),
+            ("systemd", Address(systemd=True)),
         ],
     )
     def test_reads_and_writes(self, text: str, address: Address) -> None:
@@ -422,7 +424,6 @@ class TestParseAddress:
             ("unix:run/x", "absolute path"),
             ("unix:/" + "x" * 107, "at most 107 bytes"),
             ("unix:/a\0b", "absolute path"),
-            ("systemd", "is not supported yet"),
         ],
     )
     def test_refuses(self, text: str, why: str) -> None:

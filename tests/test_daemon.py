@@ -3,139 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import re
 import resource
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from websockets.asyncio.client import connect, unix_connect
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-from broker.daemon import StandardError
 from tests.fixtures_certificates import make_pair, trusting
 from tests.fixtures_command import start, wsbroker
+from tests.fixtures_daemon import TIMEOUT, Daemon, launched, mute, serving
 from tests.net.house import until
 
-TIMEOUT = 30.0
-"""Seconds after which a test that waits has failed."""
+
+async def ask(client: ClientConnection, op: str, **fields: Any) -> dict[str, Any]:
+    """The next message after a command."""
+    await client.send(json.dumps({"op": op, "id": 1, **fields}))
+    answer: dict[str, Any] = json.loads(await asyncio.wait_for(client.recv(), TIMEOUT))
+    return answer
 
 
-class Daemon:
-    """A broker in a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.log: list[str] = []
-        self.addresses: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"ws://{self.addresses[0]}/"
-
-    async def line(self) -> str:
-        """The next line of the log; empty once there will be no more."""
-        assert self.process.stderr is not None
-        line = (await asyncio.wait_for(self.process.stderr.readline(), TIMEOUT)).decode()
-        self.log.append(line)
-        return line
-
-    async def until(self, text: str) -> str:
-        """The first line from here on that holds `text`."""
-        while line := await self.line():
-            if text in line:
-                return line
-        raise AssertionError(f"{text!r} was not logged, but:\n{''.join(self.log)}")
-
-    async def started(self) -> None:
-        while "listening on" in (line := await self.until("")):
-            self.addresses.append(line.split("listening on ")[1].split()[0])
-        assert "ready" in line, line
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    async def ended(self) -> int:
-        """The exit status. What was still logged is in `log`."""
-        while await self.line():
-            pass
-        return await asyncio.wait_for(self.process.wait(), TIMEOUT)
-
-    @property
-    def said(self) -> str:
-        return "".join(self.log)
-
-
-@asynccontextmanager
-async def launched(
-    *arguments: str,
-    config: str = "",
-    folder: Path | None = None,
-    before: Callable[[], None] | None = None,
-    **environment: str,
-) -> AsyncIterator[Daemon]:
-    """`wsbroker serve` with these arguments."""
-    command = [sys.executable, "-m", "broker", "serve", *arguments]
-    if folder is not None:
-        file = folder / "wsbroker.toml"
-        file.write_text(config)
-        command += ["--config", str(file)]
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        preexec_fn=before,
-        env={**os.environ, "PYTHONWARNINGS": "error", **environment},
-    )
+async def farewell(client: ClientConnection) -> dict[str, Any]:
+    """The last message before the broker closes with 1001."""
+    last: dict[str, Any] = {"op": "bye", "retry_after_ms": 0}
     try:
-        yield Daemon(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        assert process.stdout is not None
-        assert await process.stdout.read() == b""
-        await process.wait()
+        while True:
+            last = json.loads(await asyncio.wait_for(client.recv(), TIMEOUT))
+    except ConnectionClosed as closed:
+        assert closed.rcvd is not None
+        assert closed.rcvd.code == 1001
+    return last
 
 
-@asynccontextmanager
-async def serving(*arguments: str, folder: Path | None = None, config: str = "") -> AsyncIterator[Daemon]:
-    """A broker that has started."""
-    given = arguments or ("--listen", "127.0.0.1:0")
-    async with launched(*given, folder=folder, config=config) as daemon:
-        await daemon.started()
-        yield daemon
-
-
-@asynccontextmanager
-async def mute(address: str) -> AsyncIterator[None]:
-    """A client that is connected and answers nothing, a close frame included."""
+async def health(address: str) -> int:
+    """The status of /healthz."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(
-        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
-    await reader.readuntil(b"\r\n\r\n")
-    try:
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return int(line.split()[1])
+
+
+@asynccontextmanager
+async def mute_at(daemon: Daemon) -> AsyncIterator[None]:
+    await daemon.started()
+    async with mute(daemon.addresses[0]):
         yield
-    finally:
-        writer.close()
-        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
-
-
-def is_served(path: Path) -> bool:
-    """Whether somebody listens on a Unix socket; its file is there a little earlier."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        return sock.connect_ex(str(path)) == 0
 
 
 @pytest.fixture
@@ -250,175 +173,6 @@ async def test_it_takes_as_many_descriptors_as_it_may() -> None:
         assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (min(hard, 1 << 20), hard)
 
 
-async def test_without_standard_error_it_serves_and_no_client_gets_the_log(tmp_path: Path) -> None:
-    path = tmp_path / "broker.sock"
-    command = f'exec "{sys.executable}" -m broker serve --listen unix:{path} --log-level debug 0<&- 1>&- 2>&-'
-    process = await asyncio.create_subprocess_shell(command)
-    try:
-        await until(lambda: is_served(path))
-        async with unix_connect(str(path)) as client:
-            assert json.loads(await client.recv())["op"] == "welcome"
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def test_a_log_that_nobody_reads_any_more_does_not_stop_it() -> None:
-    async with launched("--listen", "127.0.0.1:0", "--log-level", "debug") as daemon:
-        await daemon.started()
-        pipe = daemon.process._transport.get_pipe_transport(2)  # type: ignore[attr-defined]
-        pipe.close()
-        async with connect(daemon.url) as client:
-            assert json.loads(await client.recv())["op"] == "welcome"
-        daemon.signal(signal.SIGTERM)
-        assert await asyncio.wait_for(daemon.process.wait(), TIMEOUT) == 0
-
-
-UNREAD = """
-import sys
-from broker.config import Log
-from broker.daemon import log, set_up_log
-
-set_up_log(Log(format=FORMAT, level="error"))
-for step in sys.stdin:
-    for number in range(int(step)):
-        log.error("x" * SIZE, number=number)
-    print("done", flush=True)
-"""
-
-
-@pytest.mark.parametrize("form", ["text", "json"])
-@pytest.mark.parametrize("size", [50, 100_000])
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-async def test_a_log_that_is_not_read_drops_lines_and_says_how_many(form: str, size: int, kind: str) -> None:
-    program = UNREAD.replace("FORMAT", repr(form)).replace("SIZE", str(size))
-    # Both ends stay open here, and nobody reads.
-    ours, its = os.pipe() if kind == "pipe" else (end.detach() for end in socket.socketpair())
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=its
-    )
-
-    async def write(count: int) -> None:
-        """Have it log so many lines, which must not block."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"%d\n" % count)
-        assert await asyncio.wait_for(process.stdout.readline(), TIMEOUT) == b"done\n"
-
-    def read() -> str:
-        """All that is there."""
-        found = b""
-        with contextlib.suppress(BlockingIOError):
-            while piece := os.read(ours, 1 << 20):
-                found += piece
-        return found.decode()
-
-    try:
-        os.set_blocking(ours, False)
-        await write(10_000)
-        assert os.get_blocking(its)
-        first = read()
-        await write(2)
-        second = read()
-    finally:
-        process.kill()
-        await process.communicate()
-        os.close(ours)
-        os.close(its)
-
-    whole = [line for line in first.splitlines(keepends=True) if "number" in line and line.endswith("\n")]
-    torn = first[len("".join(whole)) :]
-    assert "number" not in torn
-    dropped = 10_000 - len(whole)
-    assert dropped > 0
-    # What was cut off is ended before anything else comes.
-    assert second.startswith("\n") == bool(torn)
-    note, *rest = second.strip().splitlines()
-    assert "lines of the log were dropped" in note
-    assert re.search(rf"lines['\"]?[=:]{dropped}\b", note), note
-    # As many of the new ones as there is room for, without a wait in between.
-    assert len(rest) == 2 if size == 50 else 1 <= len(rest) <= 2
-    assert rest[0].count("x") == size or size > 50
-
-
-async def test_a_broker_whose_log_is_not_read_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "broker.sock"
-    source, sink = os.pipe()
-    try:
-        with contextlib.suppress(BlockingIOError):
-            os.set_blocking(sink, False)
-            while os.write(sink, b"x" * 4096):
-                pass
-        os.set_blocking(sink, True)
-        command = [sys.executable, "-m", "broker", "serve", "--listen", f"unix:{path}"]
-        process = await asyncio.create_subprocess_exec(*command, stderr=sink)
-        try:
-            await until(lambda: is_served(path))
-            async with unix_connect(str(path)) as client:
-                assert json.loads(await client.recv())["op"] == "welcome"
-            process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), TIMEOUT) == 0
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    finally:
-        os.close(source)
-        os.close(sink)
-
-
-def test_what_is_written_in_part_is_written_on(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
-    StandardError().msg("one line of more than seven bytes")
-    monkeypatch.undo()
-    assert capfd.readouterr().err == "one line of more than seven bytes\n"
-
-
-FAULT = """
-import asyncio, logging, uvloop
-from broker.config import Log
-from broker.daemon import report_fault, set_up_log
-
-def handle(payload):
-    raise RuntimeError("a fault")
-
-async def main():
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(report_fault)
-    loop.call_soon(handle, b"the-payload")
-    await asyncio.sleep(0)
-    logging.getLogger("a.library").warning("it is %s", "late")
-
-set_up_log(Log(format=FORMAT))
-with asyncio.Runner(loop_factory=FACTORY) as runner:
-    runner.run(main())
-"""
-
-
-@pytest.mark.parametrize("factory", ["uvloop.new_event_loop", "asyncio.new_event_loop"])
-@pytest.mark.parametrize("form", ["text", "json"])
-async def test_a_fault_is_logged_with_where_it_happened_but_without_payloads(form: str, factory: str) -> None:
-    program = FAULT.replace("FORMAT", repr(form)).replace("FACTORY", factory)
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE)
-    said = (await process.communicate())[1].decode()
-    assert process.returncode == 0
-    assert "RuntimeError: a fault" in said
-    assert "in handle" in said
-    assert "the-payload" not in said
-    assert "it is late" in said
-    if form == "json":
-        fault, library = map(json.loads, said.splitlines())
-        assert fault["level"] == "error"
-        assert library["level"] == "warning"
-        assert library["logger"] == "a.library"
-
-
 # TLS
 
 
@@ -477,17 +231,182 @@ async def test_a_certificate_that_cannot_be_used_is_a_mistake_in_the_configurati
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
-async def test_a_signal_that_has_no_meaning_yet_is_logged_and_does_no_harm(number: signal.Signals) -> None:
-    async with serving() as daemon, connect(daemon.url) as client:
-        await client.recv()
-        daemon.signal(number)
-        line = await daemon.until(f"{number.name} ignored")
-        assert "warning" in line
-        assert "not supported yet" in line
-        await client.send('{"op":"ping","id":1}')
-        assert json.loads(await client.recv()) == {"op": "pong", "id": 1}
+async def test_a_reload_changes_limits_for_clients_that_are_connected(tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\nmax_subscriptions = 1\n'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            welcome = json.loads(await client.recv())
+            assert (await ask(client, "subscribe", topic="a"))["op"] == "ok"
+            assert (await ask(client, "subscribe", topic="b"))["code"] == "limit"
+            more = "max_subscriptions = 2\nmax_depth = 3\nmax_queue = 5\nmax_size = 100"
+            daemon.configure(config.replace("max_subscriptions = 1", more))
+            daemon.signal(signal.SIGHUP)
+            line = await daemon.until("reloaded")
+            for name in ("max_subscriptions", "max_depth", "max_queue", "max_size"):
+                assert f"limits.{name}" in line
+            assert (await ask(client, "subscribe", topic="b"))["op"] == "ok"
+            assert (await ask(client, "subscribe", topic="c"))["code"] == "limit"
+            await client.send('{"op":"publish","topic":"a","data":[[[1]]]}')
+            assert json.loads(await client.recv())["code"] == "bad_json"
+            # The largest message is what the client was told when it came.
+            assert welcome["max_size"] == 1048576
+            assert (await ask(client, "publish", topic="x", data="x" * 200))["op"] == "ok"
+        async with connect(daemon.url) as client:
+            welcome = json.loads(await client.recv())
+            assert (welcome["max_size"], welcome["max_queue"]) == (100, 5)
+            await client.send("x" * 200)
+            with pytest.raises(ConnectionClosed) as closed:
+                await client.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1009
+
+
+async def test_a_reload_changes_the_level_of_the_log_and_the_origins(tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        foreign = Origin("https://other.example")
+        with pytest.raises(InvalidStatus):
+            await connect(daemon.url, origin=foreign).__aenter__()
+        daemon.configure(config + 'origins = ["https://other.example"]\n[log]\nlevel = "debug"\n')
+        daemon.signal(signal.SIGHUP)
+        await daemon.until("reloaded")
+        async with connect(daemon.url, origin=foreign) as client:
+            await client.recv()
+            await daemon.until("session opened")
+            daemon.configure(config + '[log]\nlevel = "error"\n')
+            daemon.signal(signal.SIGHUP)
         daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "shutting down" not in daemon.said
+
+
+async def test_what_needs_a_restart_is_said_by_name_and_stays(tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        daemon.configure('[server]\nlisten = ["127.0.0.1:1"]\npath = "/new"\n[limits]\nmax_queue = 7')
+        daemon.signal(signal.SIGHUP)
+        assert "changed=['limits.max_queue']" in await daemon.until("reloaded")
+        assert "settings=['server.listen', 'server.path']" in await daemon.until("with a restart only")
+        async with connect(daemon.url) as client:
+            assert json.loads(await client.recv())["max_queue"] == 7
+        # Said again as long as it is so, and no longer.
+        daemon.signal(signal.SIGHUP)
+        assert "changed=[]" in await daemon.until("reloaded")
+        await daemon.until("with a restart only")
+        daemon.configure(config)
+        daemon.signal(signal.SIGHUP)
+        assert "changed=['limits.max_queue']" in await daemon.until("reloaded")
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert daemon.said.count("with a restart only") == 2
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "[limits]\nmax_sise = 5",
+        "[limits",
+        "[limits]\nmax_connections = 9999999",
+        '[server]\ncertificate = "/none"',
+        None,
+    ],
+)
+async def test_a_broken_file_leaves_everything_as_it_was(tmp_path: Path, broken: str | None) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\nmax_queue = 9\n'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        if broken is None:
+            (tmp_path / "wsbroker.toml").unlink()
+        else:
+            daemon.configure(broken)
+        daemon.signal(signal.SIGHUP)
+        line = await daemon.until("not reloaded")
+        assert "error" in line
+        assert "problem=" in line
+        async with connect(daemon.url) as client:
+            assert json.loads(await client.recv())["max_queue"] == 9
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "Traceback" not in daemon.said
+
+
+async def test_a_new_certificate_comes_with_a_reload_and_drops_nobody(tmp_path: Path) -> None:
+    pair, other = make_pair(tmp_path), make_pair(tmp_path, "other")
+    config = f'[server]\nlisten = ["127.0.0.1:0"]\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        url = f"wss://{daemon.addresses[0]}/"
+        async with connect(url, ssl=trusting(pair)) as first:
+            await first.recv()
+            # As a program does that renews certificates: the same names, with something else in them.
+            other.certificate.replace(pair.certificate)
+            daemon.signal(signal.SIGHUP)
+            assert "does not fit" in await daemon.until("not reloaded")
+            async with connect(url, ssl=first.transport.get_extra_info("sslcontext")) as second:
+                await second.recv()
+            other.key.replace(pair.key)
+            daemon.signal(signal.SIGHUP)
+            await daemon.until("reloaded")
+            async with connect(url, ssl=trusting(pair)) as second:
+                await second.recv()
+                shown = [client.transport.get_extra_info("ssl_object").getpeercert(True) for client in (first, second)]
+                assert shown[0] != shown[1]
+                assert (await ask(first, "ping"))["op"] == "pong"
+
+
+async def test_tls_does_not_come_or_go_with_a_reload(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path)
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        daemon.configure(f'{config}certificate = "{pair.certificate}"\nkey = "{pair.key}"')
+        daemon.signal(signal.SIGHUP)
+        assert "['server.certificate', 'server.key']" in await daemon.until("with a restart only")
+        async with connect(daemon.url) as client:
+            await client.recv()
+
+
+async def test_usr2_sends_everybody_away_and_the_broker_stays(tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\ndrain_timeout = 1\nreconnect_spread = 2\n'
+    async with launched(folder=tmp_path, config=config) as daemon, mute_at(daemon):
+        clients = [await connect(daemon.url) for _ in range(20)]
+        for client in clients:
+            assert json.loads(await client.recv())["op"] == "welcome"
+        daemon.signal(signal.SIGUSR2)
+        assert "connections=21" in await daemon.until("retiring")
+        # Nobody new, and a load balancer is told; the last one is served until it goes.
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(daemon.url).__aenter__()
+        assert refused.value.response.status_code == 503
+        assert await health(daemon.addresses[0]) == 503
+        byes = await asyncio.gather(*(farewell(client) for client in clients))
+        assert all(0 <= bye["retry_after_ms"] <= 2000 for bye in byes)
+        assert len({bye["retry_after_ms"] for bye in byes}) > 10
+        await daemon.until("retired")  # also whoever did not go by itself
+        daemon.signal(signal.SIGUSR2)
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert daemon.said.count("retiring") == 1
+        assert "connections=0 signal='SIGTERM'" in daemon.said
+
+
+async def test_who_is_not_yet_sent_away_is_served(tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\ndrain_timeout = 3600\n'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        clients = [await connect(daemon.url) for _ in range(3)]
+        for client in clients:
+            await client.recv()
+        daemon.signal(signal.SIGUSR2)
+        await daemon.until("retiring")
+        answers = await asyncio.gather(*(ask(client, "subscribe", topic="a") for client in clients))
+        # One of them goes first, at once; the next one would in a quarter of an hour.
+        assert sorted(answer["op"] for answer in answers) in (["bye", "ok", "ok"], ["ok", "ok", "ok"])
+        daemon.signal(signal.SIGTERM)
+        assert {(await farewell(client))["op"] for client in clients} <= {"bye"}
         assert await daemon.ended() == 0
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from broker import __version__, cli
 from broker.config import schema
+from broker.daemon import STARTS_WITH
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ROOT / "docs" / "commands.md"
@@ -93,3 +94,8 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_the_changelog_tells_of_this_version() -> None:
     assert any(heading.startswith(f"[{__version__}]") for heading in sections(ROOT / "CHANGELOG.md"))
+
+
+def test_what_takes_a_restart_is_documented() -> None:
+    text = sections(ROOT / "docs" / "configuration.md")["Reload"].partition(";")[0]
+    assert re.findall(r"`([a-z]+\.[a-z_]+)`", text) == list(STARTS_WITH)

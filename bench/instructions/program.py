@@ -15,7 +15,7 @@ from itertools import repeat
 
 from bench.instructions.cases import CASES, Case
 from broker.config import Config
-from broker.daemon import set_up_log
+from broker.log import set_up_log
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ def command(setting: Setting) -> list[str]:
     # A client that stands still answers no ping, and would be gone before a long run has ended.
     limits = [] if setting.pings else ["[limits]", "ping_interval = 0"]
     config.write_text("".join(f"{line}\n" for line in ["[server]", *_features(setting), *limits]))
-    serve = [sys.executable, "-m", "broker", "serve", "--config", str(config)]
+    serve = [sys.executable, "-m", "broker", "serve", "--config", str(config), "--admin", ""]
     return [*serve, "--listen", setting.address, "--log-level", "warning"]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -18,6 +20,8 @@ import structlog
 from broker.config import Config
 from broker.errors import ConfigError
 from broker.net.origin import Origins
+from broker.net.proxy import Proxies
+from broker.tally import Tally
 
 if TYPE_CHECKING:
     from broker.net.handshake import Handshake
@@ -48,6 +52,10 @@ class Node(Protocol):
     def draining(self) -> bool:
         """Whether the broker is shutting down."""
 
+    @property
+    def tally(self) -> Tally:
+        """Where it is counted."""
+
     def connect(
         self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str, window_bits: int = 0
     ) -> None:
@@ -76,7 +84,8 @@ class Room(msgspec.Struct, frozen=True):
         clients.
         """
         extra = min(max(files // 16, 16), 1024)
-        most = files - RESERVE - extra
+        # With few there is less to be reserved for: 32 are enough for some clients.
+        most = files - min(RESERVE, max(32, files * 3 // 8)) - extra
         wanted = most if max_connections is None else max_connections
         if most < 1:
             problem = f"limits.max_connections: a limit of {files} open files leaves none for clients"
@@ -95,14 +104,20 @@ class Gate:
         self.path = config.server.path
         self.compression = config.server.compression
         self.origins = Origins(config.server.origins)
+        self.proxies = Proxies(config.server.trusted_proxies)
         self.room = room
         self.closing = False
         self.refused: dict[int, int] = {}
         """How many were refused, by HTTP status; 0 stands for those that were closed without an answer."""
+        self.reasons: Counter[str] = Counter()
+        """The same by reason, which tells full from draining."""
+        self.tight = False
+        """Whether the process takes up as much memory as it may: nobody new is let in then."""
         self._loop = loop
         self.open_timeout = config.limits.open_timeout
         self._spread = config.limits.reconnect_spread
         # Both are in the order of their deadlines, since each group has one time limit for all of its members.
+        self.tally = node.tally
         self._opening: dict[Handshake, float] = {}
         self._lingering: dict[Handshake, float] = {}
         self._admitted = 0
@@ -111,6 +126,16 @@ class Gate:
         self._empty: asyncio.Future[None] | None = None
         self._warned = -WARN_EVERY
         self._turned_away = 0
+
+    def reconfigure(self, config: Config, room: Room) -> None:
+        """Go by these limits and origins from now on. Who is in already stays."""
+        self.compression = config.server.compression
+        self.origins = Origins(config.server.origins)
+        self.proxies = Proxies(config.server.trusted_proxies)
+        self.room = room
+        self.open_timeout = config.limits.open_timeout
+        self._spread = config.limits.reconnect_spread
+        self._tick = min(self.open_timeout, LINGER) / 4
 
     @property
     def connections(self) -> int:
@@ -129,8 +154,9 @@ class Gate:
         """
         if not self.admit(handshake) and not self._has_extra():
             self._turn_away()
-            self.count(0)
+            self.count(0, "full")
             return False
+        handshake.began = time.monotonic()  # the loop's own clock has milliseconds
         self._opening[handshake] = self._loop.time() + self.open_timeout
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._tick, self._sweep)
@@ -141,7 +167,7 @@ class Gate:
 
         Asked again when its request is complete, for a place may have become free.
         """
-        if not handshake.admitted and self.node.connections + self._admitted < self.room.connections:
+        if not handshake.admitted and not self.tight and self.node.connections + self._admitted < self.room.connections:
             handshake.admitted = True
             self._admitted += 1
         return handshake.admitted
@@ -153,6 +179,11 @@ class Gate:
         self._dismiss(handshake)
         if self._empty is not None and not self._opening and not self._lingering and not self._empty.done():
             self._empty.set_result(None)
+
+    def let_in(self, handshake: Handshake) -> None:
+        """Take note that this handshake has ended well: the node counts the connection from here on."""
+        self.tally.handshakes.observe(time.monotonic() - handshake.began)
+        self.leave(handshake)
 
     def linger(self, handshake: Handshake) -> bool:
         """Take note that this handshake was refused.
@@ -170,8 +201,9 @@ class Gate:
         """Seconds for the header Retry-After: not the same for all, so that they do not all come back at once."""
         return 1 + int(random.random() * self._spread)
 
-    def count(self, status: int) -> None:
+    def count(self, status: int, reason: str) -> None:
         """Count a refusal with this HTTP status."""
+        self.reasons[reason] += 1
         self.refused[status] = self.refused.get(status, 0) + 1
 
     def full(self) -> None:

@@ -70,6 +70,17 @@ PROTOCOL_V1 = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode()
 MALFORMED = (ValueError, EOFError, NotImplementedError)
 """What websockets raises for a request that it cannot read."""
 
+REASONS = {
+    200: "",
+    400: "malformed",
+    401: "token",
+    403: "origin",
+    404: "path",
+    426: "no_websocket",
+    431: "too_long",
+}
+"""What refusals are counted by."""
+
 NONE: Mapping[str, str] = {}
 UPGRADE: Mapping[str, str] = {"Upgrade": "websocket"}
 
@@ -82,14 +93,18 @@ class Handshake(asyncio.Protocol):
     `loopback` says that its listener is reached from this machine only, `unix` that it is a Unix socket.
     """
 
-    __slots__ = ("_gate", "_head", "_loopback", "_transport", "_unix", "admitted")
+    __slots__ = ("_client", "_gate", "_head", "_loopback", "_transport", "_unix", "admitted", "began")
 
     def __init__(self, gate: Gate, loopback: bool = False, unix: bool = False) -> None:
         self.admitted = False
         """Whether there is room for this connection; the gate's own."""
+        self.began = 0.0
+        """When it was accepted; the gate's own."""
         self._gate = gate
         self._loopback = loopback
         self._unix = unix
+        # The client's address as a proxy that is believed has given it.
+        self._client: str | None = None
         # What came of the head so far; None once there is nothing to be read any more, only to be thrown away.
         self._head: bytes | bytearray | None = b""
         self._transport: asyncio.Transport | None = None
@@ -133,7 +148,7 @@ class Handshake(asyncio.Protocol):
     def expire(self) -> None:
         """End it: the time for the opening, or for reading the answer, is up."""
         if self._head is not None:
-            self._gate.count(0)
+            self._gate.count(0, "slow")
             log.debug("too slow", peer=self._peer())
         self._gate.leave(self)
         if self._transport is not None:
@@ -146,6 +161,8 @@ class Handshake(asyncio.Protocol):
     def _take(self, head: bytes, rest: bytes) -> None:
         gate = self._gate
         request = parse(head)
+        if forwarded := request.headers.get_all("X-Forwarded-For"):
+            self._client = gate.proxies.client(self._host(), forwarded)
         hosts = request.headers.get_all("Host")
         check_host(hosts, request.protocol)
         path = path_of(request.path)
@@ -159,7 +176,10 @@ class Handshake(asyncio.Protocol):
             raise draining(gate)
         if not gate.admit(self):
             gate.full()
-            raise Answer(503, "the broker is full", {"Retry-After": str(gate.retry_after())})
+            text, reason = (
+                ("the broker is full", "full") if not gate.tight else ("the broker is out of memory", "memory")
+            )
+            raise Answer(503, text, {"Retry-After": str(gate.retry_after())}, reason)
         greeting, window_bits = greet(request, NEGOTIATION_WITH_COMPRESSION if gate.compression else NEGOTIATION)
         origins = request.headers.get_all("Origin")
         if origins and not gate.origins.allow(origins[0], hosts[0], loopback=self._loopback):
@@ -169,8 +189,7 @@ class Handshake(asyncio.Protocol):
         peer = self._peer()
         self._head = None
         self._transport = None
-        # From here on the node counts the connection, and the gate no longer.
-        gate.leave(self)
+        gate.let_in(self)
         gate.node.connect(transport, greeting, rest, peer, window_bits)
 
     def _send(self, answer: Answer) -> None:
@@ -179,7 +198,7 @@ class Handshake(asyncio.Protocol):
         bodiless = self._head is not None and self._head[:5] == b"HEAD "
         self._head = None
         if answer.status >= 400:
-            self._gate.count(answer.status)
+            self._gate.count(answer.status, answer.reason)
             log.debug("refused", status=answer.status, why=answer.text, peer=self._peer())
         lingers = self._gate.linger(self)
         transport.write(answer.serialize(bodiless=bodiless))
@@ -194,9 +213,16 @@ class Handshake(asyncio.Protocol):
         else:
             transport.close()
 
+    def _host(self) -> str | None:
+        """The IP address of whoever is connected; None for a Unix socket."""
+        name = None if self._unix or self._transport is None else self._transport.get_extra_info("peername")
+        return None if name is None else str(name[0])
+
     def _peer(self) -> str:
         # Asked for the name of a Unix socket's peer, uvloop would make a socket object and keep it as long as the
         # connection.
+        if self._client is not None:
+            return self._client
         if self._unix:
             return "unix:"
         name = self._transport.get_extra_info("peername") if self._transport is not None else None
@@ -244,7 +270,7 @@ class SecureHandshake(Handshake):
                 lambda: self, sock, ssl=context, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=LINGER
             )
         except OSError as exc:  # ssl.SSLError is one
-            self._gate.count(0)
+            self._gate.count(0, "tls")
             log.debug("no TLS", reason=getattr(exc, "reason", None) or str(exc))
         finally:
             self._securing = None
@@ -281,11 +307,13 @@ once for all, and a connection holds nothing."""
 class Answer(Exception):  # noqa: N818 -- no error, but the end of the handshake
     """An HTTP answer in place of the upgrade; the connection ends with it. `text` is for people."""
 
-    def __init__(self, status: int, text: str, headers: Mapping[str, str] = NONE) -> None:
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] = NONE, reason: str = "") -> None:
         super().__init__(status)
         self.status = status
         self.text = text
         self.headers = headers
+        self.reason = reason or REASONS[status]
+        """By which it is counted."""
 
     def serialize(self, *, bodiless: bool) -> bytes:
         """Give the bytes of the answer; `bodiless` for a HEAD request (RFC 9110, section 9.3.2)."""
@@ -407,4 +435,4 @@ def wrong(exc: InvalidHandshake) -> Answer:
 
 
 def draining(gate: Gate) -> Answer:
-    return Answer(503, "the broker is shutting down", {"Retry-After": str(gate.retry_after())})
+    return Answer(503, "the broker is shutting down", {"Retry-After": str(gate.retry_after())}, "draining")

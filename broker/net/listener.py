@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import errno
 import ipaddress
@@ -10,6 +11,7 @@ import select
 import socket
 import stat
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -50,19 +52,35 @@ class CannotListenError(Exception):
     """An address cannot be listened on; the text names it and says why."""
 
 
-class Listener:
-    """One address. A name may stand for several sockets, one for each IP address that it has."""
+class Accepting(Protocol):
+    """A bound socket that connections come in by."""
 
-    def __init__(self, gate: Gate, *, notsent_lowat: int = 0, tls: Tls | None = None) -> None:
+    @property
+    def address(self) -> Address:
+        """What it is bound to."""
+
+    async def open(self) -> None:
+        """Accept from now on. Raises OSError."""
+
+    def close(self) -> None:
+        """Accept no more. Idempotent."""
+
+
+class Port(abc.ABC):
+    """One address of the configuration. A name may stand for several sockets, one for each IP address that it has."""
+
+    def __init__(self, *, notsent_lowat: int = 0) -> None:
         """`notsent_lowat` (bytes, 0: the kernel's own) is set here because accepted TCP sockets inherit it, which
-        saves a system call. With `tls`, clients on TCP have to speak TLS."""
+        saves a system call."""
         self.addresses: list[str] = []
         """What is really listened on, as clients would write it: with the port that the system chose for port 0."""
-        self._gate = gate
         self._notsent_lowat = notsent_lowat
-        self._tls = tls
-        self._entrances: list[Entrance | SecureEntrance] = []
+        self._entrances: list[Accepting] = []
         self._file: tuple[Path, int] | None = None
+
+    @abc.abstractmethod
+    def _entrance(self, sock: socket.socket) -> Accepting:
+        """Make what accepts on a bound socket."""
 
     async def open(self, address: Address) -> None:
         """Bind, and accept from now on. Raises CannotListenError; nothing is left open then."""
@@ -79,6 +97,24 @@ class Listener:
             self.close()
             raise
 
+    async def adopt(self, sock: socket.socket, name: str) -> None:
+        """Accept on a socket that somebody else has bound, and called `name`. It is listened on there too: who comes
+        after `close` waits for the next broker.
+
+        Raises CannotListenError.
+        """
+        try:
+            if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: it is not one that listens")
+            if self._notsent_lowat and sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat)
+            self._entrances = [self._entrance(sock)]
+            await self._entrances[0].open()
+        except OSError as exc:
+            self.close()
+            raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: {why(exc)}") from exc
+        self.addresses.append(str(self._entrances[0].address))
+
     def close(self) -> None:
         """Accept no more, and remove the file of a Unix socket. What was accepted goes on. Idempotent."""
         for entrance in self._entrances:
@@ -89,11 +125,6 @@ class Listener:
             # Another broker may have taken the path over.
             if path.exists() and path.stat().st_ino == inode:
                 path.unlink()
-
-    def _entrance(self, sock: socket.socket) -> Entrance | SecureEntrance:
-        if self._tls is None or sock.family == socket.AF_UNIX:
-            return Entrance(self._gate, sock)
-        return SecureEntrance(self._gate, sock, self._tls)
 
     async def _bind_tcp(self, address: Address) -> list[socket.socket]:
         loop = asyncio.get_running_loop()
@@ -142,6 +173,20 @@ class Listener:
             os.umask(umask)
         self._file = path, path.stat().st_ino
         return sock
+
+
+class Listener(Port):
+    """One address for clients. With `tls`, those on TCP have to speak TLS."""
+
+    def __init__(self, gate: Gate, *, notsent_lowat: int = 0, tls: Tls | None = None) -> None:
+        super().__init__(notsent_lowat=notsent_lowat)
+        self._gate = gate
+        self._tls = tls
+
+    def _entrance(self, sock: socket.socket) -> Accepting:
+        if self._tls is None or sock.family == socket.AF_UNIX:
+            return Entrance(self._gate, sock)
+        return SecureEntrance(self._gate, sock, self._tls)
 
 
 class Entrance:

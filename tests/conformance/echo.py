@@ -11,6 +11,7 @@ from broker._speedups import Audience, Connection, Filter, Reactor, Subscription
 from broker.config import Address, Config, Limits, Server
 from broker.net.gate import Gate, Room
 from broker.net.listener import Listener
+from broker.tally import Tally
 
 TEXT, BINARY = 1, 2
 
@@ -55,6 +56,7 @@ class EchoNode:
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor
+        self.tally = Tally()
 
     @property
     def connections(self) -> int:

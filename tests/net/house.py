@@ -12,6 +12,7 @@ from broker.config import Config, Limits, Server, parse_address
 from broker.net.gate import Gate, Room
 from broker.net.listener import Listener
 from broker.net.tls import Tls
+from broker.tally import Tally
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 """The key of the example in RFC 6455, section 1.3."""
@@ -59,6 +60,7 @@ class Node:
 
     def __init__(self) -> None:
         self.draining = False
+        self.tally = Tally()
         self.taken: list[Taken] = []
         self.established: list[Connection] = []
         self.heard = asyncio.Event()

@@ -26,8 +26,12 @@ def test_a_bound_that_there_are_no_descriptors_for_is_a_mistake() -> None:
         Room.of(1024, most + 1)
 
 
+def test_few_files_are_enough_for_some_clients() -> None:
+    assert Room.of(64, None) == Room(connections=16, extra=16)
+
+
 def test_a_limit_that_leaves_nothing_for_clients_is_a_mistake() -> None:
-    with pytest.raises(ConfigError, match=r"limits\.max_connections.*64 open files"):
-        Room.of(64, None)
-    with pytest.raises(ConfigError, match=r"limits\.max_connections.*64 open files"):
-        Room.of(64, 1)
+    with pytest.raises(ConfigError, match=r"limits\.max_connections.*48 open files"):
+        Room.of(48, None)
+    with pytest.raises(ConfigError, match=r"limits\.max_connections.*48 open files"):
+        Room.of(48, 1)

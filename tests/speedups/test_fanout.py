@@ -109,7 +109,7 @@ def test_the_counters_count_deliveries_and_bytes(world: World) -> None:
     for client in clients:
         client.transport.drain(None)
     assert world.reactor.published == 7
-    assert world.reactor.delivered + sum(world.reactor.dropped_by_policy.values()) == 3 * 7
+    assert world.reactor.delivered + sum(world.reactor.losses.values()) == 3 * 7
     assert world.reactor.bytes_out == sum(len(client.transport.received) for client in clients)
 
 

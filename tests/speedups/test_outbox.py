@@ -296,7 +296,7 @@ def test_what_is_lost_is_counted_where_it_would_have_stood(
     world.turn()
     assert interest.native.queued == 3
     assert interest.native.dropped == 3
-    assert world.reactor.dropped_by_policy[overflow] == 3
+    assert world.reactor.losses[overflow, "overflow"] == 3
     assert catch_up(world, client) == [first, *(numbers[item] if isinstance(item, int) else item for item in read)]
     assert not interest.native.behind
 

@@ -1,0 +1,184 @@
+"""Plain HTTP for operators and their programs: health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from broker.net.listener import BACKLOG, PAUSE, Accepting, Port, named, why
+
+MOST: Final = 64
+"""Connections at one time; whoever comes beyond is closed. There are a few probes and a Prometheus or two."""
+
+SPARE: Final = 4
+"""Descriptors that are kept for times when there are no others."""
+
+KEEP_ALIVE: Final = 5.0
+"""Seconds that a connection without a request is kept."""
+
+log = structlog.get_logger(__name__)
+
+
+class Admin:
+    """The admin listener.
+
+    `unready` says why the broker takes no clients, or None if it does.
+    """
+
+    def __init__(self, registry: CollectorRegistry, unready: Callable[[], str | None]) -> None:
+        self._registry = registry
+        self._unready = unready
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/livez", self._livez),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        app.on_response_prepare.append(_name_server)
+        self._runner = web.AppRunner(
+            app, handle_signals=False, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=1.0
+        )
+        self._spare: list[int] = []
+        self._serving: set[asyncio.Task[None]] = set()
+        self._refilling: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Get ready to serve."""
+        await self._runner.setup()
+        self._refill()
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        if self._refilling is not None:
+            self._refilling.cancel()
+        for task in self._serving:
+            task.cancel()
+        await self._runner.cleanup()
+        while self._spare:
+            os.close(self._spare.pop())
+
+    def take(self, sock: socket.socket) -> None:
+        """Serve an accepted connection."""
+        server = self._runner.server
+        if server is None or len(server.connections) + len(self._serving) >= MOST:
+            sock.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._take(sock))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    def give_up_one(self) -> bool:
+        """Give a descriptor back to the system. False if there is none to spare."""
+        if not self._spare:
+            return False
+        os.close(self._spare.pop())
+        if self._refilling is None:
+            self._refilling = asyncio.get_running_loop().call_later(PAUSE, self._refill)
+        return True
+
+    async def _take(self, sock: socket.socket) -> None:
+        server = self._runner.server
+        assert server is not None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(server, sock)
+        except OSError as exc:
+            log.debug("admin connection lost", reason=why(exc))
+            sock.close()
+
+    def _refill(self) -> None:
+        self._refilling = None
+        try:
+            while len(self._spare) < SPARE:
+                self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            self._refilling = asyncio.get_running_loop().call_later(PAUSE, self._refill)
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"}, headers=NOT_KEPT)
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        reason = self._unready()
+        if reason is None:
+            return web.json_response({"status": "ready"}, headers=NOT_KEPT)
+        return web.json_response({"status": "not ready", "reason": reason}, status=503, headers=NOT_KEPT)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={**NOT_KEPT, "Content-Type": content_type})
+
+
+async def _name_server(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "wsbroker"  # and not the versions of everything
+
+
+NOT_KEPT: Final = {"Cache-Control": "no-store"}
+
+
+class AdminPort(Port):
+    """One address of the admin listener."""
+
+    def __init__(self, admin: Admin) -> None:
+        super().__init__()
+        self._admin = admin
+
+    def _entrance(self, sock: socket.socket) -> Accepting:
+        return AdminEntrance(self._admin, sock)
+
+
+class AdminEntrance:
+    """A bound socket that accepts also when the process has no descriptors left: there are some to spare."""
+
+    def __init__(self, admin: Admin, sock: socket.socket) -> None:
+        self.address = named(sock)
+        self._admin = admin
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        """Accept from now on. Raises OSError."""
+        self._sock.listen(BACKLOG)
+        self._sock.setblocking(False)
+        self._go_on()
+
+    def close(self) -> None:
+        """Accept no more. Idempotent."""
+        if self._sock.fileno() < 0:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._sock, self._accept)
+
+    def _accept(self) -> None:
+        # One at a time: without descriptors the system says so before it looks whether anybody is waiting.
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE) and self._admin.give_up_one():
+                    continue
+                log.warning("cannot accept", address=str(self.address), reason=why(exc))
+                self._loop.remove_reader(self._sock)
+                self._pause = self._loop.call_later(PAUSE, self._go_on)
+                return
+            sock.setblocking(False)
+            self._admin.take(sock)
+            return

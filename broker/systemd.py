@@ -1,0 +1,90 @@
+"""What the broker and systemd tell each other: sockets that are passed (sd_listen_fds(3)), and how it goes
+(sd_notify(3)). Both are a few environment variables, one of which names a datagram socket; started otherwise, all of
+this does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+from typing import Final
+
+FIRST: Final = 3
+"""SD_LISTEN_FDS_START: passed sockets are 3, 4, 5 …"""
+
+
+class Systemd:
+    """The service manager that has started this process, if one has.
+
+    Takes its variables out of `environ`, since they are not meant for children. Make one early: what is passed must
+    be taken before anything else is opened.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        given = {name: environ.pop(name, "") for name in VARIABLES}
+        self.sockets = _passed(given)
+        """The listening sockets that were passed, by the names that their units give them."""
+        self._address = given["NOTIFY_SOCKET"]
+        self._notify: socket.socket | None = None
+        self.watchdog = 0.0
+        """Seconds within which the broker has to say that it lives; 0 if nobody watches."""
+        if given["WATCHDOG_USEC"].isdigit() and given["WATCHDOG_PID"] in ("", str(os.getpid())):
+            self.watchdog = int(given["WATCHDOG_USEC"]) / 1e6
+        if self._address.startswith(("/", "@")):
+            # Kept open, so that it also works when no descriptors are left.
+            self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._notify.setblocking(False)
+
+    @property
+    def listens(self) -> bool:
+        """Whether anybody takes notice of `notify`."""
+        return self._notify is not None
+
+    def notify(self, *lines: str) -> None:
+        """Tell how it goes, as `READY=1` and `STATUS=…`. What cannot be delivered at once is not delivered."""
+        if self._notify is None:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with contextlib.suppress(OSError):
+            self._notify.sendto("\n".join(lines).encode(), address)
+
+    def close(self) -> None:
+        """Tell nothing more."""
+        if self._notify is not None:
+            self._notify.close()
+            self._notify = None
+
+
+def status(text: str) -> str:
+    """What `systemctl status` is to show."""
+    return "STATUS=" + text.replace("\n", " ")
+
+
+def reloading() -> str:
+    """Say that the configuration is being read, and when it began: systemd tells this READY=1 from an earlier one."""
+    return f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
+
+
+def extend(seconds: float) -> str:
+    """Ask for more time, counted from now."""
+    return f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"
+
+
+VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
+
+
+def _passed(given: dict[str, str]) -> list[tuple[str, socket.socket]]:
+    """Take over what was passed, each with its name; `unknown` is systemd's own word for none."""
+    if given["LISTEN_PID"] != str(os.getpid()) or not given["LISTEN_FDS"].isdigit():
+        return []
+    count = int(given["LISTEN_FDS"])
+    names = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else []
+    names += ["unknown"] * (count - len(names))
+    passed = []
+    for number, name in zip(range(FIRST, FIRST + count), names, strict=False):
+        os.set_inheritable(number, False)
+        passed.append((name, socket.socket(fileno=number)))
+    return passed

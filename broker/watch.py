@@ -1,0 +1,180 @@
+"""How the broker is: whether its event loop turns, how much memory it takes up, how many descriptors it has left.
+
+A tick on the loop measures how late it comes. While it does not come, a thread looks where the loop is stuck: it can
+run during a call that waits, and between two steps of Python, but not in the middle of the native code, which therefore
+measures its own walks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+import structlog
+
+from broker._speedups import Reactor
+from broker.tally import Histogram
+
+TICK: Final = 0.25
+"""Seconds between two looks."""
+
+LATE: Final = 0.5
+"""So late a tick is worth a warning, in seconds."""
+
+LOOK: Final = 0.1
+"""Seconds between two looks of the thread."""
+
+WARN_EVERY: Final = 10.0
+"""Seconds between two warnings."""
+
+TIGHT: Final = 0.9
+"""From this part of the memory that it may take up on, the broker lets nobody in."""
+
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+log = structlog.get_logger(__name__)
+
+
+class Watch:
+    """The watch over one event loop.
+
+    `tight(level)` is called when the memory passes a bound: 0 all is well, 1 nobody new, 2 publishers are slowed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, tight: Callable[[int], None]) -> None:
+        self.lag = Histogram()
+        """How late the ticks came, in seconds."""
+        self.max_memory: int | None = None
+        """Bytes of memory that the process may take up."""
+        self.level = 0
+        """How short of memory the broker is, as told to `tight`."""
+        self._loop = loop
+        self._reactor = reactor
+        self._tight = tight
+        # Kept open: when it matters most there may be no descriptor for it.
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._due = 0.0
+        self._cpu = 0.0
+        self._delivered = 0
+        self._where: str | None = None
+        self._warned = -WARN_EVERY
+        self._timer: asyncio.TimerHandle | None = None
+        self._stop = threading.Event()
+        self._main = threading.get_ident()
+        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch the loop that runs in this thread."""
+        self._set()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._stop.set()
+        self._thread.join()
+        os.close(self._statm)
+
+    @property
+    def memory(self) -> int:
+        """Resident memory of the process, in bytes (proc(5), statm)."""
+        return int(os.pread(self._statm, 256, 0).split()[1]) * PAGE
+
+    def _set(self) -> None:
+        self._due = self._loop.time() + TICK
+        self._cpu = time.process_time()
+        self._delivered = self._reactor.delivered
+        self._reactor.longest_write = 0.0
+        self._where = None
+        self._timer = self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        late = now - self._due
+        self.lag.observe(max(late, 0.0))
+        if late > LATE and now - self._warned >= WARN_EVERY:
+            self._warned = now
+            log.warning("the event loop stood still", seconds=round(late, 3), **self._culprit(late))
+        self._weigh()
+        self._set()
+
+    def _culprit(self, late: float) -> dict[str, Any]:
+        """Say what held the loop up, as far as can be told."""
+        if self._reactor.longest_write > late / 2:
+            return {
+                "cause": "fan-out",
+                "deliveries": self._reactor.delivered - self._delivered,
+                "writing": round(self._reactor.longest_write, 3),
+            }
+        busy = time.process_time() - self._cpu
+        if self._where is not None:
+            return {"cause": "a call that works" if busy > late / 2 else "a call that waits", "where": self._where}
+        if busy < late / 2:
+            return {"cause": "the process did not run", "cpu": round(busy, 3)}
+        return {"cause": "unknown", "cpu": round(busy, 3)}
+
+    def _weigh(self) -> None:
+        if self.max_memory is None:
+            level, memory = 0, 0
+        else:
+            memory = self.memory
+            level = (memory >= self.max_memory * TIGHT) + (memory >= self.max_memory)
+        if level == self.level:
+            return
+        say = log.warning if level > self.level else log.info
+        say(MEMORY[level], memory=memory, max_memory=self.max_memory)
+        self.level = level
+        self._tight(level)
+
+    def _look(self) -> None:
+        """In the thread: see where the loop is while its tick is late."""
+        last = time.monotonic()
+        while not self._stop.wait(LOOK):
+            now = time.monotonic()
+            # Where this thread did not run either, the whole process stood still, and where it stood says nothing.
+            ran = now - last < 2 * LOOK
+            last = now
+            if ran and self._where is None and now > self._due + LATE / 2:
+                frame = sys._current_frames().get(self._main)
+                if frame is not None:
+                    self._where = place(frame)
+
+
+MEMORY: Final = (
+    "there is memory again",
+    "memory is short: nobody new is let in",
+    "memory is used up: publishers are slowed down",
+)
+
+
+def place(frame: FrameType) -> str:
+    """Name the innermost functions of a stack, without what they were called with."""
+    names: list[str] = []
+    found: FrameType | None = frame
+    while found is not None and len(names) < 4:
+        code = found.f_code
+        names.append(f"{code.co_name} ({os.path.basename(code.co_filename)}:{found.f_lineno})")  # noqa: PTH119 -- a name
+        found = found.f_back
+    return " < ".join(names)
+
+
+def open_descriptors() -> int | None:
+    """How many files and sockets are open; None if it cannot be told, as when there are none left to look."""
+    try:
+        # Linux 6.2 and later say it here; older ones say 0, and are counted.
+        return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))  # noqa: PTH116, PTH208 -- one line
+    except OSError:
+        return None
+
+
+def most_descriptors() -> int:
+    """How many there may be."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

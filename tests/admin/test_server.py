@@ -1,0 +1,216 @@
+"""The admin listener of a real broker: it answers, whatever state the broker is in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import signal
+import socket
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from broker.config import parse_address
+from tests.fixtures_daemon import TIMEOUT, launched
+from tests.net.house import until
+from tests.test_systemd import activated, bound
+
+LOOPBACK = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+
+
+class Reply(NamedTuple):
+    """An answer of the admin listener."""
+
+    status: int
+    headers: dict[str, str]
+    body: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+async def get(address: str, path: str, method: str = "GET", **headers: str) -> Reply:
+    """Ask once, on a connection of its own."""
+    there = parse_address(address)
+    if there.path:
+        reader, writer = await asyncio.open_unix_connection(there.path)
+    else:
+        reader, writer = await asyncio.open_connection(there.host, there.port)
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", *(f"{k}: {v}" for k, v in headers.items())]
+    writer.write("\r\n".join([*lines, "", ""]).encode())
+    head, _, body = (await asyncio.wait_for(reader.read(), TIMEOUT)).decode().partition("\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    status, *found = head.split("\r\n")
+    return Reply(int(status.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in found)}, body)
+
+
+async def test_health_and_metrics() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        live = await get(daemon.admin, "/livez")
+        assert (live.status, live.json) == (200, {"status": "alive"})
+        ready = await get(daemon.admin, "/readyz")
+        assert (ready.status, ready.json) == (200, {"status": "ready"})
+        assert ready.headers["cache-control"] == "no-store"
+        assert ready.headers["server"] == "wsbroker"
+        metrics = await get(daemon.admin, "/metrics")
+        assert metrics.headers["content-type"].startswith("text/plain")
+        assert "\nwsbroker_connections 0.0\n" in metrics.body
+        modern = await get(daemon.admin, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+        assert modern.headers["content-type"].startswith("application/openmetrics-text")
+        assert modern.body.endswith("# EOF\n")
+        assert (await get(daemon.admin, "/")).status == 404
+        assert (await get(daemon.admin, "/readyz", "POST")).status == 405
+        assert (await get(daemon.admin, "/livez", "HEAD")).body == ""
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "Traceback" not in daemon.said
+
+
+async def test_it_is_not_on_the_listener_of_clients() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        for path in ("/metrics", "/readyz", "/livez"):
+            assert (await get(daemon.addresses[0], path)).status == 404
+
+
+async def test_on_a_unix_socket_and_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    async with launched("--listen", "127.0.0.1:0", "--admin", f"unix:{path}") as daemon:
+        await daemon.started()
+        assert (await get(f"unix:{path}", "/livez")).status == 200
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert not path.exists()
+    async with launched("--listen", "127.0.0.1:0", "--admin", "") as daemon:
+        await daemon.started()
+        assert daemon.admin == ""
+
+
+async def test_an_address_in_use_is_said_with_its_setting() -> None:
+    with bound() as taken:
+        port = taken.getsockname()[1]
+        async with launched("--listen", "127.0.0.1:0", "--admin", f"127.0.0.1:{port}") as daemon:
+            assert await daemon.ended() == 1
+            assert daemon.said == f"wsbroker: cannot listen on 127.0.0.1:{port}: the address is in use (server.admin)\n"
+
+
+async def test_systemd_passes_it_a_socket_by_name() -> None:
+    with bound() as ws, bound() as admin:
+        arguments = ("--listen", "systemd", "--admin", "systemd")
+        async with activated([ws, admin], *arguments, names="ws:admin") as daemon:
+            await daemon.started()
+            assert daemon.addresses == [f"127.0.0.1:{ws.getsockname()[1]}"]
+            assert daemon.admin == f"127.0.0.1:{admin.getsockname()[1]}"
+            assert (await get(daemon.admin, "/readyz")).status == 200
+        async with activated([ws], *arguments, names="ws") as daemon:
+            assert await daemon.ended() == 1
+            assert "no socket named admin" in daemon.said
+
+
+async def test_while_the_broker_is_full_it_is_not_ready() -> None:
+    few = {"WSBROKER_LIMITS__MAX_CONNECTIONS": "1"}
+    async with launched(*LOOPBACK, environ=few) as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.recv()
+            full = await get(daemon.admin, "/readyz")
+            assert (full.status, full.json) == (503, {"status": "not ready", "reason": "full"})
+            assert (await get(daemon.admin, "/livez")).status == 200
+        async with asyncio.timeout(TIMEOUT):
+            while (await get(daemon.admin, "/readyz")).status != 200:
+                pass
+
+
+async def test_while_it_drains_it_lives_and_is_not_ready() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.recv()
+            client.transport.pause_reading()
+            daemon.signal(signal.SIGTERM)
+            await daemon.until("draining")
+            assert (await get(daemon.admin, "/readyz")).json == {"status": "not ready", "reason": "draining"}
+            assert (await get(daemon.admin, "/livez")).status == 200
+            assert "\nwsbroker_draining 1.0\n" in (await get(daemon.admin, "/metrics")).body
+            client.transport.resume_reading()
+            try:
+                while True:
+                    await client.recv()
+            except ConnectionClosed:
+                pass
+        assert await daemon.ended() == 0
+
+
+async def test_retired_it_goes_on_to_say_so() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        daemon.signal(signal.SIGUSR2)
+        await daemon.until("retired")
+        assert (await get(daemon.admin, "/readyz")).json["reason"] == "retired"
+
+
+async def test_without_descriptors_it_answers() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        pid, there = daemon.process.pid, parse_address(daemon.admin)
+        # From now on the process may open nothing more: the lowest number that is free is over the limit.
+        before = descriptors(pid)
+        most = min(set(range(len(before) + 1)) - before)
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
+        idle = [socket.create_connection((there.host, there.port)) for _ in range(2)]
+        for _ in range(3):
+            assert (await get(daemon.admin, "/livez")).status == 200
+        metrics = await get(daemon.admin, "/metrics")
+        assert f"\nwsbroker_max_fds {most}.0\n" in metrics.body
+        assert (await get(daemon.admin, "/readyz")).status == 200
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+        # The spare ones are filled up again.
+        for sock in idle:
+            sock.close()
+        await until(lambda: len(descriptors(pid)) <= len(before))
+        assert len(descriptors(pid)) > len(before) - 3
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "Traceback" not in daemon.said
+
+
+def descriptors(pid: int) -> set[int]:
+    return {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+async def test_more_connections_than_probes_need_are_closed() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        there = parse_address(daemon.admin)
+        waiting = [socket.create_connection((there.host, there.port)) for _ in range(70)]
+        closed = 0
+        for sock in waiting[64:]:
+            sock.settimeout(TIMEOUT)
+            closed += sock.recv(1) == b""
+        assert closed == 6
+        for sock in waiting:
+            sock.close()
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                try:
+                    assert (await get(daemon.admin, "/livez")).status == 200
+                except (ConnectionError, ValueError, IndexError):
+                    continue
+                break
+
+
+async def test_a_stuck_client_of_it_does_not_hold_up_the_end() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        there = parse_address(daemon.admin)
+        with socket.create_connection((there.host, there.port)) as half:
+            half.sendall(b"GET /metrics HTT")
+            daemon.signal(signal.SIGTERM)
+            assert await daemon.ended() == 0

@@ -1,0 +1,75 @@
+"""Who the client is behind a proxy, and who may say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker.net.proxy import Proxies, parse
+from tests.net.house import house, request
+
+
+@pytest.mark.parametrize(
+    ("networks", "host", "forwarded", "client"),
+    [
+        # Nobody said anything, or somebody who is not believed.
+        ([], None, [], None),
+        ([], "192.0.2.1", ["203.0.113.7"], None),
+        (["10.0.0.0/8"], "192.0.2.1", ["203.0.113.7"], None),
+        (["::/0"], "192.0.2.1", ["203.0.113.7"], None),
+        # One proxy.
+        ([], None, ["203.0.113.7"], "203.0.113.7"),
+        (["10.0.0.0/8"], "10.1.2.3", ["203.0.113.7"], "203.0.113.7"),
+        (["10.0.0.0/8"], "::ffff:10.1.2.3", ["203.0.113.7"], "203.0.113.7"),
+        (["2001:db8::/32"], "2001:db8::1", ["2001:db9::7"], "2001:db9::7"),
+        # What a client says of itself stands first, and does not count.
+        ([], None, ["127.0.0.1, 203.0.113.7"], "203.0.113.7"),
+        ([], None, ["127.0.0.1", "203.0.113.7"], "203.0.113.7"),
+        # Several proxies.
+        (["10.0.0.0/8"], None, ["127.0.0.1, 203.0.113.7, 10.0.0.2"], "203.0.113.7"),
+        (["10.0.0.0/8"], "10.0.0.1", ["203.0.113.7", "10.0.0.3,10.0.0.2"], "203.0.113.7"),
+        # All are proxies: the one furthest away.
+        (["10.0.0.0/8"], None, ["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+        # No address, and what stands before it.
+        ([], None, ["unknown"], None),
+        ([], None, [""], None),
+        ([], None, ["203.0.113.7, unknown"], None),
+        (["10.0.0.0/8"], None, ["203.0.113.7, _hidden, 10.0.0.2"], "10.0.0.2"),
+    ],
+)
+def test_the_last_address_that_is_no_proxy(
+    networks: list[str], host: str | None, forwarded: list[str], client: str | None
+) -> None:
+    assert Proxies(networks).client(host, forwarded) == client
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("203.0.113.7:5000", "203.0.113.7"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("[2001:db8::1]:5000", "2001:db8::1"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("203.0.113", "None"),
+        ("localhost", "None"),
+        ("", "None"),
+    ],
+)
+def test_addresses_as_proxies_write_them(text: str, address: str) -> None:
+    assert str(parse(text)) == address
+
+
+async def test_a_request_by_a_unix_socket_is_believed(tmp_path: Path) -> None:
+    async with house(f"unix:{tmp_path}/ws.sock") as opened:
+        await opened.upgrade(request("GET / HTTP/1.1", "X-Forwarded-For: 192.0.2.9, 203.0.113.7"))
+        await opened.upgrade(request("GET / HTTP/1.1"))
+        assert [taken.peer for taken in opened.node.taken] == ["203.0.113.7", "unix:"]
+
+
+async def test_a_request_by_tcp_is_not(tmp_path: Path) -> None:
+    async with house() as opened:
+        await opened.upgrade(request("GET / HTTP/1.1", "X-Forwarded-For: 203.0.113.7"))
+        assert opened.node.taken[0].peer.startswith("127.0.0.1:")

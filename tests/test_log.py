@@ -1,0 +1,309 @@
+"""The log: whom it may hold up (nobody), what it holds back, and that the docs know each of its entries."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from websockets.asyncio.client import connect, unix_connect
+
+from broker.log import PRIORITIES, Few, StandardError, goes_to_journal, with_priority
+from broker.watch import MEMORY
+from tests.fixtures_daemon import TIMEOUT, is_served, launched
+from tests.net.house import until
+
+ROOT = Path(__file__).parent.parent
+
+
+# Where it goes
+
+
+async def test_without_standard_error_it_serves_and_no_client_gets_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    command = f'exec "{sys.executable}" -m broker serve --listen unix:{path} --log-level debug 0<&- 1>&- 2>&-'
+    process = await asyncio.create_subprocess_shell(command)
+    try:
+        await until(lambda: is_served(path))
+        async with unix_connect(str(path)) as client:
+            assert json.loads(await client.recv())["op"] == "welcome"
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_log_that_nobody_reads_any_more_does_not_stop_it() -> None:
+    async with launched("--listen", "127.0.0.1:0", "--log-level", "debug") as daemon:
+        await daemon.started()
+        pipe = daemon.process._transport.get_pipe_transport(2)  # type: ignore[attr-defined]
+        pipe.close()
+        async with connect(daemon.url) as client:
+            assert json.loads(await client.recv())["op"] == "welcome"
+        daemon.signal(signal.SIGTERM)
+        assert await asyncio.wait_for(daemon.process.wait(), TIMEOUT) == 0
+
+
+UNREAD = """
+import sys
+from broker.config import Log
+from broker.log import log, set_up_log
+
+set_up_log(Log(format=FORMAT, level="error"))
+for step in sys.stdin:
+    for number in range(int(step)):
+        log.error("x" * SIZE + str(number), number=number)
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("size", [50, 100_000])
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_a_log_that_is_not_read_drops_lines_and_says_how_many(form: str, size: int, kind: str) -> None:
+    program = UNREAD.replace("FORMAT", repr(form)).replace("SIZE", str(size))
+    # Both ends stay open here, and nobody reads.
+    ours, its = os.pipe() if kind == "pipe" else (end.detach() for end in socket.socketpair())
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=its
+    )
+
+    async def write(count: int) -> None:
+        """Have it log so many lines, which must not block."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"%d\n" % count)
+        assert await asyncio.wait_for(process.stdout.readline(), TIMEOUT) == b"done\n"
+
+    def read() -> str:
+        """All that is there."""
+        found = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(ours, 1 << 20):
+                found += piece
+        return found.decode()
+
+    try:
+        os.set_blocking(ours, False)
+        await write(10_000)
+        assert os.get_blocking(its)
+        first = read()
+        await write(2)
+        second = read()
+    finally:
+        process.kill()
+        await process.communicate()
+        os.close(ours)
+        os.close(its)
+
+    whole = [line for line in first.splitlines(keepends=True) if "number" in line and line.endswith("\n")]
+    torn = first[len("".join(whole)) :]
+    assert "number" not in torn
+    dropped = 10_000 - len(whole)
+    assert dropped > 0
+    # What was cut off is ended before anything else comes.
+    assert second.startswith("\n") == bool(torn)
+    note, *rest = second.strip().splitlines()
+    assert "lines of the log were dropped" in note
+    assert re.search(rf"lines['\"]?[=:]{dropped}\b", note), note
+    # As many of the new ones as there is room for, without a wait in between.
+    assert len(rest) == 2 if size == 50 else 1 <= len(rest) <= 2
+    assert rest[0].count("x") == size or size > 50
+
+
+async def test_a_broker_whose_log_is_not_read_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    source, sink = os.pipe()
+    try:
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(sink, False)
+            while os.write(sink, b"x" * 4096):
+                pass
+        os.set_blocking(sink, True)
+        command = [sys.executable, "-m", "broker", "serve", "--listen", f"unix:{path}"]
+        process = await asyncio.create_subprocess_exec(*command, stderr=sink)
+        try:
+            await until(lambda: is_served(path))
+            async with unix_connect(str(path)) as client:
+                assert json.loads(await client.recv())["op"] == "welcome"
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), TIMEOUT) == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    finally:
+        os.close(source)
+        os.close(sink)
+
+
+def test_what_is_written_in_part_is_written_on(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
+    StandardError().msg("one line of more than seven bytes")
+    monkeypatch.undo()
+    assert capfd.readouterr().err == "one line of more than seven bytes\n"
+
+
+FAULT = """
+import asyncio, logging, uvloop
+from broker.config import Log
+from broker.log import report_fault, set_up_log
+
+def handle(payload):
+    raise RuntimeError("a fault")
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(report_fault)
+    loop.call_soon(handle, b"the-payload")
+    await asyncio.sleep(0)
+    logging.getLogger("a.library").warning("it is %s", "late")
+
+set_up_log(Log(format=FORMAT))
+with asyncio.Runner(loop_factory=FACTORY) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize("factory", ["uvloop.new_event_loop", "asyncio.new_event_loop"])
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_a_fault_is_logged_with_where_it_happened_but_without_payloads(form: str, factory: str) -> None:
+    program = FAULT.replace("FORMAT", repr(form)).replace("FACTORY", factory)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE)
+    said = (await process.communicate())[1].decode()
+    assert process.returncode == 0
+    assert "RuntimeError: a fault" in said
+    assert "in handle" in said
+    assert "the-payload" not in said
+    assert "it is late" in said
+    if form == "json":
+        fault, library = map(json.loads, said.splitlines())
+        assert fault["level"] == "error"
+        assert library["level"] == "warning"
+        assert library["logger"] == "a.library"
+
+
+# What is held back
+
+
+class Clock:
+    """Goes on when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def passed(few: Few, event: str, method: str = "warning", **more: Any) -> dict[str, Any] | None:
+    try:
+        entry: dict[str, Any] = few(None, method, {"event": event, **more})
+    except structlog.DropEvent:
+        return None
+    return entry
+
+
+def test_what_comes_too_often_is_counted_instead() -> None:
+    clock = Clock()
+    few = Few(clock)
+    assert sum(passed(few, "a") is not None for _ in range(1000)) == Few.MOST
+    assert passed(few, "b") == {"event": "b"}
+    clock.now += Few.WHILE
+    assert passed(few, "a") == {"event": "a", "left_out": 1000 - Few.MOST}
+    assert passed(few, "a") == {"event": "a"}
+    clock.now += Few.WHILE
+    assert passed(few, "a") == {"event": "a"}
+
+
+def test_debug_is_for_those_who_want_it_all() -> None:
+    few = Few(Clock())
+    assert all(passed(few, "a", "debug") for _ in range(1000))
+
+
+def test_what_libraries_say_is_one_kind_for_each_library() -> None:
+    few = Few(Clock())
+    assert sum(passed(few, f"line {n}", logger="asyncio") is not None for n in range(1000)) == Few.MOST
+
+
+def test_no_more_kinds_are_remembered_than_there_may_be() -> None:
+    few = Few(Clock())
+    for n in range(10 * Few.KINDS):
+        assert passed(few, f"event {n}")
+        assert len(few._seen) <= Few.KINDS
+
+
+# The journal
+
+
+def test_each_line_has_its_priority() -> None:
+    assert with_priority(None, "error", "a\n  b") == "<3>a\n<3>  b"
+    assert with_priority(None, "info", b"{}") == b"<6>{}"
+    assert PRIORITIES["debug"] > PRIORITIES["info"] > PRIORITIES["warning"] > PRIORITIES["error"]
+
+
+def test_the_variable_alone_is_no_journal() -> None:
+    assert not goes_to_journal("")
+    assert not goes_to_journal("8:1")
+    found = os.fstat(2)
+    assert goes_to_journal(f"{found.st_dev}:{found.st_ino}")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_under_systemd_lines_have_a_priority(form: str) -> None:
+    # The broker's standard error is what the variable says: 2 is a copy of it.
+    program = 'exec env JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) "$0" -m broker serve "$@"'
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", program, sys.executable, "--listen", "127.0.0.1:0", "--log-format", form),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    line = (await asyncio.wait_for(process.stderr.readline(), TIMEOUT)).decode()
+    process.send_signal(signal.SIGTERM)
+    said = line + (await process.communicate())[1].decode()
+    assert process.returncode == 0
+    for text in said.splitlines():
+        assert text.startswith("<6>")
+        if form == "json":
+            assert "timestamp" in json.loads(text[3:])
+        else:
+            assert text.startswith("<6>[info")
+
+
+# The docs
+
+
+def entries() -> dict[str, str]:
+    """The name of each entry that the broker writes, with its level."""
+    found = dict.fromkeys(MEMORY, "warning")
+    found[MEMORY[0]] = "info"
+    for path in (ROOT / "broker").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
+                continue
+            if isinstance(node.func.value, ast.Name) and node.func.value.id == "log" and node.func.attr != "log":
+                name = node.args[0]
+                if isinstance(name, ast.Constant):
+                    found[str(name.value)] = node.func.attr.replace("exception", "error")
+                elif isinstance(name, ast.JoinedStr):
+                    found[ast.unparse(name)[2:-1].replace("{address}", "…")] = node.func.attr
+    return found
+
+
+def test_each_entry_is_documented() -> None:
+    text = (ROOT / "docs" / "logs.md").read_text()
+    assert dict(re.findall(r"^\| `([^`]+)` \| (debug|info|warning|error) \|", text, re.MULTILINE)) == entries()

@@ -1,0 +1,371 @@
+"""What the broker and systemd tell each other, with a test in systemd's place, and with its own programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
+from websockets.exceptions import ConnectionClosed
+
+from broker.systemd import Systemd, status
+from tests.fixtures_daemon import TIMEOUT, Daemon, launched
+from tests.net.house import until
+
+
+class Manager:
+    """The datagram socket on which a service says how it goes."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.said: list[dict[str, str]] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+
+    async def next(self) -> dict[str, str]:
+        """The next message, by the names of its fields."""
+        loop = asyncio.get_running_loop()
+        data = await asyncio.wait_for(loop.sock_recv(self._socket, 65536), TIMEOUT)
+        message = dict(line.split("=", 1) for line in data.decode().splitlines())
+        self.said.append(message)
+        return message
+
+    async def until(self, *fields: str) -> dict[str, str]:
+        """The next message that has these fields."""
+        while not set(fields) <= set(message := await self.next()):
+            pass
+        return message
+
+    def waiting(self) -> int:
+        """Take what has come, and say how many messages there were."""
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while self._socket.recv(65536):
+                count += 1
+        return count
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    address = str(tmp_path / "notify") if request.param == "path" else f"@wsbroker-test-{os.getpid()}"
+    found = Manager(address)
+    yield found
+    found.close()
+
+
+# How it goes
+
+
+def test_started_by_somebody_else_it_says_nothing() -> None:
+    systemd = Systemd({})
+    systemd.notify("READY=1")
+    assert (systemd.listens, systemd.watchdog, systemd.sockets) == (False, 0.0, [])
+    systemd.close()
+
+
+def test_what_was_meant_for_this_process_is_not_for_its_children(tmp_path: Path) -> None:
+    environ = {
+        "NOTIFY_SOCKET": str(tmp_path / "none"),
+        "WATCHDOG_USEC": "3000000",
+        "WATCHDOG_PID": str(os.getpid()),
+        "LISTEN_PID": str(os.getpid() + 1),
+        "LISTEN_FDS": "1",
+        "LISTEN_FDNAMES": "ws",
+        "PATH": "/bin",
+    }
+    systemd = Systemd(environ)
+    assert environ == {"PATH": "/bin"}
+    assert systemd.watchdog == 3.0
+    assert systemd.sockets == []  # they are another process's
+    systemd.notify("READY=1")  # nobody takes it, and that is no error
+    systemd.close()
+    assert not systemd.listens
+
+
+def test_the_watchdog_of_another_process_is_not_fed() -> None:
+    assert Systemd({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog == 0.0
+
+
+def test_a_status_is_one_line() -> None:
+    assert status("a\nb") == "STATUS=a b"
+
+
+async def test_systemd_follows_it_from_start_to_end(manager: Manager, tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\nreconnect_spread = 1\n'
+    told = {"NOTIFY_SOCKET": manager.address}
+    async with launched(folder=tmp_path, config=config, environ=told) as daemon:
+        ready = await manager.next()
+        assert ready == {"READY": "1", "STATUS": "serving: 0 connections, 0 subscriptions, 0 events waiting"}
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.recv()
+            # A reload, and then one of a file that is broken.
+            daemon.signal(signal.SIGHUP)
+            began = await manager.next()
+            assert list(began) == ["RELOADING", "MONOTONIC_USEC"]
+            assert int(began["MONOTONIC_USEC"]) > 0
+            assert (await manager.next())["READY"] == "1"
+            daemon.configure("[limits]\nmax_sise = 1")
+            daemon.signal(signal.SIGHUP)
+            again = await manager.next()
+            assert int(again["MONOTONIC_USEC"]) > int(began["MONOTONIC_USEC"])
+            back = await manager.next()
+            assert back["READY"] == "1"
+            assert "1 connections" in back["STATUS"]
+            assert "not read again: limits.max_sise" in back["STATUS"]
+            daemon.configure(config + "max_queue = 3")
+            daemon.signal(signal.SIGHUP)
+            await manager.next()
+            assert "not read" not in (await manager.next())["STATUS"]
+            # A client that does not go.
+            client.transport.pause_reading()
+            daemon.signal(signal.SIGTERM)
+            stopping = await manager.next()
+            assert stopping["STOPPING"] == "1"
+            assert int(stopping["EXTEND_TIMEOUT_USEC"]) == 10_000_000
+            progress = await manager.next()
+            assert progress["STATUS"].startswith("draining: 1 connections")
+            assert progress["EXTEND_TIMEOUT_USEC"] == "10000000"
+            client.transport.resume_reading()
+            assert (await manager.until("STATUS"))["STATUS"] == "stopped"
+        assert await daemon.ended() == 0
+        assert all("WATCHDOG" not in message for message in manager.said)
+
+
+async def test_the_watchdog_is_fed_from_the_loop_and_not_while_the_process_stands_still(
+    manager: Manager, tmp_path: Path
+) -> None:
+    told = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "100000"}
+    async with launched("--listen", "127.0.0.1:0", environ=told) as daemon:
+        for _ in range(5):
+            await manager.until("WATCHDOG")
+        daemon.signal(signal.SIGSTOP)
+        await until(lambda: " T " in Path(f"/proc/{daemon.process.pid}/stat").read_text())
+        manager.waiting()
+        await asyncio.sleep(0.3)  # three times what the watchdog allows
+        assert manager.waiting() == 0
+        daemon.signal(signal.SIGCONT)
+        await manager.until("WATCHDOG")
+        daemon.signal(signal.SIGTERM)
+        await manager.until("STOPPING")
+        assert await daemon.ended() == 0
+
+
+STUCK = """
+import sys, time, threading
+from broker.engines.memory import MemoryEngine
+
+publish = MemoryEngine.publish
+
+def stuck(self, event, done):
+    if event.topic == "stuck":
+        time.sleep(1)
+    return publish(self, event, done)
+
+MemoryEngine.publish = stuck
+from broker.cli import main
+sys.exit(main(["serve", "--listen", sys.argv[1]]))
+"""
+
+
+async def test_a_call_that_blocks_the_loop_starves_the_watchdog(tmp_path: Path) -> None:
+    manager, path = Manager(str(tmp_path / "notify")), tmp_path / "ws.sock"
+    environ = {**os.environ, "NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}
+    command = (sys.executable, "-c", STUCK, f"unix:{path}")
+    process = await asyncio.create_subprocess_exec(*command, env=environ, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        await manager.until("READY")
+        loop = asyncio.get_running_loop()
+        async with unix_connect(str(path)) as client:
+            await client.recv()
+            await manager.until("WATCHDOG")
+            await client.send('{"op":"publish","id":1,"topic":"stuck","data":1}')
+            longest, last = 0.0, loop.time()
+            answer = asyncio.create_task(client.recv())
+            while not answer.done():
+                await manager.until("WATCHDOG")
+                longest, last = max(longest, loop.time() - last), loop.time()
+            assert longest > 0.5  # 0.1 is what it should be
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), TIMEOUT) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        manager.close()
+
+
+# Sockets that are passed
+
+
+@asynccontextmanager
+async def activated(
+    sockets: Sequence[socket.socket], *arguments: str, names: str = "", **environment: str
+) -> AsyncIterator[Daemon]:
+    """A broker that was passed these, as systemd passes them."""
+
+    def place() -> None:
+        for number, sock in enumerate(sockets):
+            os.dup2(sock.fileno(), 100 + number)
+        for number in range(len(sockets)):
+            os.dup2(100 + number, 3 + number)
+            os.close(100 + number)
+
+    # LISTEN_PID must be the process's own, which nobody knows before it is there.
+    program = 'LISTEN_PID=$$ exec "$0" -m broker serve "$@"'
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", program, sys.executable, *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=place,
+        close_fds=False,
+        env={
+            **os.environ,
+            "PYTHONWARNINGS": "error",
+            "LISTEN_FDS": str(len(sockets)),
+            "LISTEN_FDNAMES": names,
+            **environment,
+        },
+    )
+    try:
+        yield Daemon(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def bound(address: str | tuple[str, int] = ("127.0.0.1", 0)) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    sock.bind(address)
+    sock.listen(100)
+    return sock
+
+
+async def test_it_serves_on_the_sockets_that_systemd_passes(tmp_path: Path) -> None:
+    path = tmp_path / "ws.sock"
+    with bound() as tcp, bound(str(path)) as unix:
+        async with activated([tcp, unix], "--listen", "systemd", names="ws:local") as daemon:
+            await daemon.started()
+            assert daemon.addresses == [f"127.0.0.1:{tcp.getsockname()[1]}", f"unix:{path}"]
+            for opened in (connect(daemon.url), unix_connect(str(path))):
+                async with opened as client:
+                    assert json.loads(await client.recv())["op"] == "welcome"
+            daemon.signal(signal.SIGTERM)
+            assert await daemon.ended() == 0
+            assert "Traceback" not in daemon.said
+        assert path.exists()  # it is systemd's
+
+
+async def test_systemd_that_passed_nothing_is_said(tmp_path: Path) -> None:
+    async with launched("--listen", "systemd") as daemon:
+        assert await daemon.ended() == 1
+        assert daemon.said == "wsbroker: cannot listen on systemd: it has passed no sockets\n"
+
+
+async def test_sockets_that_are_not_wanted_are_said() -> None:
+    with bound() as tcp:
+        async with activated([tcp], "--listen", "127.0.0.1:0") as daemon:
+            await daemon.until("does not name systemd")
+
+
+async def test_a_socket_that_does_not_listen_is_refused() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", 0))
+        async with activated([datagrams], "--listen", "systemd", names="ws") as daemon:
+            assert await daemon.ended() == 1
+            assert "the socket `ws` of systemd: it is not one that listens" in daemon.said
+
+
+async def test_a_socket_beyond_this_machine_needs_a_word() -> None:
+    with bound(("0.0.0.0", 0)) as anywhere:
+        async with activated([anywhere], "--listen", "systemd") as daemon:
+            assert await daemon.ended() == 78
+            assert "refuses to listen beyond loopback or a Unix socket (systemd: 0.0.0.0:" in daemon.said
+        async with activated([anywhere], "--listen", "systemd", WSBROKER_SERVER__ANONYMOUS="true") as daemon:
+            await daemon.started()
+
+
+async def test_over_a_restart_no_connection_is_refused() -> None:
+    with bound() as tcp:
+        url = f"ws://127.0.0.1:{tcp.getsockname()[1]}/"
+        welcomed = 0
+
+        async def come_and_come_back() -> None:
+            nonlocal welcomed
+            for _ in range(2):
+                # Refused in TCP or in HTTP, this would raise.
+                async with connect(url, proxy=None, open_timeout=TIMEOUT) as client:
+                    assert json.loads(await client.recv())["op"] == "welcome"
+                    welcomed += 1
+                    with contextlib.suppress(ConnectionClosed):
+                        while True:
+                            await client.recv()
+
+        async with activated([tcp], "--listen", "systemd") as first:
+            await first.started()
+            clients = [asyncio.create_task(come_and_come_back()) for _ in range(50)]
+            await until(lambda: welcomed == 50)
+            first.signal(signal.SIGTERM)
+            assert await first.ended() == 0
+        # Nobody is there now: who comes waits.
+        clients.append(asyncio.create_task(come_and_come_back()))
+        async with activated([tcp], "--listen", "systemd") as second:
+            await second.started()
+            await until(lambda: welcomed == 101)
+            second.signal(signal.SIGTERM)
+            assert await second.ended() == 0
+        async with activated([tcp], "--listen", "systemd") as third:
+            await until(lambda: welcomed == 102)
+            third.signal(signal.SIGTERM)
+            assert await third.ended() == 0
+        await asyncio.wait_for(asyncio.gather(*clients), TIMEOUT)
+
+
+async def test_systemd_socket_activate_starts_it_with_two_named_sockets(tmp_path: Path) -> None:
+    path = tmp_path / "local.sock"
+    with bound() as free:
+        port = free.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        *("systemd-socket-activate", "-l", f"127.0.0.1:{port}", "-l", str(path), "--fdname=ws:local"),
+        *(sys.executable, "-m", "broker", "serve", "--listen", "systemd", "--log-level", "debug"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    daemon = Daemon(process)
+    try:
+        await daemon.until("Listening on")
+        await until(path.exists)
+        # The first one starts it.
+        clients: list[ClientConnection] = []
+        async with asyncio.timeout(TIMEOUT):
+            while not clients:
+                with contextlib.suppress(ConnectionRefusedError):
+                    clients.append(await connect(f"ws://127.0.0.1:{port}/", proxy=None))
+        clients.append(await unix_connect(str(path)))
+        for client in clients:
+            assert json.loads(await client.recv())["op"] == "welcome"
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert re.search(rf"listening on 127\.0\.0\.1:{port}", daemon.said)
+        assert f"listening on unix:{path}" in daemon.said
+        for client in clients:
+            await client.close()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

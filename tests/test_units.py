@@ -1,0 +1,93 @@
+"""The units for systemd, as far as they can be tried where systemd is not process 1: with its own programs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from broker.config import load
+
+ROOT = Path(__file__).parent.parent
+UNITS = ROOT / "systemd"
+INSTALLED = "/opt/wsbroker/bin/wsbroker"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The units, for a broker that is installed."""
+    text = (UNITS / "wsbroker.service").read_text()
+    assert text.count(INSTALLED) == 1
+    ours = Path(sys.executable).parent / "wsbroker"
+    assert ours.exists()
+    (tmp_path / "wsbroker.service").write_text(text.replace(INSTALLED, str(ours)))
+    shutil.copy(UNITS / "wsbroker.socket", tmp_path)
+    return tmp_path
+
+
+def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("drop_in", [False, True])
+def test_systemd_understands_every_word(folder: Path, drop_in: bool) -> None:
+    if drop_in:
+        shutil.copytree(UNITS / "wsbroker.service.d", folder / "wsbroker.service.d")
+    done = analyze("verify", "--man=no", folder / "wsbroker.service", folder / "wsbroker.socket")
+    # Its exit status is 0 also for words that it does not know.
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_word_that_systemd_does_not_know_would_be_found(folder: Path) -> None:
+    with (folder / "wsbroker.service").open("a") as unit:
+        unit.write("\n[Service]\nProtectEverything=yes\n")
+    assert "ProtectEverything" in analyze("verify", "--man=no", folder / "wsbroker.service").stderr
+
+
+def test_the_service_is_hardened(folder: Path) -> None:
+    done = analyze("security", "--offline=true", "--threshold=15", folder / "wsbroker.service")
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_user_and_the_folder_are_made(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    for name in ("sysusers", "tmpfiles"):
+        (tmp_path / f"usr/lib/{name}.d").mkdir(parents=True)
+        shutil.copy(UNITS / f"wsbroker.{name}", tmp_path / f"usr/lib/{name}.d/wsbroker.conf")
+    for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create"]):
+        done = subprocess.run([*command, f"--root={tmp_path}"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^wsbroker:.*:/nonexistent:/usr/sbin/nologin$", (tmp_path / "etc/passwd").read_text(), re.MULTILINE
+    )
+    assert (tmp_path / "etc/wsbroker").stat().st_mode & 0o7777 == 0o750
+
+
+@pytest.mark.parametrize("file", sorted(UNITS.rglob("*.service")) + sorted(UNITS.rglob("*.conf")), ids=lambda p: p.name)
+def test_settings_in_the_units_are_settings(file: Path) -> None:
+    found = dict(re.findall(r"^Environment=(WSBROKER_\w+)=(.*)$", file.read_text(), re.MULTILINE))
+    config = load(Path(os.devnull), found, {})
+    assert config.server.path == "/"
+
+
+def test_a_mistake_in_the_configuration_is_not_tried_again() -> None:
+    text = (UNITS / "wsbroker.service").read_text()
+    assert f"RestartPreventExitStatus={os.EX_CONFIG}\n" in text
+
+
+def test_the_files_are_put_in_their_places(tmp_path: Path) -> None:
+    environ = {**os.environ, "DESTDIR": str(tmp_path)}
+    subprocess.run([ROOT / "tools" / "install-service"], env=environ, check=True)
+    installed = {str(path.relative_to(tmp_path)): path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name: path.read_text() for name, path in installed.items()} == {
+        "etc/systemd/system/wsbroker.service": (UNITS / "wsbroker.service").read_text(),
+        "etc/systemd/system/wsbroker.socket": (UNITS / "wsbroker.socket").read_text(),
+        "etc/sysusers.d/wsbroker.conf": (UNITS / "wsbroker.sysusers").read_text(),
+        "etc/tmpfiles.d/wsbroker.conf": (UNITS / "wsbroker.tmpfiles").read_text(),
+    }
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in installed.values())

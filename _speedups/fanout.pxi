@@ -12,6 +12,12 @@ cdef enum:
     # longer batch saves nothing.
     BATCH_SIZE = 65536
 
+    # Room for a batch that is kept from turn to turn, in bytes and in events: where thousands of topics have one event each
+    # a turn, malloc and free would cost as much as all else but the system call. There may be as many audiences as
+    # routes are remembered, so it is no more.
+    KEPT_SIZE = 512
+    KEPT_SEGMENTS = 4
+
     # How many members ahead the walk over an audience fetches: one system call takes longer than memory.
     AHEAD = 2
 
@@ -131,6 +137,8 @@ cdef class Audience:
         cdef uint32_t i
         self.drop_members()
         self.drop_batch()
+        free(self.batch)
+        free(self.segments)
         if self.filters is None:
             return
         for filter in self.filters:
@@ -267,13 +275,16 @@ cdef class Audience:
         cdef uint32_t i
         for i in range(self.segment_count):
             Py_DECREF(<str> self.segments[i].topic)
-        # Room is not kept between turns: there may be as many audiences as topics.
-        free(self.batch)
-        free(self.segments)
-        self.batch = NULL
-        self.segments = NULL
-        self.batch_size = self.batch_room = 0
-        self.segment_count = self.segment_room = 0
+        if self.batch_room > KEPT_SIZE:
+            free(self.batch)
+            self.batch = NULL
+            self.batch_room = 0
+        if self.segment_room > KEPT_SEGMENTS:
+            free(self.segments)
+            self.segments = NULL
+            self.segment_room = 0
+        self.batch_size = 0
+        self.segment_count = 0
         self.events = None
         if self.deflated != NULL:
             drop_deflated(self)
@@ -342,12 +353,14 @@ cdef class Audience:
     cdef int add_segment(self, size_t size, str topic, uint32_t key_start, uint32_t key_size, bytes key) except -1:
         cdef Segment* grown
         cdef Segment* segment
+        cdef uint32_t room
         if self.segment_count == self.segment_room:
-            self.segment_room = max(4, 2 * self.segment_room)
-            grown = <Segment*> realloc(self.segments, self.segment_room * sizeof(Segment))
+            room = max(<uint32_t> KEPT_SEGMENTS, 2 * self.segment_room)
+            grown = <Segment*> realloc(self.segments, room * sizeof(Segment))
             if grown == NULL:
                 raise MemoryError
             self.segments = grown
+            self.segment_room = room
         if self.segment_count == 0:
             self.reactor.dirty.append(self)
             self.reactor.schedule()

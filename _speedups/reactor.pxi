@@ -231,16 +231,19 @@ cdef class Reactor:
                 connection.dirty = False
                 try:
                     connection.write(True)
-                except Exception as error:  # a fault of one connection is not to be one of all
-                    self.loop.call_exception_handler({"message": "a connection could not be written to",
-                                                      "exception": error})
-                    connection.abort()
+                except Exception as error:
+                    self.give_up(connection, error)
         if self.holding:
             self.make_way()
         while self.doomed:
             connection = self.doomed.pop()
             connection.close(connection.close_code, connection.close_reason)
         self.count_write(monotonic() - self.began)
+
+    cdef int give_up(self, Connection connection, error) except -1:
+        """Part with a connection that could not be written to: a fault of one is not to be one of all."""
+        self.loop.call_exception_handler({"message": "a connection could not be written to", "exception": error})
+        return connection.lose()
 
     cdef void count_write(self, double seconds) noexcept:
         cdef int i = 0
@@ -277,6 +280,7 @@ cdef class Reactor:
             Connection connection
             list audiences = self.dirty
             list connections
+            Py_ssize_t next_one = 0
             uint32_t i
         self.dirty = []
         if len(audiences) == 1:
@@ -294,19 +298,23 @@ cdef class Reactor:
                     if connection.pending_first < 0:
                         connections.append(connection)
                     self.pend(connection, audience, audience.places[i])
-            try:
-                for connection in connections:
-                    i = connection.pending_first
-                    if <int32_t> i == connection.pending_last and connection.lane_size == 0 and connection.fd >= 0:
-                        connection.pending_first = -1
-                        connection.send_batch(<Audience> self.pending[i].audience, self.pending[i].member)
-                    else:
-                        connection.write(False)
-            finally:
-                for audience in audiences:
-                    if audience.flushing:
-                        audience.flushing = False
-                        audience.drop_batch()
+            while next_one < len(connections):
+                try:
+                    while next_one < len(connections):
+                        connection = <Connection> connections[next_one]
+                        next_one += 1
+                        i = connection.pending_first
+                        if <int32_t> i == connection.pending_last and connection.lane_size == 0 and connection.fd >= 0:
+                            connection.pending_first = -1
+                            connection.send_batch(<Audience> self.pending[i].audience, self.pending[i].member)
+                        else:
+                            connection.write(False)
+                except Exception as error:
+                    self.give_up(connection, error)
+            for audience in audiences:
+                if audience.flushing:
+                    audience.flushing = False
+                    audience.drop_batch()
         self.pending_count = 0
         if self.pending_room > FREE_SLOTS:
             free(self.pending)

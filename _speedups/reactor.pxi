@@ -74,7 +74,6 @@ cdef class Reactor:
         double ping_pause  # from the end of one wait for a sign of life, where there is one, to the next ping
         readonly double close_timeout
         readonly double block_timeout
-        readonly int notsent_lowat
         # Keep-alive: connections in the order in which they are due, one list for each thing they may wait for.
         Waiting waiting[3]
         double clock
@@ -102,7 +101,7 @@ cdef class Reactor:
     def __init__(self, loop, *, encode_gap, size_t max_size=1024 * 1024, uint32_t max_fragments=4096,
                  size_t max_outbox=4 * 1024 * 1024, size_t max_answers=1024 * 1024, int max_depth=64,
                  double ping_interval=25.0, double ping_timeout=10.0, double close_timeout=5.0,
-                 double block_timeout=5.0, int notsent_lowat=16384, size_t buffer_size=256 * 1024):
+                 double block_timeout=5.0, size_t buffer_size=256 * 1024):
         self.loop = loop
         self.encode_gap = encode_gap
         self.buffer = bytearray(buffer_size)
@@ -122,7 +121,6 @@ cdef class Reactor:
         self.ping_pause = ping_interval - ping_timeout if ping_timeout <= ping_interval else ping_interval
         self.close_timeout = close_timeout
         self.block_timeout = block_timeout
-        self.notsent_lowat = notsent_lowat
         self.last_tick = monotonic()
         shortest = min(t for t in (ping_interval, ping_timeout, close_timeout, block_timeout) if t > 0)
         self.tick = min(1.0, max(0.01, shortest / 10))

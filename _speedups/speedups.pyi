@@ -55,7 +55,6 @@ class Reactor:
         ping_timeout: float = 10.0,
         close_timeout: float = 5.0,
         block_timeout: float = 5.0,
-        notsent_lowat: int = 16384,
         buffer_size: int = 262144,
     ) -> None: ...
     max_size: int
@@ -67,7 +66,6 @@ class Reactor:
     ping_timeout: float
     close_timeout: float
     block_timeout: float
-    notsent_lowat: int
     max_age: Callable[[str], float | None] | None
     watch: Callable[[Connection, bool], None] | None
     catch_up: Callable[[Subscription], None] | None

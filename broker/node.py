@@ -54,7 +54,6 @@ class Node:
             ping_timeout=limits.ping_timeout,
             close_timeout=limits.close_timeout,
             block_timeout=limits.block_timeout,
-            notsent_lowat=limits.notsent_lowat,
         )
         self.reconfigure(config)
         self.reactor.watch = self._watch

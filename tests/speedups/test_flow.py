@@ -167,7 +167,6 @@ class Flow(RuleBasedStateMachine):
             encode_gap=messages.encode_gap,
             max_outbox=self.max_outbox,
             ping_interval=0,
-            notsent_lowat=0,
             buffer_size=4096,
         )
         self.reactor.max_age = {"a.c": 0.004, "b": 3600.0}.get

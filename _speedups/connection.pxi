@@ -50,6 +50,8 @@ cdef enum:
     # Why reading is stopped.
     FOR_SESSION = 1
     FOR_ROOM = 2
+    FOR_OTHERS = 4
+    FOR_A_WHILE = 8
 
     # How many system calls are made for one connection before the others have their turn.
     MAX_ROUNDS = 16
@@ -129,9 +131,11 @@ cdef class Connection(Frames):
         uint64_t stamp
         int32_t pending_first
         int32_t pending_last
-        # What came while reading was paused.
-        bytes rest
+        # What came while reading was paused, and how much of it has been read since.
+        bytearray rest
+        size_t rest_read
         uint8_t stops
+        double spent  # how long its commands have taken in this turn, in seconds
         # As a publisher: how many of its events have not found room under `block`, and the answers that wait for it.
         readonly uint32_t waits
         list held
@@ -299,7 +303,11 @@ cdef class Connection(Frames):
             return 0
         used = self.read(data, size)
         if used < size:
-            self.rest = (self.rest or b"") + PyBytes_FromStringAndSize(<char*> data + used, size - used)
+            rest = PyBytes_FromStringAndSize(<char*> data + used, size - used)
+            if self.rest is None:
+                self.rest = bytearray(rest)
+            else:
+                self.rest += rest
         return 0
 
     def pause(self):
@@ -307,8 +315,17 @@ cdef class Connection(Frames):
         self.stop_reading(FOR_SESSION)
 
     def resume(self):
-        """Go on reading, first what came before the pause took effect."""
+        """Go on reading, first what came before the pause took effect. Without a `pause` it does nothing."""
         self.read_again(FOR_SESSION)
+
+    def pause_for(self, double seconds):
+        """Stop reading from this client for a while. It has nothing to do with `pause` and `resume`: the later ends."""
+        self.stop_reading(FOR_A_WHILE)
+        self.reactor.loop.call_later(seconds, self.end_pause)
+
+    def end_pause(self):
+        """The end of `pause_for`."""
+        self.read_again(FOR_A_WHILE)
 
     cdef int stop_reading(self, uint8_t why) except -1:
         if self.state != OPEN:  # who closes has to read, for the peer's close frame
@@ -331,14 +348,17 @@ cdef class Connection(Frames):
         """The second half of `resume`, on an empty stack."""
         if not self.resuming or self.transport is None:
             return
+        cdef bytearray rest = self.rest
         self.resuming = self.halted = False
-        rest, self.rest = self.rest, None
-        if rest:
-            copy = bytearray(rest)
-            used = self.read(<unsigned char*> PyByteArray_AS_STRING(copy), len(rest))
-            if used < <size_t> len(rest):
-                self.rest = bytes(copy[used:])
-        if not self.halted:
+        self.spent = 0
+        if rest is not None:
+            # It stays where it is: many a pause ends for one message, and there may be thousands of them.
+            self.rest_read += self.read(<unsigned char*> PyByteArray_AS_STRING(rest) + self.rest_read,
+                                        len(rest) - self.rest_read)
+            if self.rest_read == <size_t> len(rest) or self.state == CLOSED:
+                self.rest = None
+                self.rest_read = 0
+        if not self.halted and self.transport is not None:
             self.transport.resume_reading()
             if self.finishing:
                 self.mark_dirty()  # it may have waited for what was read now
@@ -352,7 +372,16 @@ cdef class Connection(Frames):
                 return 0
         if not self.is_text(opcode, data, size, checked) or self.state != OPEN or self.doomed:
             return 0
+        cdef double began = exact_time()
         self.session.message(PyBytes_FromStringAndSize(<char*> data, size), opcode == OP_TEXT)
+        if self.state != OPEN:
+            return 0
+        if self.spent == 0:
+            self.mark_dirty()  # the end of the turn sets it back
+        self.spent += exact_time() - began
+        if self.spent > self.reactor.command_time:
+            self.stop_reading(FOR_OTHERS)
+            self.read_again(FOR_OTHERS)
         return 0
 
     cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:

@@ -214,9 +214,12 @@ cdef class Subscription:
 
     def cancel(self):
         """End the subscription and forget its queue. Ending it twice does nothing."""
-        if self.connection is not None:
+        cdef Connection connection = self.connection
+        if connection is not None:
             send_what_is_set_apart(self)
             self.end()
+            if connection.state == OPEN:
+                connection.mark_dirty()  # others may have waited for what is forgotten now
 
     cdef int end(self) except -1:
         cdef Queued entry

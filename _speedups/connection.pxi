@@ -120,9 +120,8 @@ cdef class Connection(Frames):
         # The queues of the subscriptions.
         PyObject* subscriptions
         PyObject* busy
-        bint in_order  # the queues are not emptied in turn but in the order of publishing
-        bint strict  # nor does anything overtake what waits for credit
-        uint32_t credited  # subscriptions with credit
+        uint32_t aside  # subscriptions that wait for what has to go out before them
+        bint unsettled  # some subscription may be ready for batches again once nothing is queued any more
         bint listed  # it stands in the reactor's list of those that are behind
         bint told  # and was told of
         readonly uint64_t behind_since  # in milliseconds of `now_ms`
@@ -616,9 +615,9 @@ cdef class Connection(Frames):
 
     cdef int settle(self) except -1:
         cdef PyObject* link = self.subscriptions
-        if self.busy != NULL:
+        if self.busy != NULL or not self.unsettled:
             return 0
-        self.in_order = self.strict = False
+        self.unsettled = False
         while link != NULL:
             set_ready(<Subscription> link)
             link = (<Subscription> link).connection_next
@@ -638,10 +637,10 @@ cdef class Connection(Frames):
         if self.lane_size:
             piece = new_piece(pieces, &count, LANE, <char*> self.lane, self.lane_size)
             size = piece.size
+        if self.aside:
+            let_those_go_who_wait(self)
         while self.busy != NULL and count + 2 <= MAX_PIECES and size < MAX_WRITE and self.state == OPEN:
-            subscription = <Subscription> (oldest_busy(self.busy) if self.in_order else self.busy)
-            if subscription.credit == 0 and self.strict:
-                break
+            subscription = <Subscription> self.busy
             if subscription.count and self.reactor.max_age is not None:
                 drop_aged(subscription)
             if not has_something(subscription):
@@ -665,10 +664,8 @@ cdef class Connection(Frames):
                 piece.subscription = <PyObject*> subscription
                 size += piece.size
                 subscription.credit -= subscription.credit != UNLIMITED
-            if not has_something(subscription):
+            if not has_something(subscription) or subscription.credit == 0:
                 leave_busy(subscription)
-            elif subscription.credit == 0:
-                run_dry(subscription)
         while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
             pending = &self.reactor.pending[self.pending_first]
             audience = <Audience> pending.audience

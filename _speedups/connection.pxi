@@ -36,6 +36,8 @@ cdef enum:
     # Why reading is stopped.
     FOR_SESSION = 1
     FOR_ROOM = 2
+    FOR_OTHERS = 4
+    FOR_A_WHILE = 8
 
     # How many system calls are made for one connection before the others have their turn.
     MAX_ROUNDS = 16
@@ -104,9 +106,8 @@ cdef class Connection(Frames):
         # The queues of the subscriptions.
         PyObject* subscriptions
         PyObject* busy
-        bint in_order  # the queues are not emptied in turn but in the order of publishing
-        bint strict  # nor does anything overtake what waits for credit
-        uint32_t credited  # subscriptions with credit
+        uint32_t aside  # subscriptions that wait for what has to go out before them
+        bint unsettled  # some subscription may be ready for batches again once nothing is queued any more
         bint listed  # it stands in the reactor's list of those that are behind
         bint told  # and was told of
         readonly uint64_t behind_since  # in milliseconds of `now_ms`
@@ -115,9 +116,11 @@ cdef class Connection(Frames):
         uint64_t stamp
         int32_t pending_first
         int32_t pending_last
-        # What came while reading was paused.
-        bytes rest
+        # What came while reading was paused, and how much of it has been read since.
+        bytearray rest
+        size_t rest_read
         uint8_t stops
+        double spent  # how long its commands have taken in this turn, in seconds
         # As a publisher: how many of its events have not found room under `block`, and the answers that wait for it.
         readonly uint32_t waits
         list held
@@ -283,7 +286,11 @@ cdef class Connection(Frames):
             return 0
         used = self.read(data, size)
         if used < size:
-            self.rest = (self.rest or b"") + PyBytes_FromStringAndSize(<char*> data + used, size - used)
+            rest = PyBytes_FromStringAndSize(<char*> data + used, size - used)
+            if self.rest is None:
+                self.rest = bytearray(rest)
+            else:
+                self.rest += rest
         return 0
 
     def pause(self):
@@ -291,8 +298,17 @@ cdef class Connection(Frames):
         self.stop_reading(FOR_SESSION)
 
     def resume(self):
-        """Go on reading, first what came before the pause took effect."""
+        """Go on reading, first what came before the pause took effect. Without a `pause` it does nothing."""
         self.read_again(FOR_SESSION)
+
+    def pause_for(self, double seconds):
+        """Stop reading from this client for a while. It has nothing to do with `pause` and `resume`: the later ends."""
+        self.stop_reading(FOR_A_WHILE)
+        self.reactor.loop.call_later(seconds, self.end_pause)
+
+    def end_pause(self):
+        """The end of `pause_for`."""
+        self.read_again(FOR_A_WHILE)
 
     cdef int stop_reading(self, uint8_t why) except -1:
         if self.state != OPEN:  # who closes has to read, for the peer's close frame
@@ -315,14 +331,17 @@ cdef class Connection(Frames):
         """The second half of `resume`, on an empty stack."""
         if not self.resuming or self.transport is None:
             return
+        cdef bytearray rest = self.rest
         self.resuming = self.halted = False
-        rest, self.rest = self.rest, None
-        if rest:
-            copy = bytearray(rest)
-            used = self.read(<unsigned char*> PyByteArray_AS_STRING(copy), len(rest))
-            if used < <size_t> len(rest):
-                self.rest = bytes(copy[used:])
-        if not self.halted:
+        self.spent = 0
+        if rest is not None:
+            # It stays where it is: many a pause ends for one message, and there may be thousands of them.
+            self.rest_read += self.read(<unsigned char*> PyByteArray_AS_STRING(rest) + self.rest_read,
+                                        len(rest) - self.rest_read)
+            if self.rest_read == <size_t> len(rest) or self.state == CLOSED:
+                self.rest = None
+                self.rest_read = 0
+        if not self.halted and self.transport is not None:
             self.transport.resume_reading()
             if self.finishing:
                 self.mark_dirty()  # it may have waited for what was read now
@@ -336,7 +355,16 @@ cdef class Connection(Frames):
                 return 0
         if not self.is_text(opcode, data, size, checked) or self.state != OPEN or self.doomed:
             return 0
+        cdef double began = exact_time()
         self.session.message(PyBytes_FromStringAndSize(<char*> data, size), opcode == OP_TEXT)
+        if self.state != OPEN:
+            return 0
+        if self.spent == 0:
+            self.mark_dirty()  # the end of the turn sets it back
+        self.spent += exact_time() - began
+        if self.spent > self.reactor.command_time:
+            self.stop_reading(FOR_OTHERS)
+            self.read_again(FOR_OTHERS)
         return 0
 
     cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:
@@ -571,9 +599,9 @@ cdef class Connection(Frames):
 
     cdef int settle(self) except -1:
         cdef PyObject* link = self.subscriptions
-        if self.busy != NULL:
+        if self.busy != NULL or not self.unsettled:
             return 0
-        self.in_order = self.strict = False
+        self.unsettled = False
         while link != NULL:
             set_ready(<Subscription> link)
             link = (<Subscription> link).connection_next
@@ -593,10 +621,10 @@ cdef class Connection(Frames):
         if self.lane_size:
             piece = new_piece(pieces, &count, LANE, <char*> self.lane, self.lane_size)
             size = piece.size
+        if self.aside:
+            let_those_go_who_wait(self)
         while self.busy != NULL and count + 2 <= MAX_PIECES and size < MAX_WRITE and self.state == OPEN:
-            subscription = <Subscription> (oldest_busy(self.busy) if self.in_order else self.busy)
-            if subscription.credit == 0 and self.strict:
-                break
+            subscription = <Subscription> self.busy
             if subscription.count and self.reactor.max_age is not None:
                 drop_aged(subscription)
             if not has_something(subscription):
@@ -620,10 +648,8 @@ cdef class Connection(Frames):
                 piece.subscription = <PyObject*> subscription
                 size += piece.size
                 subscription.credit -= subscription.credit != UNLIMITED
-            if not has_something(subscription):
+            if not has_something(subscription) or subscription.credit == 0:
                 leave_busy(subscription)
-            elif subscription.credit == 0:
-                run_dry(subscription)
         while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
             pending = &self.reactor.pending[self.pending_first]
             audience = <Audience> pending.audience

@@ -473,7 +473,7 @@ cdef int set_behind(Subscription self) except -1:
     cdef uint32_t i
     if self.behind:
         return 0
-    self.behind = True
+    self.behind = self.connection.unsettled = True
     while member != NULL:
         audience = <Audience> member.audience
         audience.ready -= 1
@@ -490,8 +490,9 @@ cdef int set_ready(Subscription self) except -1:
     cdef Member* member = self.members
     cdef Audience audience
     if self.lag:
+        self.connection.unsettled = True  # to be looked at again
         return ask_to_catch_up(self)
-    if not self.behind or is_single(self):
+    if not self.behind or is_single(self) or self.after is not None:
         return 0
     self.behind = False
     while member != NULL:

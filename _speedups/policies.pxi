@@ -12,6 +12,7 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int clock_gettime(int clock, timespec* time)
     enum:
+        CLOCK_MONOTONIC
         CLOCK_MONOTONIC_COARSE
     const int64_t MAX_CREDIT
 
@@ -26,6 +27,13 @@ cdef uint64_t now_ms() noexcept:
     cdef timespec time
     clock_gettime(CLOCK_MONOTONIC_COARSE, &time)
     return <uint64_t> time.tv_sec * 1000 + time.tv_nsec // 1000000
+
+
+cdef double exact_time() noexcept:
+    """Seconds of a clock that moves all the time, and costs some tens of nanoseconds."""
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return time.tv_sec + time.tv_nsec * 1e-9
 
 
 cdef inline bint is_single(Subscription self) noexcept:
@@ -72,7 +80,7 @@ cdef int set_credit(Subscription self, int64_t credit) except -1:
     cdef bint had_none = self.credit == 0
     self.credit = credit
     if credit == 0:
-        run_dry(self)
+        leave_busy(self)
     elif had_none:
         if has_something(self):
             enter_busy(self)
@@ -80,45 +88,8 @@ cdef int set_credit(Subscription self, int64_t credit) except -1:
     return 0
 
 
-cdef int run_dry(Subscription self) except -1:
-    """The credit is used up: what waits stands aside, unless newer events of its topics may be behind it."""
-    cdef Connection connection = self.connection
-    cdef PyObject* link = connection.subscriptions
-    if connection.strict:
-        return 0
-    leave_busy(self)
-    if not connection.in_order or not has_something(self):
-        return 0
-    while link != NULL:
-        if link != <PyObject*> self and may_overlap((<Subscription> link).filter.topic, self.filter.topic):
-            return let_nothing_overtake(connection)
-        link = (<Subscription> link).connection_next
-    return 0
-
-
-cdef int wait_for_credit_of_others(Subscription self) except -1:
-    """Keep the order of topics where a subscription without credit holds events, and a new one may be more specific."""
-    cdef PyObject* link = self.connection.subscriptions
-    cdef Subscription other
-    while link != NULL:
-        other = <Subscription> link
-        if other.credit == 0 and has_something(other) and may_overlap(other.filter.topic, self.filter.topic):
-            return let_nothing_overtake(self.connection)
-        link = other.connection_next
-    return 0
-
-
-cdef int let_nothing_overtake(Connection connection) except -1:
-    """Until all that waits now has gone, nothing of this connection overtakes what waits for credit."""
-    cdef PyObject* link = connection.subscriptions
-    cdef Subscription other
-    connection.strict = connection.in_order = True
-    while link != NULL:
-        other = <Subscription> link
-        if has_something(other):
-            enter_busy(other)
-        link = other.connection_next
-    return 0
+cdef bint is_pattern(str topic) except -1:
+    return "*" in topic or ">" in topic
 
 
 cdef bint may_overlap(str one, str other) except -1:
@@ -153,7 +124,8 @@ cdef int64_t place_of(Subscription self, object mark) except -2:
 
 
 cdef int conflate(Subscription self, Event event) except -1:
-    """Give up the queued event that a newer one replaces. Returns LOST if there was one, else 0."""
+    """Give up the queued event that a newer one replaces. Returns LOST if there was one, else 0; and WAITS if the older
+    one goes on waiting, because the newer one would not fit."""
     cdef int64_t place
     if self.newest is None:
         conflate_queue(self)
@@ -163,6 +135,8 @@ cdef int conflate(Subscription self, Event event) except -1:
         place = place_of(self, event.mark)
     if place < 0:
         return 0
+    if never_fits(self, PyBytes_GET_SIZE(event.frame)):
+        return WAITS
     lose(self, <uint32_t> place, CONFLATED)
     return LOST
 
@@ -314,6 +288,7 @@ cdef bint lags(Subscription self, Event event) except -1:
     """Whether an event is left to history: the client cannot take it now, or lacks older ones."""
     if self.lag or not is_free(self):
         self.lag += 1
+        self.connection.unsettled = True
         if not self.connection.listed:
             self.connection.fall_behind()
         return True

@@ -6,7 +6,6 @@ same. Every command with an id is answered exactly once.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -244,7 +243,9 @@ class Session:
                 self._refuse(CommandError("unavailable", str(result)), command.id)
             else:
                 self._published(command.id, event, result)
-            if self.inflight == self.node.limits.max_inflight - 1:
+            # Half of them at once: to go on for one command and stop again costs more than the command. And less than
+            # half, whatever a reload has made of the limit.
+            if self.inflight <= self.node.limits.max_inflight // 2:
                 self.connection.resume()
 
         self.inflight += 1
@@ -257,8 +258,7 @@ class Session:
         if self.inflight >= self.node.limits.max_inflight:
             self.connection.pause()
         elif self.node.tight:
-            self.connection.pause()
-            asyncio.get_running_loop().call_later(SLOW, self.connection.resume)
+            self.connection.pause_for(SLOW)
 
     def _published(self, id: int | str | None, event: Event, position: Position) -> None:
         receivers, queued, dropped = event.receipt

@@ -309,6 +309,116 @@ def test_what_waits_for_credit_is_not_overtaken_by_a_more_specific_subscription(
     assert client.read() == [1, 2, 3]
 
 
+def test_it_holds_up_nothing_that_it_does_not_overlap_with(place: Place) -> None:
+    client = place.client()
+    wide = client.subscribe("a.*", credit=0)
+    other = client.subscribe("c.*", credit=1)
+    place.publish("a.b", 1)
+    client.subscribe("a.b")
+    assert place.publish("a.b", 2) == (1, 1, 0), "it waits, though there is credit for it"
+    assert place.publish("c.d", 3) == (1, 0, 0)
+    assert client.read() == [3]
+    place.publish("c.d", 4)
+    wide.add_credit(1)
+    assert client.read() == [3, 1, 2]
+    other.add_credit(1)
+    assert client.read() == [3, 1, 2, 4]
+
+
+def test_those_who_wait_for_each_other_go_out_in_their_order(place: Place) -> None:
+    client = place.client()
+    widest, wide = client.subscribe("a.>", credit=0), client.subscribe("a.*", credit=0)
+    place.publish("a.b.c", 1)
+    place.publish("a.b", 2)
+    client.subscribe("a.b")
+    client.subscribe("a.b.*")
+    assert [place.publish(topic, n)[1] for n, topic in ((3, "a.b"), (4, "a.b.c"), (5, "a.b.x"))] == [1, 1, 1]
+    wide.add_credit(1)
+    assert client.read() == [2], "what waits may be of `a.b`, for all that its pattern says"
+    widest.add_credit(1)
+    assert client.read() == [2, 1, 4, 3, 5], "in turn, but in their order for each topic"
+    assert not client.connection.is_behind
+
+
+def test_a_new_subscription_of_other_topics_leaves_the_turns_as_they_are(place: Place) -> None:
+    client = place.client()
+    client.subscribe("a")
+    client.subscribe("b")
+    client.stop()
+    for n in range(3):
+        place.publish("a", n)
+    client.subscribe("c")
+    place.publish("b", "b")
+    place.publish("c", "c")
+    assert client.read() == [0, "b", "c", 1, 2]
+
+
+def test_a_topic_that_changes_hands_holds_up_no_other(place: Place) -> None:
+    client = place.client()
+    client.subscribe("a.*")
+    client.subscribe("b")
+    client.stop()
+    for n in (0, 1):
+        place.publish("a.x", n)
+    client.subscribe("a.x")
+    for n in (2, 3):
+        place.publish("a.x", n)
+    place.publish("b", "b")
+    assert client.read() == [0, "b", 1, 2, 3]
+
+
+def test_what_is_larger_than_the_bound_in_bytes_is_sent_where_the_socket_takes_it() -> None:
+    place = Place(max_outbox=1000)
+    client, plain = place.client(), place.client()
+    client.subscribe("a", credit=5, overflow="close")
+    plain.subscribe("a")
+    for n in range(3):
+        assert place.publish("a", [n, "x" * 2000]) == (2, 0, 0)
+    assert [item[0] for item in client.read()] == [item[0] for item in plain.read()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("key", ["k", "another"])
+def test_no_state_is_given_up_for_one_that_finds_no_room_all_the_same(key: str) -> None:
+    place = Place(max_outbox=1000)
+    client = place.client()
+    client.subscribe("a")
+    mine = client.subscribe("b", overflow="latest")
+    client.stop()
+    place.publish("b", 1, "k")
+    for _ in range(20):
+        place.publish("a", "x")
+    assert place.publish("b", [2, "x" * 500], key) == (1, 0, 1)
+    assert (mine.queued, mine.dropped) == (1, 1)
+    assert [item for item in client.read() if item != "x"] == [1, ("overflow", 1)]
+    place.publish("b", 3, "k")
+    assert client.read()[-1] == 3
+
+
+def test_it_is_waited_for_also_where_it_goes_by_being_dropped(place: Place) -> None:
+    client = place.client()
+    client.subscribe("a.*", max_queue=1, credit=0)
+    place.publish("a.b", 1)
+    client.subscribe("a.b")
+    place.publish("a.b", 2)
+    place.turn()
+    assert client.seen() == []
+    place.publish("a.c", 3)
+    place.turn()
+    assert client.seen() == [2]
+
+
+def test_who_waits_for_a_subscription_goes_on_when_that_one_ends(place: Place) -> None:
+    client = place.client()
+    client.subscribe("a.*", credit=0)
+    place.publish("a.b", 1)
+    client.subscribe("a.b")
+    place.publish("a.b", 2)
+    place.turn()
+    place.hub.unsubscribe(client.subscriptions.pop("a.*"))
+    place.turn()
+    assert client.seen() == [2]
+
+
 def test_nor_does_it_hold_up_one_of_other_topics(place: Place) -> None:
     client = place.client()
     client.subscribe("a.*", credit=0)

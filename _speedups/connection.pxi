@@ -124,6 +124,8 @@ cdef class Connection(Frames):
         # As a publisher: how many of its events have not found room under `block`, and the answers that wait for it.
         readonly uint32_t waits
         list held
+        list waits_at  # a `Hold` for each of these events
+        uint32_t holding  # as a subscriber: subscriptions with events beyond the bound under `block`
         # The sweep.
         uint8_t waiting_for
         double due
@@ -188,7 +190,7 @@ cdef class Connection(Frames):
             self.write(False)
 
     def finish(self, int code, str reason):
-        """Close as soon as all that waits has been handed to the socket."""
+        """Close as soon as all that waits has been handed to the socket, but for what waits for the client's credit."""
         if self.state == OPEN and not self.finishing and not self.doomed:
             self.finishing = True
             self.close_code = code
@@ -420,8 +422,9 @@ cdef class Connection(Frames):
         else:
             self.answer(payload)
 
-    cdef int find_room(self) except -1:
+    cdef int find_room(self, Hold hold) except -1:
         """One of the events of this publisher has found room."""
+        self.waits_at.remove(hold)
         self.waits -= 1
         if self.waits:
             return 0
@@ -442,7 +445,7 @@ cdef class Connection(Frames):
 
     @property
     def is_behind(self):
-        """Whether something waits for this client that it cannot take now."""
+        """Whether something waits for this client: for its socket, for its credit, or for the end of this turn."""
         return self.is_lagging()
 
     cdef bint is_lagging(self):
@@ -453,6 +456,17 @@ cdef class Connection(Frames):
             return True
         while link != NULL:
             if has_something(<Subscription> link) or (<Subscription> link).lag:
+                return True
+            link = (<Subscription> link).connection_next
+        return False
+
+    cdef bint has_to_send(self):
+        """Whether something waits that can be sent without any more credit."""
+        cdef PyObject* link = self.subscriptions
+        if self.busy != NULL:
+            return True
+        while link != NULL:
+            if (<Subscription> link).lag and (<Subscription> link).credit != 0:
                 return True
             link = (<Subscription> link).connection_next
         return False
@@ -593,7 +607,9 @@ cdef class Connection(Frames):
             return 0
         if settle:
             self.settle()
-            if self.finishing and self.state == OPEN and not self.halted and not self.is_lagging():
+            if self.listed and not self.told and not self.is_lagging():
+                self.behind_since = now_ms()
+            if self.finishing and self.state == OPEN and not self.halted and not self.has_to_send():
                 self.close(self.close_code, self.close_reason)
         return 0
 
@@ -669,6 +685,8 @@ cdef class Connection(Frames):
             if missed.by[reason]:
                 gaps += frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, missed.by[reason],
                                                                REASON_NAMES[reason]))
+        if missed.holes:
+            gaps += frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, None, "lost"))
         return gaps
 
     cdef ssize_t send_pieces(self, Piece* pieces, int count) except -2:

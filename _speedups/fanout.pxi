@@ -312,7 +312,7 @@ cdef class Audience:
         The key is at `key_start` within the frame, or it is `key`.
         """
         cdef:
-            Member* own = NULL
+            PyObject* own = NULL
             Member* member
             Event event = None
             Subscription subscription
@@ -324,18 +324,18 @@ cdef class Audience:
         if self.size == 0:
             return 0
         if origin is not None and origin.deaf:
-            own = self.deaf_member(origin)
+            own = self.deaf_subscription(origin)
             if own != NULL:
                 # The publisher does not want its own events: for this turn it is treated singly.
                 receipt.receivers -= 1
-                if not (<Subscription> own.subscription).behind:
-                    set_behind(<Subscription> own.subscription)
+                if not (<Subscription> own).behind:
+                    set_behind(<Subscription> own)
                     origin.mark_dirty()
         if self.ready:
             self.add_segment(size, topic, key_start, key_size, key)
         for i in range(self.ready, self.size):
             member = self.places[i]
-            if member == own:
+            if member.subscription == own:
                 continue
             if event is None:
                 if self.ready:
@@ -411,18 +411,21 @@ cdef class Audience:
             self.events[index] = event
         return event
 
-    cdef Member* deaf_member(self, Connection connection) noexcept:
-        """The membership of a connection whose subscription here says `echo` false; NULL if there is none."""
-        cdef PyObject* link = connection.subscriptions
-        cdef Member* member
-        while link != NULL:
-            if not (<Subscription> link).echo:
-                member = (<Subscription> link).members
-                while member != NULL:
-                    if member.audience == <PyObject*> self:
-                        return member
-                    member = member.next
-            link = (<Subscription> link).connection_next
+    cdef PyObject* deaf_subscription(self, Connection connection) noexcept:
+        """The subscription under which a connection is a member, if it says `echo` false; else NULL.
+
+        Not found by its members: a wide pattern may be a part of thousands of audiences.
+        """
+        cdef Py_ssize_t place
+        cdef PyObject* filter
+        cdef PyObject* link
+        for place in range(len(self.filters)):
+            filter = <PyObject*> self.filters[place]
+            link = connection.subscriptions
+            while link != NULL:
+                if <PyObject*> (<Subscription> link).filter == filter:
+                    return NULL if (<Subscription> link).echo else link
+                link = (<Subscription> link).connection_next
         return NULL
 
     cdef int flush(self) except -1:

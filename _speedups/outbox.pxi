@@ -61,6 +61,7 @@ cdef class Event:
 cdef struct Missed:
     # How many events are lost at one place, by reason.
     uint64_t by[REASONS]
+    uint64_t holes  # how often it was announced that some may be lost, nobody knows how many
 
 
 cdef struct Queued:
@@ -69,13 +70,14 @@ cdef struct Queued:
 
 
 cdef inline bint is_any(const Missed* missed) noexcept:
-    return (missed.by[OVERFLOWN] | missed.by[CONFLATED] | missed.by[AGED]) != 0
+    return (missed.by[OVERFLOWN] | missed.by[CONFLATED] | missed.by[AGED] | missed.holes) != 0
 
 
 cdef inline void add_missed(Missed* missed, const Missed* more) noexcept:
     cdef int reason
     for reason in range(REASONS):
         missed.by[reason] += more.by[reason]
+    missed.holes += more.holes
 
 
 @cython.no_gc_clear
@@ -118,9 +120,9 @@ cdef class Subscription:
         # to number `since`; None if there is nothing to wait for any more.
         list after
         uint64_t since
-        # Under `block`: the publishers that wait for room, the one that waits for longest first.
+        # Under `block`: a `Hold` for each event beyond the bound, the oldest first; None where there is none.
         list holds
-        uint32_t strays
+        uint32_t strays  # those of them for which nobody waits
         # Links: all subscriptions of the filter, of the connection, and those of the connection with something to send.
         PyObject* filter_next
         PyObject* filter_previous
@@ -212,6 +214,16 @@ cdef class Subscription:
         The caller announces it, in a gap ahead of what it feeds next.
         """
         skip_replay(self, count)
+
+    def lose_track(self):
+        """Announce, behind all that was published until now, that events may be lost: a gap, with no count."""
+        if self.connection is None or self.connection.state != OPEN:
+            return
+        flush_audiences(self)
+        set_behind(self)  # what comes in this turn comes behind it
+        self.missed.holes += 1
+        enter_busy(self)
+        self.connection.mark_dirty()
 
     def cancel(self):
         """End the subscription and forget its queue. Ending it twice does nothing."""
@@ -634,8 +646,6 @@ cdef int offer(Subscription self, Event event, Connection origin) except -1:
                     self.overflow_policy == LATEST and never_fits(self, size)):
                 return lose_newest(self)
             drop_oldest_queued(self, OVERFLOWN)
-    elif self.strays:
-        self.strays = 0
     push(self, event)
     if connection.blocked or self.credit == 0 or (self.after is not None and waits_for_credit(self)):
         if not connection.listed:

@@ -70,6 +70,7 @@ cdef int drop_aged(Subscription self) except -1:
         if event.expires > now:
             break
         drop_oldest_queued(self, AGED)
+        self.connection.mark_dirty()  # others may have waited for it
     return 0
 
 
@@ -199,27 +200,38 @@ cdef int close_holes(Subscription self) except -1:
 
 @cython.final
 cdef class Hold:
-    """A publisher that waits until its event has found room in one queue."""
+    """An event beyond the bound of one queue, and the publisher that waits until it has found room."""
 
     cdef:
-        Connection publisher
+        Subscription subscription
+        Connection publisher  # None: nobody waits for it, or nobody any more
         double due  # in the reactor's clock: when it has waited long enough
+
+
+cdef inline uint32_t beyond_bound(Subscription self) noexcept:
+    """How many events wait beyond the bound."""
+    return self.count - self.max_queue if self.count > self.max_queue else 0
 
 
 cdef int hold_publisher(Subscription self, Connection origin) except -1:
     """Stop reading from a publisher whose event, which comes next, does not fit into the queue."""
     cdef Reactor reactor = self.connection.reactor
     cdef Hold hold
-    if origin is None or origin.state != OPEN:
-        return add_stray(self)
     if self.holds is None:
         self.holds = []
-        reactor.holding.append(self)
+        reactor.holding[self] = None
+        self.connection.holding += 1
     hold = Hold.__new__(Hold)
+    hold.subscription = self
+    self.holds.append(hold)
+    if origin is None or origin.state != OPEN:
+        return add_stray(self)
     hold.publisher = origin
     # The clock moves once in a tick.
     hold.due = reactor.clock + reactor.tick + reactor.block_timeout
-    self.holds.append(hold)
+    if origin.waits_at is None:
+        origin.waits_at = []
+    origin.waits_at.append(hold)
     origin.waits += 1
     origin.stop_reading(FOR_ROOM)
     reactor.schedule()
@@ -227,7 +239,12 @@ cdef int hold_publisher(Subscription self, Connection origin) except -1:
 
 
 cdef int add_stray(Subscription self) except -1:
+    cdef uint32_t beyond = beyond_bound(self) + 1  # the next event is beyond it as well
     self.strays += 1
+    while (<uint32_t> len(self.holds) > beyond and (<Hold> self.holds[0]).publisher is None
+            and self.connection.outbox_size <= self.connection.reactor.max_outbox):
+        self.holds.pop(0)  # it has found room since
+        self.strays -= 1
     if self.strays > MAX_STRAYS:
         self.connection.doom(CLOSE_SLOW_CONSUMER, "slow_consumer")
     return 0
@@ -240,12 +257,15 @@ cdef int let_publishers_go(Subscription self) except -1:
     while self.holds:
         if self.overflow_policy == BLOCK:
             if self.count > self.max_queue:
-                if <uint32_t> len(self.holds) + self.strays <= self.count - self.max_queue:
+                if <uint32_t> len(self.holds) <= beyond_bound(self):
                     return 0
             elif self.count and connection.outbox_size > connection.reactor.max_outbox:
                 return 0
         hold = self.holds.pop(0)
-        hold.publisher.find_room()
+        if hold.publisher is None:
+            self.strays -= 1
+        else:
+            hold.publisher.find_room(hold)
     end_holds(self)
     return 0
 
@@ -255,29 +275,37 @@ cdef int let_all_publishers_go(Subscription self) except -1:
     holds = self.holds
     end_holds(self)
     for hold in holds:
-        hold.publisher.find_room()
+        if hold.publisher is not None:
+            hold.publisher.find_room(hold)
     return 0
 
 
 cdef int end_holds(Subscription self) except -1:
     self.holds = None
-    self.connection.reactor.holding.remove(self)
+    self.strays = 0
+    self.connection.holding -= 1
+    del self.connection.reactor.holding[self]
     return 0
+
+
+cdef Hold longest_hold(Subscription self):
+    """The publisher that has waited for longest; None if none waits."""
+    cdef Hold hold
+    for hold in self.holds:
+        if hold.publisher is not None:
+            return hold
+    return None
 
 
 cdef int forget_publisher(Connection publisher) except -1:
     """Wait for room no more: the publisher is gone. Its events stay."""
-    cdef Subscription subscription
     cdef Hold hold
+    holds = publisher.waits_at
+    publisher.waits_at = publisher.held = None
     publisher.waits = 0
-    publisher.held = None
-    for subscription in list(publisher.reactor.holding):
-        for hold in list(subscription.holds):
-            if hold.publisher is publisher:
-                subscription.holds.remove(hold)
-                add_stray(subscription)
-        if not subscription.holds:
-            end_holds(subscription)
+    for hold in holds:
+        hold.publisher = None
+        add_stray(hold.subscription)
     return 0
 
 

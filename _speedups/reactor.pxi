@@ -48,7 +48,7 @@ cdef class Reactor:
         list dirty  # audiences with a batch
         list dirty_connections  # connections with something to send, or to settle
         list doomed
-        list holding  # subscriptions for which publishers wait (`block`)
+        dict holding  # keys: subscriptions with events beyond the bound, for which publishers may wait (`block`)
         dict behind  # keys: connections for which something waits, or waited since the last sweep
         # For how long the commands of one connection may be carried out before the others have their turn, in seconds:
         # 4 ms are some 200 of those that cost little, or one that costs much. The fast lane is not counted.
@@ -111,7 +111,7 @@ cdef class Reactor:
         self.dirty = []
         self.dirty_connections = []
         self.doomed = []
-        self.holding = []
+        self.holding = {}
         self.behind = {}
         self.flush_method = self.flush
         self.max_size = max_size
@@ -236,8 +236,11 @@ cdef class Reactor:
                     connection.write(True)
                 except Exception as error:
                     self.give_up(connection, error)
-        if self.holding:
-            self.make_way()
+            if self.holding:
+                # Room has come, if any, where something was written or given up: all of these are in the list.
+                for connection in connections:
+                    if connection.holding:
+                        self.make_way(connection)
         while self.doomed:
             connection = self.doomed.pop()
             connection.close(connection.close_code, connection.close_reason)
@@ -265,10 +268,13 @@ cdef class Reactor:
         bounds = [WRITE_TIME * 2 ** i for i in range(WRITE_TIMES)]
         return bounds, [self.writes[i] for i in range(WRITE_TIMES + 1)], self.write_seconds
 
-    cdef int make_way(self) except -1:
-        """Let the publishers go on whose events have found room."""
+    cdef int make_way(self, Connection connection) except -1:
+        """Let the publishers go on whose events have found room with one subscriber."""
+        cdef PyObject* link = connection.subscriptions
         cdef Subscription subscription
-        for subscription in list(self.holding):
+        while link != NULL:
+            subscription = <Subscription> link
+            link = subscription.connection_next
             if subscription.holds is not None:
                 let_publishers_go(subscription)
         return 0
@@ -358,14 +364,31 @@ cdef class Reactor:
             self.look_behind()
 
     cdef int end_waiting(self) except -1:
-        """Part with the subscribers for which a publisher has waited long enough."""
+        """Part with the subscribers for which a publisher has waited long enough, unless what is too old makes room."""
         cdef Subscription subscription
         cdef Hold hold
-        for subscription in self.holding:
-            hold = subscription.holds[0]
-            if hold.due <= self.clock:
+        for subscription in list(self.holding):
+            if subscription.count and self.max_age is not None:
+                drop_aged(subscription)
+                let_publishers_go(subscription)
+                if subscription.holds is None:
+                    continue
+            hold = longest_hold(subscription)
+            if hold is not None and hold.due <= self.clock:
                 subscription.connection.doom(CLOSE_SLOW_CONSUMER, "slow_consumer")
         return 0
+
+    @property
+    def publishers_waiting(self):
+        """How many connections are not read until an event of theirs has found room (`block`)."""
+        cdef Subscription subscription
+        cdef Hold hold
+        waiting = set()
+        for subscription in self.holding:
+            for hold in subscription.holds:
+                if hold.publisher is not None:
+                    waiting.add(hold.publisher)
+        return len(waiting)
 
     cdef int look_behind(self) except -1:
         """Forget those that are behind no more, and tell of the others, each once."""

@@ -23,6 +23,7 @@ cdef class Subscription
 cdef class Filter
 cdef class Audience
 cdef class Reactor
+cdef class Hold
 cdef class Routes
 cdef class Allowance
 

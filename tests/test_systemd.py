@@ -212,27 +212,34 @@ async def test_a_call_that_blocks_the_loop_starves_the_watchdog(tmp_path: Path) 
 # Sockets that are passed
 
 
+PASS = """
+import fcntl, os, sys
+numbers, arguments = sys.argv[1:sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1:]
+passed = []
+for number in map(int, numbers):
+    passed.append(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3 + len(numbers)))
+    os.close(number)
+for number, descriptor in enumerate(passed, 3):
+    os.dup2(descriptor, number)
+# It must be the process's own, which nobody knows before it is there.
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, "-m", "broker", "serve", *arguments])
+"""
+
+
 @asynccontextmanager
 async def activated(
     sockets: Sequence[socket.socket], *arguments: str, names: str = "", **environment: str
 ) -> AsyncIterator[Daemon]:
     """A broker that was passed these, as systemd passes them."""
 
-    def place() -> None:
-        for number, sock in enumerate(sockets):
-            os.dup2(sock.fileno(), 100 + number)
-        for number in range(len(sockets)):
-            os.dup2(100 + number, 3 + number)
-            os.close(100 + number)
-
-    # LISTEN_PID must be the process's own, which nobody knows before it is there.
-    program = 'LISTEN_PID=$$ exec "$0" -m broker serve "$@"'
+    # By a program between, and not by a function that runs in the child before it: there, whatever number is put to use
+    # may be one that the spawning itself needs.
     process = await asyncio.create_subprocess_exec(
-        *("/bin/sh", "-c", program, sys.executable, *arguments),
+        *(sys.executable, "-I", "-S", "-c", PASS, *(str(sock.fileno()) for sock in sockets), "--", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        preexec_fn=place,
-        close_fds=False,
+        pass_fds=[sock.fileno() for sock in sockets],
         env={
             **os.environ,
             "PYTHONWARNINGS": "error",

@@ -6,6 +6,7 @@ Alone in naming concrete engines, and in what belongs to a whole process: signal
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import os
 import resource
@@ -89,6 +90,8 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     1 if it could not start, 78 for a configuration that does not fit this machine.
     """
     keep_standard_streams()
+    # The watchdog of systemd kills with SIGABRT: the log then has the stack of what did not return.
+    faulthandler.enable(file=2)
     systemd = Systemd(os.environ)
     set_up_log(config.log)
     try:

@@ -331,6 +331,31 @@ async def test_a_call_that_blocks_the_loop_starves_the_watchdog(tmp_path: Path) 
         manager.close()
 
 
+HANGING = """
+import broker.watch
+broker.watch.HANGS = 0.3
+
+def hanging(self, event, done):
+    import time
+    time.sleep(3600)
+
+MemoryEngine.publish = hanging
+"""
+
+
+async def test_a_broker_that_hangs_for_good_says_where_before_it_is_killed(manager: Manager) -> None:
+    async with planted(HANGING, manager) as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.send('{"op":"publish","topic":"secret-topic","data":"secret-payload"}')
+            assert "where='hanging (<string>:" in await daemon.until("the event loop hangs")
+            daemon.signal(signal.SIGABRT)  # what systemd's watchdog sends
+            assert await daemon.ended() == -signal.SIGABRT
+            client.transport.abort()
+        assert "in hanging" in daemon.said
+        assert "secret" not in daemon.said
+
+
 # Sockets that are passed
 
 

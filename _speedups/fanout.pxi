@@ -295,7 +295,7 @@ cdef class Audience:
         cdef unsigned char* grown
         cdef size_t room
         if self.segment_count and self.batch_size + size > BATCH_SIZE:
-            self.flush()
+            self.reactor.send_full(self)
         if self.batch_size + size > self.batch_room:
             room = max(self.batch_size + size, min(2 * self.batch_room, <size_t> BATCH_SIZE))
             grown = <unsigned char*> realloc(self.batch, room)

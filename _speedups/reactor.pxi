@@ -4,6 +4,30 @@
 # The law of this file: a connection that is idle has no task, no timer and no buffer of its own.
 
 
+cdef extern from *:
+    """
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static int trim_heap(void) { return malloc_trim(0); }
+    #else
+    static int trim_heap(void) { return 0; }
+    #endif
+    """
+    int trim_heap() nogil
+
+
+def trim_memory():
+    """Give memory that was freed back to the system, as far as the C library can (malloc_trim(3)).
+
+    Of itself glibc gives back what lies at the end of its heap only, and so nothing as long as one small thing is left
+    behind many that have gone. Returns whether there was anything.
+    """
+    cdef int found
+    with nogil:
+        found = trim_heap()
+    return found != 0
+
+
 cdef struct Waiting:
     # A list of connections in the order in which they are due.
     PyObject* first
@@ -95,11 +119,11 @@ cdef class Reactor:
         readonly uint64_t deflated  # events
         uint64_t lost[POLICIES][REASONS]
         # From the first thing that a turn has to send until it has been handed to the kernel: how often it took at most
-        # 2^i · WRITE_TIME, the rest last, the sum in seconds, and the longest since somebody asked.
+        # 2^i · WRITE_TIME, the rest last, and the sum in seconds.
         double began
         uint64_t writes[WRITE_TIMES + 1]
         double write_seconds
-        public double longest_write
+        public double writing  # seconds in which nothing but the writing was done, since somebody set it to 0
 
     def __init__(self, loop, *, encode_gap, size_t max_size=1024 * 1024, uint32_t max_fragments=4096,
                  size_t max_outbox=4 * 1024 * 1024, size_t max_answers=1024 * 1024, int max_depth=64,
@@ -224,6 +248,7 @@ cdef class Reactor:
         """Send everything that this turn of the loop produced, and part with those whom it made too slow."""
         cdef Connection connection
         cdef list connections
+        cdef double began = monotonic(), now
         self.scheduled = False
         self.send_batches()
         if self.dirty_connections:
@@ -244,7 +269,9 @@ cdef class Reactor:
         while self.doomed:
             connection = self.doomed.pop()
             connection.close(connection.close_code, connection.close_reason)
-        self.count_write(monotonic() - self.began)
+        now = monotonic()
+        self.writing += now - began
+        self.count_write(now - self.began)
 
     cdef int give_up(self, Connection connection, error) except -1:
         """Part with a connection that could not be written to: a fault of one is not to be one of all."""
@@ -259,14 +286,19 @@ cdef class Reactor:
             i += 1
         self.writes[i] += 1
         self.write_seconds += seconds
-        if seconds > self.longest_write:
-            self.longest_write = seconds
 
     @property
     def write_times(self):
         """How long it took to write what a turn had to send: (bounds in seconds, how many up to each, the sum)."""
         bounds = [WRITE_TIME * 2 ** i for i in range(WRITE_TIMES)]
         return bounds, [self.writes[i] for i in range(WRITE_TIMES + 1)], self.write_seconds
+
+    cdef int send_full(self, Audience audience) except -1:
+        """Send a batch that has no room for more, in the middle of a turn."""
+        cdef double began = monotonic()
+        audience.flush()
+        self.writing += monotonic() - began
+        return 0
 
     cdef int make_way(self, Connection connection) except -1:
         """Let the publishers go on whose events have found room with one subscriber."""

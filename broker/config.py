@@ -322,11 +322,14 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     settings: dict[str, _Setting] = {}
     rules: list[dict[str, object]] = []
     for layer in (_of_file(file, problems, rules), _of_environment(environ, problems), _of_flags(flags)):
-        for setting in layer:
-            if mistakes := _mistakes(setting):
-                problems += [f"{setting.key} ({setting.origin}): {mistake}" for mistake in mistakes]
-            else:
-                settings[setting.key] = setting
+        try:
+            for setting in layer:
+                if mistakes := _mistakes(setting):
+                    problems += [f"{setting.key} ({setting.origin}): {mistake}" for mistake in mistakes]
+                else:
+                    settings[setting.key] = setting
+        except RecursionError:  # only a file may hold values within values
+            problems.append(f"{file or DEFAULT_FILE}: is nested too deeply")
     if not problems:
         problems = _contradictions(settings)
     if problems:

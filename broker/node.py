@@ -59,6 +59,8 @@ class Node:
         self.reactor.watch = self._watch
         self.hub = Hub(self.reactor)
         self.sessions: dict[str, Session] = {}
+        self._told: set[str] = set()
+        """Sessions that have been told to go, and have not gone yet."""
         self.tally = Tally()
 
     def reconfigure(self, config: Config) -> None:
@@ -173,6 +175,7 @@ class Node:
     def forget(self, session: Session) -> None:
         """Drop a session whose connection takes part no more."""
         self.sessions.pop(session.id, None)
+        self._told.discard(session.id)
 
     # What the engine tells.
 
@@ -259,10 +262,16 @@ class Node:
                 sent += 1
             await asyncio.sleep(POLL if sent >= due else 0)
         await _until(lambda: not self.connections, began + timeout)
+        if self.connections:
+            log.warning("cut off who did not go in time", connections=self.connections)
         for session in waiting:
             session.connection.abort()
+        await _until(lambda: not self.connections, loop.time() + POLL)
 
     def _send_away(self, session: Session) -> None:
+        if session.id in self._told or session.id not in self.sessions:
+            return
+        self._told.add(session.id)
         delay = int(random.uniform(0, self._spread) * 1000)
         session.connection.answer(messages.encode_bye("shutdown", delay))
         session.connection.finish(CloseCode.GOING_AWAY, CloseCode.GOING_AWAY.reason)

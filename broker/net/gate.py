@@ -124,6 +124,7 @@ class Gate:
         self._tick = min(self.open_timeout, LINGER) / 4
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
+        self._opened: asyncio.Future[None] | None = None
         self._warned = -WARN_EVERY
         self._turned_away = 0
 
@@ -177,8 +178,7 @@ class Gate:
         if self._opening.pop(handshake, None) is None:
             self._lingering.pop(handshake, None)
         self._dismiss(handshake)
-        if self._empty is not None and not self._opening and not self._lingering and not self._empty.done():
-            self._empty.set_result(None)
+        self._tell()
 
     def let_in(self, handshake: Handshake) -> None:
         """Take note that this handshake has ended well: the node counts the connection from here on."""
@@ -192,10 +192,11 @@ class Gate:
         """
         del self._opening[handshake]
         self._dismiss(handshake)
-        if not self._has_extra():
-            return False
-        self._lingering[handshake] = self._loop.time() + LINGER
-        return True
+        stays = self._has_extra()
+        if stays:
+            self._lingering[handshake] = self._loop.time() + LINGER
+        self._tell()
+        return stays
 
     def retry_after(self) -> int:
         """Seconds for the header Retry-After: not the same for all, so that they do not all come back at once."""
@@ -223,6 +224,24 @@ class Gate:
             await asyncio.wait([self._empty], timeout=timeout)
         for handshake in [*self._opening, *self._lingering]:
             handshake.expire()
+
+    async def wait_open(self, timeout: float) -> None:
+        """Wait until nobody is on the way in any more, at most `timeout` seconds. Who was just accepted counts."""
+        deadline = self._loop.time() + timeout
+        # A listener that was closed in this turn of the loop may have accepted in it.
+        await asyncio.sleep(0)
+        while self._opening and (left := deadline - self._loop.time()) > 0:
+            self._opened = self._loop.create_future()
+            await asyncio.wait([self._opened], timeout=left)
+
+    def _tell(self) -> None:
+        """Wake up who waits for an end of the openings."""
+        if self._opening:
+            return
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
+        if self._empty is not None and not self._lingering and not self._empty.done():
+            self._empty.set_result(None)
 
     def _has_extra(self) -> bool:
         return len(self._lingering) + len(self._opening) - self._admitted < self.room.extra

@@ -259,6 +259,8 @@ class SecureHandshake(Handshake):
     def refuse_draining(self) -> None:
         """Refuse it, or cut it off where it cannot be told why yet."""
         if self._transport is None:
+            self._gate.count(0, "draining")
+            self._head = None
             self.expire()
         else:
             super().refuse_draining()

@@ -8,17 +8,16 @@ import argparse
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 from rich.console import Console
 
 from bench import record
-from bench.figures import Run, Value, times
+from bench.figures import Run, Value, pairs, times
 from bench.measure import ROOT, Load, unable
 from bench.peers import BROKER, FLOOR, NATS, SOCKETIFY, Peer
 from bench.scenarios import fanout
@@ -26,10 +25,10 @@ from bench.scenarios.base import deliveries
 from bench.scenarios.onetoone import ONETOONE, PIPELINED
 from bench.tables import Table
 from bench.terminal import console, following, show
-from bench.turns import Step, Turns
+from bench.turns import Failure, Step, Turns
 
 RECORDED = record.RESULTS / "recorded.json"
-INSTRUCTIONS = Path(__file__).parent / "instructions"
+COUNT = (sys.executable, "-m", "bench.instructions", "--check")
 TOLERANCE = 0.15
 REPEAT = 3
 
@@ -78,21 +77,22 @@ class Pair:
 class Verdict:
     """What is to be said of one ratio."""
 
-    word: Literal["kept", "worse", "too noisy", "not recorded", "not measured"]
+    word: Literal["kept", "worse", "failed", "too noisy", "not recorded", "not measured", "missing"]
+    """`failed`: the broker did. `missing`: the peer, or the broker, cannot run here."""
     measured: Ratio | None = None
     recorded: float | None = None
 
 
-def judge(pairs: Sequence[Pair], recorded: float | None) -> Verdict:
+def judge(found: Sequence[Pair], recorded: float | None) -> Verdict:
     """Compares the repetitions of one ratio with its record.
 
     Disturbed pairs count only where there are no others. What lies below the bound is called worse if at least two
     quiet pairs say so, and all of them; otherwise it was too noisy to say.
     """
-    if not pairs:
+    if not found:
         return Verdict("not measured", recorded=recorded)
-    quiet = [pair.ratio for pair in pairs if pair.quiet]
-    values = quiet or [pair.ratio for pair in pairs]
+    quiet = [pair.ratio for pair in found if pair.quiet]
+    values = quiet or [pair.ratio for pair in found]
     median = statistics.median(values)
     measured = Ratio(median, (max(values) - min(values)) / 2 / median if median else 0.0)
     if recorded is None:
@@ -113,32 +113,42 @@ def key(scenario: str, load: Load, peer: Peer) -> str:
 def pairs_of(runs: Sequence[Run], load: Load, peer: Peer) -> list[Pair]:
     """The broker's runs and the peer's, one by one as they took turns."""
     compared: Value = deliveries
-    mine = [run for run in runs if run.load == load and run.peer == BROKER.name]
-    others = [run for run in runs if run.load == load and run.peer == peer.name]
     return [
         Pair(compared(one.result) / compared(other.result), not one.disturbed and not other.disturbed)
-        for one, other in zip(mine, others, strict=False)
+        for one, other in pairs(runs, load, BROKER.name, peer.name)
         if compared(other.result)
     ]
 
 
-def verdicts(runs: Sequence[Run], recorded: Mapping[str, Ratio]) -> dict[str, Verdict]:
-    """One for each ratio of the part."""
+def verdicts(
+    runs: Sequence[Run],
+    failures: Sequence[Failure],
+    recorded: Mapping[str, Ratio],
+    missing: Collection[str] = (),
+) -> dict[str, Verdict]:
+    """One for each ratio of the part; `missing` are the names of those who cannot run here."""
     found = {}
     for scenario, load, peers in PART:
+        failed = any(failure.load == load and failure.peer == BROKER.name for failure in failures)
         for peer in peers:
             name = key(scenario, load, peer)
-            known = recorded.get(name)
-            found[name] = judge(pairs_of(runs, load, peer), known.ratio if known else None)
+            known = recorded[name].ratio if name in recorded else None
+            if failed:
+                # Whatever else came of it: a broker that loses events or connections is no broker.
+                found[name] = Verdict("failed", recorded=known)
+            elif peer.name in missing or BROKER.name in missing:
+                found[name] = Verdict("missing", recorded=known)
+            else:
+                found[name] = judge(pairs_of(runs, load, peer), known)
     return found
 
 
 def status_of(found: Mapping[str, Verdict]) -> Status:
-    """The exit status that these verdicts make."""
-    words = [verdict.word for verdict in found.values()]
-    if "worse" in words:
+    """The exit status that these verdicts make: only what was compared and found no worse is kept."""
+    words = {verdict.word for verdict in found.values()}
+    if words & {"worse", "failed"}:
         return Status.WORSE
-    return Status.KEPT if "kept" in words and "too noisy" not in words else Status.CANNOT_SAY
+    return Status.KEPT if "kept" in words and words <= {"kept", "missing"} else Status.CANNOT_SAY
 
 
 def steps_of(names: Sequence[str] | None = None) -> tuple[list[Step], dict[str, str]]:
@@ -153,7 +163,7 @@ def steps_of(names: Sequence[str] | None = None) -> tuple[list[Step], dict[str, 
                 missing[peer.name] = reason
             else:
                 present.append(peer)
-        steps += [Step(scenario, load, peer) for _ in range(REPEAT) for peer in present]
+        steps += [Step(scenario, load, peer, number) for number in range(REPEAT) for peer in present]
     return steps, missing
 
 
@@ -168,36 +178,41 @@ def main(arguments: Sequence[str]) -> int:
     if not options.record:
         if not RECORDED.exists():
             err.print("bench: nothing is recorded yet: python -m bench check --record", style="red")
-            return _worst(Status.CANNOT_SAY, _check_instructions(err))
+            return _worst(Status.CANNOT_SAY, _check_instructions())
         recorded = msgspec.json.decode(RECORDED.read_bytes(), type=Recorded).ratios
 
-    runs = _take(err, steps)
-    found = verdicts(runs, recorded)
+    runs, failures = _take(err, steps)
+    found = verdicts(runs, failures, recorded, missing)
     if options.record:
         return _record(out, err, runs, found)
     doubtful = [name for name, verdict in found.items() if verdict.word in {"worse", "too noisy"}]
     if doubtful:
-        # Once more, by themselves: what was an accident does not come again.
-        again = verdicts(_take(err, steps_of(doubtful)[0]), recorded)
-        found |= {name: again[name] for name in doubtful}
+        # Once more, by themselves: what was an accident does not come again. What then cannot be measured at all has
+        # not become better by it.
+        again = verdicts(*_take(err, steps_of(doubtful)[0]), recorded, missing)
+        found |= {name: again[name] for name in doubtful if again[name].word != "not measured"}
     show(out, _table(found))
-    status = _worst(status_of(found), _check_instructions(err))
+    counted = _check_instructions()
+    status = _worst(status_of(found), counted)
     out.print(
         {
-            Status.KEPT: "kept: no ratio fell by more than 15 %",
+            Status.KEPT: "kept: no ratio fell by more than 15 %, no operation takes more instructions",
             Status.WORSE: "worse: see above",
-            Status.CANNOT_SAY: "too noisy to say, or not all was there to be measured: try again on a quiet machine",
+            Status.CANNOT_SAY: "the instructions could not be compared: see above"
+            if status_of(found) == Status.KEPT
+            else "too noisy to say, or not all could be measured and compared: see above",
         }[status]
     )
     return status
 
 
-def _take(err: Console, steps: Sequence[Step]) -> list[Run]:
+def _take(err: Console, steps: Sequence[Step]) -> tuple[list[Run], list[Failure]]:
     with following(err, steps) as display:
         taken = Turns(retries=1).take(steps, display.before, display.after)
-    for failure in (failure for each in taken.values() for failure in each.failures):
+    failures = [failure for each in taken.values() for failure in each.failures]
+    for failure in failures:
         err.print(f"failed: {failure.peer}, {failure.load}: {failure.error.splitlines()[0]}", style="red")
-    return [run for each in taken.values() for run in each.runs]
+    return [run for each in taken.values() for run in each.runs], failures
 
 
 def _record(out: Console, err: Console, runs: Sequence[Run], found: Mapping[str, Verdict]) -> int:
@@ -218,11 +233,8 @@ def _worst(*found: Status) -> Status:
     return max(found, key=[Status.KEPT, Status.CANNOT_SAY, Status.WORSE].index)
 
 
-def _check_instructions(err: Console) -> Status:
-    if not INSTRUCTIONS.is_dir():
-        err.print("there is no count of instructions to check")
-        return Status.KEPT
-    done = subprocess.run([sys.executable, "-m", "bench.instructions", "--check"], cwd=ROOT, check=False)
+def _check_instructions() -> Status:
+    done = subprocess.run(COUNT, cwd=ROOT, check=False)
     return {0: Status.KEPT, 1: Status.WORSE}.get(done.returncode, Status.CANNOT_SAY)
 
 

@@ -24,6 +24,8 @@ class Run(msgspec.Struct, frozen=True):
     peer: str
     load: Load
     result: Result
+    repetition: int = 0
+    """Those of the same number followed each other, and are compared with each other."""
 
     @property
     def disturbed(self) -> bool:
@@ -36,11 +38,11 @@ class Run(msgspec.Struct, frozen=True):
         return self.result.load_cpu > LOAD_BOUND
 
 
-def run_of(peer: str, load: Load, result: bytes) -> Run:
+def run_of(peer: str, load: Load, result: bytes, repetition: int) -> Run:
     """A run as it was saved; the load says what the result is."""
     if isinstance(load, Publishing):
-        return Run(peer, load, msgspec.json.decode(result, type=Published))
-    return Run(peer, load, msgspec.json.decode(result, type=Opened))
+        return Run(peer, load, msgspec.json.decode(result, type=Published), repetition)
+    return Run(peer, load, msgspec.json.decode(result, type=Opened), repetition)
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,25 @@ class Figure:
 
 def figure(runs: Sequence[Run], load: Load, peer: str, value: Value) -> Figure | None:
     """The figure of one peer under one load; None if it was not measured."""
-    values = _values(runs, load, peer, value)
+    values = [value(run.result) for run in _of(runs, load, peer)]
     return Figure.of(values) if values else None
+
+
+def pairs(runs: Sequence[Run], load: Load, peer: str, other: str) -> list[tuple[Run, Run]]:
+    """The runs of two peers that followed each other. Where one of them failed, there is no pair."""
+    mine, others = ({run.repetition: run for run in _of(runs, load, name)} for name in (peer, other))
+    return [(run, others[number]) for number, run in mine.items() if number in others]
 
 
 def ratio(runs: Sequence[Run], load: Load, peer: str, other: str, value: Value) -> Figure | None:
     """How many times the other peer's value this peer has, run by run as they took turns."""
-    pairs = zip(_values(runs, load, peer, value), _values(runs, load, other, value), strict=False)
-    ratios = [mine / others for mine, others in pairs if others]
+    found = [(value(mine.result), value(others.result)) for mine, others in pairs(runs, load, peer, other)]
+    ratios = [mine / others for mine, others in found if others]
     return Figure.of(ratios) if ratios else None
 
 
-def _values(runs: Sequence[Run], load: Load, peer: str, value: Value) -> list[float]:
-    return [value(run.result) for run in runs if run.peer == peer and run.load == load]
+def _of(runs: Sequence[Run], load: Load, peer: str) -> list[Run]:
+    return [run for run in runs if run.peer == peer and run.load == load]
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:

@@ -20,6 +20,7 @@ class Step:
     scenario: str
     load: Load
     peer: Peer
+    repetition: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def plan(
                 if reason := unable(peer, load):
                     made.unable.setdefault(scenario.name, {})[peer.name] = reason
             times = repeat or (1 if own in scenario.once else scenario.repeat)
-            made.steps += [Step(scenario.name, load, peer) for _ in range(times) for peer in able]
+            made.steps += [Step(scenario.name, load, peer, number) for number in range(times) for peer in able]
     return made
 
 
@@ -141,4 +142,4 @@ class Turns:
 
 
 def _measure(step: Step) -> Run:
-    return Run(step.peer.name, step.load, step.load.run(step.peer))
+    return Run(step.peer.name, step.load, step.load.run(step.peer), step.repetition)

@@ -1,6 +1,8 @@
 """The guard: what it calls worse, and what too noisy to say."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -9,8 +11,9 @@ import pytest
 from bench import check
 from bench.check import Pair, Ratio, Status, Verdict
 from bench.figures import Run
+from bench.measure import Published
 from bench.peers import BROKER, NATS
-from bench.turns import Step
+from bench.turns import Failure, Step
 from tests.bench.made_up import published
 
 
@@ -52,7 +55,11 @@ def test_what_was_never_recorded_is_not_judged() -> None:
     ("words", "status"),
     [
         (["kept", "kept"], Status.KEPT),
-        (["kept", "not measured"], Status.KEPT),
+        (["kept", "missing"], Status.KEPT),
+        (["missing"], Status.CANNOT_SAY),
+        (["kept", "not measured"], Status.CANNOT_SAY),
+        (["kept", "not recorded"], Status.CANNOT_SAY),
+        (["kept", "failed"], Status.WORSE),
         (["kept", "worse", "too noisy"], Status.WORSE),
         (["kept", "too noisy"], Status.CANNOT_SAY),
         (["not measured", "not recorded"], Status.CANNOT_SAY),
@@ -65,28 +72,35 @@ def test_the_status_is_that_of_the_worst(words: list[str], status: Status) -> No
 def made_up(rates: dict[str, float], other_cpu: float = 0.0) -> list[Run]:
     """Three runs of each load of the part."""
     return [
-        published(peer.name, rates[peer.name], load, other_cpu=other_cpu)
+        published(peer.name, rates[peer.name], load, other_cpu=other_cpu, repetition=repetition)
         for _, load, others in check.PART
-        for _ in range(3)
+        for repetition in range(3)
         for peer in (BROKER, *others)
     ]
 
 
+# The command that really counts.
+COUNT = check.COUNT
 RATES = {"wsbroker": 1000.0, "floor": 1000.0, "socketify": 500.0, "nats": 250.0}
 
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[Run]]:
-    """What the next measurements give, in order; nothing is recorded yet, and there are no counts of instructions."""
+    """What the next measurements give, in order. A measurement with a rate of 0 fails. Nothing is recorded yet, and no
+    operation takes more instructions."""
     given: list[list[Run]] = []
 
-    def take(_: object, steps: Sequence[Step]) -> list[Run]:
+    def take(_: object, steps: Sequence[Step]) -> tuple[list[Run], list[Failure]]:
         wanted = {(step.load, step.peer.name) for step in steps}
-        return [run for run in given.pop(0) if (run.load, run.peer) in wanted]
+        runs = [run for run in given.pop(0) if (run.load, run.peer) in wanted]
+        failed = [run for run in runs if isinstance(run.result, Published) and not run.result.deliveries]
+        return [run for run in runs if run not in failed], [
+            Failure(run.peer, run.load, "no delivery") for run in failed
+        ]
 
     monkeypatch.setattr(check, "_take", take)
     monkeypatch.setattr(check, "RECORDED", tmp_path / "recorded.json")
-    monkeypatch.setattr(check, "INSTRUCTIONS", tmp_path / "instructions")
+    monkeypatch.setattr(check, "COUNT", (sys.executable, "-c", "raise SystemExit(0)"))
     return given
 
 
@@ -117,6 +131,50 @@ def test_an_accident_does_not_come_twice(bench: list[list[Run]]) -> None:
     assert check.main([]) == Status.KEPT
 
 
+@pytest.mark.parametrize("runs_that_fail", [1, 3])
+def test_a_broker_that_fails_is_worse(bench: list[list[Run]], runs_that_fail: int) -> None:
+    """Whether it does so each time or once, and although all else is as it was."""
+    runs = made_up(RATES)
+    mine = [run for run in runs if run.load == check.PART[-1][1] and run.peer == BROKER.name]
+    for run in mine[:runs_that_fail]:
+        runs[runs.index(run)] = published(run.peer, 0.0, run.load, repetition=run.repetition)
+    bench += [made_up(RATES), runs]
+    check.main(["--record"])
+    assert check.main([]) == Status.WORSE
+
+
+def test_a_peer_that_fails_leaves_something_unsaid(bench: list[list[Run]]) -> None:
+    bench += [made_up(RATES), made_up({**RATES, "nats": 0.0})]
+    check.main(["--record"])
+    assert check.main([]) == Status.CANNOT_SAY
+
+
+def test_what_is_worse_is_not_made_good_by_a_measurement_that_fails(bench: list[list[Run]]) -> None:
+    bench += [made_up(RATES), made_up({**RATES, "nats": 500.0}), made_up({**RATES, "nats": 0.0})]
+    check.main(["--record"])
+    assert check.main([]) == Status.WORSE
+
+
+def test_a_ratio_that_is_not_recorded_leaves_something_unsaid(bench: list[list[Run]]) -> None:
+    bench += [made_up(RATES), made_up(RATES)]
+    check.main(["--record"])
+    check.RECORDED.write_text(check.RECORDED.read_text().replace("window 256", "window 255"))
+    assert check.main([]) == Status.CANNOT_SAY
+
+
+def test_a_peer_that_cannot_run_here_is_no_reason_to_fail(
+    bench: list[list[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench += [made_up(RATES), made_up(RATES)]
+    check.main(["--record"])
+    absent = [
+        (*rest, tuple(replace(peer, missing=lambda: "gone") if peer is NATS else peer for peer in peers))
+        for *rest, peers in check.PART
+    ]
+    monkeypatch.setattr(check, "PART", absent)
+    assert check.main([]) == Status.KEPT
+
+
 def test_a_busy_machine_is_not_mistaken_for_a_slow_broker(bench: list[list[Run]]) -> None:
     slow = made_up({**RATES, "wsbroker": 100.0}, other_cpu=0.5)
     bench += [made_up(RATES), slow, slow]
@@ -134,26 +192,27 @@ def test_without_a_record_nothing_is_measured(bench: list[list[Run]]) -> None:
     assert check.main([]) == Status.CANNOT_SAY
 
 
-@pytest.mark.parametrize(
-    ("program", "status"),
-    [
-        ("raise SystemExit(0)", Status.KEPT),
-        ("raise SystemExit(1)", Status.WORSE),
-        ("raise SystemExit(2)", Status.CANNOT_SAY),
-    ],
-)
-def test_more_instructions_are_worse(
-    bench: list[list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, status: Status
-) -> None:
-    package = tmp_path / "bench" / "instructions"
-    package.mkdir(parents=True)
-    (tmp_path / "bench" / "__init__.py").touch()
-    (package / "__main__.py").write_text(f"import sys\nassert sys.argv[1:] == ['--check']\n{program}\n")
-    monkeypatch.setattr(check, "INSTRUCTIONS", package)
-    monkeypatch.setattr(check, "ROOT", tmp_path)
+@pytest.mark.parametrize("status", list(Status))
+def test_more_instructions_are_worse(bench: list[list[Run]], monkeypatch: pytest.MonkeyPatch, status: Status) -> None:
+    monkeypatch.setattr(check, "COUNT", (sys.executable, "-c", f"raise SystemExit({int(status)})"))
     bench += [made_up(RATES), made_up(RATES)]
     check.main(["--record"])
     assert check.main([]) == status
+
+
+def test_without_valgrind_the_instructions_are_not_worse(
+    bench: list[list[Run]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    bench += [made_up(RATES), made_up(RATES)]
+    check.main(["--record"])
+    monkeypatch.setattr(check, "COUNT", ("/usr/bin/env", f"PATH={tmp_path}", *COUNT))
+    assert check.main([]) == Status.CANNOT_SAY
+    said = capfd.readouterr()
+    assert "valgrind" in said.err
+    assert "the instructions could not be compared" in said.out
 
 
 def test_the_part_takes_no_more_than_ninety_seconds() -> None:

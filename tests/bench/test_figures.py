@@ -16,9 +16,20 @@ def test_a_figure_is_the_median_and_half_the_range() -> None:
 
 
 def test_a_ratio_is_taken_run_by_run() -> None:
-    pairs = [("wsbroker", 200.0), ("websockets", 100.0), ("wsbroker", 60.0), ("websockets", 20.0)]
-    runs = [published(peer, rate) for peer, rate in pairs]
+    pairs = [("wsbroker", 200.0, 0), ("websockets", 100.0, 0), ("wsbroker", 60.0, 1), ("websockets", 20.0, 1)]
+    runs = [published(peer, rate, repetition=number) for peer, rate, number in pairs]
     assert figures.ratio(runs, LOAD, "wsbroker", "websockets", deliveries) == Figure(2.5, 0.2)
+
+
+def test_a_run_is_not_compared_with_one_of_another_time() -> None:
+    """The first run of a peer failed: the second is not put beside the broker's first."""
+    runs = [
+        published("wsbroker", 200.0, repetition=0),
+        published("wsbroker", 60.0, repetition=1),
+        published("websockets", 20.0, repetition=1),
+    ]
+    assert figures.ratio(runs, LOAD, "wsbroker", "websockets", deliveries) == Figure(3.0, 0.0)
+    assert figures.ratio(runs[:1] + runs[2:], LOAD, "wsbroker", "websockets", deliveries) is None
 
 
 def test_there_is_no_figure_for_what_was_not_measured() -> None:

@@ -72,11 +72,11 @@ void open_clients(uint32_t first, uint32_t last, void (*each_turn)(void)) {
 void print_latency(const char *name, const struct histogram *latency) {
     static const struct {
         const char *name;
-        double share;
-    } points[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p99.9", 0.999}};
+        unsigned thousandths;
+    } points[] = {{"p50", 500}, {"p90", 900}, {"p99", 990}, {"p99.9", 999}};
     printf("\"%s\": {", name);
     for (size_t i = 0; i < sizeof points / sizeof *points; i++)
-        printf("\"%s\": %.1f, ", points[i].name, (double)histogram_percentile(latency, points[i].share) / 1e3);
+        printf("\"%s\": %.1f, ", points[i].name, (double)histogram_percentile(latency, points[i].thousandths) / 1e3);
     printf("\"max\": %.1f}", (double)latency->max / 1e3);
 }
 

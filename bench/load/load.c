@@ -83,9 +83,12 @@ void print_latency(const char *name, const struct histogram *latency) {
 void print_cpu(const struct moment *start, const struct moment *end, uint64_t vain) {
     uint64_t time = end->time - start->time, server = end->server_cpu - start->server_cpu,
              load = end->load_cpu - start->load_cpu, machine = end->machine_cpu - start->machine_cpu;
+    /* All the time but what went by in vain, and no more than it got of its core. */
+    uint64_t busy = time > vain ? time - vain : 0;
+    busy = busy < load ? busy : load;
     /* A server whose processes are not known is one of the others. */
     printf("\"server_cpu\": %.3f, \"load_cpu\": %.3f, \"other_cpu\": %.3f", share(server, time),
-           share(load > vain ? load - vain : 0, time), share(machine > server + load ? machine - server - load : 0, time));
+           share(busy, time), share(machine > server + load ? machine - server - load : 0, time));
 }
 
 /* Does what the arguments say; the exit status. May be called once in a process. */

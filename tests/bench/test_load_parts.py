@@ -1,4 +1,4 @@
-"""The arithmetic of the load program, and what it reads of the kernel: compiled by itself, and compared with Python's."""
+"""The arithmetic of the load program, compared with Python's, and what it reads of the kernel; compiled by itself."""
 
 import math
 import random

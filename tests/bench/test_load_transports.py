@@ -177,7 +177,13 @@ async def test_a_pong_does_not_get_into_the_middle_of_a_publish(
         status, output, complaint = await load(
             "publish",
             server.sockets[0].getsockname()[1],
-            **{"subscribers": 1, "tls": int(tls), "warmup": 0, "duration": 0.3, "publish": big, "event": big, **pace},
+            subscribers=1,
+            tls=int(tls),
+            warmup=0,
+            duration=0.3,
+            publish=big,
+            event=big,
+            **pace,
         )
     assert slow.complaints == []
     assert (status, complaint) == (0, "")

@@ -54,7 +54,7 @@ static struct {
     struct histogram done_latency, delivery_latency;
 } publisher;
 
-/* Time spent on looking in vain whether anything has arrived (--spin). */
+/* Time spent on looking in vain whether anything has arrived, or is to be sent (--spin). */
 static uint64_t spun;
 
 /* How long it took until all clients were open. */
@@ -183,12 +183,12 @@ static void take_sample(uint64_t begun, uint64_t now) {
 static void publish_for(uint64_t duration, bool measuring) {
     uint64_t begun = monotonic();
     for (uint64_t now = begun; now - begun < duration;) {
+        uint64_t turn = now, reads = swarm.reads, published = publisher.published;
         publish_due();
-        uint64_t before = monotonic(), reads = swarm.reads;
-        swarm_turn(&swarm, leisure(before));
+        swarm_turn(&swarm, leisure(monotonic()));
         now = monotonic();
-        if (options.spin && swarm.reads == reads)
-            spun += now - before;
+        if (options.spin && swarm.reads == reads && publisher.published == published)
+            spun += now - turn;
         check_stalled(now);
         if (measuring)
             take_sample(begun, now);

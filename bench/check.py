@@ -67,7 +67,8 @@ class Recorded(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Pair:
-    """The ratio of two runs that followed each other, and whether both were undisturbed."""
+    """The ratio of two runs that followed each other; `quiet`: nobody disturbed them, and neither was bound by the
+    load program, which would hide what the server lost."""
 
     ratio: float
     quiet: bool
@@ -86,8 +87,8 @@ class Verdict:
 def judge(found: Sequence[Pair], recorded: float | None) -> Verdict:
     """Compares the repetitions of one ratio with its record.
 
-    Disturbed pairs count only where there are no others. What lies below the bound is called worse if at least two
-    quiet pairs say so, and all of them; otherwise it was too noisy to say.
+    Pairs that are not quiet count only where there are no others. What lies below the bound is called worse if at least
+    two quiet pairs say so, and all of them; otherwise it was too noisy to say.
     """
     if not found:
         return Verdict("not measured", recorded=recorded)
@@ -114,7 +115,10 @@ def pairs_of(runs: Sequence[Run], load: Load, peer: Peer) -> list[Pair]:
     """The broker's runs and the peer's, one by one as they took turns."""
     compared: Value = deliveries
     return [
-        Pair(compared(one.result) / compared(other.result), not one.disturbed and not other.disturbed)
+        Pair(
+            compared(one.result) / compared(other.result),
+            not any(run.disturbed or run.load_bound for run in (one, other)),
+        )
         for one, other in pairs(runs, load, BROKER.name, peer.name)
         if compared(other.result)
     ]

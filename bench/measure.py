@@ -20,6 +20,7 @@ import msgspec
 
 from bench.peers import LACKS, Dialogue, Peer, Setting, Talk
 from broker.client import load as load_program
+from broker.client.bench import Latency
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 15.0
@@ -36,16 +37,6 @@ EXPECTED_TLS = 0.0015
 
 class MeasureError(Exception):
     """A run failed: the server did not start, or the load program gave up. The text says why."""
-
-
-class Latency(msgspec.Struct, frozen=True):
-    """Percentiles in microseconds."""
-
-    p50: float
-    p90: float
-    p99: float
-    p999: float = msgspec.field(name="p99.9")
-    max: float
 
 
 class Published(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ STALLED = Scenario(
         Column("healthy p50", lambda result: result.delivery_us.p50, duration),
         Column("p99", delivery_p99, duration),
         Column("max", lambda result: result.delivery_us.max, duration),
+        Column("unsent", lambda result: result.unsent, lambda value: f"{value:.0f}"),
         Column("server CPU", lambda result: result.server_cpu, share),
         Column("load CPU", lambda result: result.load_cpu, share),
         Column("server RSS", lambda result: result.server_rss, size),
@@ -59,14 +60,28 @@ def bound(result: Published) -> float:
     return result.stalled * (queue + result.event_bytes + limits.max_queue * PLACE)
 
 
+def shared(result: Published) -> float:
+    """The same where each event is kept once for all who wait for it, and not once for each, in bytes."""
+    limits = Limits()
+    queue = min(limits.max_queue * result.event_bytes, limits.max_outbox)
+    return queue + result.stalled * (result.event_bytes + limits.max_queue * PLACE)
+
+
 def _against_bound(runs: Sequence[Run]) -> list[str]:
     found = []
     for run in runs:
         if run.peer == BROKER.name and isinstance(run.result, Published):
-            grown, most = growth(run.result), bound(run.result)
-            verdict = "within" if grown <= most else "ABOVE"
-            found.append(f"wsbroker grew by {size(grown)}, {verdict} the {size(most)} that its limits allow.")
+            grown, most, least = growth(run.result), bound(run.result), shared(run.result)
+            found.append(
+                f"In {run.result.seconds:.0f} s wsbroker grew by {size(grown)}, {_verdict(grown, most)} the "
+                f"{size(most)} that its limits allow, and {_verdict(grown, least)} the {size(least)} that they come to "
+                "if all share the events."
+            )
     return found
+
+
+def _verdict(grown: float, most: float) -> str:
+    return "within" if grown <= most else "ABOVE"
 
 
 FLOOD = Scenario(

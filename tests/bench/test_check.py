@@ -182,6 +182,13 @@ def test_a_busy_machine_is_not_mistaken_for_a_slow_broker(bench: list[list[Run]]
     assert check.main([]) == Status.CANNOT_SAY
 
 
+@pytest.mark.parametrize("bound", [BROKER.name, NATS.name])
+def test_a_busy_load_program_hides_what_was_lost(bound: str) -> None:
+    _, load, _ = check.PART[0]
+    runs = [published(name, 100.0, load, load_cpu=0.95 if name == bound else 0.5) for name in (BROKER.name, NATS.name)]
+    assert check.pairs_of(runs, load, NATS) == [Pair(1.0, quiet=False)]
+
+
 def test_nothing_is_recorded_on_a_busy_machine(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES, other_cpu=0.5)]
     assert check.main(["--record"]) == Status.CANNOT_SAY

@@ -53,6 +53,27 @@ def test_remarks_name_runs_that_do_not_count_for_much() -> None:
     assert figures.remarks([published("wsbroker", 1.0)]) == []
 
 
+def test_a_server_that_waits_for_the_load_is_named_with_how_long() -> None:
+    """They take turns: neither is busy all the time, and what is measured is the two of them together."""
+    runs = [published("wsbroker", 1.0, server_cpu=cpu) for cpu in (0.72, 0.70, 0.74)]
+    runs.append(published("floor", 1.0, server_cpu=0.95))
+    assert figures.remarks(runs) == [
+        "In 3 of 4 runs the server waited for the load program for more than 10% of the time, and the rate is that of "
+        "both: 1,000 subscribers, window 16, 128 B (wsbroker 28%).",
+    ]
+    at_a_rate = Publishing(subscribers=1000, rate=30.0)
+    assert figures.remarks([published("wsbroker", 1.0, at_a_rate, server_cpu=0.3)]) == []
+
+
+def test_a_queue_is_no_latency_below_saturation() -> None:
+    load = Publishing(subscribers=1000, rate=75.0)
+    runs = [published("websockets", 1.0, load, server_cpu=0.94), published("wsbroker", 1.0, load, server_cpu=0.4)]
+    assert figures.remarks(runs) == [
+        "In 1 of 2 runs the server was busy for more than 80% of the time, and latencies are those of a queue: "
+        "1,000 subscribers, 75 publishes/s, 128 B (websockets).",
+    ]
+
+
 @pytest.mark.parametrize(
     ("write", "value", "text"),
     [

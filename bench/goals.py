@@ -216,12 +216,12 @@ def _notes(goal: Goal, found: Found) -> list[str]:
     notes = [f"unsure: {low} to {high}"] if low != high else []
     for text, chosen in (
         ("load bound", [run.load_bound for run in found.runs]),
-        ("server waited for the load", [run.waited > 0 for run in found.runs]),
-        ("server is queueing", [run.queueing for run in found.runs]),
+        ("server waited", [run.waited > 0 for run in found.runs]),
+        ("queueing", [run.queueing for run in found.runs]),
         ("disturbed", [run.disturbed for run in found.runs]),
     ):
         if any(chosen):
-            notes.append(f"{text} in {sum(chosen)} of {len(chosen)} runs")
+            notes.append(f"{text} {sum(chosen)}/{len(chosen)}")
     return notes
 
 

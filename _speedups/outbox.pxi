@@ -367,7 +367,7 @@ cdef void leave_busy(Subscription self) noexcept:
 
 
 cdef int find_what_goes_first(Subscription self) except -1:
-    """Keep the order of topics: what waits under a pattern may be of topics that are this subscription's from now on."""
+    """Keep the order of topics: what waits under a pattern may be of topics that are this subscription's now."""
     cdef Connection connection = self.connection
     cdef PyObject* link = connection.subscriptions
     cdef Subscription other

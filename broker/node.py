@@ -56,15 +56,15 @@ class Node:
             block_timeout=limits.block_timeout,
             notsent_lowat=limits.notsent_lowat,
         )
+        self.sessions: dict[str, Session] = {}
         self.reconfigure(config)
         self.reactor.watch = self._watch
         self.hub = Hub(self.reactor)
-        self.sessions: dict[str, Session] = {}
         self.tally = Tally()
 
     def reconfigure(self, config: Config) -> None:
         """Go by these limits and topic rules from now on. What there is already keeps its terms: connections the
-        largest message, which they were told, and how much they may publish, and subscriptions their bounds.
+        largest message, which they were told, and subscriptions their bounds.
 
         What the keep-alive sweep goes by, and what sockets were set to, stays as it was at the start. Raises
         ConfigError for rules that are wrong.
@@ -72,6 +72,8 @@ class Node:
         limits = config.limits
         self.rules = Rules(config.topics, limits)
         self.limits = limits
+        for session in self.sessions.values():
+            self._allow(session.connection)
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
         reactor = self.reactor
@@ -112,11 +114,8 @@ class Node:
         connection = Connection(self.reactor)
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
-        routes = self.hub.routes if self.engine.in_process else None
-        if limits.publish_rate:
-            connection.allowance = Allowance(limits.publish_rate, limits.publish_burst, routes)
-        else:
-            connection.routes = routes
+        connection.routes = self.hub.routes if self.engine.in_process else None
+        self._allow(connection)
         self.sessions[session.id] = session
         self.tally.connected += 1
         connection.start(transport, greeting, window_bits)
@@ -131,6 +130,17 @@ class Node:
         )
         log.debug("session opened", session=session.id, peer=peer)
         connection.feed(rest)
+
+    def _allow(self, connection: Connection) -> None:
+        """Let a connection publish as much as the limits say now."""
+        rate, burst = self.limits.publish_rate, self.limits.publish_burst
+        allowance = connection.allowance
+        if allowance is not None and rate:
+            allowance.change(rate, burst)
+        elif allowance is not None:
+            connection.allowance, connection.routes = None, allowance.routes
+        elif rate:
+            connection.allowance, connection.routes = Allowance(rate, burst, connection.routes), None
 
     # What the sessions ask.
 
@@ -191,8 +201,7 @@ class Node:
         """Announce a possible hole in a topic: to each of its subscribers a gap, of which nobody knows the size."""
         self.reactor.flush_batches()
         for subscription in self.hub.audience(topic).subscriptions():
-            if subscription.connection is not None:
-                subscription.connection.answer(messages.encode_gap(subscription.filter.topic, None, "lost"))
+            subscription.lose_track()
 
     # What operators ask.
 
@@ -265,7 +274,8 @@ class Node:
 
     def _send_away(self, session: Session) -> None:
         delay = int(random.uniform(0, self._spread) * 1000)
-        session.connection.answer(messages.encode_bye("shutdown", delay))
+        # A publisher whose event waits for room is told first that it has found it (`block`).
+        session.connection.answer_publish(messages.encode_bye("shutdown", delay))
         session.connection.finish(CloseCode.GOING_AWAY, CloseCode.GOING_AWAY.reason)
 
     async def stop(self) -> None:

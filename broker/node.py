@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
 import secrets
 import time
@@ -205,9 +206,12 @@ class Node:
 
     # What operators ask.
 
-    def standings(self) -> Iterator[tuple[Session, list[Standing]]]:
-        """Say of each session how its subscriptions stand: what waits under them, for how long, what was lost."""
-        for session in self.sessions.values():
+    def standings(self, most: int) -> Iterator[tuple[Session, list[Standing]]]:
+        """Say of so many sessions, those for which most bytes wait first, how their subscriptions stand.
+
+        Each is looked at when it is asked for, so that the caller may let the loop turn between them.
+        """
+        for session in heapq.nlargest(most, self.sessions.values(), key=_outbox):
             yield session, session.standings()
 
     def _watch(self, connection: Connection, behind: bool) -> None:
@@ -285,6 +289,10 @@ class Node:
         await asyncio.sleep(0)
         self.reactor.stop()
         await self.engine.stop()
+
+
+def _outbox(session: Session) -> int:
+    return session.connection.outbox
 
 
 def _prefix(topic: str) -> bytes:

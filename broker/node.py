@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
 import secrets
 import time
@@ -55,17 +56,17 @@ class Node:
             close_timeout=limits.close_timeout,
             block_timeout=limits.block_timeout,
         )
+        self.sessions: dict[str, Session] = {}
         self.reconfigure(config)
         self.reactor.watch = self._watch
         self.hub = Hub(self.reactor)
-        self.sessions: dict[str, Session] = {}
         self._told: set[str] = set()
         """Sessions that have been told to go, and have not gone yet."""
         self.tally = Tally()
 
     def reconfigure(self, config: Config) -> None:
         """Go by these limits and topic rules from now on. What there is already keeps its terms: connections the
-        largest message, which they were told, and how much they may publish, and subscriptions their bounds.
+        largest message, which they were told, and subscriptions their bounds.
 
         What the keep-alive sweep goes by, and what sockets were set to, stays as it was at the start. Raises
         ConfigError for rules that are wrong.
@@ -73,6 +74,8 @@ class Node:
         limits = config.limits
         self.rules = Rules(config.topics, limits)
         self.limits = limits
+        for session in self.sessions.values():
+            self._allow(session.connection)
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
         reactor = self.reactor
@@ -113,11 +116,8 @@ class Node:
         connection = Connection(self.reactor)
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
-        routes = self.hub.routes if self.engine.in_process else None
-        if limits.publish_rate:
-            connection.allowance = Allowance(limits.publish_rate, limits.publish_burst, routes)
-        else:
-            connection.routes = routes
+        connection.routes = self.hub.routes if self.engine.in_process else None
+        self._allow(connection)
         self.sessions[session.id] = session
         self.tally.connected += 1
         connection.start(transport, greeting, window_bits)
@@ -132,6 +132,17 @@ class Node:
         )
         log.debug("session opened", session=session.id, peer=peer)
         connection.feed(rest)
+
+    def _allow(self, connection: Connection) -> None:
+        """Let a connection publish as much as the limits say now."""
+        rate, burst = self.limits.publish_rate, self.limits.publish_burst
+        allowance = connection.allowance
+        if allowance is not None and rate:
+            allowance.change(rate, burst)
+        elif allowance is not None:
+            connection.allowance, connection.routes = None, allowance.routes
+        elif rate:
+            connection.allowance, connection.routes = Allowance(rate, burst, connection.routes), None
 
     # What the sessions ask.
 
@@ -193,14 +204,16 @@ class Node:
         """Announce a possible hole in a topic: to each of its subscribers a gap, of which nobody knows the size."""
         self.reactor.flush_batches()
         for subscription in self.hub.audience(topic).subscriptions():
-            if subscription.connection is not None:
-                subscription.connection.answer(messages.encode_gap(subscription.filter.topic, None, "lost"))
+            subscription.lose_track()
 
     # What operators ask.
 
-    def standings(self) -> Iterator[tuple[Session, list[Standing]]]:
-        """Say of each session how its subscriptions stand: what waits under them, for how long, what was lost."""
-        for session in self.sessions.values():
+    def standings(self, most: int) -> Iterator[tuple[Session, list[Standing]]]:
+        """Say of so many sessions, those for which most bytes wait first, how their subscriptions stand.
+
+        Each is looked at when it is asked for, so that the caller may let the loop turn between them.
+        """
+        for session in heapq.nlargest(most, self.sessions.values(), key=_outbox):
             yield session, session.standings()
 
     def _watch(self, connection: Connection, behind: bool) -> None:
@@ -273,7 +286,8 @@ class Node:
             return
         self._told.add(session.id)
         delay = int(random.uniform(0, self._spread) * 1000)
-        session.connection.answer(messages.encode_bye("shutdown", delay))
+        # A publisher whose event waits for room is told first that it has found it (`block`).
+        session.connection.answer_publish(messages.encode_bye("shutdown", delay))
         session.connection.finish(CloseCode.GOING_AWAY, CloseCode.GOING_AWAY.reason)
 
     async def stop(self) -> None:
@@ -283,6 +297,10 @@ class Node:
         await asyncio.sleep(0)
         self.reactor.stop()
         await self.engine.stop()
+
+
+def _outbox(session: Session) -> int:
+    return session.connection.outbox
 
 
 def _prefix(topic: str) -> bytes:

@@ -21,6 +21,7 @@ from tests.engines.late import LateEngine, LateServer
 from tests.fixtures_broker import RunningBroker, start_broker
 from tests.fixtures_node import Client, House, masked, serving
 from tests.net.house import until
+from tests.test_session import fill
 
 GOING_AWAY = Close(CloseCode.GOING_AWAY, "going_away")
 
@@ -363,6 +364,35 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for_longer_than_the_
         await until(lambda: not house.node.connections)
         # It is not told `ok`, and it is told that the broker goes.
         assert [message["op"] for message in await drain.publisher.left()] == ["bye"]
+
+
+async def test_a_subscriber_without_credit_holds_nothing_up() -> None:
+    async with serving() as house:
+        client, publisher = await house.subscriber("a", credit=1), await house.connect()
+        for n in range(2):
+            await publisher.ask("publish", topic="a", data=n)
+        await house.node.drain(30)
+        assert await client.closed() == await publisher.closed() == GOING_AWAY
+        assert [message["op"] for message in await client.left()] == ["event", "bye"]
+
+
+async def test_a_publisher_that_waits_for_room_is_answered_ahead_of_the_farewell() -> None:
+    async with serving() as house:
+        slow, publisher = await house.deaf(), await house.connect()
+        await slow.tell("subscribe", topic="a", id=1, overflow="block", max_queue=1)
+        await slow.until(b'"op":"ok"')
+        await fill(publisher, "a")
+        await publisher.tell("publish", topic="a", data="last", id="last")
+        await until(lambda: house.session(publisher).connection.waits == 1)
+        draining = asyncio.create_task(house.node.drain(30))
+        await until(lambda: house.node.draining)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await slow.until(b'"data":"last"}', b"going_away")
+        await slow.close()
+        await draining
+        assert [message["op"] for message in await publisher.left()] == ["ok", "bye"]
+        assert await publisher.closed() == GOING_AWAY
 
 
 async def test_commands_that_wait_behind_others_are_answered_too(server: LateServer, engine: LateEngine) -> None:

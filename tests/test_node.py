@@ -330,6 +330,19 @@ async def test_a_possible_hole_is_announced_to_each_subscriber_at_its_place(engi
         await elsewhere.nothing()
 
 
+async def test_a_hole_does_not_overtake_what_waits(engine: LateEngine) -> None:
+    async with serving(engine) as house:
+        client = await house.subscriber("a.*", credit=0)
+        house.node.deliver(Event("a.b", b"1"))
+        house.node.lost("a.b")
+        house.node.deliver(Event("a.b", b"2"))
+        await client.nothing()
+        await client.ask("credit", topic="a.*", add=5)
+        assert await client.data(1) == [1]
+        assert await client.text() == '{"op":"gap","topic":"a.*","missed":null,"reason":"lost"}'
+        assert await client.data(1) == [2]
+
+
 async def test_a_hole_between_nodes_is_announced(server: LateServer) -> None:
     late = server.engine()
     async with serving(server.engine()) as near, serving(late) as far:

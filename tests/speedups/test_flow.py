@@ -133,8 +133,10 @@ class Client:
             if opcode == CLOSE:
                 if self.finished and payload[:2] == (1001).to_bytes(2, "big"):
                     assert self.unanswered == 0
-                    for account in self.live.values():
-                        account.complete()
+                    # A farewell does not wait for credit, nor for what may only go out behind what does.
+                    if all(account.granted is None for account in self.live.values()):
+                        for account in self.live.values():
+                            account.complete()
                 continue
             message = json.loads(payload)
             if message["op"] == "event":

@@ -391,7 +391,7 @@ class Daemon:
             return self.state
         if self.watch.level:
             return "out of memory"
-        return "full" if self.gate.connections >= self.room.connections else None
+        return self.gate.lack
 
     @property
     def draining(self) -> bool:

@@ -60,6 +60,8 @@ class Node:
         self.reconfigure(config)
         self.reactor.watch = self._watch
         self.hub = Hub(self.reactor)
+        self.departed: Callable[[str], None] | None = None
+        """Called with the address of each client that leaves."""
         self._told: set[str] = set()
         """Sessions that have been told to go, and have not gone yet."""
         self.tally = Tally()
@@ -90,6 +92,10 @@ class Node:
         """Slow publishers down, or no longer: each publish then holds its connection up for a moment."""
         self.tight = tight
         self.hub.routes.clear()  # the fast lane would not
+
+    def peers(self) -> Iterator[str]:
+        """Give the addresses of all clients."""
+        return (session.peer for session in self.sessions.values())
 
     @property
     def connections(self) -> int:
@@ -185,8 +191,9 @@ class Node:
 
     def forget(self, session: Session) -> None:
         """Drop a session whose connection takes part no more."""
-        self.sessions.pop(session.id, None)
         self._told.discard(session.id)
+        if self.sessions.pop(session.id, None) is not None and self.departed is not None:
+            self.departed(session.peer)
 
     # What the engine tells.
 

@@ -235,8 +235,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _take(err: Console, steps: Sequence[Step], retries: int = 1) -> tuple[list[Run], list[Failure]]:
+    # What was disturbed is done again while that does not make it longer than half as long again as it has to be.
+    patience = 1.5 * sum(step.load.expected for step in steps)
     with following(err, steps) as display:
-        taken = Turns(retries).take(steps, display.before, display.after)
+        taken = Turns(retries, patience).take(steps, display.before, display.after)
     failures = [failure for each in taken.values() for failure in each.failures]
     for failure in failures:
         err.print(f"failed: {failure.peer}, {failure.load}: {failure.error.splitlines()[0]}", style="red")

@@ -99,7 +99,7 @@ async def test_the_path_is_part_of_what_it_says(tmp_path: Path) -> None:
 
 async def test_for_machines_each_line_is_a_json_object() -> None:
     async with launched("--listen", "127.0.0.1:0", "--log-format", "json") as daemon:
-        line = json.loads(await daemon.until("listening on"))
+        line = json.loads(await daemon.until("listening"))
         assert line["level"] == "info"
         assert line["url"].startswith("ws://127.0.0.1:")
         assert list(line)[:3] == ["timestamp", "level", "event"]
@@ -147,7 +147,8 @@ async def test_for_machines_that_line_is_json_too(taken: str) -> None:
         assert await daemon.ended() == 1
         line = json.loads(daemon.said)
         assert line["level"] == "error"
-        assert line["event"] == f"cannot listen on {taken}: the address is in use"
+        assert line["event"] == "cannot start"
+        assert line["problem"] == f"cannot listen on {taken}: the address is in use"
 
 
 async def test_a_mistake_in_the_configuration_is_status_78(tmp_path: Path) -> None:

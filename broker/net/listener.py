@@ -104,6 +104,9 @@ class Port(abc.ABC):
         Raises CannotListenError.
         """
         try:
+            if sock.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
+                kind = getattr(sock.family, "name", sock.family)
+                raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: {kind} is not served")
             if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: it is not one that listens")
             if self._notsent_lowat and sock.family != socket.AF_UNIX:
@@ -322,8 +325,13 @@ def remove_stale(path: Path) -> None:
 
 
 def named(sock: socket.socket) -> Address:
+    """Give what a socket is bound to. The name of an abstract Unix socket is written with an @, as in unix(7)."""
     name = sock.getsockname()
-    return Address(path=name) if sock.family == socket.AF_UNIX else Address(host=name[0], port=name[1])
+    if sock.family == socket.AF_UNIX:
+        return Address(path=f"@{name[1:].decode(errors='replace')}" if isinstance(name, bytes) else name)
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return Address(host=name[0], port=name[1])
+    return Address(host=str(getattr(sock.family, "name", sock.family)))
 
 
 def why(exc: OSError) -> str:

@@ -342,7 +342,7 @@ class Daemon:
 
         registry = CollectorRegistry()
         registry.register(Metrics(self))
-        self._admin = Admin(registry, self.unready)
+        self._admin = Admin(registry, self.unready, self.room.admin)
         await self._admin.start()
         address = parse_address(self.config.server.admin)
         port = AdminPort(self._admin)

@@ -304,7 +304,7 @@ async def test_sixty_four_descriptors_are_enough_for_some_and_the_others_are_tol
         silent = [await asyncio.open_connection(host, int(port)) for _ in range(60)]
         before = cpu(daemon.process.pid)
         await asyncio.sleep(0.5)
-        assert cpu(daemon.process.pid) - before < 0.25
+        assert cpu(daemon.process.pid) - before < 0.1  # a loop that spins would have taken up what it can
         metrics = (await get(daemon.admin, "/metrics")).body
         full = re.search(r'wsbroker_connections_refused_total\{reason="full"\} (\d+)', metrics)
         assert full is not None

@@ -266,6 +266,69 @@ async def test_a_reload_changes_limits_for_clients_that_are_connected(tmp_path: 
             assert closed.value.rcvd.code == 1009
 
 
+async def test_a_reload_changes_the_rules_for_topics(tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n[[topics]]\nmatch = "a.*"\nmax_queue_limit = 5\nmax_queue = 5\n'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.recv()
+            assert (await ask(client, "subscribe", topic="a.b", max_queue=6))["code"] == "limit"
+            daemon.configure(config.replace("= 5", "= 7") + 'overflows = ["latest"]\n')
+            daemon.signal(signal.SIGHUP)
+            assert "changed=['topics']" in await daemon.until("reloaded")
+            assert (await ask(client, "subscribe", topic="a.b", max_queue=6))["op"] == "ok"
+            assert (await ask(client, "subscribe", topic="a.c", max_queue=8))["code"] == "limit"
+            assert (await ask(client, "subscribe", topic="a.d", overflow="close"))["code"] == "forbidden"
+            # A rule that is wrong, and then none.
+            daemon.configure(config + 'overflow = "latest"\noverflows = ["close"]\n')
+            daemon.signal(signal.SIGHUP)
+            assert "problem='topics: `a.*`" in await daemon.until("not reloaded")
+            assert (await ask(client, "subscribe", topic="a.d", overflow="close"))["code"] == "forbidden"
+            daemon.configure('[server]\nlisten = ["127.0.0.1:0"]\n')
+            daemon.signal(signal.SIGHUP)
+            await daemon.until("reloaded")
+            assert (await ask(client, "subscribe", topic="a.d", max_queue=8, overflow="close"))["op"] == "ok"
+
+
+async def test_a_reload_changes_who_may_come_in_and_what_they_may_do(tmp_path: Path) -> None:
+    server = '[server]\nlisten = ["127.0.0.1:0"]\n'
+    async with launched(folder=tmp_path, config=server) as daemon:
+        await daemon.started()
+
+        async def reload(config: str) -> None:
+            daemon.configure(config)
+            daemon.signal(signal.SIGHUP)
+            await daemon.until("reloaded")
+
+        async with connect(daemon.url) as first:
+            assert first.response is not None
+            assert "Sec-WebSocket-Extensions" not in first.response.headers
+            await first.recv()
+            assert (await ask(first, "subscribe", topic="a", overflow="block"))["op"] == "ok"
+            limits = "[limits]\nmax_connections = 2\npublish_rate = 0.01\npublish_burst = 1\ndrain_timeout = 0.3\n"
+            await reload(server + 'compression = true\nblock = "none"\n' + limits)
+            assert (await ask(first, "subscribe", topic="b", overflow="block"))["code"] == "forbidden"
+            async with connect(daemon.url) as second:
+                assert second.response is not None
+                assert "permessage-deflate" in second.response.headers["Sec-WebSocket-Extensions"]
+                await second.recv()
+                assert (await ask(second, "publish", topic="c", data=1))["op"] == "ok"
+                assert (await ask(second, "publish", topic="c", data=1))["code"] == "rate_limited"
+                with pytest.raises(InvalidStatus):
+                    await connect(daemon.url).__aenter__()
+                # Fewer than there are: nobody is sent away.
+                await reload(server + limits.replace("max_connections = 2", "max_connections = 1"))
+                assert (await ask(first, "ping"))["op"] == "pong"
+                # The time for the end is the new one: they do not read, and are cut off.
+                first.transport.pause_reading()
+                second.transport.pause_reading()
+                daemon.signal(signal.SIGTERM)
+                await daemon.until("cut off")
+                first.transport.abort()
+                second.transport.abort()
+        assert await daemon.ended() == 0
+
+
 async def test_a_reload_changes_the_level_of_the_log_and_the_origins(tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n'
     async with launched(folder=tmp_path, config=config) as daemon:

@@ -237,13 +237,13 @@ Node.reconfigure = faulty
 
 
 @asynccontextmanager
-async def planted(body: str, manager: Manager) -> AsyncIterator[Daemon]:
+async def planted(body: str, manager: Manager, **environment: str) -> AsyncIterator[Daemon]:
     """A broker with something in it that does not belong there."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PLANTED.replace("BODY", body)),
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "NOTIFY_SOCKET": manager.address},
+        env={**os.environ, "NOTIFY_SOCKET": manager.address, **environment},
     )
     try:
         yield Daemon(process)
@@ -316,6 +316,43 @@ async def test_retiring_is_seen_in_the_status_and_in_the_log(manager: Manager, t
         assert "seconds=1.5" in await daemon.until("retiring")
         assert "connections=1" in await daemon.until("retiring")
         daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+
+
+IMPATIENT = """
+import broker.daemon
+broker.daemon.PROGRESS_EVERY = 0.05
+stop = Node.stop
+
+async def slow(self):
+    import time
+    time.sleep(1)
+    await stop(self)
+
+Node.stop = slow
+"""
+
+
+async def test_while_it_drains_the_watchdog_is_fed_and_more_time_asked_for_and_not_once_that_is_stuck(
+    manager: Manager,
+) -> None:
+    async with planted(IMPATIENT, manager, WATCHDOG_USEC="100000") as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.recv()
+            client.transport.pause_reading()
+            daemon.signal(signal.SIGTERM)
+            await manager.until("STOPPING")
+            for _ in range(4):
+                assert (await manager.until("EXTEND_TIMEOUT_USEC"))["EXTEND_TIMEOUT_USEC"] == "10000000"
+                await manager.until("WATCHDOG")
+            client.transport.resume_reading()
+            loop = asyncio.get_running_loop()
+            last = loop.time()
+            while (message := await manager.next()).get("STATUS") != "stopped":
+                if "WATCHDOG" in message:
+                    last = loop.time()
+            assert loop.time() - last > 0.5  # 0.05 is what it should be
         assert await daemon.ended() == 0
 
 

@@ -169,10 +169,20 @@ def serve(
         "log.format": log_format,
         "log.level": log_level,
     }
-    config = _load(file, flags, Report(log_format == "json"))
-    if config is None:
+    from broker.config import load, log_of
+    from broker.errors import ConfigError
+
+    try:
+        config = load(file, os.environ, flags)
+    except ConfigError as error:
+        from broker.log import complain, set_up_log
+
+        # In the way of the log, as everything else that keeps the broker from starting.
+        found = log_of(file, os.environ, flags)
+        set_up_log(found)
+        for problem in error.problems:
+            complain(found, problem)
         return Status.BAD_CONFIG
-    from broker.config import load
     from broker.daemon import run
 
     # By the path that it has now, whatever the working directory is then.

@@ -351,6 +351,20 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     return msgspec.convert(sections, Config)
 
 
+def log_of(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Log:
+    """Give what there is to be known of the log in a configuration that has mistakes: they are to be said in it."""
+    found: dict[str, Any] = {}
+    for layer in (_of_file(file, [], []), _of_environment(environ, []), _of_flags(flags)):
+        try:
+            for setting in layer:
+                section, _, name = setting.key.partition(".")
+                if section == "log" and not _mistakes(setting):
+                    found[name] = _converted(setting)
+        except RecursionError:
+            continue
+    return Log(**found)
+
+
 def default_toml() -> str:
     """Give a file with every key, its default and what it is for. Read back, it is the default configuration."""
     lines = ["# Configuration of wsbroker. Every value here is the default.", ""]

@@ -100,6 +100,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     except ConfigError as exc:
         for problem in exc.problems:
             complain(config.log, problem)
+        systemd.close()
         return os.EX_CONFIG
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(Daemon(config, room, context, reread, systemd).serve())
@@ -133,6 +134,8 @@ def examine(config: Config) -> tuple[Room, ssl.SSLContext | None]:
 
 def check_sockets(config: Config, systemd: Systemd) -> None:
     """See whether the broker may listen on the sockets that systemd has passed. Raises ConfigError."""
+    if systemd.problems:
+        raise ConfigError(systemd.problems)
     if config.server.anonymous is not None or "systemd" not in config.server.listen:
         return
     remote = [str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := named(sock)).local]
@@ -195,6 +198,7 @@ class Daemon:
             self._close_listeners()
             await self._close_admin()
             await self.node.stop()
+            self._systemd.close()
             complain(self.config.log, str(exc))
             return CANNOT_START
         self.watch.start()
@@ -338,7 +342,7 @@ class Daemon:
 
         registry = CollectorRegistry()
         registry.register(Metrics(self))
-        self._admin = Admin(registry, self.unready, self.node)
+        self._admin = Admin(registry, self.unready, self.node, self.room.admin)
         await self._admin.start()
         address = parse_address(self.config.server.admin)
         port = AdminPort(self._admin)
@@ -375,12 +379,14 @@ class Daemon:
             for address in listener.addresses:
                 url = f"{scheme}://{address}{self.config.server.path}"
                 where = {} if address.startswith("unix:") else {"url": url}
-                log.info(f"listening on {address}", **where)  # noqa: G004 -- once for an address
+                log.info("listening", address=address, **where)
         if self._admin_port is not None:
             for address in self._admin_port.addresses:
                 log.info("admin listener", address=address)
         if any(name != ADMIN for name, _ in self._systemd.sockets) and "systemd" not in self.config.server.listen:
             log.warning("systemd has passed sockets, and server.listen does not name systemd")
+        if any(name == ADMIN for name, _ in self._systemd.sockets) and self.config.server.admin != "systemd":
+            log.warning("systemd has passed a socket named admin, and server.admin is not systemd")
         log.info("ready", version=__version__, engine=self.config.server.engine, max_connections=self.room.connections)
 
     # What systemd is told

@@ -211,6 +211,10 @@ def report_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
 def complain(config: Log, text: str) -> None:
     """Say why the broker does not start: one line, of its own kind for people, of the log's for machines."""
     if config.format == "json":
-        log.error(text)
-    else:
-        StandardError().msg(f"wsbroker: {text}")
+        log.error("cannot start", problem=text)
+        return
+    # Some of it may come from elsewhere, and must not command the terminal.
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in f"wsbroker: {text}")
+    if goes_to_journal(os.environ.get("JOURNAL_STREAM", "")):
+        line = with_priority(None, "error", line)
+    StandardError().msg(line)

@@ -5,15 +5,23 @@ this does nothing.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import socket
+import struct
 import time
 from collections.abc import MutableMapping
 from typing import Final
 
+import structlog
+
 FIRST: Final = 3
 """SD_LISTEN_FDS_START: passed sockets are 3, 4, 5 …"""
+
+PATIENCE: Final = 5
+"""Seconds for which systemd may have no room for a message that it must not miss."""
+
+log = structlog.get_logger(__name__)
 
 
 class Systemd:
@@ -25,8 +33,10 @@ class Systemd:
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         given = {name: environ.pop(name, "") for name in VARIABLES}
-        self.sockets = _passed(given)
-        """The listening sockets that were passed, by the names that their units give them."""
+        self.problems: list[str] = []
+        """What is wrong with that which was passed."""
+        self.sockets = _passed(given, self.problems)
+        """The sockets that were passed, by the names that their units give them."""
         self._address = given["NOTIFY_SOCKET"]
         self._notify: socket.socket | None = None
         self.watchdog = 0.0
@@ -36,7 +46,9 @@ class Systemd:
         if self._address.startswith(("/", "@")):
             # Kept open, so that it also works when no descriptors are left.
             self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._notify.setblocking(False)
+            # A timeout of Python's own would poll this socket, which has room when the other one has none.
+            self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", PATIENCE, 0))
+        self._failed = False
 
     @property
     def listens(self) -> bool:
@@ -44,15 +56,32 @@ class Systemd:
         return self._notify is not None
 
     def notify(self, *lines: str) -> None:
-        """Tell how it goes, as `READY=1` and `STATUS=…`. What cannot be delivered at once is not delivered."""
+        """Tell how it goes, as `READY=1` and `STATUS=…`.
+
+        What cannot be delivered at once is not delivered; but for `READY` and `STOPPING`, which systemd waits for, and
+        which are waited for in turn, for some seconds.
+        """
         if self._notify is None:
+            if self._address:
+                self._fail("its address is of a kind that is not known here")
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with contextlib.suppress(OSError):
-            self._notify.sendto("\n".join(lines).encode(), address)
+        matters = lines[0] in MATTER
+        try:
+            self._notify.sendto("\n".join(lines).encode(), 0 if matters else socket.MSG_DONTWAIT, address)
+        except OSError as exc:
+            if matters or exc.errno != errno.EAGAIN:
+                self._fail((exc.strerror or str(exc)).lower())
+
+    def _fail(self, reason: str) -> None:
+        if not self._failed:
+            self._failed = True
+            log.warning("systemd cannot be told how it goes", socket=self._address, reason=reason)
 
     def close(self) -> None:
-        """Tell nothing more."""
+        """Tell nothing more, and close what was passed."""
+        for _, sock in self.sockets:
+            sock.close()
         if self._notify is not None:
             self._notify.close()
             self._notify = None
@@ -73,10 +102,11 @@ def extend(seconds: float) -> str:
     return f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"
 
 
+MATTER: Final = ("READY=1", "STOPPING=1")
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
 
 
-def _passed(given: dict[str, str]) -> list[tuple[str, socket.socket]]:
+def _passed(given: dict[str, str], problems: list[str]) -> list[tuple[str, socket.socket]]:
     """Take over what was passed, each with its name; `unknown` is systemd's own word for none."""
     if given["LISTEN_PID"] != str(os.getpid()) or not given["LISTEN_FDS"].isdigit():
         return []
@@ -85,6 +115,12 @@ def _passed(given: dict[str, str]) -> list[tuple[str, socket.socket]]:
     names += ["unknown"] * (count - len(names))
     passed = []
     for number, name in zip(range(FIRST, FIRST + count), names, strict=False):
-        os.set_inheritable(number, False)
-        passed.append((name, socket.socket(fileno=number)))
+        try:
+            os.set_inheritable(number, False)
+            passed.append((name, socket.socket(fileno=number)))
+        except OSError as exc:
+            if exc.errno == errno.EBADF:
+                problems.append(f"systemd: has announced {count} sockets, and passed {number - FIRST}")
+                break
+            problems.append(f"systemd: what it has passed as `{name}` is no socket")
     return passed

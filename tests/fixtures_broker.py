@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Seconds that a program has to start, to say something or to end. Far more than any needs, also on a busy machine.
 PATIENCE = 30.0
 
-LISTENING = re.compile(r"listening on\b.*?127\.0\.0\.1:(?P<port>\d+)")
+LISTENING = re.compile(r"listening\b.*?127\.0\.0\.1:(?P<port>\d+)")
 
 
 @contextlib.contextmanager

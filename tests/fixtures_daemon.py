@@ -46,8 +46,8 @@ class Daemon:
 
     async def started(self) -> None:
         while "ready " not in (line := await self.until("")) and '"ready"' not in line:
-            if "listening on" in line:
-                self.addresses.append(line.split("listening on ")[1].split()[0])
+            if "listening" in line:
+                self.addresses.append(line.split("address=")[1].split()[0].strip("'"))
             elif "admin listener" in line:
                 self.admin = line.split("address=")[1].split()[0].strip("'")
             else:

@@ -99,7 +99,7 @@ async def test_the_path_is_part_of_what_it_says(tmp_path: Path) -> None:
 
 async def test_for_machines_each_line_is_a_json_object() -> None:
     async with launched("--listen", "127.0.0.1:0", "--log-format", "json") as daemon:
-        line = json.loads(await daemon.until("listening on"))
+        line = json.loads(await daemon.until("listening"))
         assert line["level"] == "info"
         assert line["url"].startswith("ws://127.0.0.1:")
         assert list(line)[:3] == ["timestamp", "level", "event"]
@@ -147,7 +147,8 @@ async def test_for_machines_that_line_is_json_too(taken: str) -> None:
         assert await daemon.ended() == 1
         line = json.loads(daemon.said)
         assert line["level"] == "error"
-        assert line["event"] == f"cannot listen on {taken}: the address is in use"
+        assert line["event"] == "cannot start"
+        assert line["problem"] == f"cannot listen on {taken}: the address is in use"
 
 
 async def test_a_mistake_in_the_configuration_is_status_78(tmp_path: Path) -> None:
@@ -263,6 +264,69 @@ async def test_a_reload_changes_limits_for_clients_that_are_connected(tmp_path: 
                 await client.recv()
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1009
+
+
+async def test_a_reload_changes_the_rules_for_topics(tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n[[topics]]\nmatch = "a.*"\nmax_queue_limit = 5\nmax_queue = 5\n'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.recv()
+            assert (await ask(client, "subscribe", topic="a.b", max_queue=6))["code"] == "limit"
+            daemon.configure(config.replace("= 5", "= 7") + 'overflows = ["latest"]\n')
+            daemon.signal(signal.SIGHUP)
+            assert "changed=['topics']" in await daemon.until("reloaded")
+            assert (await ask(client, "subscribe", topic="a.b", max_queue=6))["op"] == "ok"
+            assert (await ask(client, "subscribe", topic="a.c", max_queue=8))["code"] == "limit"
+            assert (await ask(client, "subscribe", topic="a.d", overflow="close"))["code"] == "forbidden"
+            # A rule that is wrong, and then none.
+            daemon.configure(config + 'overflow = "latest"\noverflows = ["close"]\n')
+            daemon.signal(signal.SIGHUP)
+            assert "problem='topics: `a.*`" in await daemon.until("not reloaded")
+            assert (await ask(client, "subscribe", topic="a.d", overflow="close"))["code"] == "forbidden"
+            daemon.configure('[server]\nlisten = ["127.0.0.1:0"]\n')
+            daemon.signal(signal.SIGHUP)
+            await daemon.until("reloaded")
+            assert (await ask(client, "subscribe", topic="a.d", max_queue=8, overflow="close"))["op"] == "ok"
+
+
+async def test_a_reload_changes_who_may_come_in_and_what_they_may_do(tmp_path: Path) -> None:
+    server = '[server]\nlisten = ["127.0.0.1:0"]\n'
+    async with launched(folder=tmp_path, config=server) as daemon:
+        await daemon.started()
+
+        async def reload(config: str) -> None:
+            daemon.configure(config)
+            daemon.signal(signal.SIGHUP)
+            await daemon.until("reloaded")
+
+        async with connect(daemon.url) as first:
+            assert first.response is not None
+            assert "Sec-WebSocket-Extensions" not in first.response.headers
+            await first.recv()
+            assert (await ask(first, "subscribe", topic="a", overflow="block"))["op"] == "ok"
+            limits = "[limits]\nmax_connections = 2\npublish_rate = 0.01\npublish_burst = 1\ndrain_timeout = 0.3\n"
+            await reload(server + 'compression = true\nblock = "none"\n' + limits)
+            assert (await ask(first, "subscribe", topic="b", overflow="block"))["code"] == "forbidden"
+            async with connect(daemon.url) as second:
+                assert second.response is not None
+                assert "permessage-deflate" in second.response.headers["Sec-WebSocket-Extensions"]
+                await second.recv()
+                assert (await ask(second, "publish", topic="c", data=1))["op"] == "ok"
+                assert (await ask(second, "publish", topic="c", data=1))["code"] == "rate_limited"
+                with pytest.raises(InvalidStatus):
+                    await connect(daemon.url).__aenter__()
+                # Fewer than there are: nobody is sent away.
+                await reload(server + limits.replace("max_connections = 2", "max_connections = 1"))
+                assert (await ask(first, "ping"))["op"] == "pong"
+                # The time for the end is the new one: they do not read, and are cut off.
+                first.transport.pause_reading()
+                second.transport.pause_reading()
+                daemon.signal(signal.SIGTERM)
+                await daemon.until("cut off")
+                first.transport.abort()
+                second.transport.abort()
+        assert await daemon.ended() == 0
 
 
 async def test_a_reload_changes_the_level_of_the_log_and_the_origins(tmp_path: Path) -> None:

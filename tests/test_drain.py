@@ -215,6 +215,24 @@ async def test_a_slow_one_that_reads_gets_all_that_waits_before_it_is_closed() -
         await draining
 
 
+async def test_a_retirement_sends_them_away_one_after_the_other() -> None:
+    async with serving() as house:
+        clients = [await house.connect() for _ in range(20)]
+        retiring = asyncio.create_task(house.node.retire(30))
+        going = [asyncio.create_task(client.closed()) for client in clients]
+        gone = 0
+        # One in 1.2 seconds: of the first three, each goes while most of the others are served.
+        for _ in range(3):
+            done, _ = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+            gone += len(done)
+            going = [task for task in going if not task.done()]
+            assert gone + house.node.connections == 20
+            assert house.node.connections >= 15
+        retiring.cancel()
+        await house.node.drain(30)
+        await asyncio.gather(*going)
+
+
 async def test_who_was_sent_away_is_not_told_again_by_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.node.SENDING", 0.001)  # all at once, and then it waits for them
     async with serving(close_timeout=0.1) as house:

@@ -307,3 +307,39 @@ def entries() -> dict[str, str]:
 def test_each_entry_is_documented() -> None:
     text = (ROOT / "docs" / "logs.md").read_text()
     assert dict(re.findall(r"^\| `([^`]+)` \| (debug|info|warning|error) \|", text, re.MULTILINE)) == entries()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(
+    ("argument", "status", "problems"),
+    [
+        ("--listen=127.0.0.1:TAKEN", 1, 1),
+        ("--config=FILE", 78, 2),  # mistakes of the file, which also says how the log is written
+        ("--listen=systemd", 1, 1),
+    ],
+)
+async def test_under_systemd_what_keeps_it_from_starting_is_an_error(
+    form: str, argument: str, status: int, problems: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "wsbroker.toml"
+    file.write_text(f'[log]\nformat = "{form}"\n[limits]\nmax_sise = 1\nmax_size = 1\n')
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = argument.replace("TAKEN", str(taken.getsockname()[1])).replace("FILE", str(file))
+        program = 'exec env JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) "$0" -m broker serve "$@"'
+        process = await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", program, sys.executable, given),
+            env={**os.environ, **({} if "FILE" in argument else {"WSBROKER_LOG__FORMAT": form})},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await asyncio.wait_for(process.communicate(), TIMEOUT)
+    lines = said.decode().splitlines()
+    assert process.returncode == status
+    assert len(lines) == problems
+    assert all(line.startswith("<3>") for line in lines)
+    for line in lines:
+        if form == "json":
+            entry = json.loads(line[3:])
+            assert list(entry)[:4] == ["timestamp", "level", "event", "problem"]
+            assert (entry["level"], entry["event"]) == ("error", "cannot start")
+        else:
+            assert line.startswith("<3>wsbroker: ")

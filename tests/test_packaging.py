@@ -214,7 +214,7 @@ def test_the_wheel_is_installed_as_a_service_upgraded_and_run_by_the_units_comma
             process.terminate()
         _, log = process.communicate(timeout=30)
     assert process.returncode == 0, log
-    assert f"listening on unix:{path}" in log
+    assert f"address='unix:{path}'" in log
     assert "stopped" in log
 
 

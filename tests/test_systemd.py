@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
+from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed
 
@@ -29,6 +31,7 @@ class Manager:
     def __init__(self, address: str) -> None:
         self.address = address
         self.said: list[dict[str, str]] = []
+        self.last = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
@@ -51,7 +54,8 @@ class Manager:
         """Take what has come, and say how many messages there were."""
         count = 0
         with contextlib.suppress(BlockingIOError):
-            while self._socket.recv(65536):
+            while True:
+                self.last = self._socket.recv(65536)
                 count += 1
         return count
 
@@ -94,6 +98,34 @@ def test_what_was_meant_for_this_process_is_not_for_its_children(tmp_path: Path)
     systemd.notify("READY=1")  # nobody takes it, and that is no error
     systemd.close()
     assert not systemd.listens
+
+
+@pytest.mark.parametrize("message", ["READY=1", "STOPPING=1"])
+def test_what_systemd_must_not_miss_is_waited_for(manager: Manager, message: str) -> None:
+    systemd = Systemd({"NOTIFY_SOCKET": manager.address})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
+        other.setblocking(False)
+        while True:
+            other.sendto(b"STATUS=", manager.address)
+    systemd.notify("STATUS=none")  # there is no room, and it does not matter
+    telling = threading.Thread(target=systemd.notify, args=(message, "STATUS=there"))
+    telling.start()
+    assert telling.is_alive()
+    found = manager.waiting()
+    telling.join()
+    assert found + manager.waiting() > 1
+    assert manager.last == f"{message}\nSTATUS=there".encode()
+    systemd.close()
+
+
+@pytest.mark.parametrize("address", ["vsock:2:1234", "relative/path", "/none/there"])
+def test_that_systemd_cannot_be_told_is_said_once(address: str) -> None:
+    systemd = Systemd({"NOTIFY_SOCKET": address})
+    with capture_logs() as logs:
+        for _ in range(3):
+            systemd.notify("READY=1")
+    assert [entry["socket"] for entry in logs] == [address]
+    systemd.close()
 
 
 def test_the_watchdog_of_another_process_is_not_fed() -> None:
@@ -205,13 +237,13 @@ Node.reconfigure = faulty
 
 
 @asynccontextmanager
-async def planted(body: str, manager: Manager) -> AsyncIterator[Daemon]:
+async def planted(body: str, manager: Manager, **environment: str) -> AsyncIterator[Daemon]:
     """A broker with something in it that does not belong there."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PLANTED.replace("BODY", body)),
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "NOTIFY_SOCKET": manager.address},
+        env={**os.environ, "NOTIFY_SOCKET": manager.address, **environment},
     )
     try:
         yield Daemon(process)
@@ -284,6 +316,43 @@ async def test_retiring_is_seen_in_the_status_and_in_the_log(manager: Manager, t
         assert "seconds=1.5" in await daemon.until("retiring")
         assert "connections=1" in await daemon.until("retiring")
         daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+
+
+IMPATIENT = """
+import broker.daemon
+broker.daemon.PROGRESS_EVERY = 0.05
+stop = Node.stop
+
+async def slow(self):
+    import time
+    time.sleep(1)
+    await stop(self)
+
+Node.stop = slow
+"""
+
+
+async def test_while_it_drains_the_watchdog_is_fed_and_more_time_asked_for_and_not_once_that_is_stuck(
+    manager: Manager,
+) -> None:
+    async with planted(IMPATIENT, manager, WATCHDOG_USEC="100000") as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.recv()
+            client.transport.pause_reading()
+            daemon.signal(signal.SIGTERM)
+            await manager.until("STOPPING")
+            for _ in range(4):
+                assert (await manager.until("EXTEND_TIMEOUT_USEC"))["EXTEND_TIMEOUT_USEC"] == "10000000"
+                await manager.until("WATCHDOG")
+            client.transport.resume_reading()
+            loop = asyncio.get_running_loop()
+            last = loop.time()
+            while (message := await manager.next()).get("STATUS") != "stopped":
+                if "WATCHDOG" in message:
+                    last = loop.time()
+            assert loop.time() - last > 0.5  # 0.05 is what it should be
         assert await daemon.ended() == 0
 
 
@@ -376,7 +445,7 @@ os.execv(sys.executable, [sys.executable, "-m", "broker", "serve", *arguments])
 
 @asynccontextmanager
 async def activated(
-    sockets: Sequence[socket.socket], *arguments: str, names: str = "", **environment: str
+    sockets: Sequence[socket.socket | IO[str]], *arguments: str, names: str = "", **environment: str
 ) -> AsyncIterator[Daemon]:
     """A broker that was passed these, as systemd passes them."""
 
@@ -435,6 +504,57 @@ async def test_sockets_that_are_not_wanted_are_said() -> None:
     with bound() as tcp:
         async with activated([tcp], "--listen", "127.0.0.1:0") as daemon:
             await daemon.until("does not name systemd")
+
+
+async def test_an_admin_socket_that_is_not_wanted_is_said() -> None:
+    with bound() as ws, bound() as admin:
+        async with activated([ws, admin], "--listen", "systemd", names="ws:admin") as daemon:
+            await daemon.until("named admin, and server.admin is not systemd")
+
+
+@pytest.mark.parametrize("names", ["", "ws", "ws:two:three:four"])
+async def test_names_that_do_not_fit_the_sockets(names: str) -> None:
+    with bound() as one, bound() as two:
+        async with activated([one, two], "--listen", "systemd", names=names) as daemon:
+            await daemon.started()
+            assert daemon.addresses == [f"127.0.0.1:{sock.getsockname()[1]}" for sock in (one, two)]
+
+
+async def test_something_that_is_no_socket_is_refused() -> None:
+    source, sink = os.pipe()
+    with os.fdopen(source) as fifo, os.fdopen(sink, "w"), bound() as tcp:
+        async with activated([tcp, fifo], "--listen", "systemd", names="ws:fifo") as daemon:
+            assert await daemon.ended() == 78
+            assert daemon.said == "wsbroker: systemd: what it has passed as `fifo` is no socket\n"
+
+
+async def test_fewer_sockets_than_announced_are_a_mistake() -> None:
+    with bound() as tcp:
+        async with activated([tcp], "--listen", "systemd", LISTEN_FDS="3") as daemon:
+            assert await daemon.ended() == 78
+            assert daemon.said == "wsbroker: systemd: has announced 3 sockets, and passed 1\n"
+
+
+async def test_a_socket_of_a_family_that_is_not_served_is_refused() -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as netlink:
+        async with activated([netlink], "--listen", "systemd", WSBROKER_SERVER__ANONYMOUS="true") as daemon:
+            assert await daemon.ended() == 1
+            assert "AF_NETLINK is not served" in daemon.said
+        async with activated([netlink], "--listen", "systemd") as daemon:
+            assert await daemon.ended() == 78
+            assert "beyond loopback or a Unix socket (systemd: AF_NETLINK" in daemon.said
+
+
+async def test_an_abstract_unix_socket_is_named_as_people_write_it() -> None:
+    name = f"wsbroker-test-{os.getpid()}-ws"
+    with bound(f"\0{name}") as abstract:
+        async with activated([abstract], "--listen", "systemd") as daemon:
+            await daemon.started()
+            assert daemon.addresses == [f"unix:@{name}"]
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(f"\0{name}")
+            async with connect("ws://localhost/", sock=sock, proxy=None) as client:
+                assert json.loads(await client.recv())["op"] == "welcome"
 
 
 async def test_a_socket_that_does_not_listen_is_refused() -> None:
@@ -563,8 +683,8 @@ async def test_systemd_socket_activate_starts_it_with_two_named_sockets(tmp_path
             assert json.loads(await client.recv())["op"] == "welcome"
         daemon.signal(signal.SIGTERM)
         assert await daemon.ended() == 0
-        assert re.search(rf"listening on 127\.0\.0\.1:{port}", daemon.said)
-        assert f"listening on unix:{path}" in daemon.said
+        assert f"address='127.0.0.1:{port}'" in daemon.said
+        assert f"address='unix:{path}'" in daemon.said
         for client in clients:
             await client.close()
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 from collections.abc import Callable
@@ -15,11 +14,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from broker.admin.sessions import NOT_KEPT, Sessions
-from broker.net.listener import BACKLOG, PAUSE, Accepting, Port, named, why
+from broker.net.gate import ADMIN
+from broker.net.listener import PAUSE, Accepting, Acceptor, Port, why
 from broker.node import Node
-
-MOST: Final = 64
-"""Connections at one time; whoever comes beyond is closed. There are a few probes and a Prometheus or two."""
 
 SPARE: Final = 4
 """Descriptors that are kept for times when there are no others."""
@@ -27,19 +24,26 @@ SPARE: Final = 4
 KEEP_ALIVE: Final = 5.0
 """Seconds that a connection without a request is kept."""
 
+LIFETIME: Final = 60.0
+"""Seconds that a connection is kept at all: of who asks and does not read the answer nothing else would be the end."""
+
 log = structlog.get_logger(__name__)
 
 
 class Admin:
     """The admin listener.
 
-    `unready` says why the broker takes no clients, or None if it does; `node` knows the clients.
+    `unready` says why the broker takes no clients, or None if it does; `node` knows the clients. Of more than `most`
+    connections at one time the surplus ones are closed.
     """
 
-    def __init__(self, registry: CollectorRegistry, unready: Callable[[], str | None], node: Node) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, unready: Callable[[], str | None], node: Node, most: int = ADMIN
+    ) -> None:
         self._registry = registry
         self._unready = unready
         self._sessions = Sessions(node)
+        self._most = most
         app = web.Application()
         app.add_routes(
             [
@@ -76,7 +80,7 @@ class Admin:
     def take(self, sock: socket.socket) -> None:
         """Serve an accepted connection."""
         server = self._runner.server
-        if server is None or len(server.connections) + len(self._serving) >= MOST:
+        if server is None or len(server.connections) + len(self._serving) >= self._most:
             sock.close()
             return
         task = asyncio.get_running_loop().create_task(self._take(sock))
@@ -96,7 +100,8 @@ class Admin:
         server = self._runner.server
         assert server is not None
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(server, sock)
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(server, sock)
+            asyncio.get_running_loop().call_later(LIFETIME, transport.abort)
         except OSError as exc:
             log.debug("admin connection lost", reason=why(exc))
             sock.close()
@@ -138,49 +143,17 @@ class AdminPort(Port):
         return AdminEntrance(self._admin, sock)
 
 
-class AdminEntrance:
+class AdminEntrance(Acceptor):
     """A bound socket that accepts also when the process has no descriptors left: there are some to spare."""
 
     def __init__(self, admin: Admin, sock: socket.socket) -> None:
-        self.address = named(sock)
+        super().__init__(sock)
         self._admin = admin
-        self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self._pause: asyncio.TimerHandle | None = None
 
-    async def open(self) -> None:
-        """Accept from now on. Raises OSError."""
-        self._sock.listen(BACKLOG)
-        self._sock.setblocking(False)
-        self._go_on()
+    def take(self, sock: socket.socket) -> None:
+        """Serve it."""
+        self._admin.take(sock)
 
-    def close(self) -> None:
-        """Accept no more. Idempotent."""
-        if self._sock.fileno() < 0:
-            return
-        if self._pause is not None:
-            self._pause.cancel()
-        self._loop.remove_reader(self._sock)
-        self._sock.close()
-
-    def _go_on(self) -> None:
-        self._pause = None
-        self._loop.add_reader(self._sock, self._accept)
-
-    def _accept(self) -> None:
-        # One at a time: without descriptors the system says so before it looks whether anybody is waiting.
-        while True:
-            try:
-                sock, _ = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE) and self._admin.give_up_one():
-                    continue
-                log.warning("cannot accept", address=str(self.address), reason=why(exc))
-                self._loop.remove_reader(self._sock)
-                self._pause = self._loop.call_later(PAUSE, self._go_on)
-                return
-            sock.setblocking(False)
-            self._admin.take(sock)
-            return
+    def spare(self) -> bool:
+        """Give up one that was kept for this."""
+        return self._admin.give_up_one()

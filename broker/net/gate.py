@@ -31,9 +31,15 @@ LINGER = 2.0
 """Seconds that a refused client has to read its answer and close. nginx gives 5 (lingering_timeout) and 30 in all;
 here it is one answer of a few hundred bytes, and each second holds a descriptor."""
 
-RESERVE = 96
-"""Descriptors that are not for clients: the listening sockets, the event loop's own, the log, the engine's files or
-connections."""
+RESERVE = 160
+"""Descriptors that are not for clients: some 18 of the process itself, the listening sockets with their further doors,
+the admin listener's connections, the engine's files or connections."""
+
+ADMIN = 64
+"""Connections of the admin listener at one time. There are a few probes and a Prometheus or two."""
+
+DOORS = 8
+"""Descriptors by which one listening socket may be accepted on."""
 
 WARN_EVERY = 10.0
 """Seconds between two warnings that the broker is full: a storm of connections is not to become a storm of log
@@ -81,6 +87,10 @@ class Room(msgspec.Struct, frozen=True):
     """Established, or on their way to it."""
     extra: int
     """Beside them: surplus ones that are told to come back later, and refused ones that still read their answer."""
+    admin: int = ADMIN
+    """Of the admin listener, from what is not for clients."""
+    doors: int = DOORS
+    """Of each listening socket, from the same."""
 
     @classmethod
     def of(cls, files: int, max_connections: int | None) -> Room:
@@ -92,7 +102,8 @@ class Room(msgspec.Struct, frozen=True):
         """
         extra = min(max(files // 16, 16), 1024)
         # With few there is less to be reserved for: 32 are enough for some clients.
-        most = files - min(RESERVE, max(32, files * 3 // 8)) - extra
+        reserve = min(RESERVE, max(32, files * 3 // 8))
+        most = files - reserve - extra
         wanted = most if max_connections is None else max_connections
         if most < 1:
             problem = f"limits.max_connections: a limit of {files} open files leaves none for clients"
@@ -100,7 +111,8 @@ class Room(msgspec.Struct, frozen=True):
         if wanted > most:
             problem = f"limits.max_connections: {wanted} do not fit into the limit of {files} open files"
             raise ConfigError([f"{problem}; allow more (ulimit -n, LimitNOFILE=) or set it to at most {most}"])
-        return cls(wanted, extra)
+        few = reserve < RESERVE
+        return cls(wanted, extra, admin=reserve // 6 if few else ADMIN, doors=2 if few else DOORS)
 
 
 class Gate:

@@ -16,18 +16,16 @@ from typing import Protocol
 import structlog
 
 from broker.config import Address
-from broker.net.gate import Gate
+from broker.net.gate import DOORS, Gate
 from broker.net.handshake import Handshake, SecureHandshake
 from broker.net.tls import Tls
 
-DOORS = 8
-"""Connections that a listening socket gives in one turn of the event loop while others are waiting.
-
-libuv (since 1.45) accepts one for each descriptor that is ready. A turn may take 4 ms, when an event goes to a
-thousand subscribers; then all who come back after a restart would be let in at 250 a second. So a socket with a crowd
-before it is given to the loop under several descriptors. Not always, because each of them wakes up for each
-connection: a lone one would cost 190 µs in place of 160.
-"""
+# A listening socket gives DOORS connections in one turn of the event loop while others are waiting.
+#
+# libuv (since 1.45) accepts one for each descriptor that is ready. A turn may take 4 ms, when an event goes to a
+# thousand subscribers; then all who come back after a restart would be let in at 250 a second. So a socket with a crowd
+# before it is given to the loop under several descriptors. Not always, because each of them wakes up for each
+# connection: a lone one would cost 190 µs in place of 160.
 
 CROWD = 4
 """So many connections in a row had another one waiting behind them: there is a crowd."""
@@ -104,6 +102,9 @@ class Port(abc.ABC):
         Raises CannotListenError.
         """
         try:
+            if sock.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
+                kind = getattr(sock.family, "name", sock.family)
+                raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: {kind} is not served")
             if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: it is not one that listens")
             if self._notsent_lowat and sock.family != socket.AF_UNIX:
@@ -239,7 +240,7 @@ class Entrance:
 
     async def _widen(self) -> None:
         try:
-            while len(self._doors) < DOORS:
+            while len(self._doors) < self._gate.room.doors:
                 await self._add(self._sock.dup())
         except OSError as exc:
             log.warning("no further doors", address=str(self.address), reason=why(exc))
@@ -250,18 +251,22 @@ class Entrance:
         del self._doors[1:]
 
 
-class SecureEntrance:
-    """One bound socket for TLS. It accepts by itself: of a connection that does not get through the handshake of TLS,
-    asyncio's server would tell nobody, and the gate counts them all."""
+class Acceptor(abc.ABC):
+    """A bound socket that is accepted on here and not by uvloop."""
 
-    def __init__(self, gate: Gate, sock: socket.socket, tls: Tls) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self.address = named(sock)
-        self._gate = gate
         self._sock = sock
-        self._tls = tls
-        self._loopback = ipaddress.ip_address(self.address.host).is_loopback
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
+
+    @abc.abstractmethod
+    def take(self, sock: socket.socket) -> None:
+        """Do something with an accepted connection, which does not block."""
+
+    def spare(self) -> bool:
+        """Give a descriptor back to the system, where it has no others. False if there is none to spare."""
+        return False
 
     async def open(self) -> None:
         """Accept from now on. Raises OSError."""
@@ -289,13 +294,30 @@ class SecureEntrance:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE) and self.spare():
+                    continue
                 # Who waits stays in the backlog. Without a pause the loop would spin.
                 log.warning("cannot accept", address=str(self.address), reason=why(exc))
                 self._loop.remove_reader(self._sock)
                 self._pause = self._loop.call_later(PAUSE, self._go_on)
                 return
             sock.setblocking(False)
-            SecureHandshake(self._gate, self._loopback).secure(sock, self._tls.context, self._gate.open_timeout)
+            self.take(sock)
+
+
+class SecureEntrance(Acceptor):
+    """One bound socket for TLS. It accepts by itself: of a connection that does not get through the handshake of TLS,
+    asyncio's server would tell nobody, and the gate counts them all."""
+
+    def __init__(self, gate: Gate, sock: socket.socket, tls: Tls) -> None:
+        super().__init__(sock)
+        self._gate = gate
+        self._tls = tls
+        self._loopback = ipaddress.ip_address(self.address.host).is_loopback
+
+    def take(self, sock: socket.socket) -> None:
+        """Begin the handshake of TLS."""
+        SecureHandshake(self._gate, self._loopback).secure(sock, self._tls.context, self._gate.open_timeout)
 
 
 def remove_stale(path: Path) -> None:
@@ -322,8 +344,13 @@ def remove_stale(path: Path) -> None:
 
 
 def named(sock: socket.socket) -> Address:
+    """Give what a socket is bound to. The name of an abstract Unix socket is written with an @, as in unix(7)."""
     name = sock.getsockname()
-    return Address(path=name) if sock.family == socket.AF_UNIX else Address(host=name[0], port=name[1])
+    if sock.family == socket.AF_UNIX:
+        return Address(path=f"@{name[1:].decode(errors='replace')}" if isinstance(name, bytes) else name)
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return Address(host=name[0], port=name[1])
+    return Address(host=str(getattr(sock.family, "name", sock.family)))
 
 
 def why(exc: OSError) -> str:

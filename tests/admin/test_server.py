@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import signal
@@ -10,9 +11,13 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+from prometheus_client import CollectorRegistry
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from broker.admin import server
+from broker.admin.server import SPARE
 from broker.config import parse_address
 from tests.fixtures_daemon import TIMEOUT, launched
 from tests.net.house import until
@@ -222,6 +227,43 @@ async def test_more_connections_than_probes_need_are_closed() -> None:
                 except (ConnectionError, ValueError, IndexError):
                     continue
                 break
+
+
+async def test_without_any_to_spare_it_answers_as_soon_as_there_are() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        pid, there = daemon.process.pid, parse_address(daemon.admin)
+        before = descriptors(pid)
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        most = min(set(range(len(before) + 1)) - before)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
+        idle = [socket.create_connection((there.host, there.port)) for _ in range(SPARE + 1)]
+        await daemon.until("cannot accept")
+        asked = asyncio.create_task(get(daemon.admin, "/livez"))
+        for sock in idle:
+            sock.close()
+        assert (await asked).status == 200
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def test_nobody_keeps_a_connection_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE", 3600)
+    monkeypatch.setattr(server, "LIFETIME", 0.2)
+    admin = server.Admin(CollectorRegistry(), lambda: None, most=1)
+    await admin.start()
+    port = server.AdminPort(admin)
+    await port.open(parse_address("127.0.0.1:0"))
+    there = parse_address(port.addresses[0])
+    with socket.create_connection((there.host, there.port)) as half:
+        half.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTT")
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                with contextlib.suppress(ConnectionError, ValueError, IndexError):
+                    assert (await get(port.addresses[0], "/livez")).status == 200
+                    break
+                await asyncio.sleep(0.01)
+    port.close()
+    await admin.stop()
 
 
 async def test_a_stuck_client_of_it_does_not_hold_up_the_end() -> None:

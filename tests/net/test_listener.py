@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from broker.config import Config, parse_address
-from broker.net.gate import Gate, Room
-from broker.net.listener import CALM, DOORS, CannotListenError, Entrance, Listener
+from broker.net.gate import DOORS, Gate, Room
+from broker.net.listener import CALM, CannotListenError, Entrance, Listener
 from tests.net.house import House, Node, house, request, until
 
 

@@ -196,9 +196,7 @@ CASES = (
     ),
     Case("fast-16k", "publish 16 kB, one in a turn", 1, 20, partial(lane, [publish(size=16_384)])),
     Case("one-to-one", "publish to 1,000 topics in a turn, a subscriber each", MANY, 1, many_topics),
-    Case(
-        "bridge", "the same, by one with `>` and without echo", MANY, 1, partial(many_topics, topic=">", echo=False)
-    ),
+    Case("bridge", "the same, by one with `>` and without echo", MANY, 1, partial(many_topics, topic=">", echo=False)),
     Case("fanout", "deliver to 1,000, one event in a turn", MANY, 3, partial(lane, [publish()], subscribers=MANY)),
     Case("fanout-64", "the same, 64 in a turn", MANY * BATCH, 1, partial(lane, [publish()] * BATCH, subscribers=MANY)),
     Case("match", "find the audience of a topic among 1,000 patterns", 1, 100, match_patterns),

@@ -571,7 +571,7 @@ cdef void count_lost(Subscription self, int reason) noexcept:
     self.connection.reactor.lost[self.overflow_policy][reason] += 1
 
 
-cdef bint is_full(Subscription self, size_t size) except -1:
+cdef inline bint is_full(Subscription self, size_t size) except -1:
     """Whether one more event of `size` bytes would break a bound: the subscription's, or its connection's.
 
     An event that alone is larger than the connection's bound may be set apart for this turn, as it may be in a batch.

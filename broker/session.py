@@ -18,6 +18,7 @@ from broker._speedups import Connection, Subscription
 from broker.config import Limits, parse_address
 from broker.engines.base import Done, Event, Position, Unavailable
 from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError, ConfigError
+from broker.hub import UNLIMITED
 from broker.messages import BadCommand, Command
 from broker.rules import Rules, Terms
 from broker.tally import Tally
@@ -25,8 +26,6 @@ from broker.topics import check_pattern, check_topic
 
 log = structlog.get_logger(__name__)
 
-UNLIMITED = -1
-"""The credit of a subscription that needs none."""
 SLOW = 0.1
 """Seconds for which a publish holds its connection up while memory is used up."""
 LATER_FIELDS = ("since", "last", "presence")

@@ -75,6 +75,7 @@ class House:
     def __init__(self, clients: int) -> None:
         self.loop = Loop()
         self.reactor = Reactor(self.loop, encode_gap=messages.encode_gap)  # type: ignore[arg-type]
+        self.reactor.command_time = 3600.0  # a machine with other things to do is not to change what comes when
         self.hub = Hub(self.reactor)
         self.transports = [Transport() for _ in range(clients)]
         self.connections = [self._connection(transport) for transport in self.transports]

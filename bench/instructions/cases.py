@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from bench.instructions.house import House, document, frame, publish, text
 from broker import messages
@@ -97,12 +98,13 @@ def lane(payloads: Sequence[bytes], subscribers: int = 1, fast: bool = True) -> 
     return turn
 
 
-def many_topics() -> Round:
+def many_topics(**bridge: Any) -> Round:
+    """One publisher, which with `bridge` has a subscription on these terms itself."""
     house = House()
     topics = [f"prices.t{number:05}" for number in range(MANY)]
     for topic in topics:
         house.subscribe(topic)
-    publisher = house.connect()
+    publisher = house.subscribe(**bridge) if bridge else house.connect()
     house.reactor.flush()
     turn = house.turns(publisher, *(publish(topic) for topic in topics))
     turn()
@@ -194,6 +196,7 @@ CASES = (
     ),
     Case("fast-16k", "publish 16 kB, one in a turn", 1, 20, partial(lane, [publish(size=16_384)])),
     Case("one-to-one", "publish to 1,000 topics in a turn, a subscriber each", MANY, 1, many_topics),
+    Case("bridge", "the same, by one with `>` and without echo", MANY, 1, partial(many_topics, topic=">", echo=False)),
     Case("fanout", "deliver to 1,000, one event in a turn", MANY, 3, partial(lane, [publish()], subscribers=MANY)),
     Case("fanout-64", "the same, 64 in a turn", MANY * BATCH, 1, partial(lane, [publish()] * BATCH, subscribers=MANY)),
     Case("match", "find the audience of a topic among 1,000 patterns", 1, 100, match_patterns),

@@ -14,17 +14,29 @@ slider.oninput = () => {
 };
 
 const latest = panel(document.querySelector("#latest"));
-const fresh = new Broker({ onstate: stateIn(document.querySelector("#link")) });
+const tell = stateIn(document.querySelector("#link"));
 let used = 0;
-const careful = slowly((event) => {
+let connection = 0;
+const fresh = new Broker({
+  onstate(state) {
+    if (state.name === "open") {
+      // A connection begins with all of its credit, whatever was used of the last one's.
+      connection += 1;
+      used = 0;
+    }
+    tell(state);
+  },
+});
+const careful = slowly(({ event, from }) => {
   latest.show(event);
+  if (from !== connection) return;
   // Half of the credit is given back at a time, so that there is always some.
   used += 1;
   if (used < CREDIT / 2) return;
-  fresh.credit(TOPIC, used).catch(() => {}); // a connection that was lost begins with all of its credit
+  fresh.credit(TOPIC, used).catch(() => {}); // the connection was lost
   used = 0;
 });
-fresh.subscribe(TOPIC, careful, { overflow: "latest", credit: CREDIT, ongap: latest.lose });
+fresh.subscribe(TOPIC, (event) => careful({ event, from: connection }), { overflow: "latest", credit: CREDIT, ongap: latest.lose });
 
 const backlog = panel(document.querySelector("#backlog"));
 const plain = new Broker();

@@ -18,7 +18,9 @@ from websockets.exceptions import ConnectionClosed
 
 from broker.admin import server
 from broker.admin.server import SPARE
-from broker.config import parse_address
+from broker.config import Config, parse_address
+from broker.engines.memory import MemoryEngine
+from broker.node import Node
 from tests.fixtures_daemon import TIMEOUT, launched
 from tests.net.house import until
 from tests.test_systemd import activated, bound
@@ -249,7 +251,8 @@ async def test_without_any_to_spare_it_answers_as_soon_as_there_are() -> None:
 async def test_nobody_keeps_a_connection_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE", 3600)
     monkeypatch.setattr(server, "LIFETIME", 0.2)
-    admin = server.Admin(CollectorRegistry(), lambda: None, most=1)
+    node = Node(Config(), MemoryEngine(), asyncio.get_running_loop())
+    admin = server.Admin(CollectorRegistry(), lambda: None, node, most=1)
     await admin.start()
     port = server.AdminPort(admin)
     await port.open(parse_address("127.0.0.1:0"))

@@ -37,10 +37,13 @@ TERMS: Final[list[dict[str, Any]]] = [
 ]
 """What the stalled subscribe with, in turn."""
 
-# What a queued event costs beside its frame: its object, its key and mark (policy `latest`), two places in a ring that
-# may be twice as long as its queue, an entry of a dict. Measured with sys.getsizeof, rounded up.
-COST: Final = 600
-LEEWAY: Final = 8 * 2**20
+# A queued event is held once, however many wait for it: frame, object, key, and mark (policy `latest`). Those
+# with the same policy hold the same events, but for those who stopped a little earlier: twice as many for each policy.
+WINDOWS: Final = 2 * len(TERMS)
+EVENT: Final = 300
+# In each queue it has its place, in a ring that may be twice as long as the queue; under `latest` an entry of a dict.
+PLACE: Final = 2 * 40 + 100
+LEEWAY: Final = 4 * 2**20
 """For the process itself: what malloc keeps, Python's own arenas, the code that is read for the first time."""
 
 
@@ -113,7 +116,7 @@ def stall(broker: RunningBroker, *, stalled: int, healthy: int, seconds: float) 
         peer.subscribe(**TERMS[number % len(TERMS)])
     first = load.published
     before = rss(broker)
-    bound = before + stalled * MAX_QUEUE * (load.size + COST) + LEEWAY
+    bound = before + MAX_QUEUE * (WINDOWS * (load.size + EVENT) + stalled * PLACE) + LEEWAY
     outcome = Outcome(0, before, before, bound, alone)
     end = time.monotonic() + seconds
     while time.monotonic() < end:

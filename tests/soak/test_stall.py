@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from tests.fixtures_broker import start_broker
-from tests.soak.stall import stall
+from tests.soak.stall import DATA, stall
 
 
 def test_memory_stays_within_the_limits_and_each_sees_the_stream_of_its_policy() -> None:
     with start_broker() as broker:
         outcome = stall(broker, stalled=20, healthy=20, seconds=1.5)
     print(outcome)
-    assert outcome.published > 1000
     assert outcome.most <= outcome.bound, outcome
+    # Without bounds each event would be held, so that the limits would be passed.
+    assert outcome.published * DATA > outcome.bound - outcome.before, "too few to show anything"

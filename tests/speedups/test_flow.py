@@ -20,7 +20,7 @@ from broker import messages
 from broker._speedups import Connection, Reactor, Subscription
 from broker.config import OVERFLOWS
 from broker.hub import UNLIMITED, Hub
-from broker.topics import is_pattern, matches, rank
+from broker.topics import is_pattern, matches, overlap, rank
 from tests.speedups.transports import SlowPipe, SlowSocket, frames_in
 from tests.speedups.turns import Loop
 from tests.speedups.wire import CLOSE, TEXT, TIMES
@@ -45,6 +45,7 @@ class Published:
     topic: str
     key: str | None
     payload: bytes
+    origin: Client | None
 
 
 @dataclass(eq=False)
@@ -58,6 +59,9 @@ class Account:
     """Those that it has had."""
     granted: int | None
     """How many events it has been given credit for; None for any number."""
+    echo: bool
+    most: int
+    """The largest `max_queue` that it has had."""
     log: list[Published] = field(default_factory=list)
     read: list[Published] = field(default_factory=list)
     told: dict[str, int] = field(default_factory=dict)
@@ -65,6 +69,8 @@ class Account:
     before_credit: int = 0
     """How many events it was sent, at most, before its credit was counted."""
     place: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    """How many events of a topic it has not read that are older than the newest one that it has."""
 
     @property
     def missed(self) -> int:
@@ -75,12 +81,35 @@ class Account:
         at = next(place for place, event in enumerate(self.log) if event.number == number)
         event = self.log[at]
         assert self.place.get(event.topic, -1) < at, "twice, or out of order"
+        before = self.place.get(event.topic, -1)
         self.place[event.topic] = at
+        self.skipped[event.topic] = self.skipped.get(event.topic, 0) + sum(
+            each.topic == event.topic for each in self.log[before + 1 : at]
+        )
         self.read.append(event)
+        assert sum(self.skipped.values()) <= self.missed, "a gap that comes behind its place"
         if self.granted is not None:
             assert len(self.read) <= self.before_credit + self.granted, "more than there was credit for"
         if len({each.topic for each in self.log}) == 1:
             assert len(self.read) + self.missed == at + 1, "a gap that is not in its place"
+
+    @property
+    def stands_aside(self) -> bool:
+        """Whether it may wait for what waits under an older subscription, or for credit."""
+        older = []
+        for account in self.client.live.values():
+            if account is self:
+                break
+            older.append(account)
+        return self.native.credit == 0 or any(
+            is_pattern(account.name) and account.native.queued and overlap(account.name, self.name) for account in older
+        )
+
+    @property
+    def beyond(self) -> int:
+        """How many of the queued events may be beyond the bound, under `block` alone."""
+        queued = self.log[-self.native.queued :]
+        return sum(event.origin is None or event.origin.gone or event.origin.connection.waits > 0 for event in queued)
 
     def complete(self) -> None:
         """The client has read all there is."""
@@ -108,6 +137,8 @@ class Client:
         self.owner: dict[int, Account] = {}
         self.gone = False
         self.finished = False
+        self.sent: list[Account] = []
+        """When it left: the subscriptions that nothing but the socket could hold up."""
         self.unanswered = 0
         self._newest: dict[str, int] = {}
         self._parsed = 0
@@ -118,6 +149,9 @@ class Client:
 
     def left(self, code: int, reason: str) -> None:
         self.gone = True
+        self.sent = [account for account in self.live.values() if not account.stands_aside]
+        if self.finished and code == 1001:
+            assert all(account.native.queued == 0 for account in self.sent)
         for account in self.live.values():
             self.world.hub.unsubscribe(account.native)
 
@@ -133,10 +167,8 @@ class Client:
             if opcode == CLOSE:
                 if self.finished and payload[:2] == (1001).to_bytes(2, "big"):
                     assert self.unanswered == 0
-                    # A farewell does not wait for credit, nor for what may only go out behind what does.
-                    if all(account.granted is None for account in self.live.values()):
-                        for account in self.live.values():
-                            account.complete()
+                    for account in self.sent:
+                        account.complete()
                 continue
             message = json.loads(payload)
             if message["op"] == "event":
@@ -169,6 +201,7 @@ class Flow(RuleBasedStateMachine):
             encode_gap=messages.encode_gap,
             max_outbox=self.max_outbox,
             ping_interval=0,
+            block_timeout=0.0001,
             buffer_size=4096,
         )
         self.reactor.max_age = {"a.c": 0.004, "b": 3600.0}.get
@@ -180,7 +213,7 @@ class Flow(RuleBasedStateMachine):
         for number in range(count):
             self.connect(number)
         for who, name, overflow, max_queue in first:
-            self.subscribe(who, name, overflow, max_queue, None)
+            self.subscribe(who, name, overflow, max_queue, None, True)
 
     # Who is there, and on which terms.
 
@@ -195,8 +228,9 @@ class Flow(RuleBasedStateMachine):
         overflow=policies,
         max_queue=st.sampled_from(BOUNDS),
         credit=st.none() | st.sampled_from([0, 1, 5]),
+        echo=st.sampled_from([True, True, False]),
     )
-    def subscribe(self, who: int, name: str, overflow: str, max_queue: int, credit: int | None) -> None:
+    def subscribe(self, who: int, name: str, overflow: str, max_queue: int, credit: int | None, echo: bool) -> None:
         client = self.present(who)
         if client is None or (name in client.accounts and name not in client.live):
             return
@@ -207,18 +241,20 @@ class Flow(RuleBasedStateMachine):
             if credit is not None:
                 # What was sent before its credit is counted may still be on its way.
                 account.before_credit, account.granted = len(account.log), credit
-            account.native.change(max_queue=max_queue, overflow=overflow, echo=True, credit=credit)
+            account.native.change(max_queue=max_queue, overflow=overflow, echo=echo, credit=credit)
             account.policies.add(overflow)
+            account.echo, account.most = echo, max(account.most, max_queue)
         else:
             native = self.hub.subscribe(
                 client.connection,
                 name,
                 max_queue=max_queue,
                 overflow=overflow,
-                echo=True,
+                echo=echo,
                 credit=UNLIMITED if credit is None else credit,
             )
-            client.accounts[name] = client.live[name] = Account(client, name, native, {overflow}, credit)
+            account = Account(client, name, native, {overflow}, credit, echo, max_queue)
+            client.accounts[name] = client.live[name] = account
 
     @rule(who=indexes, which=indexes, add=st.sampled_from([1, 2, 7]))
     def add_credit(self, who: int, which: int, add: int) -> None:
@@ -270,8 +306,10 @@ class Flow(RuleBasedStateMachine):
         for client in self.clients:
             if client.gone or (account := client.best(topic)) is None:
                 continue
+            if client is origin and not account.echo:
+                continue
             receivers += 1
-            account.log.append(Published(number, topic, key, payload))
+            account.log.append(Published(number, topic, key, payload, origin))
             client.owner[number] = account
         if fast and origin is not None and not origin.connection.doomed:
             prefix = messages.encode_event(topic, b"0").removesuffix(b',"data":0}')
@@ -350,6 +388,12 @@ class Flow(RuleBasedStateMachine):
     def turn(self) -> None:
         self.loop.turn()
 
+    @rule(how=st.integers(0, 9))
+    def sweep(self, how: int) -> None:
+        """Seldom: who makes publishers wait is then closed."""
+        if how == 0:
+            self.reactor.sweep()
+
     # What holds.
 
     @invariant()
@@ -367,6 +411,8 @@ class Flow(RuleBasedStateMachine):
                 beyond = waiting + STRAYS + 1 + (max(BOUNDS) if "block" in account.policies else 0)
                 most = native.max_queue + (beyond if native.overflow == "block" else 0)
                 assert native.queued <= most or client.connection.doomed
+                if account.policies == {"block"} and self.max_outbox > 6000:
+                    assert native.queued <= account.most + account.beyond
                 assert native.behind or not native.queued
         assert self.reactor.queued == queued
 
@@ -391,20 +437,16 @@ class Flow(RuleBasedStateMachine):
     def end(self) -> None:
         """Everybody reads all there is, and has accounted for everything; then all leave, and nothing is left."""
         self.loop.turn()
+        self.read_all()
+        for client in self.clients:
+            for account in client.live.values() if not client.gone else ():
+                assert account.native.queued == 0 or account.stands_aside, "it has credit, and nothing goes before it"
         for client in self.clients:
             for account in client.live.values() if not client.gone else ():
                 if account.granted is not None:
                     account.granted += 1 << 20
                     account.native.add_credit(1 << 20)
-        for _ in range(10_000):
-            before = sum(len(client.transport.received) for client in self.clients)
-            for client in self.clients:
-                client.transport.drain(None)
-            self.loop.turn()
-            for client in self.clients:
-                client.transport.drain(None)
-            if before == sum(len(client.transport.received) for client in self.clients):
-                break
+        self.read_all()
         for client in self.clients:
             client.look()
             if client.gone:
@@ -418,7 +460,18 @@ class Flow(RuleBasedStateMachine):
         self.loop.turn()
         reactor = self.reactor
         assert reactor.connections == reactor.subscriptions == reactor.queued == self.hub.filters == 0
-        assert reactor.laggards == 0
+        assert reactor.laggards == reactor.publishers_waiting == 0
+
+    def read_all(self) -> None:
+        for _ in range(10_000):
+            before = sum(len(client.transport.received) for client in self.clients)
+            for client in self.clients:
+                client.transport.drain(None)
+            self.loop.turn()
+            for client in self.clients:
+                client.transport.drain(None)
+            if before == sum(len(client.transport.received) for client in self.clients):
+                break
 
 
 class TightFlow(Flow):

@@ -1,6 +1,6 @@
 """Credit, the policies `latest`, `block` and `replay`, and events that grow old, one by one.
 
-That they keep the law of the outbox together with everything else is shown by the model in test_outbox.py.
+That they keep the law of the outbox together with everything else is shown by the model in test_flow.py.
 """
 
 from __future__ import annotations

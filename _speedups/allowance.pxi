@@ -13,7 +13,7 @@ cdef class Allowance:
         readonly double rate
         readonly double burst
         double tokens
-        uint64_t filled  # when tokens were last added
+        double filled  # when tokens were last added, by `exact_time`: who waits as long as it was told is not refused
 
     def __init__(self, double rate, double burst, Routes routes=None):
         if not rate > 0 or not burst >= 1:
@@ -22,14 +22,22 @@ cdef class Allowance:
         self.burst = burst
         self.routes = routes
         self.tokens = burst
-        self.filled = now_ms()
+        self.filled = exact_time()
+
+    def change(self, double rate, double burst):
+        """Let it be so much from now on. What was left stays, up to the new burst."""
+        if not rate > 0 or not burst >= 1:
+            raise ValueError("a rate is positive, and a burst holds one event at least")
+        self.fill()
+        self.rate = rate
+        self.burst = burst
+        self.tokens = min(self.tokens, burst)
 
     cdef bint fill(self):
         """Add what has come with time. Returns whether there is a token."""
-        cdef uint64_t now = now_ms()
-        if now != self.filled:
-            self.tokens = min(self.burst, self.tokens + (now - self.filled) * self.rate / 1000)
-            self.filled = now
+        cdef double now = exact_time()
+        self.tokens = min(self.burst, self.tokens + (now - self.filled) * self.rate)
+        self.filled = now
         return self.tokens >= 1
 
     def take(self):

@@ -14,23 +14,9 @@ cdef extern from "<sys/socket.h>" nogil:
         size_t msg_iovlen
     ssize_t send(int fd, const void* data, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr* message, int flags)
-    int setsockopt(int fd, int level, int option, const void* value, unsigned int size)
     enum:
         MSG_DONTWAIT
         MSG_NOSIGNAL
-
-cdef extern from "<netinet/tcp.h>" nogil:
-    """
-    #ifndef TCP_NOTSENT_LOWAT
-    #define TCP_NOTSENT_LOWAT 25
-    #endif
-    """
-    enum:
-        TCP_NOTSENT_LOWAT
-
-cdef extern from "<netinet/in.h>" nogil:
-    enum:
-        IPPROTO_TCP
 
 cdef enum:
     NEW = 0
@@ -50,6 +36,8 @@ cdef enum:
     # Why reading is stopped.
     FOR_SESSION = 1
     FOR_ROOM = 2
+    FOR_OTHERS = 4
+    FOR_A_WHILE = 8
 
     # How many system calls are made for one connection before the others have their turn.
     MAX_ROUNDS = 16
@@ -118,9 +106,8 @@ cdef class Connection(Frames):
         # The queues of the subscriptions.
         PyObject* subscriptions
         PyObject* busy
-        bint in_order  # the queues are not emptied in turn but in the order of publishing
-        bint strict  # nor does anything overtake what waits for credit
-        uint32_t credited  # subscriptions with credit
+        uint32_t aside  # subscriptions that wait for what has to go out before them
+        bint unsettled  # some subscription may be ready for batches again once nothing is queued any more
         bint listed  # it stands in the reactor's list of those that are behind
         bint told  # and was told of
         readonly uint64_t behind_since  # in milliseconds of `now_ms`
@@ -129,12 +116,16 @@ cdef class Connection(Frames):
         uint64_t stamp
         int32_t pending_first
         int32_t pending_last
-        # What came while reading was paused.
-        bytes rest
+        # What came while reading was paused, and how much of it has been read since.
+        bytearray rest
+        size_t rest_read
         uint8_t stops
+        double spent  # how long its commands have taken in this turn, in seconds
         # As a publisher: how many of its events have not found room under `block`, and the answers that wait for it.
         readonly uint32_t waits
         list held
+        list waits_at  # a `Hold` for each of these events
+        uint32_t holding  # as a subscriber: subscriptions with events beyond the bound under `block`
         # The sweep.
         uint8_t waiting_for
         double due
@@ -174,8 +165,6 @@ cdef class Connection(Frames):
         transport.set_write_buffer_limits(high=1 if tls else 0)
         if sock is not None and not tls:
             self.fd = sock.fileno()
-            if self.reactor.notsent_lowat and sock.family in (socket.AF_INET, socket.AF_INET6):
-                set_notsent_lowat(self.fd, self.reactor.notsent_lowat)
         self.state = OPEN
         self.heard = True
         self.reactor.connections += 1
@@ -201,7 +190,7 @@ cdef class Connection(Frames):
             self.write(False)
 
     def finish(self, int code, str reason):
-        """Close as soon as all that waits has been handed to the socket."""
+        """Close as soon as all that waits has been handed to the socket, but for what waits for the client's credit."""
         if self.state == OPEN and not self.finishing and not self.doomed:
             self.finishing = True
             self.close_code = code
@@ -299,7 +288,11 @@ cdef class Connection(Frames):
             return 0
         used = self.read(data, size)
         if used < size:
-            self.rest = (self.rest or b"") + PyBytes_FromStringAndSize(<char*> data + used, size - used)
+            rest = PyBytes_FromStringAndSize(<char*> data + used, size - used)
+            if self.rest is None:
+                self.rest = bytearray(rest)
+            else:
+                self.rest += rest
         return 0
 
     def pause(self):
@@ -307,8 +300,17 @@ cdef class Connection(Frames):
         self.stop_reading(FOR_SESSION)
 
     def resume(self):
-        """Go on reading, first what came before the pause took effect."""
+        """Go on reading, first what came before the pause took effect. Without a `pause` it does nothing."""
         self.read_again(FOR_SESSION)
+
+    def pause_for(self, double seconds):
+        """Stop reading from this client for a while. It has nothing to do with `pause` and `resume`: the later ends."""
+        self.stop_reading(FOR_A_WHILE)
+        self.reactor.loop.call_later(seconds, self.end_pause)
+
+    def end_pause(self):
+        """The end of `pause_for`."""
+        self.read_again(FOR_A_WHILE)
 
     cdef int stop_reading(self, uint8_t why) except -1:
         if self.state != OPEN:  # who closes has to read, for the peer's close frame
@@ -331,14 +333,17 @@ cdef class Connection(Frames):
         """The second half of `resume`, on an empty stack."""
         if not self.resuming or self.transport is None:
             return
+        cdef bytearray rest = self.rest
         self.resuming = self.halted = False
-        rest, self.rest = self.rest, None
-        if rest:
-            copy = bytearray(rest)
-            used = self.read(<unsigned char*> PyByteArray_AS_STRING(copy), len(rest))
-            if used < <size_t> len(rest):
-                self.rest = bytes(copy[used:])
-        if not self.halted:
+        self.spent = 0
+        if rest is not None:
+            # It stays where it is: many a pause ends for one message, and there may be thousands of them.
+            self.rest_read += self.read(<unsigned char*> PyByteArray_AS_STRING(rest) + self.rest_read,
+                                        len(rest) - self.rest_read)
+            if self.rest_read == <size_t> len(rest) or self.state == CLOSED:
+                self.rest = None
+                self.rest_read = 0
+        if not self.halted and self.transport is not None:
             self.transport.resume_reading()
             if self.finishing:
                 self.mark_dirty()  # it may have waited for what was read now
@@ -352,7 +357,16 @@ cdef class Connection(Frames):
                 return 0
         if not self.is_text(opcode, data, size, checked) or self.state != OPEN or self.doomed:
             return 0
+        cdef double began = exact_time()
         self.session.message(PyBytes_FromStringAndSize(<char*> data, size), opcode == OP_TEXT)
+        if self.state != OPEN:
+            return 0
+        if self.spent == 0:
+            self.mark_dirty()  # the end of the turn sets it back
+        self.spent += exact_time() - began
+        if self.spent > self.reactor.command_time:
+            self.stop_reading(FOR_OTHERS)
+            self.read_again(FOR_OTHERS)
         return 0
 
     cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:
@@ -408,8 +422,9 @@ cdef class Connection(Frames):
         else:
             self.answer(payload)
 
-    cdef int find_room(self) except -1:
+    cdef int find_room(self, Hold hold) except -1:
         """One of the events of this publisher has found room."""
+        self.waits_at.remove(hold)
         self.waits -= 1
         if self.waits:
             return 0
@@ -430,7 +445,7 @@ cdef class Connection(Frames):
 
     @property
     def is_behind(self):
-        """Whether something waits for this client that it cannot take now."""
+        """Whether something waits for this client: for its socket, for its credit, or for the end of this turn."""
         return self.is_lagging()
 
     cdef bint is_lagging(self):
@@ -441,6 +456,17 @@ cdef class Connection(Frames):
             return True
         while link != NULL:
             if has_something(<Subscription> link) or (<Subscription> link).lag:
+                return True
+            link = (<Subscription> link).connection_next
+        return False
+
+    cdef bint has_to_send(self):
+        """Whether something waits that can be sent without any more credit."""
+        cdef PyObject* link = self.subscriptions
+        if self.busy != NULL:
+            return True
+        while link != NULL:
+            if (<Subscription> link).lag and (<Subscription> link).credit != 0:
                 return True
             link = (<Subscription> link).connection_next
         return False
@@ -581,15 +607,17 @@ cdef class Connection(Frames):
             return 0
         if settle:
             self.settle()
-            if self.finishing and self.state == OPEN and not self.halted and not self.is_lagging():
+            if self.listed and not self.told and not self.is_lagging():
+                self.behind_since = now_ms()
+            if self.finishing and self.state == OPEN and not self.halted and not self.has_to_send():
                 self.close(self.close_code, self.close_reason)
         return 0
 
     cdef int settle(self) except -1:
         cdef PyObject* link = self.subscriptions
-        if self.busy != NULL:
+        if self.busy != NULL or not self.unsettled:
             return 0
-        self.in_order = self.strict = False
+        self.unsettled = False
         while link != NULL:
             set_ready(<Subscription> link)
             link = (<Subscription> link).connection_next
@@ -609,10 +637,10 @@ cdef class Connection(Frames):
         if self.lane_size:
             piece = new_piece(pieces, &count, LANE, <char*> self.lane, self.lane_size)
             size = piece.size
+        if self.aside:
+            let_those_go_who_wait(self)
         while self.busy != NULL and count + 2 <= MAX_PIECES and size < MAX_WRITE and self.state == OPEN:
-            subscription = <Subscription> (oldest_busy(self.busy) if self.in_order else self.busy)
-            if subscription.credit == 0 and self.strict:
-                break
+            subscription = <Subscription> self.busy
             if subscription.count and self.reactor.max_age is not None:
                 drop_aged(subscription)
             if not has_something(subscription):
@@ -636,10 +664,8 @@ cdef class Connection(Frames):
                 piece.subscription = <PyObject*> subscription
                 size += piece.size
                 subscription.credit -= subscription.credit != UNLIMITED
-            if not has_something(subscription):
+            if not has_something(subscription) or subscription.credit == 0:
                 leave_busy(subscription)
-            elif subscription.credit == 0:
-                run_dry(subscription)
         while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
             pending = &self.reactor.pending[self.pending_first]
             audience = <Audience> pending.audience
@@ -659,6 +685,8 @@ cdef class Connection(Frames):
             if missed.by[reason]:
                 gaps += frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, missed.by[reason],
                                                                REASON_NAMES[reason]))
+        if missed.holes:
+            gaps += frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, None, "lost"))
         return gaps
 
     cdef ssize_t send_pieces(self, Piece* pieces, int count) except -2:
@@ -812,10 +840,4 @@ cdef int hold_answer(Connection self, bytes payload) except -1:
     if self.held is None:
         self.held = []
     self.held.append(payload)
-    return 0
-
-
-cdef int set_notsent_lowat(int fd, int size) except -1:
-    """Bound what the kernel holds unsent for a socket (tcp(7)): what it holds cannot be dropped any more."""
-    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &size, sizeof(size))  # a kernel without it does without it
     return 0

@@ -12,8 +12,8 @@ cdef enum:
     # longer batch saves nothing.
     BATCH_SIZE = 65536
 
-    # Room for a batch that is kept from turn to turn, in bytes and in events: where thousands of topics have one event each
-    # a turn, malloc and free would cost as much as all else but the system call. There may be as many audiences as
+    # Room for a batch that is kept from turn to turn, in bytes and in events: where thousands of topics have one event
+    # each a turn, malloc and free would cost as much as all else but the system call. There may be as many audiences as
     # routes are remembered, so it is no more.
     KEPT_SIZE = 512
     KEPT_SEGMENTS = 4
@@ -121,6 +121,7 @@ cdef class Audience:
         cdef Filter filter
         cdef PyObject** grown
         self.reactor = reactor
+        self.filters = filters  # first, so that it is taken out again of those that know it if the next one fails
         for filter in filters:
             if filter.audience_count == filter.audience_room:
                 filter.audience_room = max(2, 2 * filter.audience_room)
@@ -130,7 +131,6 @@ cdef class Audience:
                 filter.audiences = grown
             filter.audiences[filter.audience_count] = <PyObject*> self
             filter.audience_count += 1
-        self.filters = filters
 
     def __dealloc__(self):
         cdef Filter filter
@@ -139,9 +139,10 @@ cdef class Audience:
         self.drop_batch()
         free(self.batch)
         free(self.segments)
-        if self.filters is None:
-            return
-        for filter in self.filters:
+        for found in self.filters or ():
+            if not isinstance(found, Filter):
+                break
+            filter = <Filter> found
             for i in range(filter.audience_count):
                 if filter.audiences[i] == <PyObject*> self:
                     filter.audience_count -= 1
@@ -294,7 +295,7 @@ cdef class Audience:
         cdef unsigned char* grown
         cdef size_t room
         if self.segment_count and self.batch_size + size > BATCH_SIZE:
-            self.flush()
+            self.reactor.send_full(self)
         if self.batch_size + size > self.batch_room:
             room = max(self.batch_size + size, min(2 * self.batch_room, <size_t> BATCH_SIZE))
             grown = <unsigned char*> realloc(self.batch, room)
@@ -311,7 +312,7 @@ cdef class Audience:
         The key is at `key_start` within the frame, or it is `key`.
         """
         cdef:
-            Member* own = NULL
+            PyObject* own = NULL
             Member* member
             Event event = None
             Subscription subscription
@@ -323,18 +324,18 @@ cdef class Audience:
         if self.size == 0:
             return 0
         if origin is not None and origin.deaf:
-            own = self.deaf_member(origin)
+            own = self.deaf_subscription(origin)
             if own != NULL:
                 # The publisher does not want its own events: for this turn it is treated singly.
                 receipt.receivers -= 1
-                if not (<Subscription> own.subscription).behind:
-                    set_behind(<Subscription> own.subscription)
+                if not (<Subscription> own).behind:
+                    set_behind(<Subscription> own)
                     origin.mark_dirty()
         if self.ready:
             self.add_segment(size, topic, key_start, key_size, key)
         for i in range(self.ready, self.size):
             member = self.places[i]
-            if member == own:
+            if member.subscription == own:
                 continue
             if event is None:
                 if self.ready:
@@ -410,18 +411,21 @@ cdef class Audience:
             self.events[index] = event
         return event
 
-    cdef Member* deaf_member(self, Connection connection) noexcept:
-        """The membership of a connection whose subscription here says `echo` false; NULL if there is none."""
-        cdef PyObject* link = connection.subscriptions
-        cdef Member* member
-        while link != NULL:
-            if not (<Subscription> link).echo:
-                member = (<Subscription> link).members
-                while member != NULL:
-                    if member.audience == <PyObject*> self:
-                        return member
-                    member = member.next
-            link = (<Subscription> link).connection_next
+    cdef PyObject* deaf_subscription(self, Connection connection) noexcept:
+        """The subscription under which a connection is a member, if it says `echo` false; else NULL.
+
+        Not found by its members: a wide pattern may be a part of thousands of audiences.
+        """
+        cdef Py_ssize_t place
+        cdef PyObject* filter
+        cdef PyObject* link
+        for place in range(len(self.filters)):
+            filter = <PyObject*> self.filters[place]
+            link = connection.subscriptions
+            while link != NULL:
+                if <PyObject*> (<Subscription> link).filter == filter:
+                    return NULL if (<Subscription> link).echo else link
+                link = (<Subscription> link).connection_next
         return NULL
 
     cdef int flush(self) except -1:
@@ -433,23 +437,25 @@ cdef class Audience:
         if self.segment_count == 0 or self.flushing:
             return 0
         self.flushing = True
-        try:
-            # Backwards, because a member that falls behind changes place with the last one of its part.
-            while i:
-                i -= 1
-                if i >= AHEAD:
-                    __builtin_prefetch(&(<Connection> self.places[i - AHEAD].connection).fd)
-                member = self.places[i]
-                connection = <Connection> member.connection
-                if connection.lane_size == 0 and connection.fd >= 0:
-                    connection.send_batch(self, member)
-                else:
-                    self.reactor.pend(connection, self, member)
-                    connection.write(False)
-        finally:
-            self.flushing = False
-            self.reactor.pending_count = 0
-            self.drop_batch()
+        # Backwards, because a member that falls behind changes place with the last one of its part.
+        while i:
+            try:
+                while i:
+                    i -= 1
+                    if i >= AHEAD:
+                        __builtin_prefetch(&(<Connection> self.places[i - AHEAD].connection).fd)
+                    member = self.places[i]
+                    connection = <Connection> member.connection
+                    if connection.lane_size == 0 and connection.fd >= 0:
+                        connection.send_batch(self, member)
+                    else:
+                        self.reactor.pend(connection, self, member)
+                        connection.write(False)
+            except Exception as error:
+                self.reactor.give_up(connection, error)
+        self.flushing = False
+        self.reactor.pending_count = 0
+        self.drop_batch()
         return 0
 
 
@@ -470,7 +476,7 @@ cdef int set_behind(Subscription self) except -1:
     cdef uint32_t i
     if self.behind:
         return 0
-    self.behind = True
+    self.behind = self.connection.unsettled = True
     while member != NULL:
         audience = <Audience> member.audience
         audience.ready -= 1
@@ -487,8 +493,9 @@ cdef int set_ready(Subscription self) except -1:
     cdef Member* member = self.members
     cdef Audience audience
     if self.lag:
+        self.connection.unsettled = True  # to be looked at again
         return ask_to_catch_up(self)
-    if not self.behind or is_single(self):
+    if not self.behind or is_single(self) or self.after is not None:
         return 0
     self.behind = False
     while member != NULL:

@@ -61,6 +61,7 @@ cdef class Event:
 cdef struct Missed:
     # How many events are lost at one place, by reason.
     uint64_t by[REASONS]
+    uint64_t holes  # how often it was announced that some may be lost, nobody knows how many
 
 
 cdef struct Queued:
@@ -69,13 +70,14 @@ cdef struct Queued:
 
 
 cdef inline bint is_any(const Missed* missed) noexcept:
-    return (missed.by[OVERFLOWN] | missed.by[CONFLATED] | missed.by[AGED]) != 0
+    return (missed.by[OVERFLOWN] | missed.by[CONFLATED] | missed.by[AGED] | missed.holes) != 0
 
 
 cdef inline void add_missed(Missed* missed, const Missed* more) noexcept:
     cdef int reason
     for reason in range(REASONS):
         missed.by[reason] += more.by[reason]
+    missed.holes += more.holes
 
 
 @cython.no_gc_clear
@@ -113,9 +115,14 @@ cdef class Subscription:
         # Under `latest`: `mark_of` an event → its place, `base` being that of the first entry.
         dict newest
         uint64_t base
-        # Under `block`: the publishers that wait for room, the one that waits for longest first.
+        size_t queued_size  # bytes of the queued events
+        # The less specific subscriptions of which what waited when this one began goes out first, that is the events up
+        # to number `since`; None if there is nothing to wait for any more.
+        list after
+        uint64_t since
+        # Under `block`: a `Hold` for each event beyond the bound, the oldest first; None where there is none.
         list holds
-        uint32_t strays
+        uint32_t strays  # those of them for which nobody waits
         # Links: all subscriptions of the filter, of the connection, and those of the connection with something to send.
         PyObject* filter_next
         PyObject* filter_previous
@@ -136,14 +143,10 @@ cdef class Subscription:
         self.overflow_policy = policy
         self.echo = echo
         self.credit = credit
-        # What waits may be of the same topics, under a subscription that was the most specific one until now: it goes
-        # out first.
-        if connection.credited:
-            wait_for_credit_of_others(self)
-        if connection.busy != NULL:
-            connection.in_order = True
-        self.behind = connection.blocked or connection.busy != NULL or is_single(self)
-        connection.credited += credit != UNLIMITED
+        if connection.outbox_size:
+            find_what_goes_first(self)
+        self.behind = connection.blocked or connection.busy != NULL or is_single(self) or self.after is not None
+        connection.unsettled |= self.behind
         connection.deaf += not echo
         link_to_filter(self)
         link_to_connection(self)
@@ -164,15 +167,15 @@ cdef class Subscription:
             # What is in a batch goes out as it was agreed; from now on this one is offered each event.
             flush_audiences(self)
         self.connection.deaf += <int> self.echo - <int> echo
-        self.connection.credited += <int> (credits != UNLIMITED) - <int> (self.credit != UNLIMITED)
         self.echo = echo
         self.max_queue = max_queue
         self.overflow_policy = policy
         set_credit(self, credits)
         if is_single(self):
             set_behind(self)
-        else:
-            self.connection.mark_dirty()  # it may be ready for batches again
+        # It may be ready for batches again, and who waits for what goes may go on.
+        self.connection.unsettled = True
+        self.connection.mark_dirty()
         if before == REPLAY and policy != REPLAY:
             lose_lag(self)
         if policy != LATEST:
@@ -212,11 +215,24 @@ cdef class Subscription:
         """
         skip_replay(self, count)
 
+    def lose_track(self):
+        """Announce, behind all that was published until now, that events may be lost: a gap, with no count."""
+        if self.connection is None or self.connection.state != OPEN:
+            return
+        flush_audiences(self)
+        set_behind(self)  # what comes in this turn comes behind it
+        self.missed.holes += 1
+        enter_busy(self)
+        self.connection.mark_dirty()
+
     def cancel(self):
         """End the subscription and forget its queue. Ending it twice does nothing."""
-        if self.connection is not None:
+        cdef Connection connection = self.connection
+        if connection is not None:
             send_what_is_set_apart(self)
             self.end()
+            if connection.state == OPEN:
+                connection.mark_dirty()  # others may have waited for what is forgotten now
 
     cdef int end(self) except -1:
         cdef Queued entry
@@ -233,7 +249,8 @@ cdef class Subscription:
         self.room = 0
         unlink_from_connection(self)
         self.connection.deaf -= not self.echo
-        self.connection.credited -= self.credit != UNLIMITED
+        self.connection.aside -= self.after is not None
+        self.after = None
         if self.holds is not None:
             let_all_publishers_go(self)
         self.connection = None
@@ -324,7 +341,7 @@ cdef void enter_busy(Subscription self) noexcept:
     """Put the subscription last among those of its connection that have something to send. It is a ring."""
     cdef Connection connection = self.connection
     cdef PyObject* first = connection.busy
-    if self.busy_next != NULL or (self.credit == 0 and not connection.strict):
+    if self.busy_next != NULL or self.credit == 0 or self.after is not None:
         return
     if first == NULL:
         self.busy_next = self.busy_previous = connection.busy = <PyObject*> self
@@ -349,23 +366,58 @@ cdef void leave_busy(Subscription self) noexcept:
     self.busy_next = self.busy_previous = NULL
 
 
-cdef PyObject* oldest_busy(PyObject* first) noexcept:
-    """Of a ring of subscriptions with something to send, the one that is to send what was published first."""
-    cdef PyObject* link = first
-    cdef PyObject* oldest = first
+cdef int find_what_goes_first(Subscription self) except -1:
+    """Keep the order of topics: what waits under a pattern may be of topics that are this subscription's now."""
+    cdef Connection connection = self.connection
+    cdef PyObject* link = connection.subscriptions
+    cdef Subscription other
+    while link != NULL:
+        other = <Subscription> link
+        if other.count and is_pattern(other.filter.topic) and may_overlap(other.filter.topic, self.filter.topic):
+            if self.after is None:
+                self.after = []
+                connection.aside += 1
+            self.after.append(other)
+        link = other.connection_next
+    self.since = connection.reactor.published
+    return 0
+
+
+cdef inline bint goes_first(Subscription other, uint64_t since) noexcept:
+    """Whether events up to this number wait under a subscription."""
+    return other.count != 0 and (<Event> other.ring[other.first].event).number <= since
+
+
+cdef bint waits_for_credit(Subscription self) except -1:
+    """Whether what has to go out before this subscription's events waits for credit itself."""
+    cdef Subscription other
+    for other in self.after:
+        if (other.credit == 0 or other.after is not None) and goes_first(other, self.since):
+            return True
+    return False
+
+
+cdef int let_those_go_who_wait(Connection connection) except -1:
+    """Look whether what has to go out first has gone. To be called when nothing of it is being written."""
+    cdef PyObject* link = connection.subscriptions
     cdef Subscription subscription
-    cdef uint64_t number, least = 0
-    while True:
+    while link != NULL:
         subscription = <Subscription> link
-        if subscription.count == 0:
-            return link  # a gap behind its last event
-        number = (<Event> subscription.ring[subscription.first].event).number
-        if link == first or number < least:
-            oldest = link
-            least = number
-        link = subscription.busy_next
-        if link == first:
-            return oldest
+        link = subscription.connection_next
+        if subscription.after is None:
+            continue
+        while subscription.after:
+            if goes_first(<Subscription> subscription.after[len(subscription.after) - 1], subscription.since):
+                break
+            subscription.after.pop()
+        if not subscription.after:
+            subscription.after = None
+            connection.aside -= 1
+            connection.unsettled = True
+            connection.mark_dirty()
+            if has_something(subscription):
+                enter_busy(subscription)
+    return 0
 
 
 cdef inline Queued* at(Subscription self, uint32_t index) noexcept:
@@ -451,6 +503,7 @@ cdef int pop(Subscription self, Queued* entry) except -1:
 
 cdef int count_queued(Subscription self, Event event) except -1:
     self.count += 1
+    self.queued_size += PyBytes_GET_SIZE(event.frame)
     self.connection.outbox_size += PyBytes_GET_SIZE(event.frame)
     self.connection.reactor.queued += 1
     return 0
@@ -458,6 +511,7 @@ cdef int count_queued(Subscription self, Event event) except -1:
 
 cdef int count_not_queued(Subscription self, Event event) except -1:
     self.count -= 1
+    self.queued_size -= PyBytes_GET_SIZE(event.frame)
     self.connection.outbox_size -= PyBytes_GET_SIZE(event.frame)
     self.connection.reactor.queued -= 1
     if self.newest is not None:
@@ -517,15 +571,35 @@ cdef void count_lost(Subscription self, int reason) noexcept:
     self.connection.reactor.lost[self.overflow_policy][reason] += 1
 
 
-cdef bint is_full(Subscription self, size_t size) noexcept:
-    """Whether one more event of `size` bytes would break a bound: the subscription's, or its connection's."""
-    return (self.count >= self.max_queue
-            or self.connection.outbox_size + size > self.connection.reactor.max_outbox)
+cdef bint is_full(Subscription self, size_t size) except -1:
+    """Whether one more event of `size` bytes would break a bound: the subscription's, or its connection's.
+
+    An event that alone is larger than the connection's bound may be set apart for this turn, as it may be in a batch.
+    """
+    cdef size_t waiting = self.connection.outbox_size
+    if self.count >= self.max_queue:
+        return True
+    return waiting + size > self.connection.reactor.max_outbox and (waiting != 0 or not is_free(self))
 
 
-cdef bint is_free(Subscription self) noexcept:
+cdef inline bint never_fits(Subscription self, size_t size) noexcept:
+    """Whether there would be no room for `size` bytes though all that waits for this subscription went: the queues of
+    the others fill the connection's bound."""
+    return self.connection.outbox_size - self.queued_size + size > self.connection.reactor.max_outbox
+
+
+cdef bint is_free(Subscription self) except -1:
     """Whether what waits was only set apart for this turn: the socket may take all of it."""
-    return not self.connection.blocked and not self.connection.writing and self.credit != 0
+    return (not self.connection.blocked and not self.connection.writing and self.credit != 0
+            and (self.after is None or not waits_for_credit(self)))
+
+
+cdef int lose_newest(Subscription self) except -1:
+    """Turn the event that is being offered into a gap behind the last one."""
+    self.missed.by[OVERFLOWN] += 1
+    count_lost(self, OVERFLOWN)
+    enter_busy(self)
+    return LOST
 
 
 cdef int offer(Subscription self, Event event, Connection origin) except -1:
@@ -543,6 +617,8 @@ cdef int offer(Subscription self, Event event, Connection origin) except -1:
         return LOST
     if self.overflow_policy == LATEST:
         fate = conflate(self, event)
+        if fate & WAITS:
+            return lose_newest(self)
     elif self.overflow_policy == REPLAY and lags(self, event):
         return WAITS
     if is_full(self, size):
@@ -559,24 +635,23 @@ cdef int offer(Subscription self, Event event, Connection origin) except -1:
                 break
             if self.overflow_policy == REPLAY:
                 self.lag += 1
+                connection.unsettled = True
                 return WAITS
             fate = LOST
             if self.overflow_policy == CLOSE_SLOW:
                 count_lost(self, OVERFLOWN)
                 connection.doom(CLOSE_SLOW_CONSUMER, "slow_consumer")
                 return LOST
-            if self.overflow_policy == DROP_NEWEST or self.count == 0:
-                self.missed.by[OVERFLOWN] += 1
-                count_lost(self, OVERFLOWN)
-                enter_busy(self)
-                return LOST
+            if self.overflow_policy == DROP_NEWEST or self.count == 0 or (
+                    self.overflow_policy == LATEST and never_fits(self, size)):
+                return lose_newest(self)
             drop_oldest_queued(self, OVERFLOWN)
-    elif self.strays:
-        self.strays = 0
     push(self, event)
-    if connection.blocked or self.credit == 0:
+    if connection.blocked or self.credit == 0 or (self.after is not None and waits_for_credit(self)):
         if not connection.listed:
             connection.fall_behind()
+        if connection.aside and fate & LOST:
+            connection.mark_dirty()  # somebody may have waited for what was lost
         return fate | WAITS
     if not connection.dirty:
         connection.mark_dirty()

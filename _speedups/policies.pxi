@@ -12,6 +12,7 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int clock_gettime(int clock, timespec* time)
     enum:
+        CLOCK_MONOTONIC
         CLOCK_MONOTONIC_COARSE
     const int64_t MAX_CREDIT
 
@@ -26,6 +27,13 @@ cdef uint64_t now_ms() noexcept:
     cdef timespec time
     clock_gettime(CLOCK_MONOTONIC_COARSE, &time)
     return <uint64_t> time.tv_sec * 1000 + time.tv_nsec // 1000000
+
+
+cdef double exact_time() noexcept:
+    """Seconds of a clock that moves all the time, and costs some tens of nanoseconds."""
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return time.tv_sec + time.tv_nsec * 1e-9
 
 
 cdef inline bint is_single(Subscription self) noexcept:
@@ -62,6 +70,7 @@ cdef int drop_aged(Subscription self) except -1:
         if event.expires > now:
             break
         drop_oldest_queued(self, AGED)
+        self.connection.mark_dirty()  # others may have waited for it
     return 0
 
 
@@ -72,7 +81,7 @@ cdef int set_credit(Subscription self, int64_t credit) except -1:
     cdef bint had_none = self.credit == 0
     self.credit = credit
     if credit == 0:
-        run_dry(self)
+        leave_busy(self)
     elif had_none:
         if has_something(self):
             enter_busy(self)
@@ -80,45 +89,8 @@ cdef int set_credit(Subscription self, int64_t credit) except -1:
     return 0
 
 
-cdef int run_dry(Subscription self) except -1:
-    """The credit is used up: what waits stands aside, unless newer events of its topics may be behind it."""
-    cdef Connection connection = self.connection
-    cdef PyObject* link = connection.subscriptions
-    if connection.strict:
-        return 0
-    leave_busy(self)
-    if not connection.in_order or not has_something(self):
-        return 0
-    while link != NULL:
-        if link != <PyObject*> self and may_overlap((<Subscription> link).filter.topic, self.filter.topic):
-            return let_nothing_overtake(connection)
-        link = (<Subscription> link).connection_next
-    return 0
-
-
-cdef int wait_for_credit_of_others(Subscription self) except -1:
-    """Keep the order of topics where a subscription without credit holds events, and a new one may be more specific."""
-    cdef PyObject* link = self.connection.subscriptions
-    cdef Subscription other
-    while link != NULL:
-        other = <Subscription> link
-        if other.credit == 0 and has_something(other) and may_overlap(other.filter.topic, self.filter.topic):
-            return let_nothing_overtake(self.connection)
-        link = other.connection_next
-    return 0
-
-
-cdef int let_nothing_overtake(Connection connection) except -1:
-    """Until all that waits now has gone, nothing of this connection overtakes what waits for credit."""
-    cdef PyObject* link = connection.subscriptions
-    cdef Subscription other
-    connection.strict = connection.in_order = True
-    while link != NULL:
-        other = <Subscription> link
-        if has_something(other):
-            enter_busy(other)
-        link = other.connection_next
-    return 0
+cdef bint is_pattern(str topic) except -1:
+    return "*" in topic or ">" in topic
 
 
 cdef bint may_overlap(str one, str other) except -1:
@@ -153,7 +125,8 @@ cdef int64_t place_of(Subscription self, object mark) except -2:
 
 
 cdef int conflate(Subscription self, Event event) except -1:
-    """Give up the queued event that a newer one replaces. Returns LOST if there was one, else 0."""
+    """Give up the queued event that a newer one replaces. Returns LOST if there was one, else 0; and WAITS if the older
+    one goes on waiting, because the newer one would not fit."""
     cdef int64_t place
     if self.newest is None:
         conflate_queue(self)
@@ -163,6 +136,8 @@ cdef int conflate(Subscription self, Event event) except -1:
         place = place_of(self, event.mark)
     if place < 0:
         return 0
+    if never_fits(self, PyBytes_GET_SIZE(event.frame)):
+        return WAITS
     lose(self, <uint32_t> place, CONFLATED)
     return LOST
 
@@ -225,27 +200,38 @@ cdef int close_holes(Subscription self) except -1:
 
 @cython.final
 cdef class Hold:
-    """A publisher that waits until its event has found room in one queue."""
+    """An event beyond the bound of one queue, and the publisher that waits until it has found room."""
 
     cdef:
-        Connection publisher
+        Subscription subscription
+        Connection publisher  # None: nobody waits for it, or nobody any more
         double due  # in the reactor's clock: when it has waited long enough
+
+
+cdef inline uint32_t beyond_bound(Subscription self) noexcept:
+    """How many events wait beyond the bound."""
+    return self.count - self.max_queue if self.count > self.max_queue else 0
 
 
 cdef int hold_publisher(Subscription self, Connection origin) except -1:
     """Stop reading from a publisher whose event, which comes next, does not fit into the queue."""
     cdef Reactor reactor = self.connection.reactor
     cdef Hold hold
-    if origin is None or origin.state != OPEN:
-        return add_stray(self)
     if self.holds is None:
         self.holds = []
-        reactor.holding.append(self)
+        reactor.holding[self] = None
+        self.connection.holding += 1
     hold = Hold.__new__(Hold)
+    hold.subscription = self
+    self.holds.append(hold)
+    if origin is None or origin.state != OPEN:
+        return add_stray(self)
     hold.publisher = origin
     # The clock moves once in a tick.
     hold.due = reactor.clock + reactor.tick + reactor.block_timeout
-    self.holds.append(hold)
+    if origin.waits_at is None:
+        origin.waits_at = []
+    origin.waits_at.append(hold)
     origin.waits += 1
     origin.stop_reading(FOR_ROOM)
     reactor.schedule()
@@ -253,7 +239,12 @@ cdef int hold_publisher(Subscription self, Connection origin) except -1:
 
 
 cdef int add_stray(Subscription self) except -1:
+    cdef uint32_t beyond = beyond_bound(self) + 1  # the next event is beyond it as well
     self.strays += 1
+    while (<uint32_t> len(self.holds) > beyond and (<Hold> self.holds[0]).publisher is None
+            and self.connection.outbox_size <= self.connection.reactor.max_outbox):
+        self.holds.pop(0)  # it has found room since
+        self.strays -= 1
     if self.strays > MAX_STRAYS:
         self.connection.doom(CLOSE_SLOW_CONSUMER, "slow_consumer")
     return 0
@@ -266,12 +257,15 @@ cdef int let_publishers_go(Subscription self) except -1:
     while self.holds:
         if self.overflow_policy == BLOCK:
             if self.count > self.max_queue:
-                if <uint32_t> len(self.holds) + self.strays <= self.count - self.max_queue:
+                if <uint32_t> len(self.holds) <= beyond_bound(self):
                     return 0
             elif self.count and connection.outbox_size > connection.reactor.max_outbox:
                 return 0
         hold = self.holds.pop(0)
-        hold.publisher.find_room()
+        if hold.publisher is None:
+            self.strays -= 1
+        else:
+            hold.publisher.find_room(hold)
     end_holds(self)
     return 0
 
@@ -281,29 +275,37 @@ cdef int let_all_publishers_go(Subscription self) except -1:
     holds = self.holds
     end_holds(self)
     for hold in holds:
-        hold.publisher.find_room()
+        if hold.publisher is not None:
+            hold.publisher.find_room(hold)
     return 0
 
 
 cdef int end_holds(Subscription self) except -1:
     self.holds = None
-    self.connection.reactor.holding.remove(self)
+    self.strays = 0
+    self.connection.holding -= 1
+    del self.connection.reactor.holding[self]
     return 0
+
+
+cdef Hold longest_hold(Subscription self):
+    """The publisher that has waited for longest; None if none waits."""
+    cdef Hold hold
+    for hold in self.holds:
+        if hold.publisher is not None:
+            return hold
+    return None
 
 
 cdef int forget_publisher(Connection publisher) except -1:
     """Wait for room no more: the publisher is gone. Its events stay."""
-    cdef Subscription subscription
     cdef Hold hold
+    holds = publisher.waits_at
+    publisher.waits_at = publisher.held = None
     publisher.waits = 0
-    publisher.held = None
-    for subscription in list(publisher.reactor.holding):
-        for hold in list(subscription.holds):
-            if hold.publisher is publisher:
-                subscription.holds.remove(hold)
-                add_stray(subscription)
-        if not subscription.holds:
-            end_holds(subscription)
+    for hold in holds:
+        hold.publisher = None
+        add_stray(hold.subscription)
     return 0
 
 
@@ -314,6 +316,7 @@ cdef bint lags(Subscription self, Event event) except -1:
     """Whether an event is left to history: the client cannot take it now, or lacks older ones."""
     if self.lag or not is_free(self):
         self.lag += 1
+        self.connection.unsettled = True
         if not self.connection.listed:
             self.connection.fall_behind()
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
 import secrets
 import time
@@ -54,17 +55,20 @@ class Node:
             ping_timeout=limits.ping_timeout,
             close_timeout=limits.close_timeout,
             block_timeout=limits.block_timeout,
-            notsent_lowat=limits.notsent_lowat,
         )
+        self.sessions: dict[str, Session] = {}
         self.reconfigure(config)
         self.reactor.watch = self._watch
         self.hub = Hub(self.reactor)
-        self.sessions: dict[str, Session] = {}
+        self.departed: Callable[[str], None] | None = None
+        """Called with the address of each client that leaves."""
+        self._told: set[str] = set()
+        """Sessions that have been told to go, and have not gone yet."""
         self.tally = Tally()
 
     def reconfigure(self, config: Config) -> None:
         """Go by these limits and topic rules from now on. What there is already keeps its terms: connections the
-        largest message, which they were told, and how much they may publish, and subscriptions their bounds.
+        largest message, which they were told, and subscriptions their bounds.
 
         What the keep-alive sweep goes by, and what sockets were set to, stays as it was at the start. Raises
         ConfigError for rules that are wrong.
@@ -72,6 +76,8 @@ class Node:
         limits = config.limits
         self.rules = Rules(config.topics, limits)
         self.limits = limits
+        for session in self.sessions.values():
+            self._allow(session.connection)
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
         reactor = self.reactor
@@ -86,6 +92,10 @@ class Node:
         """Slow publishers down, or no longer: each publish then holds its connection up for a moment."""
         self.tight = tight
         self.hub.routes.clear()  # the fast lane would not
+
+    def peers(self) -> Iterator[str]:
+        """Give the addresses of all clients."""
+        return (session.peer for session in self.sessions.values())
 
     @property
     def connections(self) -> int:
@@ -112,11 +122,8 @@ class Node:
         connection = Connection(self.reactor)
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
-        routes = self.hub.routes if self.engine.in_process else None
-        if limits.publish_rate:
-            connection.allowance = Allowance(limits.publish_rate, limits.publish_burst, routes)
-        else:
-            connection.routes = routes
+        connection.routes = self.hub.routes if self.engine.in_process else None
+        self._allow(connection)
         self.sessions[session.id] = session
         self.tally.connected += 1
         connection.start(transport, greeting, window_bits)
@@ -131,6 +138,17 @@ class Node:
         )
         log.debug("session opened", session=session.id, peer=peer)
         connection.feed(rest)
+
+    def _allow(self, connection: Connection) -> None:
+        """Let a connection publish as much as the limits say now."""
+        rate, burst = self.limits.publish_rate, self.limits.publish_burst
+        allowance = connection.allowance
+        if allowance is not None and rate:
+            allowance.change(rate, burst)
+        elif allowance is not None:
+            connection.allowance, connection.routes = None, allowance.routes
+        elif rate:
+            connection.allowance, connection.routes = Allowance(rate, burst, connection.routes), None
 
     # What the sessions ask.
 
@@ -173,7 +191,9 @@ class Node:
 
     def forget(self, session: Session) -> None:
         """Drop a session whose connection takes part no more."""
-        self.sessions.pop(session.id, None)
+        self._told.discard(session.id)
+        if self.sessions.pop(session.id, None) is not None and self.departed is not None:
+            self.departed(session.peer)
 
     # What the engine tells.
 
@@ -191,14 +211,16 @@ class Node:
         """Announce a possible hole in a topic: to each of its subscribers a gap, of which nobody knows the size."""
         self.reactor.flush_batches()
         for subscription in self.hub.audience(topic).subscriptions():
-            if subscription.connection is not None:
-                subscription.connection.answer(messages.encode_gap(subscription.filter.topic, None, "lost"))
+            subscription.lose_track()
 
     # What operators ask.
 
-    def standings(self) -> Iterator[tuple[Session, list[Standing]]]:
-        """Say of each session how its subscriptions stand: what waits under them, for how long, what was lost."""
-        for session in self.sessions.values():
+    def standings(self, most: int) -> Iterator[tuple[Session, list[Standing]]]:
+        """Say of so many sessions, those for which most bytes wait first, how their subscriptions stand.
+
+        Each is looked at when it is asked for, so that the caller may let the loop turn between them.
+        """
+        for session in heapq.nlargest(most, self.sessions.values(), key=_outbox):
             yield session, session.standings()
 
     def _watch(self, connection: Connection, behind: bool) -> None:
@@ -260,12 +282,19 @@ class Node:
                 sent += 1
             await asyncio.sleep(POLL if sent >= due else 0)
         await _until(lambda: not self.connections, began + timeout)
+        if self.connections:
+            log.warning("cut off who did not go in time", connections=self.connections)
         for session in waiting:
             session.connection.abort()
+        await _until(lambda: not self.connections, loop.time() + POLL)
 
     def _send_away(self, session: Session) -> None:
+        if session.id in self._told or session.id not in self.sessions:
+            return
+        self._told.add(session.id)
         delay = int(random.uniform(0, self._spread) * 1000)
-        session.connection.answer(messages.encode_bye("shutdown", delay))
+        # A publisher whose event waits for room is told first that it has found it (`block`).
+        session.connection.answer_publish(messages.encode_bye("shutdown", delay))
         session.connection.finish(CloseCode.GOING_AWAY, CloseCode.GOING_AWAY.reason)
 
     async def stop(self) -> None:
@@ -275,6 +304,10 @@ class Node:
         await asyncio.sleep(0)
         self.reactor.stop()
         await self.engine.stop()
+
+
+def _outbox(session: Session) -> int:
+    return session.connection.outbox
 
 
 def _prefix(topic: str) -> bytes:

@@ -1,7 +1,8 @@
 """The rules for topics: what the configuration says of subscriptions to some of them, and of the age of their events.
 
 Of the rules that match, the most specific one applies, and it alone: what it does not say is as in the limits, not as
-in a rule that is less specific.
+in a rule that is less specific. Defaults go by the rule that matches all topics of a pattern; what may be asked for by
+every rule that applies to some of them, so that a wider pattern is no way around a rule.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 
 from broker.config import OVERFLOWS, Limits, TopicRule
 from broker.errors import CommandError, ConfigError
-from broker.topics import check_pattern, covers, matches, rank
+from broker.topics import check_pattern, covers, matches, overlap, rank
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -22,18 +23,15 @@ class Terms(msgspec.Struct, frozen=True):
     max_queue: int
     """For those that do not say themselves."""
     max_queue_limit: int
-    overflow: str
-    """For those that do not say themselves."""
+    overflow: str | None
+    """For those that do not say themselves; None: they have to say."""
     overflows: tuple[str, ...]
     """The policies that may be asked for."""
 
 
 class Rules:
-    """The rules of the configuration. Of those that match, the most specific one applies, and it alone.
-
-    A subscription to a pattern is ruled by what holds for every topic that it matches. Raises ConfigError, with every
-    mistake, for rules that are wrong or can never apply.
-    """
+    """The rules of the configuration. Raises ConfigError, with every mistake, for rules that are wrong or can never
+    apply."""
 
     def __init__(self, rules: Sequence[TopicRule], limits: Limits) -> None:
         problems = [problem for rule in rules for problem in _mistakes(rule, limits)] or _dead(rules)
@@ -45,7 +43,16 @@ class Rules:
 
     def terms(self, name: str) -> Terms:
         """Find what holds for subscriptions to a valid topic or pattern."""
-        return _terms(next((rule for rule in self._rules if covers(rule.match, name)), None), self._limits)
+        own = None
+        stricter = []
+        for rule in self._rules:
+            if covers(rule.match, name):
+                own = rule
+                break  # those behind it apply to none of the topics
+            if overlap(rule.match, name):
+                stricter.append(_terms(rule, self._limits))
+        terms = _terms(own, self._limits)
+        return _strictest(terms, stricter) if stricter else terms
 
     def max_age(self, topic: str) -> float | None:
         """Give the age in seconds beyond which an event of a topic is not sent any more; None: it never is too old."""
@@ -69,6 +76,17 @@ def _terms(rule: TopicRule | None, limits: Limits) -> Terms:
         overflow=rule.overflow or (rule.overflows or OVERFLOWS)[0],
         overflows=tuple(rule.overflows or OVERFLOWS),
     )
+
+
+def _strictest(terms: Terms, others: Sequence[Terms]) -> Terms:
+    """Find what nobody forbids. Defaults stay where they are allowed."""
+    ceiling = min(each.max_queue_limit for each in (terms, *others))
+    allowed = tuple(name for name in terms.overflows if all(name in each.overflows for each in others))
+    overflow = terms.overflow
+    if overflow not in allowed:
+        # Nobody gets by default what makes publishers wait, unless a rule for all of the topics says so.
+        overflow = next((name for name in allowed if name not in ("block", "replay")), None)
+    return Terms(min(terms.max_queue, ceiling), ceiling, overflow, allowed)
 
 
 def _mistakes(rule: TopicRule, limits: Limits) -> list[str]:

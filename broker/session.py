@@ -6,7 +6,6 @@ same. Every command with an id is answered exactly once.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -183,7 +182,7 @@ class Session:
         if command.overflow is None:
             return
         if command.overflow not in terms.overflows:
-            raise CommandError("forbidden", f"`overflow` must be one of {', '.join(terms.overflows)} here")
+            raise _not_allowed(terms)
         if command.overflow == "replay":
             raise CommandError("no_history", f"`{command.topic}` keeps no history")
         if command.overflow == "block" and terms.overflow != "block" and not self._may_block():
@@ -198,11 +197,14 @@ class Session:
         limits = self.node.limits
         if len(self.subscriptions) >= limits.max_subscriptions:
             raise CommandError("limit", f"a connection may have at most {limits.max_subscriptions} subscriptions here")
+        overflow = command.overflow or terms.overflow
+        if overflow is None:
+            raise _not_allowed(terms)
         self.subscriptions[command.topic] = self.node.subscribe(
             self.connection,
             command.topic,
             max_queue=terms.max_queue if command.max_queue is None else command.max_queue,
-            overflow=command.overflow or terms.overflow,
+            overflow=overflow,
             echo=command.echo is not False,
             credit=UNLIMITED if command.credit is None else command.credit,
         )
@@ -230,9 +232,8 @@ class Session:
         self.node.refuse_while_draining()
         allowance = self.connection.allowance
         if allowance is not None and (wait := allowance.take()):
-            rate = self.node.limits.publish_rate
             after = math.ceil(1000 * wait)
-            raise CommandError("rate_limited", f"more than {rate:g} events a second", retry_after_ms=after)
+            raise CommandError("rate_limited", f"more than {allowance.rate:g} events a second", retry_after_ms=after)
         event = Event(command.topic, command.data, command.key, origin=self.connection)
         under_way = True
 
@@ -244,7 +245,9 @@ class Session:
                 self._refuse(CommandError("unavailable", str(result)), command.id)
             else:
                 self._published(command.id, event, result)
-            if self.inflight == self.node.limits.max_inflight - 1:
+            # Half of them at once: to go on for one command and stop again costs more than the command. And less than
+            # half, whatever a reload has made of the limit.
+            if self.inflight <= self.node.limits.max_inflight // 2:
                 self.connection.resume()
 
         self.inflight += 1
@@ -257,8 +260,7 @@ class Session:
         if self.inflight >= self.node.limits.max_inflight:
             self.connection.pause()
         elif self.node.tight:
-            self.connection.pause()
-            asyncio.get_running_loop().call_later(SLOW, self.connection.resume)
+            self.connection.pause_for(SLOW)
 
     def _published(self, id: int | str | None, event: Event, position: Position) -> None:
         receivers, queued, dropped = event.receipt
@@ -280,6 +282,12 @@ class Session:
     def _refuse(self, error: CommandError, id: int | str | None) -> None:
         self.node.tally.errors[error.code] += 1
         self.connection.answer(messages.encode_error(id, error.code, error.message, error.retry_after_ms))
+
+
+def _not_allowed(terms: Terms) -> CommandError:
+    if not terms.overflows:
+        return CommandError("forbidden", "the rules for these topics have no `overflow` in common")
+    return CommandError("forbidden", f"`overflow` must be one of {', '.join(terms.overflows)} here")
 
 
 def is_local(peer: str) -> bool:

@@ -58,6 +58,20 @@ def covers(wide: str, narrow: str) -> bool:
     return all(want in ("*", token) for want, token in zip(wanted, tokens, strict=False))
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether some topic is matched by both topics or patterns, which are valid."""
+    left, right = one.split("."), other.split(".")
+    # `*` and `>` at the beginning do not stand for the broker's own topics.
+    if (one.startswith(RESERVED) and other[0] in "*>") or (other.startswith(RESERVED) and one[0] in "*>"):
+        return False
+    for mine, theirs in zip(left, right, strict=False):
+        if ">" in (mine, theirs):
+            return True
+        if mine != theirs and "*" not in (mine, theirs):
+            return False
+    return len(left) == len(right)
+
+
 def is_pattern(name: str) -> bool:
     """Whether `name`, which is valid, may match more than the one topic of that name."""
     return "*" in name or ">" in name

@@ -21,6 +21,7 @@ from tests.engines.late import LateEngine, LateServer
 from tests.fixtures_broker import RunningBroker, start_broker
 from tests.fixtures_node import Client, House, masked, serving
 from tests.net.house import until
+from tests.test_session import fill
 
 GOING_AWAY = Close(CloseCode.GOING_AWAY, "going_away")
 
@@ -214,6 +215,25 @@ async def test_a_slow_one_that_reads_gets_all_that_waits_before_it_is_closed() -
         await draining
 
 
+async def test_who_was_sent_away_is_not_told_again_by_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.node.SENDING", 0.001)  # all at once, and then it waits for them
+    async with serving(close_timeout=0.1) as house:
+        slow = await house.deaf()
+        await slow.tell("subscribe", id=1, topic="t")
+        await slow.until(b'"id":1', b"}")
+        publisher = await house.connect()
+        while not house.node.reactor.queued:
+            await publisher.ask("publish", topic="t", data="x" * 5000)
+        retiring = asyncio.create_task(house.node.retire(30))
+        assert (await publisher.closed()) == GOING_AWAY
+        await asyncio.sleep(0.05)
+        assert house.node.connections == 1  # its close waits behind what it has not read
+        retiring.cancel()
+        draining = asyncio.create_task(house.node.drain(30))
+        assert (await slow.rest()).count(b'"op":"bye"') == 1
+        await draining
+
+
 async def test_who_reads_nothing_is_cut_off_when_the_time_is_over() -> None:
     # Nothing but the end of the drain would end these two within the time that the test may take.
     async with serving(close_timeout=3600, ping_interval=0) as house:
@@ -344,6 +364,35 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for_longer_than_the_
         await until(lambda: not house.node.connections)
         # It is not told `ok`, and it is told that the broker goes.
         assert [message["op"] for message in await drain.publisher.left()] == ["bye"]
+
+
+async def test_a_subscriber_without_credit_holds_nothing_up() -> None:
+    async with serving() as house:
+        client, publisher = await house.subscriber("a", credit=1), await house.connect()
+        for n in range(2):
+            await publisher.ask("publish", topic="a", data=n)
+        await house.node.drain(30)
+        assert await client.closed() == await publisher.closed() == GOING_AWAY
+        assert [message["op"] for message in await client.left()] == ["event", "bye"]
+
+
+async def test_a_publisher_that_waits_for_room_is_answered_ahead_of_the_farewell() -> None:
+    async with serving() as house:
+        slow, publisher = await house.deaf(), await house.connect()
+        await slow.tell("subscribe", topic="a", id=1, overflow="block", max_queue=1)
+        await slow.until(b'"op":"ok"')
+        await fill(publisher, "a")
+        await publisher.tell("publish", topic="a", data="last", id="last")
+        await until(lambda: house.session(publisher).connection.waits == 1)
+        draining = asyncio.create_task(house.node.drain(30))
+        await until(lambda: house.node.draining)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await slow.until(b'"data":"last"}', b"going_away")
+        await slow.close()
+        await draining
+        assert [message["op"] for message in await publisher.left()] == ["ok", "bye"]
+        assert await publisher.closed() == GOING_AWAY
 
 
 async def test_commands_that_wait_behind_others_are_answered_too(server: LateServer, engine: LateEngine) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 
-from broker.engines.base import Event
+from broker import session
+from broker.config import Config, Limits, Server
+from broker.engines.base import Done, Event, Position
 from tests.engines.late import LateEngine, LateServer
 from tests.fixtures_node import masked, serving
 from tests.net.house import request, until
@@ -204,6 +207,61 @@ async def test_reading_pauses_while_so_many_commands_are_under_way_and_goes_on(
         assert house.session(client).inflight == 0
 
 
+async def test_a_reload_that_lets_more_be_under_way_halts_nobody(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine, max_inflight=2) as house:
+        client = await house.connect()
+        server.hang()
+        for n in range(5):
+            await client.tell("publish", topic="a", data=n, id=n)
+        await until(lambda: engine.published == 2)
+        house.node.reconfigure(Config(server=Server(listen=["127.0.0.1:0"]), limits=Limits(max_inflight=64)))
+        server.go_on()
+        assert {(await client.next())["id"] for _ in range(5)} == set(range(5))
+
+
+async def test_reading_goes_on_once_half_of_what_was_under_way_is_done(
+    engine: LateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Done] = []
+    async with serving(engine, max_inflight=4) as house:
+        client, other = await house.connect(), await house.connect()
+        monkeypatch.setattr(engine, "publish", lambda event, tell: done.append(tell))
+        for n in range(9):
+            await client.tell("publish", topic="a", data=n, id=n)
+        await until(lambda: len(done) == 4)
+        done[0](Position())
+        assert await other.ask("ping") == {"op": "pong"}
+        assert await other.ask("ping") == {"op": "pong"}
+        assert len(done) == 4
+        done[1](Position())
+        await until(lambda: len(done) == 6)
+        for n in range(2, 9):
+            await until(partial(has_more_than, done, n))
+            done[n](Position())
+        assert {(await client.next())["id"] for _ in range(9)} == set(range(9))
+
+
+def has_more_than(found: list[Done], number: int) -> bool:
+    return len(found) > number
+
+
+async def test_who_is_slowed_down_is_not_read_earlier_because_an_answer_came(
+    engine: LateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "SLOW", 3600.0)
+    async with serving(engine) as house:
+        client, other = await house.connect(), await house.connect()
+        house.node.tighten(True)
+        assert (await client.ask("publish", topic="a", data=1))["op"] == "ok"
+        await client.tell("publish", topic="a", data=2, id=2)
+        for _ in range(3):
+            assert await other.ask("ping") == {"op": "pong"}
+        assert engine.published == 1
+        house.session(client).connection.end_pause()
+        assert (await client.answer(2))["op"] == "ok"
+        house.session(client).connection.end_pause()
+
+
 async def test_never_more_are_under_way_than_may_be(engine: LateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
 
@@ -270,6 +328,19 @@ async def test_a_possible_hole_is_announced_to_each_subscriber_at_its_place(engi
             assert await client.data(1) == [2]
             await client.nothing()
         await elsewhere.nothing()
+
+
+async def test_a_hole_does_not_overtake_what_waits(engine: LateEngine) -> None:
+    async with serving(engine) as house:
+        client = await house.subscriber("a.*", credit=0)
+        house.node.deliver(Event("a.b", b"1"))
+        house.node.lost("a.b")
+        house.node.deliver(Event("a.b", b"2"))
+        await client.nothing()
+        await client.ask("credit", topic="a.*", add=5)
+        assert await client.data(1) == [1]
+        assert await client.text() == '{"op":"gap","topic":"a.*","missed":null,"reason":"lost"}'
+        assert await client.data(1) == [2]
 
 
 async def test_a_hole_between_nodes_is_announced(server: LateServer) -> None:

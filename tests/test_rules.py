@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from broker.config import OVERFLOWS, Limits, TopicRule
 from broker.errors import ConfigError
 from broker.rules import Rules, Terms
-from broker.topics import covers, matches
+from broker.topics import covers, matches, overlap
 from tests.test_topics import patterns, topics
 
 
@@ -52,6 +53,57 @@ def test_a_pattern_is_ruled_by_what_holds_for_each_of_its_topics() -> None:
         256,
         256,
     ]
+
+
+def test_a_wider_pattern_is_no_way_around_a_rule() -> None:
+    found = rules(
+        TopicRule("prices.*", max_queue_limit=16, overflows=["latest", "close"]),
+        TopicRule("*.eur", max_queue_limit=9),
+        TopicRule("prices.>", max_queue=100, max_queue_limit=100, overflow="drop_newest"),
+        TopicRule("other", max_queue_limit=1, overflows=["close"]),
+    )
+    assert found.terms("prices.*") == Terms(16, 16, "latest", ("latest", "close"))
+    assert found.terms("prices.>") == Terms(16, 16, "latest", ("latest", "close"))
+    assert found.terms("*.*") == Terms(9, 9, "latest", ("latest", "close"))
+    assert found.terms("x.*") == Terms(9, 9, "drop_oldest", OVERFLOWS)
+    assert found.terms(">") == Terms(1, 1, "close", ("close",))
+    assert found.terms("prices.a.>") == Terms(100, 100, "drop_newest", OVERFLOWS)
+    assert found.terms("$sys.>") == found.terms("x.a.*") == Terms(256, 65_536, "drop_oldest", OVERFLOWS)
+
+
+def test_a_rule_is_not_made_stricter_by_less_specific_ones() -> None:
+    found = rules(TopicRule(">", max_queue_limit=1), TopicRule("a.*", max_queue_limit=50))
+    assert found.terms("a.*").max_queue_limit == found.terms("a.b").max_queue_limit == 50
+    assert found.terms("a.>").max_queue_limit == 1
+
+
+def test_what_makes_publishers_wait_is_nobodys_default_by_accident() -> None:
+    found = rules(TopicRule("a", overflow="block", overflows=["block"]), TopicRule("b", overflows=["close"]))
+    assert found.terms("a").overflow == "block"
+    assert found.terms("*") == Terms(256, 65_536, None, ())
+    assert rules(TopicRule("a", overflow="block", overflows=["block"])).terms("*") == Terms(
+        256, 65_536, None, ("block",)
+    )
+
+
+@given(st.lists(st.builds(TopicRule, patterns, max_queue_limit=st.integers(1, 9)), max_size=5), patterns, topics)
+def test_no_pattern_has_more_than_each_of_its_topics(made: list[TopicRule], pattern: str, topic: str) -> None:
+    try:
+        found = Rules([msgspec.structs.replace(rule, max_queue=1) for rule in made], Limits(max_queue=1))
+    except ConfigError:  # twice the same
+        return
+    if matches(pattern, topic):
+        assert found.terms(pattern).max_queue_limit <= found.terms(topic).max_queue_limit
+
+
+@given(patterns, patterns, topics)
+def test_patterns_that_match_one_topic_overlap(one: str, other: str, topic: str) -> None:
+    assert overlap(one, other) == overlap(other, one)
+    if matches(one, topic) and matches(other, topic):
+        assert overlap(one, other)
+    if covers(one, other):
+        assert overlap(one, other)
+    assert overlap(one, topic) == matches(one, topic)
 
 
 @given(patterns, patterns, topics)

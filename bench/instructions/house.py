@@ -83,6 +83,7 @@ class House:
         self._wire = Wire()  # one for all clients
         limits = Limits(ping_interval=0)
         self.node = Node(Config(limits=limits), MemoryEngine(), cast(asyncio.AbstractEventLoop, Loop()))
+        self.node.reactor.command_time = 3600.0  # under callgrind everything takes long
         asyncio.run(self.node.engine.start(self.node.deliver, self.node.lost))
         self.reactor = self.node.reactor
 

@@ -49,6 +49,9 @@ FAMILIES: Final = (
     Family("events_queued", "gauge", "Events that wait for slow subscribers."),
     Family("subscriptions", "gauge", "Subscriptions."),
     Family("subscribers_behind", "gauge", "Clients for whom something waits that they cannot take now."),
+    Family(
+        "publishers_waiting", "gauge", "Clients that are not read while an event of theirs waits for room (`block`)."
+    ),
     Family("topics", "gauge", "Different topics and patterns that are subscribed to."),
     Family("received_bytes", "counter", "Bytes from clients, without those of TLS."),
     Family("sent_bytes", "counter", "Bytes to clients, without those of TLS."),
@@ -147,6 +150,7 @@ class Metrics(Collector):
             "events_queued": reactor.queued,
             "subscriptions": reactor.subscriptions,
             "subscribers_behind": reactor.laggards,
+            "publishers_waiting": reactor.publishers_waiting,
             "topics": node.hub.filters,
             "received_bytes": reactor.bytes_in,
             "sent_bytes": reactor.bytes_out,

@@ -14,7 +14,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from broker.admin.sessions import NOT_KEPT, Sessions
 from broker.net.listener import BACKLOG, PAUSE, Accepting, Port, named, why
+from broker.node import Node
 
 MOST: Final = 64
 """Connections at one time; whoever comes beyond is closed. There are a few probes and a Prometheus or two."""
@@ -31,18 +33,21 @@ log = structlog.get_logger(__name__)
 class Admin:
     """The admin listener.
 
-    `unready` says why the broker takes no clients, or None if it does.
+    `unready` says why the broker takes no clients, or None if it does; `node` knows the clients.
     """
 
-    def __init__(self, registry: CollectorRegistry, unready: Callable[[], str | None]) -> None:
+    def __init__(self, registry: CollectorRegistry, unready: Callable[[], str | None], node: Node) -> None:
         self._registry = registry
         self._unready = unready
+        self._sessions = Sessions(node)
         app = web.Application()
         app.add_routes(
             [
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
+                web.get("/v1/sessions", self._sessions.list),
+                web.get("/v1/sessions/{id}", self._sessions.one),
             ]
         )
         app.on_response_prepare.append(_name_server)
@@ -120,9 +125,6 @@ class Admin:
 
 async def _name_server(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "wsbroker"  # and not the versions of everything
-
-
-NOT_KEPT: Final = {"Cache-Control": "no-store"}
 
 
 class AdminPort(Port):

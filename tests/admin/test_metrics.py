@@ -168,6 +168,17 @@ async def subscribers_behind(broker: Broker) -> None:
     await until(lambda: broker.value("subscribers_behind") == 0)
 
 
+async def publishers_waiting(broker: Broker) -> None:
+    lender = await broker.house.subscriber("a", "b", overflow="block", max_queue=1, credit=0)
+    publishers = [await broker.house.connect() for _ in range(2)]
+    for publisher in publishers:
+        await publisher.tell("publish", topic="a", data=1)
+        await publisher.tell("publish", topic="a", data=1)
+    await until(lambda: broker.value("publishers_waiting") == 2)
+    await lender.ask("credit", topic="a", add=9)
+    await until(lambda: broker.value("publishers_waiting") == 0)
+
+
 async def topics(broker: Broker) -> None:
     await broker.house.subscriber("a", "b.*")
     await broker.house.subscriber("a")
@@ -290,6 +301,7 @@ MOVES: dict[str, Callable[[Broker], Awaitable[None]]] = {
         events_queued,
         subscriptions,
         subscribers_behind,
+        publishers_waiting,
         topics,
         received_bytes,
         sent_bytes,

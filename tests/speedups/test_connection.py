@@ -377,7 +377,7 @@ async def test_what_was_answered_before_the_close_goes_out() -> None:
 
 
 async def test_finish_closes_behind_all_that_waits() -> None:
-    async with running(max_answers=2 * A_LOT, notsent_lowat=0) as server:
+    async with running(max_answers=2 * A_LOT) as server:
         client, peer = await server.connect(receive=4096)
         for _ in range(64):
             peer.connection.answer(bytes(A_LOT // 64), BINARY)
@@ -595,6 +595,84 @@ def test_what_a_transport_still_hands_over_in_a_pause_is_kept() -> None:
     connection.resume()
     loop.turn()
     assert session.messages == [b"a", b"b"]
+    pipe.lose()
+
+
+def test_a_client_whose_commands_take_long_gives_way_to_others() -> None:
+    connection, pipe, loop = _on_a_pipe()
+    other = Connection(connection.reactor)
+    other.session = Remember(other)
+    assert isinstance(connection.session, Remember)
+    slow, quick = connection.session.messages, other.session.messages
+    other_pipe = Pipe()
+    other.start(other_pipe)
+    connection.reactor.command_time = 0.0  # each is one too many
+    commands = [b"%d" % number for number in range(10)]
+    stream = b"".join(map(client_frame, [TEXT] * 10, commands))
+    connection.data_received(stream[:-1])
+    assert slow == commands[:1]
+    assert not pipe.is_reading()
+    connection.data_received(stream[-1:])
+    for turn in range(2, 11):
+        other.data_received(client_frame(TEXT, b"quick"))
+        assert len(quick) == turn - 1
+        loop.turn_once()
+        assert slow == commands[:turn]
+    loop.turn()
+    assert pipe.is_reading()
+    assert other_pipe.is_reading()
+    connection.reactor.command_time = 3600.0
+    connection.data_received(stream)
+    assert slow == commands * 2
+    assert pipe.is_reading()
+    for each in (pipe, other_pipe):
+        each.lose()
+
+
+def test_a_close_is_heard_behind_commands_that_take_long() -> None:
+    connection, pipe, loop = _on_a_pipe(close_timeout=PATIENCE)
+    session = connection.session
+    assert isinstance(session, Remember)
+    connection.reactor.command_time = 0.0
+    connection.data_received(client_frame(TEXT, b"a") + client_frame(TEXT, b"b") + close_frame(1000, ""))
+    assert session.messages == [b"a"]
+    loop.turn()
+    assert session.messages == [b"a", b"b"]
+    assert closed_with(server_frames(pipe.take())) == 1000
+    pipe.lose()
+
+
+def test_pauses_for_different_reasons_do_not_end_each_other() -> None:
+    connection, pipe, loop = _on_a_pipe()
+    connection.pause_for(3600.0)
+    connection.pause()
+    connection.resume()
+    loop.turn()
+    assert not pipe.is_reading()
+    connection.pause()
+    connection.end_pause()
+    loop.turn()
+    assert not pipe.is_reading()
+    connection.resume()
+    loop.turn()
+    assert pipe.is_reading()
+    pipe.lose()
+
+
+def test_what_comes_in_pauses_is_read_once_and_in_order() -> None:
+    connection, pipe, loop = _on_a_pipe()
+    session = connection.session
+    assert isinstance(session, Remember)
+    session.pause_at = set(range(0, 40, 3))
+    for number in range(0, 40, 4):
+        connection.data_received(b"".join(client_frame(TEXT, b"%d" % n) for n in range(number, number + 4)))
+        if number % 3:
+            connection.resume()
+            loop.turn()
+    while len(session.messages) < 40:
+        connection.resume()
+        loop.turn()
+    assert session.messages == [b"%d" % n for n in range(40)]
     pipe.lose()
 
 

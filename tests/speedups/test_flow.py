@@ -133,8 +133,10 @@ class Client:
             if opcode == CLOSE:
                 if self.finished and payload[:2] == (1001).to_bytes(2, "big"):
                     assert self.unanswered == 0
-                    for account in self.live.values():
-                        account.complete()
+                    # A farewell does not wait for credit, nor for what may only go out behind what does.
+                    if all(account.granted is None for account in self.live.values()):
+                        for account in self.live.values():
+                            account.complete()
                 continue
             message = json.loads(payload)
             if message["op"] == "event":
@@ -167,7 +169,6 @@ class Flow(RuleBasedStateMachine):
             encode_gap=messages.encode_gap,
             max_outbox=self.max_outbox,
             ping_interval=0,
-            notsent_lowat=0,
             buffer_size=4096,
         )
         self.reactor.max_age = {"a.c": 0.004, "b": 3600.0}.get

@@ -14,6 +14,8 @@ class Loop:
     """As much of an event loop as a Reactor asks for. Time does not pass in it: what is called later never is."""
 
     def __init__(self) -> None:
+        self.faults: list[dict[str, Any]] = []
+        """What the loop's handler of exceptions was told."""
         self._soon: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:
@@ -22,12 +24,19 @@ class Loop:
     def call_later(self, delay: float, callback: Callable[..., object]) -> None:
         pass
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.faults.append(context)
+
     def turn(self) -> None:
         """What the end of one turn of the loop does, and what comes of it."""
         while self._soon:
-            soon, self._soon = self._soon, []
-            for callback, args in soon:
-                callback(*args)
+            self.turn_once()
+
+    def turn_once(self) -> None:
+        """One turn: what is asked for in it comes in the next one."""
+        soon, self._soon = self._soon, []
+        for callback, args in soon:
+            callback(*args)
 
     def as_loop(self) -> AbstractEventLoop:
         """The same as a loop, for whoever asks for no more of it."""
@@ -35,7 +44,9 @@ class Loop:
 
     def reactor(self, **limits: Any) -> Reactor:
         """A reactor on this loop."""
-        return Reactor(self.as_loop(), encode_gap=encode_gap, **limits)
+        reactor = Reactor(self.as_loop(), encode_gap=encode_gap, **limits)
+        reactor.command_time = 3600.0  # what takes its time here is the machine
+        return reactor
 
 
 class Pipe(Transport):

@@ -1,0 +1,138 @@
+"""What the admin listener tells of clients: who they are, and how far behind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from broker.admin.server import Admin, AdminPort
+from broker.config import parse_address
+from tests.admin.test_server import Reply, get
+from tests.fixtures_node import House, serving
+from tests.net.house import until
+
+
+class Desk:
+    """An admin listener for a node in the process of the test."""
+
+    def __init__(self, house: House, address: str) -> None:
+        self.house = house
+        self.address = address
+
+    async def ask(self, path: str) -> Reply:
+        return await get(self.address, path)
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    async with opened() as desk:
+        yield desk
+
+
+@asynccontextmanager
+async def opened(**limits: Any) -> AsyncIterator[Desk]:
+    async with serving(**limits) as house:
+        admin = Admin(CollectorRegistry(), lambda: None, house.node)
+        await admin.start()
+        port = AdminPort(admin)
+        await port.open(parse_address("127.0.0.1:0"))
+        try:
+            yield Desk(house, port.addresses[0])
+        finally:
+            port.close()
+            await admin.stop()
+
+
+async def test_nobody_is_there(desk: Desk) -> None:
+    reply = await desk.ask("/v1/sessions")
+    assert (reply.status, reply.json) == (200, {"total": 0, "sessions": []})
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["cache-control"] == "no-store"
+
+
+async def test_those_furthest_behind_come_first(desk: Desk) -> None:
+    publisher = await desk.house.connect()
+    clients = [await desk.house.subscriber("a.*", credit=0, max_queue=bound) for bound in (2, 5, 3)]
+    for n in range(6):
+        await publisher.ask("publish", topic="a.b", data=n)
+    found = (await desk.ask("/v1/sessions")).json
+    assert found["total"] == 4
+    assert [(each["queued"], each["dropped"]) for each in found["sessions"]] == [(5, 1), (3, 3), (2, 4), (0, 0)]
+    assert [each["session"] for each in found["sessions"]] == [
+        client.session for client in (clients[1], clients[2], clients[0], publisher)
+    ]
+    first = found["sessions"][0]
+    assert first["bytes"] == sum(len(f'..{{"op":"event","topic":"a.b","data":{n}}}') for n in range(5))
+    assert first["subscriptions"] == 1
+    assert first["worst"]["topic"] == "a.*"
+    assert first["waiting"] == first["worst"]["waiting"] >= 0
+    host, _, port = first["peer"].rpartition(":")
+    assert (host, port.isdecimal()) == ("127.0.0.1", True)
+    assert found["sessions"][3]["worst"] is None
+    limited = (await desk.ask("/v1/sessions?limit=2")).json
+    assert limited["total"] == 4
+    assert [each["queued"] for each in limited["sessions"]] == [5, 3]
+
+
+async def test_one_is_told_of_with_all_its_subscriptions(desk: Desk) -> None:
+    publisher = await desk.house.connect()
+    client = await desk.house.subscriber("quiet")
+    await client.ask("subscribe", topic="a", overflow="latest", max_queue=7, credit=1)
+    for n in range(4):
+        await publisher.ask("publish", topic="a", data=n)
+    found = (await desk.ask(f"/v1/sessions/{client.session}")).json
+    assert [each["topic"] for each in found["subscriptions"]] == ["quiet", "a"]
+    worst = found["subscriptions"][1]
+    assert found["worst"] == worst
+    assert worst.pop("waiting") == found["waiting"] >= 0
+    assert worst == {
+        "topic": "a",
+        "overflow": "latest",
+        "max_queue": 7,
+        "credit": 0,
+        "queued": 1,
+        "dropped": 2,
+        "lost": {"overflow": 0, "conflated": 2, "age": 0},
+    }
+    assert found["subscriptions"][0]["credit"] is None
+
+
+async def test_a_publisher_that_waits_is_seen(desk: Desk) -> None:
+    lender = await desk.house.subscriber("a", overflow="block", max_queue=1, credit=0)
+    publisher = await desk.house.connect()
+    for n in range(2):
+        await publisher.tell("publish", topic="a", data=n)
+    await until(lambda: desk.house.session(publisher).connection.waits == 1)
+    assert (await desk.ask(f"/v1/sessions/{publisher.session}")).json["held"] == 1
+    assert (await desk.ask(f"/v1/sessions/{lender.session}")).json["held"] == 0
+    await lender.ask("credit", topic="a", add=2)
+
+
+async def test_who_is_not_there_is_not_found(desk: Desk) -> None:
+    client = await desk.house.connect()
+    assert (await desk.ask(f"/v1/sessions/{client.session}")).status == 200
+    await client.close()
+    await until(lambda: not desk.house.node.sessions)
+    reply = await desk.ask(f"/v1/sessions/{client.session}")
+    assert (reply.status, reply.json) == (404, {"error": "there is no such session"})
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "", "1e2", "%D9%A3", "9" * 5000])
+async def test_a_limit_that_is_none_is_refused(desk: Desk, limit: str) -> None:
+    reply = await desk.ask(f"/v1/sessions?limit={limit}")
+    assert (reply.status, reply.json) == (400, {"error": "limit must be from 1 to 1000"})
+
+
+async def test_who_leaves_while_it_is_put_together_does_no_harm() -> None:
+    async with opened() as desk:
+        clients = [await desk.house.subscriber("a", "b") for _ in range(20)]
+        listed = desk.house.node.standings(1000)
+        assert next(listed)[0].id in desk.house.node.sessions
+        for client in clients:
+            await client.close()
+        await until(lambda: not desk.house.node.sessions)
+        assert [standings for _, standings in listed] == [[]] * 19

@@ -44,10 +44,10 @@ class Run(msgspec.Struct, frozen=True):
     @property
     def waited(self) -> float:
         """In a closed loop: for what share of the time the server had nothing to do, because the load program had not
-        come to the next publishes yet. 0 if it is no more than a tenth."""
+        come to the next publishes yet. 0 if it is no more than a tenth, and where others may have had the time."""
         closed = isinstance(self.load, Publishing) and self.load.window > 0
         idle = 1.0 - self.result.server_cpu
-        return idle if closed and idle > 1.0 - BUSY else 0.0
+        return idle if closed and not self.disturbed and idle > 1.0 - BUSY else 0.0
 
     @property
     def queueing(self) -> bool:

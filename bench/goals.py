@@ -227,7 +227,11 @@ def _notes(goal: Goal, found: Found) -> list[str]:
 
 def _seconds(found: Found | None) -> str:
     lengths = {run.result.seconds for run in found.runs} if found else set()
-    return " to ".join(dict.fromkeys(f"{length:.0f}" for length in (min(lengths), max(lengths)))) if lengths else "some"
+    return (
+        " to ".join(dict.fromkeys(f"{round(length, 1):g}" for length in (min(lengths), max(lengths))))
+        if lengths
+        else "some"
+    )
 
 
 def _as_laid_out(scenario: str, runs: Sequence[Run]) -> list[Run]:

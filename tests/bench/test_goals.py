@@ -52,7 +52,7 @@ def test_what_a_verdict_rests_on_is_said() -> None:
         published("floor", 100.0, fanout.at(1), server_cpu=0.7, other_cpu=0.4),
     ]
     (row,) = rows(fanout=peers).values()
-    assert row[-1] == ("load bound 1/2; server waited 2/2; disturbed 1/2")
+    assert row[-1] == ("load bound 1/2; server waited 1/2; disturbed 1/2")
 
 
 def test_the_best_peer_is_a_peer_and_no_yardstick() -> None:

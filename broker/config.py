@@ -48,7 +48,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[
         Annotated[list[str], Meta(min_length=1)],
         _key(
-            "Addresses to listen on, each host:port, [v6]:port, unix:/path, or systemd for the sockets that it passes. "
+            "Addresses to listen on, each host:port, [v6]:port, unix:/path (a socket with mode 0660), or systemd for the "
+            "sockets that it passes. "
             "In the environment they are separated by commas."
         ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8765"])
@@ -401,29 +402,30 @@ def parse_address(text: str) -> Address:
 
     Raises ConfigError, with `text` and what is allowed.
     """
+    shown = text if text.isprintable() else text.encode("unicode_escape").decode()
     if text == "systemd":
         return Address(systemd=True)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > _MAX_UNIX_PATH:
-            raise ConfigError([f"`{text}`: a Unix socket has an absolute path of at most {_MAX_UNIX_PATH} bytes"])
+            raise ConfigError([f"`{shown}`: a Unix socket has an absolute path of at most {_MAX_UNIX_PATH} bytes"])
         return Address(path=path)
     host, _, port = text.rpartition(":")
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
         raise ConfigError(
-            [f"`{text}` is no address: it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535"]
+            [f"`{shown}` is no address: it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535"]
         )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         try:
             ipaddress.IPv6Address(host)
         except ValueError:
-            raise ConfigError([f"`{text}`: between the brackets must be an IPv6 address"]) from None
+            raise ConfigError([f"`{shown}`: between the brackets must be an IPv6 address"]) from None
     elif ":" in host:
-        raise ConfigError([f"`{text}`: an IPv6 address is put in brackets, [{host}]:{port}"])
+        raise ConfigError([f"`{shown}`: an IPv6 address is put in brackets, [{host}]:{port}"])
     elif not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?", host):
         hint = "; for every interface say 0.0.0.0 or [::]" if host in ("", "*") else ""
-        raise ConfigError([f"`{text}`: the host must be a name or an IP address{hint}"])
+        raise ConfigError([f"`{shown}`: the host must be a name or an IP address{hint}"])
     return Address(host=host, port=int(port))
 
 
@@ -504,7 +506,7 @@ def _of_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator
                 problems.append(f"{_VARIABLES[variable]} ({name}): {value} cannot be read: {error}")
                 continue
             yield _Setting(_VARIABLES[variable], content, name, is_text=True)
-        elif "__" in name.removeprefix(PREFIX) or name in _SINGLE_UNDERSCORE:
+        elif "__" in name.removeprefix(PREFIX) or name in _LIKELY_TYPOS:
             # A variable with no key in it, like WSBROKER_URL, is none of the broker's.
             key = name.removeprefix(PREFIX).lower().replace("__", ".")
             problems.append(f"{name} (environment): there is no such key{_suggest(key, _KEYS, _variable)}")
@@ -727,5 +729,7 @@ _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {"server": Server, "limits":
 _KEYS: Final = _read_keys()
 _RULE_KEYS: Final = {key.name: key for key in _keys_of("topics", TopicRule, TopicRule(match=""))}
 _VARIABLES: Final = {_variable(key): key for key in _KEYS}
-_SINGLE_UNDERSCORE: Final = {PREFIX + key.upper().replace(".", "_") for key in _KEYS}
-"""The likeliest typo. Anything looser would meet variables that Kubernetes sets for a service of this name."""
+_LIKELY_TYPOS: Final = {PREFIX + key.upper().replace(".", "_") for key in _KEYS} | {
+    PREFIX + key.rpartition(".")[2].upper() for key in _KEYS
+}
+"""One underscore, or no section. Anything looser would meet variables that Kubernetes sets for a service of this name."""

@@ -185,6 +185,8 @@ class Daemon:
         ending = Ending(loop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGUSR2, self.retire)
+        # What asks others to open their logs again would end this process without a word.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.node = Node(self.config, ENGINES[self.config.server.engine](), loop)
         self.gate = Gate(self.config, self.node, self.room, loop)
         self.watch = Watch(loop, self.node.reactor, self._tighten)

@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 SLOW = 0.1
 """Seconds for which a publish holds its connection up while memory is used up."""
+TOO_SLOW = (CloseCode.SLOW_CONSUMER, CloseCode.NOT_READING)
 LATER_FIELDS = ("since", "last", "presence")
 
 
@@ -128,6 +129,11 @@ class Session:
     def left(self, code: int, reason: str) -> None:
         """Forget the client: its connection takes part no more (broker._speedups.Session)."""
         subscriptions, self.subscriptions = self.subscriptions, None
+        if code in TOO_SLOW:
+            dropped = sum(subscription.dropped for subscription in (subscriptions or {}).values())
+            log.warning("parted with a slow client", session=self.id, peer=self.peer, reason=reason, dropped=dropped)
+        elif code == CloseCode.PING_TIMEOUT:
+            log.info("client gave no sign of life", session=self.id, peer=self.peer)
         for subscription in (subscriptions or {}).values():
             self.node.unsubscribe(subscription)
         self.node.forget(self)

@@ -199,6 +199,11 @@ class TestEnvironment:
             "WSBROKER_LIMITS_MAX_SIZE (environment): there is no such key; did you mean WSBROKER_LIMITS__MAX_SIZE?"
         ]
 
+    def test_a_missing_section_is_noticed(self) -> None:
+        assert problems(environ={"WSBROKER_LISTEN": "127.0.0.1:9", "WSBROKER_PORT": "tcp://10.0.0.1:80"}) == [
+            "WSBROKER_LISTEN (environment): there is no such key; did you mean WSBROKER_SERVER__LISTEN?"
+        ]
+
     def test_an_unknown_key_is_a_mistake(self) -> None:
         assert problems(environ={"WSBROKER_LIMITS__MAX_SISE": "1", "WSBROKER_NOTHING__LIKE_IT": "1"}) == [
             "WSBROKER_LIMITS__MAX_SISE (environment): there is no such key; did you mean WSBROKER_LIMITS__MAX_SIZE?",

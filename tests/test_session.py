@@ -582,8 +582,12 @@ async def test_the_policy_close_parts_with_who_is_too_slow(house: House) -> None
     await slow.until(b'"op":"ok"')
     await fill(publisher, "a")
     await publisher.ask("publish", topic="a", data=1)
-    assert await publisher.ask("publish", topic="a", data=2) == ok(1, dropped=1)
-    assert await publisher.ask("publish", topic="a", data=3) == ok(0)
+    with capture_logs() as logs:
+        assert await publisher.ask("publish", topic="a", data=2) == ok(1, dropped=1)
+        assert await publisher.ask("publish", topic="a", data=3) == ok(0)
+    [told] = [entry for entry in logs if entry["event"] == "parted with a slow client"]
+    assert (told["session"], told["reason"], told["log_level"]) == (slow.session, "slow_consumer", "warning")
+    assert told["dropped"] > 0
     assert slow.session not in house.node.sessions
     assert (await slow.until(b"slow_consumer")).endswith(bytes((0x88, 15, 4000 >> 8, 4000 & 255)) + b"slow_consumer")
 

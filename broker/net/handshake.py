@@ -187,6 +187,7 @@ class Handshake(asyncio.Protocol):
         greeting, window_bits = greet(request, NEGOTIATION_WITH_COMPRESSION if gate.compression else NEGOTIATION)
         origins = request.headers.get_all("Origin")
         if origins and not gate.origins.allow(origins[0], hosts[0], loopback=self._loopback):
+            log.info("origin refused", origin=origins[0], host=hosts[0], peer=self._peer())
             raise Answer(403, "pages of this origin may not connect; those that may are listed in server.origins")
         transport = self._transport
         assert transport is not None

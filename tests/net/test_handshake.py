@@ -8,6 +8,7 @@ import gc
 import itertools
 
 import pytest
+from structlog.testing import capture_logs
 from websockets import http11
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
@@ -482,7 +483,9 @@ async def test_a_path_where_there_is_nothing() -> None:
 
 async def test_a_page_of_another_site_is_refused() -> None:
     async with house() as opened:
-        await refused(opened, request("GET / HTTP/1.1", "Origin: http://evil.example"), 403)
+        with capture_logs() as logs:
+            await refused(opened, request("GET / HTTP/1.1", "Origin: http://evil.example"), 403)
+        assert [entry["origin"] for entry in logs if entry["event"] == "origin refused"] == ["http://evil.example"]
 
 
 async def test_pages_of_the_own_host_of_this_machine_and_listed_ones_are_welcome_on_loopback() -> None:

@@ -48,8 +48,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[
         Annotated[list[str], Meta(min_length=1)],
         _key(
-            "Addresses to listen on, each host:port, [v6]:port, unix:/path (a socket with mode 0660), or systemd for the "
-            "sockets that it passes. "
+            "Addresses to listen on, each host:port, [v6]:port, unix:/path (a socket with mode 0660), or systemd for "
+            "the sockets that it passes. "
             "In the environment they are separated by commas."
         ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8765"])
@@ -732,4 +732,4 @@ _VARIABLES: Final = {_variable(key): key for key in _KEYS}
 _LIKELY_TYPOS: Final = {PREFIX + key.upper().replace(".", "_") for key in _KEYS} | {
     PREFIX + key.rpartition(".")[2].upper() for key in _KEYS
 }
-"""One underscore, or no section. Anything looser would meet variables that Kubernetes sets for a service of this name."""
+"""One underscore, or no section. Anything looser would meet what Kubernetes sets for a service of this name."""

@@ -22,6 +22,9 @@ ROOMS := broker bench examples tests
 NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /usr/lib/nginx/modules/ngx_nchan_module.so)
 PEERS := nats-server=nats-server nginx=nginx-light $(NCHAN)=libnginx-mod-nchan redis-server=redis-server openssl=openssl
 
+# A file of tests on each processor; more than four would be too many browsers at once.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -30,7 +33,7 @@ run: setup-run
 
 test: setup-dev tests/node/node_modules
 	@tools/packages chromium=chromium systemd-socket-activate=systemd valgrind=valgrind $(PEERS)
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: setup-dev
 	.venv/bin/ruff check $(ROOMS) _speedups setup.py

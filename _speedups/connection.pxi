@@ -14,23 +14,9 @@ cdef extern from "<sys/socket.h>" nogil:
         size_t msg_iovlen
     ssize_t send(int fd, const void* data, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr* message, int flags)
-    int setsockopt(int fd, int level, int option, const void* value, unsigned int size)
     enum:
         MSG_DONTWAIT
         MSG_NOSIGNAL
-
-cdef extern from "<netinet/tcp.h>" nogil:
-    """
-    #ifndef TCP_NOTSENT_LOWAT
-    #define TCP_NOTSENT_LOWAT 25
-    #endif
-    """
-    enum:
-        TCP_NOTSENT_LOWAT
-
-cdef extern from "<netinet/in.h>" nogil:
-    enum:
-        IPPROTO_TCP
 
 cdef enum:
     NEW = 0
@@ -179,8 +165,6 @@ cdef class Connection(Frames):
         transport.set_write_buffer_limits(high=1 if tls else 0)
         if sock is not None and not tls:
             self.fd = sock.fileno()
-            if self.reactor.notsent_lowat and sock.family in (socket.AF_INET, socket.AF_INET6):
-                set_notsent_lowat(self.fd, self.reactor.notsent_lowat)
         self.state = OPEN
         self.heard = True
         self.reactor.connections += 1
@@ -856,10 +840,4 @@ cdef int hold_answer(Connection self, bytes payload) except -1:
     if self.held is None:
         self.held = []
     self.held.append(payload)
-    return 0
-
-
-cdef int set_notsent_lowat(int fd, int size) except -1:
-    """Bound what the kernel holds unsent for a socket (tcp(7)): what it holds cannot be dropped any more."""
-    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &size, sizeof(size))  # a kernel without it does without it
     return 0

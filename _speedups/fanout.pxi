@@ -12,8 +12,8 @@ cdef enum:
     # longer batch saves nothing.
     BATCH_SIZE = 65536
 
-    # Room for a batch that is kept from turn to turn, in bytes and in events: where thousands of topics have one event each
-    # a turn, malloc and free would cost as much as all else but the system call. There may be as many audiences as
+    # Room for a batch that is kept from turn to turn, in bytes and in events: where thousands of topics have one event
+    # each a turn, malloc and free would cost as much as all else but the system call. There may be as many audiences as
     # routes are remembered, so it is no more.
     KEPT_SIZE = 512
     KEPT_SEGMENTS = 4
@@ -121,6 +121,7 @@ cdef class Audience:
         cdef Filter filter
         cdef PyObject** grown
         self.reactor = reactor
+        self.filters = filters  # first, so that it is taken out again of those that know it if the next one fails
         for filter in filters:
             if filter.audience_count == filter.audience_room:
                 filter.audience_room = max(2, 2 * filter.audience_room)
@@ -130,7 +131,6 @@ cdef class Audience:
                 filter.audiences = grown
             filter.audiences[filter.audience_count] = <PyObject*> self
             filter.audience_count += 1
-        self.filters = filters
 
     def __dealloc__(self):
         cdef Filter filter
@@ -139,9 +139,10 @@ cdef class Audience:
         self.drop_batch()
         free(self.batch)
         free(self.segments)
-        if self.filters is None:
-            return
-        for filter in self.filters:
+        for found in self.filters or ():
+            if not isinstance(found, Filter):
+                break
+            filter = <Filter> found
             for i in range(filter.audience_count):
                 if filter.audiences[i] == <PyObject*> self:
                     filter.audience_count -= 1
@@ -294,7 +295,7 @@ cdef class Audience:
         cdef unsigned char* grown
         cdef size_t room
         if self.segment_count and self.batch_size + size > BATCH_SIZE:
-            self.flush()
+            self.reactor.send_full(self)
         if self.batch_size + size > self.batch_room:
             room = max(self.batch_size + size, min(2 * self.batch_room, <size_t> BATCH_SIZE))
             grown = <unsigned char*> realloc(self.batch, room)
@@ -436,23 +437,25 @@ cdef class Audience:
         if self.segment_count == 0 or self.flushing:
             return 0
         self.flushing = True
-        try:
-            # Backwards, because a member that falls behind changes place with the last one of its part.
-            while i:
-                i -= 1
-                if i >= AHEAD:
-                    __builtin_prefetch(&(<Connection> self.places[i - AHEAD].connection).fd)
-                member = self.places[i]
-                connection = <Connection> member.connection
-                if connection.lane_size == 0 and connection.fd >= 0:
-                    connection.send_batch(self, member)
-                else:
-                    self.reactor.pend(connection, self, member)
-                    connection.write(False)
-        finally:
-            self.flushing = False
-            self.reactor.pending_count = 0
-            self.drop_batch()
+        # Backwards, because a member that falls behind changes place with the last one of its part.
+        while i:
+            try:
+                while i:
+                    i -= 1
+                    if i >= AHEAD:
+                        __builtin_prefetch(&(<Connection> self.places[i - AHEAD].connection).fd)
+                    member = self.places[i]
+                    connection = <Connection> member.connection
+                    if connection.lane_size == 0 and connection.fd >= 0:
+                        connection.send_batch(self, member)
+                    else:
+                        self.reactor.pend(connection, self, member)
+                        connection.write(False)
+            except Exception as error:
+                self.reactor.give_up(connection, error)
+        self.flushing = False
+        self.reactor.pending_count = 0
+        self.drop_batch()
         return 0
 
 

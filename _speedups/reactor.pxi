@@ -4,6 +4,30 @@
 # The law of this file: a connection that is idle has no task, no timer and no buffer of its own.
 
 
+cdef extern from *:
+    """
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static int trim_heap(void) { return malloc_trim(0); }
+    #else
+    static int trim_heap(void) { return 0; }
+    #endif
+    """
+    int trim_heap() nogil
+
+
+def trim_memory():
+    """Give memory that was freed back to the system, as far as the C library can (malloc_trim(3)).
+
+    Of itself glibc gives back what lies at the end of its heap only, and so nothing as long as one small thing is left
+    behind many that have gone. Returns whether there was anything.
+    """
+    cdef int found
+    with nogil:
+        found = trim_heap()
+    return found != 0
+
+
 cdef struct Waiting:
     # A list of connections in the order in which they are due.
     PyObject* first
@@ -77,7 +101,6 @@ cdef class Reactor:
         double ping_pause  # from the end of one wait for a sign of life, where there is one, to the next ping
         readonly double close_timeout
         readonly double block_timeout
-        readonly int notsent_lowat
         # Keep-alive: connections in the order in which they are due, one list for each thing they may wait for.
         Waiting waiting[3]
         double clock
@@ -96,16 +119,16 @@ cdef class Reactor:
         readonly uint64_t deflated  # events
         uint64_t lost[POLICIES][REASONS]
         # From the first thing that a turn has to send until it has been handed to the kernel: how often it took at most
-        # 2^i · WRITE_TIME, the rest last, the sum in seconds, and the longest since somebody asked.
+        # 2^i · WRITE_TIME, the rest last, and the sum in seconds.
         double began
         uint64_t writes[WRITE_TIMES + 1]
         double write_seconds
-        public double longest_write
+        public double writing  # seconds in which nothing but the writing was done, since somebody set it to 0
 
     def __init__(self, loop, *, encode_gap, size_t max_size=1024 * 1024, uint32_t max_fragments=4096,
                  size_t max_outbox=4 * 1024 * 1024, size_t max_answers=1024 * 1024, int max_depth=64,
                  double ping_interval=25.0, double ping_timeout=10.0, double close_timeout=5.0,
-                 double block_timeout=5.0, int notsent_lowat=16384, size_t buffer_size=256 * 1024):
+                 double block_timeout=5.0, size_t buffer_size=256 * 1024):
         self.loop = loop
         self.encode_gap = encode_gap
         self.buffer = bytearray(buffer_size)
@@ -125,7 +148,6 @@ cdef class Reactor:
         self.ping_pause = ping_interval - ping_timeout if ping_timeout <= ping_interval else ping_interval
         self.close_timeout = close_timeout
         self.block_timeout = block_timeout
-        self.notsent_lowat = notsent_lowat
         self.command_time = 0.004
         self.last_tick = monotonic()
         shortest = min(t for t in (ping_interval, ping_timeout, close_timeout, block_timeout) if t > 0)
@@ -226,6 +248,7 @@ cdef class Reactor:
         """Send everything that this turn of the loop produced, and part with those whom it made too slow."""
         cdef Connection connection
         cdef list connections
+        cdef double began = monotonic(), now
         self.scheduled = False
         self.send_batches()
         if self.dirty_connections:
@@ -236,10 +259,8 @@ cdef class Reactor:
                 connection.spent = 0
                 try:
                     connection.write(True)
-                except Exception as error:  # a fault of one connection is not to be one of all
-                    self.loop.call_exception_handler({"message": "a connection could not be written to",
-                                                      "exception": error})
-                    connection.abort()
+                except Exception as error:
+                    self.give_up(connection, error)
             if self.holding:
                 # Room has come, if any, where something was written or given up: all of these are in the list.
                 for connection in connections:
@@ -248,7 +269,14 @@ cdef class Reactor:
         while self.doomed:
             connection = self.doomed.pop()
             connection.close(connection.close_code, connection.close_reason)
-        self.count_write(monotonic() - self.began)
+        now = monotonic()
+        self.writing += now - began
+        self.count_write(now - self.began)
+
+    cdef int give_up(self, Connection connection, error) except -1:
+        """Part with a connection that could not be written to: a fault of one is not to be one of all."""
+        self.loop.call_exception_handler({"message": "a connection could not be written to", "exception": error})
+        return connection.lose()
 
     cdef void count_write(self, double seconds) noexcept:
         cdef int i = 0
@@ -258,14 +286,19 @@ cdef class Reactor:
             i += 1
         self.writes[i] += 1
         self.write_seconds += seconds
-        if seconds > self.longest_write:
-            self.longest_write = seconds
 
     @property
     def write_times(self):
         """How long it took to write what a turn had to send: (bounds in seconds, how many up to each, the sum)."""
         bounds = [WRITE_TIME * 2 ** i for i in range(WRITE_TIMES)]
         return bounds, [self.writes[i] for i in range(WRITE_TIMES + 1)], self.write_seconds
+
+    cdef int send_full(self, Audience audience) except -1:
+        """Send a batch that has no room for more, in the middle of a turn."""
+        cdef double began = monotonic()
+        audience.flush()
+        self.writing += monotonic() - began
+        return 0
 
     cdef int make_way(self, Connection connection) except -1:
         """Let the publishers go on whose events have found room with one subscriber."""
@@ -288,6 +321,7 @@ cdef class Reactor:
             Connection connection
             list audiences = self.dirty
             list connections
+            Py_ssize_t next_one = 0
             uint32_t i
         self.dirty = []
         if len(audiences) == 1:
@@ -305,19 +339,23 @@ cdef class Reactor:
                     if connection.pending_first < 0:
                         connections.append(connection)
                     self.pend(connection, audience, audience.places[i])
-            try:
-                for connection in connections:
-                    i = connection.pending_first
-                    if <int32_t> i == connection.pending_last and connection.lane_size == 0 and connection.fd >= 0:
-                        connection.pending_first = -1
-                        connection.send_batch(<Audience> self.pending[i].audience, self.pending[i].member)
-                    else:
-                        connection.write(False)
-            finally:
-                for audience in audiences:
-                    if audience.flushing:
-                        audience.flushing = False
-                        audience.drop_batch()
+            while next_one < len(connections):
+                try:
+                    while next_one < len(connections):
+                        connection = <Connection> connections[next_one]
+                        next_one += 1
+                        i = connection.pending_first
+                        if <int32_t> i == connection.pending_last and connection.lane_size == 0 and connection.fd >= 0:
+                            connection.pending_first = -1
+                            connection.send_batch(<Audience> self.pending[i].audience, self.pending[i].member)
+                        else:
+                            connection.write(False)
+                except Exception as error:
+                    self.give_up(connection, error)
+            for audience in audiences:
+                if audience.flushing:
+                    audience.flushing = False
+                    audience.drop_batch()
         self.pending_count = 0
         if self.pending_room > FREE_SLOTS:
             free(self.pending)

@@ -45,7 +45,9 @@ cdef class Routes:
 
     It remembers at least the `limit` topics last published to, and at most twice as many: those used since the last
     turn-over are young, the others old; when the young ones are too many, the old ones are forgotten. Before both there
-    is a table of recent ones, one for each place, which is looked up without making an object of the topic.
+    is a table of recent ones, one for each place, which is looked up without making an object of the topic. What is
+    found there stays there until another topic takes its place, however often it is forgotten elsewhere: so at most
+    RECENT more are remembered.
     """
 
     cdef:

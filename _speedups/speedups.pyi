@@ -20,6 +20,7 @@ class GapEncoder(Protocol):
 def mask(data: _Buffer, key: bytes, offset: int = 0) -> bytes: ...
 def valid_utf8(data: _Buffer) -> bool: ...
 def frame(opcode: int, data: _Buffer) -> bytes: ...
+def trim_memory() -> bool: ...
 def is_close_code(code: int) -> bool: ...
 def check_json(data: _Buffer, depth: int = 64) -> None: ...
 
@@ -55,7 +56,6 @@ class Reactor:
         ping_timeout: float = 10.0,
         close_timeout: float = 5.0,
         block_timeout: float = 5.0,
-        notsent_lowat: int = 16384,
         buffer_size: int = 262144,
     ) -> None: ...
     max_size: int
@@ -68,7 +68,6 @@ class Reactor:
     ping_timeout: float
     close_timeout: float
     block_timeout: float
-    notsent_lowat: int
     max_age: Callable[[str], float | None] | None
     watch: Callable[[Connection, bool], None] | None
     catch_up: Callable[[Subscription], None] | None
@@ -82,7 +81,7 @@ class Reactor:
     bytes_out: int
     fast_publishes: int
     deflated: int
-    longest_write: float
+    writing: float
     @property
     def write_times(self) -> tuple[list[float], list[int], float]: ...
     @property

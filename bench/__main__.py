@@ -40,7 +40,7 @@ def main() -> int:
         return _measure(arguments)
     except BuildError as error:
         print(f"bench: {error}", file=sys.stderr)
-        return 1
+        return check.Status.CANNOT_SAY if arguments[:1] == ["check"] else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

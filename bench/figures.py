@@ -8,9 +8,13 @@ from typing import Any
 import msgspec
 
 from bench.measure import Load, Opened, Published, Publishing, Result
+from broker.client.bench_view import BUSY, duration, rate
 
-# Above this the load program may be what limits the rate.
-LOAD_BOUND = 0.9
+__all__ = ["BUSY", "Figure", "Run", "Value", "duration", "figure", "micros", "pairs", "rate", "ratio", "remarks"]
+__all__ += ["run_of", "share", "size", "times"]
+
+# Above this share of its core, a server has a queue even where the publishes come at fixed times.
+QUEUEING = 0.8
 # Above this much CPU used by other programs, of one core, a run is called disturbed.
 DISTURBED = 0.1
 
@@ -24,6 +28,8 @@ class Run(msgspec.Struct, frozen=True):
     peer: str
     load: Load
     result: Result
+    repetition: int = 0
+    """Those of the same number followed each other, and are compared with each other."""
 
     @property
     def disturbed(self) -> bool:
@@ -33,14 +39,28 @@ class Run(msgspec.Struct, frozen=True):
     @property
     def load_bound(self) -> bool:
         """Whether it was the load program that was busy all the time."""
-        return self.result.load_cpu > LOAD_BOUND
+        return self.result.load_cpu > BUSY
+
+    @property
+    def waited(self) -> float:
+        """In a closed loop: for what share of the time the server had nothing to do, because the load program had not
+        come to the next publishes yet. 0 if it is no more than a tenth."""
+        closed = isinstance(self.load, Publishing) and self.load.window > 0
+        idle = 1.0 - self.result.server_cpu
+        return idle if closed and idle > 1.0 - BUSY else 0.0
+
+    @property
+    def queueing(self) -> bool:
+        """Whether, in an open loop, the server was so busy that latencies are made of waiting for it."""
+        opened = isinstance(self.load, Publishing) and self.load.window == 0
+        return opened and self.result.server_cpu > QUEUEING
 
 
-def run_of(peer: str, load: Load, result: bytes) -> Run:
+def run_of(peer: str, load: Load, result: bytes, repetition: int) -> Run:
     """A run as it was saved; the load says what the result is."""
     if isinstance(load, Publishing):
-        return Run(peer, load, msgspec.json.decode(result, type=Published))
-    return Run(peer, load, msgspec.json.decode(result, type=Opened))
+        return Run(peer, load, msgspec.json.decode(result, type=Published), repetition)
+    return Run(peer, load, msgspec.json.decode(result, type=Opened), repetition)
 
 
 @dataclass(frozen=True)
@@ -59,55 +79,66 @@ class Figure:
 
 def figure(runs: Sequence[Run], load: Load, peer: str, value: Value) -> Figure | None:
     """The figure of one peer under one load; None if it was not measured."""
-    values = _values(runs, load, peer, value)
+    values = [value(run.result) for run in _of(runs, load, peer)]
     return Figure.of(values) if values else None
+
+
+def pairs(runs: Sequence[Run], load: Load, peer: str, other: str) -> list[tuple[Run, Run]]:
+    """The runs of two peers that followed each other. Where one of them failed, there is no pair."""
+    mine, others = ({run.repetition: run for run in _of(runs, load, name)} for name in (peer, other))
+    return [(run, others[number]) for number, run in mine.items() if number in others]
 
 
 def ratio(runs: Sequence[Run], load: Load, peer: str, other: str, value: Value) -> Figure | None:
     """How many times the other peer's value this peer has, run by run as they took turns."""
-    pairs = zip(_values(runs, load, peer, value), _values(runs, load, other, value), strict=False)
-    ratios = [mine / others for mine, others in pairs if others]
+    found = [(value(mine.result), value(others.result)) for mine, others in pairs(runs, load, peer, other)]
+    ratios = [mine / others for mine, others in found if others]
     return Figure.of(ratios) if ratios else None
 
 
-def _values(runs: Sequence[Run], load: Load, peer: str, value: Value) -> list[float]:
-    return [value(run.result) for run in runs if run.peer == peer and run.load == load]
+def _of(runs: Sequence[Run], load: Load, peer: str) -> list[Run]:
+    return [run for run in runs if run.peer == peer and run.load == load]
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
     """What a reader of the figures should know about how they came about: which runs were bound by the load program,
-    and which were disturbed."""
+    alone or in turn with the server, in which a queue was measured, and which were disturbed."""
+    texts: tuple[tuple[str, Callable[[Run], bool], Callable[[Run], float] | None], ...] = (
+        (f"the load program was busy for more than {BUSY:.0%} of the time", lambda run: run.load_bound, None),
+        (
+            f"the server waited for the load program for more than {1 - BUSY:.0%} of the time, and the rate is that of "
+            "both",
+            lambda run: run.waited > 0,
+            lambda run: run.waited,
+        ),
+        (
+            f"the server was busy for more than {QUEUEING:.0%} of the time, and latencies are those of a queue",
+            lambda run: run.queueing,
+            None,
+        ),
+        (f"other programs used more than {DISTURBED:.0%} of a core", lambda run: run.disturbed, None),
+    )
     found = []
-    for text, chosen in (
-        (f"the load program was busy for more than {LOAD_BOUND:.0%} of the time", [each.load_bound for each in runs]),
-        (f"other programs used more than {DISTURBED:.0%} of a core", [each.disturbed for each in runs]),
-    ):
-        which = [run for run, is_chosen in zip(runs, chosen, strict=True) if is_chosen]
-        if len(which) == len(runs) > 1:
+    for text, chosen, measure in texts:
+        which = [run for run in runs if chosen(run)]
+        if len(which) == len(runs) > 1 and measure is None:
             found.append(f"In all {len(runs)} runs {text}.")
         elif which:
-            at: dict[str, list[str]] = {}
+            at: dict[str, dict[str, list[Run]]] = {}
             for run in which:
-                at.setdefault(str(run.load), []).append(run.peer)
-            names = "; ".join(f"{load} ({', '.join(dict.fromkeys(peers))})" for load, peers in at.items())
+                at.setdefault(str(run.load), {}).setdefault(run.peer, []).append(run)
+            names = "; ".join(
+                f"{load} ({', '.join(_named(peer, these, measure) for peer, these in peers.items())})"
+                for load, peers in at.items()
+            )
             found.append(f"In {len(which)} of {len(runs)} runs {text}: {names}.")
     return found
 
 
-def rate(value: float) -> str:
-    """A rate in three digits: 216 k, 3.05 M."""
-    for unit, factor in (("M", 1e6), ("k", 1e3)):
-        if value >= factor * 0.9995:
-            scaled = value / factor
-            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {unit}"
-    return f"{value:.0f}"
-
-
-def duration(microseconds: float) -> str:
-    """A time in three digits or so: 900 µs, 1.5 ms, 2.10 s."""
-    if microseconds >= 1e6:
-        return f"{microseconds / 1e6:.2f} s"
-    return f"{microseconds / 1000:.1f} ms" if microseconds >= 1000 else f"{microseconds:.0f} µs"
+def _named(peer: str, runs: Sequence[Run], measure: Callable[[Run], float] | None) -> str:
+    if measure is None:
+        return peer
+    return f"{peer} {share(statistics.median(measure(run) for run in runs))}"
 
 
 def size(byte_count: float) -> str:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from bench.figures import Figure, Run, duration, figure, ratio, size, times
+from bench.figures import Figure, Run, duration, pairs, size, times
 from bench.measure import Load, Opening, Published, Publishing
 from bench.peers import BROKER, FLOOR, NATS, PEERS, SOCKETIFY
 from bench.scenarios import SCENARIOS, fanout, stalled
-from bench.scenarios.base import deliveries
+from bench.scenarios.base import deliveries, delivery_p99
 from bench.scenarios.connections import CONNECT, IDLE
 from bench.scenarios.onetoone import ONETOONE, PIPELINED
 from bench.tables import Table
@@ -18,13 +18,29 @@ Runs = Mapping[str, Sequence[Run]]
 
 
 @dataclass(frozen=True)
+class Found:
+    """What was measured for a goal: the value of each repetition, and the runs that they come from."""
+
+    values: Sequence[float]
+    runs: Sequence[Run]
+
+    @property
+    def figure(self) -> Figure:
+        """Their median and spread."""
+        return Figure.of(self.values)
+
+
+Measure = Callable[[Runs], Found | None]
+
+
+@dataclass(frozen=True)
 class Goal:
-    """One line of the table: what is measured, and what would do."""
+    """One line of the table: what is measured, and what would do. `{seconds}` in the text is how long a run lasted."""
 
     text: str
     at_least: float
     aim: float
-    measure: Callable[[Runs], Figure | None]
+    measure: Measure
     """From the runs of all scenarios; None where something is lacking."""
     write: Callable[[float], str] = times
     less_is_better: bool = False
@@ -37,42 +53,56 @@ class Goal:
         return "no"
 
 
-def _against(scenario: str, load: Load, peer: str) -> Callable[[Runs], Figure | None]:
-    return lambda runs: ratio(runs.get(scenario, ()), load, BROKER.name, peer, deliveries)
+def _against(scenario: str, load: Load, peer: str) -> Measure:
+    return lambda runs: _compared(pairs(runs.get(scenario, ()), load, BROKER.name, peer), deliveries)
 
 
-def _against_best(scenario: str, load: Load) -> Callable[[Runs], Figure | None]:
-    def measured(runs: Runs) -> Figure | None:
+def _compared(found: Sequence[tuple[Run, Run]], value: Callable[..., float]) -> Found | None:
+    """How many times the value of the others ours is, pair by pair."""
+    usable = [(mine, others) for mine, others in found if value(others.result)]
+    values = [value(mine.result) / value(others.result) for mine, others in usable]
+    return Found(values, [run for pair in usable for run in pair]) if values else None
+
+
+def _against_best(scenario: str, load: Load) -> Measure:
+    def measured(runs: Runs) -> Found | None:
         others = [name for name, peer in PEERS.items() if peer.websocket and name != BROKER.name]
-        found = [ratio(runs.get(scenario, ()), load, BROKER.name, name, deliveries) for name in others]
-        return min((each for each in found if each), key=lambda each: each.median, default=None)
+        found = [_against(scenario, load, name)(runs) for name in others]
+        return min((each for each in found if each), key=lambda each: each.figure.median, default=None)
 
     return measured
 
 
-def _of_broker(scenario: str, load: Load, value: Callable[..., float]) -> Callable[[Runs], Figure | None]:
-    return lambda runs: figure(runs.get(scenario, ()), load, BROKER.name, value)
+def _of_broker(scenario: str, load: Load, value: Callable[..., float]) -> Measure:
+    def measured(runs: Runs) -> Found | None:
+        found = [run for run in runs.get(scenario, ()) if run.peer == BROKER.name and run.load == load]
+        return Found([value(run.result) for run in found], found) if found else None
+
+    return measured
 
 
-def _beside_stalled(runs: Runs) -> Figure | None:
-    found = runs.get("stalled", ())
-    p99 = [
-        figure(found, load, BROKER.name, lambda result: result.delivery_us.p99)
-        for load in (stalled.WITH, stalled.WITHOUT)
+def _beside_stalled(runs: Runs) -> Found | None:
+    # What was not sent in time is in no latency: such a run says nothing about them.
+    found = [
+        run
+        for run in runs.get("stalled", ())
+        if run.peer == BROKER.name and isinstance(run.result, Published) and not run.result.unsent
     ]
-    with_stalled, without = p99
-    if with_stalled is None or without is None or not without.median:
-        return None
-    return Figure(with_stalled.median / without.median, max(with_stalled.spread, without.spread))
+    alone = {run.repetition: run for run in found if run.load == stalled.WITHOUT}
+    beside = {run.repetition: run for run in found if run.load == stalled.WITH}
+    both = [(beside[number], alone[number]) for number in beside if number in alone]
+    return _compared(both, delivery_p99)
 
 
-def _against_bound(runs: Runs) -> Figure | None:
-    shares = [
-        stalled.growth(run.result) / stalled.bound(run.result)
-        for run in runs.get("flood", ())
-        if run.peer == BROKER.name and isinstance(run.result, Published)
-    ]
-    return Figure.of(shares) if shares else None
+def _grown(most: Callable[[Published], float]) -> Measure:
+    """By what share of what is allowed the broker grew in the flood."""
+
+    def measured(runs: Runs) -> Found | None:
+        found = [run for run in runs.get("flood", ()) if run.peer == BROKER.name]
+        shares = [stalled.growth(run.result) / most(run.result) for run in found if isinstance(run.result, Published)]
+        return Found(shares, found) if shares else None
+
+    return measured
 
 
 def _fanout(window: int) -> Publishing:
@@ -143,10 +173,17 @@ GOALS = (
         less_is_better=True,
     ),
     Goal(
-        "growth of RSS in a flood at 100 stalled subscribers: of what the limits allow",
+        "growth of RSS in a flood of {seconds} s at 100 stalled subscribers: of what the limits allow",
         1.0,
         1.0,
-        _against_bound,
+        _grown(stalled.bound),
+        less_is_better=True,
+    ),
+    Goal(
+        "the same: of what the limits allow if all share the events",
+        1.0,
+        1.0,
+        _grown(stalled.shared),
         less_is_better=True,
     ),
 )
@@ -155,17 +192,42 @@ WORDS = {"aim": "aim", "at least": "yes", "no": "**no**"}
 
 
 def table(runs: Runs, all_of_them: bool = True) -> Table:
-    """The goals with what was measured; those that were not are marked so, or left out."""
+    """The goals with what was measured, and what there is to say about it; those that were not measured are marked so,
+    or left out."""
     rows = []
     runs = {name: _as_laid_out(name, found) for name, found in runs.items()}
     for goal in GOALS:
         found = goal.measure(runs)
         if found is None and not all_of_them:
             continue
-        measured = f"{goal.write(found.median)} ±{found.spread:.0%}" if found else "not measured"
-        reached = WORDS[goal.reached(found.median)] if found else ""
-        rows.append([goal.text, goal.write(goal.at_least), goal.write(goal.aim), measured, reached])
-    return Table("What to reach", ["", "at least", "aim", "measured", "reached"], rows)
+        measured, reached, notes = "not measured", "", ""
+        if found:
+            measured = f"{goal.write(found.figure.median)} ±{found.figure.spread:.0%}"
+            reached = WORDS[goal.reached(found.figure.median)]
+            notes = "; ".join(_notes(goal, found))
+        text = goal.text.replace("{seconds}", _seconds(found))
+        rows.append([text, goal.write(goal.at_least), goal.write(goal.aim), measured, reached, notes])
+    return Table("What to reach", ["", "at least", "aim", "measured", "reached", "but"], rows)
+
+
+def _notes(goal: Goal, found: Found) -> list[str]:
+    """Why the verdict is to be taken with care, in few words."""
+    low, high = WORDS[goal.reached(min(found.values))], WORDS[goal.reached(max(found.values))]
+    notes = [f"unsure: {low} to {high}"] if low != high else []
+    for text, chosen in (
+        ("load bound", [run.load_bound for run in found.runs]),
+        ("server waited", [run.waited > 0 for run in found.runs]),
+        ("queueing", [run.queueing for run in found.runs]),
+        ("disturbed", [run.disturbed for run in found.runs]),
+    ):
+        if any(chosen):
+            notes.append(f"{text} {sum(chosen)}/{len(chosen)}")
+    return notes
+
+
+def _seconds(found: Found | None) -> str:
+    lengths = {run.result.seconds for run in found.runs} if found else set()
+    return " to ".join(dict.fromkeys(f"{length:.0f}" for length in (min(lengths), max(lengths)))) if lengths else "some"
 
 
 def _as_laid_out(scenario: str, runs: Sequence[Run]) -> list[Run]:

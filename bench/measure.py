@@ -20,6 +20,7 @@ import msgspec
 
 from bench.peers import LACKS, Dialogue, Peer, Setting, Talk
 from broker.client import load as load_program
+from broker.client.bench import Latency
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 15.0
@@ -36,16 +37,6 @@ EXPECTED_TLS = 0.0015
 
 class MeasureError(Exception):
     """A run failed: the server did not start, or the load program gave up. The text says why."""
-
-
-class Latency(msgspec.Struct, frozen=True):
-    """Percentiles in microseconds."""
-
-    p50: float
-    p90: float
-    p99: float
-    p999: float = msgspec.field(name="p99.9")
-    max: float
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -138,6 +129,8 @@ class Publishing(msgspec.Struct, frozen=True, tag_field="what", tag="publish", k
     def needs(self) -> frozenset[str]:
         """What the server must be able to do, as peers state it."""
         wanted = {self.transport: True, "topics": self.topics > 1, "patterns": self.patterns, "deflate": self.deflate}
+        # With one subscriber and no waiting in between, a topic has as many events as the server can move.
+        wanted["rapid"] = self.subscribers == 1 and self.window > 1
         return frozenset(ability for ability, needed in wanted.items() if needed)
 
     @property
@@ -219,11 +212,11 @@ def unable(peer: Peer, load: Load) -> str | None:
 
 @contextmanager
 def server(
-    peer: Peer, transport: str = "tcp", deflate: bool = False, pings: bool = True
+    peer: Peer, transport: str = "tcp", deflate: bool = False, pings: bool = True, stalled: bool = False
 ) -> Iterator[tuple[int, Setting]]:
     """Runs the peer's server on its own core; gives its process id and where it is. Raises MeasureError, BuildError."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, tempfile.TemporaryFile() as log:
-        setting = Setting(Path(folder), _free_port(), transport, deflate, pings)
+        setting = Setting(Path(folder), _free_port(), transport, deflate, pings, stalled)
         if transport == "tls":
             _make_certificate(setting)
         # A setting of the shell that starts the bench must not change what is measured.
@@ -270,10 +263,10 @@ def raise_open_files() -> None:
 
 
 def _run_load(what: str, load: Load, peer: Peer, dialogue: Dialogue, options: Mapping[str, object]) -> bytes:
-    deflate, seconds = False, 0.0
+    deflate, seconds, stalled = False, 0.0, False
     if isinstance(load, Publishing):
-        deflate, seconds = load.deflate, load.warmup + load.seconds
-    with server(peer, load.transport, deflate, pings=seconds < PINGS_MATTER) as (pid, setting):
+        deflate, seconds, stalled = load.deflate, load.warmup + load.seconds, load.stalled > 0
+    with server(peer, load.transport, deflate, seconds < PINGS_MATTER, stalled) as (pid, setting):
         command = [*load_program.command(), what, f"--server={setting.address}", f"--pid={pid}", *dialogue.options()]
         command += [f"--{name}={value}" for name, value in options.items()]
         if load.transport == "tls":

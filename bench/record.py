@@ -43,6 +43,7 @@ class _SavedRun(msgspec.Struct):
     peer: str
     load: Load
     result: msgspec.Raw
+    repetition: int = 0
 
 
 class _Saved(msgspec.Struct):
@@ -74,7 +75,7 @@ def load(file: Path) -> Record:
     text = file.read_bytes()
     head = msgspec.json.decode(text, type=_Head)
     saved = msgspec.json.decode(text, type=_Saved)
-    runs = [run_of(each.peer, each.load, bytes(each.result)) for each in saved.runs]
+    runs = [run_of(each.peer, each.load, bytes(each.result), each.repetition) for each in saved.runs]
     return Record(**msgspec.structs.asdict(head), runs=runs)
 
 

@@ -11,11 +11,14 @@ from rich.text import Text
 from bench.tables import Table
 from bench.turns import Step
 
+# What is longer than this is no figure.
+FIGURE = 24
+
 
 def console(stderr: bool = False) -> Console:
     """A console that is as wide as the terminal, or wide enough for every table where there is none."""
     made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=140)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
 class Remaining(ProgressColumn):
@@ -75,9 +78,15 @@ def show(console: Console, table: Table) -> None:
     """Prints a table."""
     made = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for number, heading in enumerate(table.headings):
-        made.add_column(heading, justify="left" if number == 0 else "right")
+        # Elsewhere than on a terminal a name stays in one line, so that a program finds it.
+        whole = number == 0 and not console.is_terminal
+        made.add_column(heading, justify="left" if number == 0 else "right", no_wrap=whole)
     for first, *others in table.rows:
-        # A figure keeps its unit beside it; headings and names may break.
-        made.add_row(first, *(cell.replace("**", "").replace(" ", "\N{NO-BREAK SPACE}") for cell in others))
+        # A figure keeps its unit beside it; headings, names and remarks may break.
+        made.add_row(first, *(_unbroken(cell.replace("**", "")) for cell in others))
     console.print(made)
     console.print()
+
+
+def _unbroken(cell: str) -> str:
+    return cell.replace(" ", "\N{NO-BREAK SPACE}") if len(cell) <= FIGURE else cell

@@ -20,6 +20,7 @@ class Step:
     scenario: str
     load: Load
     peer: Peer
+    repetition: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,24 @@ def plan(
                 made.missing[peer.name] = reason
             else:
                 present.append(peer)
+        steps = []
         for own, load in zip(scenario.loads, loads(scenario, seconds), strict=True):
-            able = [peer for peer in present if unable(peer, load) is None]
             for peer in present:
                 if reason := unable(peer, load):
                     made.unable.setdefault(scenario.name, {})[peer.name] = reason
-            times = repeat or (1 if own in scenario.once else scenario.repeat)
-            made.steps += [Step(scenario.name, load, peer) for _ in range(times) for peer in able]
+                    continue
+                times = repeat or scenario.repetitions(own, peer)
+                steps += [Step(scenario.name, load, peer, number) for number in range(times)]
+        # All of a load and then all of the next, unless the loads take turns; the peers always do.
+        given = scenario_loads(steps)
+        steps.sort(key=lambda step: (0 if scenario.alternate else given.index(step.load), step.repetition))
+        made.steps += steps
     return made
+
+
+def scenario_loads(steps: Sequence[Step]) -> list[Load]:
+    """The loads of these steps in their order, each once."""
+    return list(dict.fromkeys(step.load for step in steps))
 
 
 def loads(scenario: Scenario, seconds: float | None) -> list[Load]:
@@ -141,4 +152,4 @@ class Turns:
 
 
 def _measure(step: Step) -> Run:
-    return Run(step.peer.name, step.load, step.load.run(step.peer))
+    return Run(step.peer.name, step.load, step.load.run(step.peer), step.repetition)

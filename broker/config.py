@@ -72,7 +72,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["local", "all", "none"],
         _key(
             "Who may subscribe with the overflow policy block, under which publishers wait for the subscriber. local: "
-            "clients on loopback and Unix sockets; behind a proxy on this machine, that is everybody."
+            "clients on loopback and Unix sockets, but nobody for whom a proxy says in X-Forwarded-For who it is and "
+            "is believed. Behind a proxy on this machine that is not believed it is everybody."
         ),
     ] = "local"
     engine: Annotated[
@@ -130,6 +131,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "Connections at one time; beyond it the answer is 503. Left out: as many as there are file descriptors "
             "(RLIMIT_NOFILE), less a reserve.",
             example=10_000,
+        ),
+    ] = None
+    max_connections_per_address: Annotated[
+        Annotated[int, Meta(ge=1, le=10**7)] | None,
+        _key(
+            "Connections of one client address at one time, or of one IPv6 network of 64 bits; beyond it the answer is "
+            "429. The address is the forwarded one where a proxy is believed; who comes by a Unix socket without one "
+            "is not counted. Left out: any number.",
+            example=100,
         ),
     ] = None
     max_subscriptions: Annotated[int, _key("Subscriptions of one connection.", 1, 10**6)] = 1000
@@ -322,11 +332,14 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     settings: dict[str, _Setting] = {}
     rules: list[dict[str, object]] = []
     for layer in (_of_file(file, problems, rules), _of_environment(environ, problems), _of_flags(flags)):
-        for setting in layer:
-            if mistakes := _mistakes(setting):
-                problems += [f"{setting.key} ({setting.origin}): {mistake}" for mistake in mistakes]
-            else:
-                settings[setting.key] = setting
+        try:
+            for setting in layer:
+                if mistakes := _mistakes(setting):
+                    problems += [f"{setting.key} ({setting.origin}): {mistake}" for mistake in mistakes]
+                else:
+                    settings[setting.key] = setting
+        except RecursionError:  # only a file may hold values within values
+            problems.append(f"{file or DEFAULT_FILE}: is nested too deeply")
     if not problems:
         problems = _contradictions(settings)
     if problems:

@@ -6,6 +6,7 @@ Alone in naming concrete engines, and in what belongs to a whole process: signal
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import os
 import resource
@@ -70,6 +71,14 @@ STATUS_EVERY = 5.0
 PROGRESS_EVERY = 1.0
 """The same while the broker drains. Each of them asks for `MORE_TIME` seconds."""
 MORE_TIME = 10.0
+PROGRESS_LINES = 60
+"""Most lines of that kind while the broker is retired."""
+
+GRACE = 1.0
+"""Seconds within which those who were accepted before the end began may still be let in. A request that is under way
+takes milliseconds; who has sent nothing by then will not be missed."""
+
+FAULT = "a fault of the broker's own, which its log tells of"
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +90,8 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     1 if it could not start, 78 for a configuration that does not fit this machine.
     """
     keep_standard_streams()
+    # The watchdog of systemd kills with SIGABRT: the log then has the stack of what did not return.
+    faulthandler.enable(file=2)
     systemd = Systemd(os.environ)
     set_up_log(config.log)
     try:
@@ -149,8 +160,9 @@ class Daemon:
         self.room = room
         self.tls = None if context is None else Tls(context)
         self.listeners: list[Listener] = []
-        self.state = "serving"
-        """`serving`, `retired` (nobody is let in), or `draining` (it ends)."""
+        self.state = "starting"
+        """`starting`, `serving`, `retiring` (all clients are sent away), `retired` (they have gone, and nobody is let
+        in), or `draining` (it ends)."""
         self._reread = reread
         self._systemd = systemd
         self.started = 0.0
@@ -160,6 +172,8 @@ class Daemon:
         self._trouble = ""
         """What `systemctl status` shows behind the counts."""
         self._retiring: asyncio.Task[None] | None = None
+        self._later: dict[Callable[[], None], None] = {}
+        """What signals asked for before the start was over, in order."""
 
     async def serve(self) -> int:
         """Run on the event loop that is running, which must be uvloop's, in the main thread."""
@@ -192,7 +206,10 @@ class Daemon:
         # What the start has made stays for good. Frozen, it is not walked through again by each full collection.
         gc.collect()
         gc.freeze()
+        self.state = "serving"
         self._systemd.notify("READY=1", self._status())
+        for asked in self._later:
+            asked()
         try:
             await self._end(await ending.asked)
         finally:
@@ -204,17 +221,34 @@ class Daemon:
         return 0
 
     def reload(self) -> None:
-        """Read the configuration again, and go by it. Whatever is wrong with it leaves everything as it was."""
+        """Read the configuration again, and go by it. Whatever is wrong with it leaves everything as it was.
+
+        During the start it waits until that is over, and during the end it is not done any more: either way systemd
+        would be told that the broker is ready.
+        """
+        if self.state == "starting":
+            self._later[self.reload] = None
+            return
+        if self.state == "draining":
+            log.warning("not reloaded", problem="the broker is shutting down")
+            return
         self._systemd.notify(reloading())
         try:
-            wanted = self._reread()
-            room, context = examine(wanted)
+            self._trouble = self._reload()
         except ConfigError as error:
             for problem in error.problems:
                 log.error("not reloaded", problem=problem)
             self._trouble = f"; the configuration was not read again: {error.problems[0]}"
+        except Exception:
+            log.exception("not reloaded", problem=FAULT)
+            self._trouble = f"; the configuration was not read again: {FAULT}"
+        finally:
             self._systemd.notify("READY=1", self._status())
-            return
+
+    def _reload(self) -> str:
+        """Do it, and return what is to be seen in the status. Raises ConfigError."""
+        wanted = self._reread()
+        room, context = examine(wanted)
         fixed = set(STARTS_WITH)
         if (context is None) != (self.tls is None):
             fixed |= {"server.certificate", "server.key"}
@@ -228,24 +262,34 @@ class Daemon:
         self.gate.reconfigure(self.config, room)
         self.watch.max_memory = self.config.limits.max_memory
         log.info("reloaded", changed=sorted(changed - fixed))
-        self._trouble = ""
-        if later := sorted(changed & fixed):
-            log.warning("these settings change with a restart only", settings=later)
-            self._trouble = f"; changed since the start, which needs a restart: {', '.join(later)}"
-        self._systemd.notify("READY=1", self._status())
+        later = sorted(changed & fixed)
+        if not later:
+            return ""
+        log.warning("these settings change with a restart only", settings=later)
+        return f"; changed since the start, which needs a restart: {', '.join(later)}"
 
     def retire(self) -> None:
         """Let nobody in any more and send all clients away, but do not end. Idempotent."""
+        if self.state == "starting":
+            self._later[self.retire] = None
         if self.state != "serving":
             return
-        self.state = "retired"
+        self.state = "retiring"
         self.gate.close()
         timeout = self.config.limits.drain_timeout
         log.info("retiring", connections=self.node.connections, seconds=timeout)
+        self._systemd.notify(self._status())
         self._retiring = asyncio.get_running_loop().create_task(self._retire(timeout))
 
     async def _retire(self, timeout: float) -> None:
-        await self.node.retire(timeout)
+        # With an hour for it there is no need of a line for each second.
+        every = max(PROGRESS_EVERY, timeout / PROGRESS_LINES)
+        progress = asyncio.get_running_loop().create_task(self._progress("retiring", every))
+        try:
+            await self.node.retire(timeout)
+        finally:
+            progress.cancel()
+        self.state = "retired"
         log.info("retired")
         self._systemd.notify(self._status())
 
@@ -257,11 +301,13 @@ class Daemon:
         self._systemd.notify("STOPPING=1", self._status(), extend(MORE_TIME))
         if self._retiring is not None:
             self._retiring.cancel()
-        progress = loop.create_task(self._progress())
+        progress = loop.create_task(self._progress("draining", PROGRESS_EVERY, extend(MORE_TIME)))
         deadline = loop.time() + timeout
         self._close_listeners()
+        # Who was accepted already is let in, and then told when to come back like everybody else.
+        await self.gate.wait_open(min(GRACE, timeout / 4))
         self.gate.close()
-        await self.node.drain(timeout)
+        await self.node.drain(max(0.0, deadline - loop.time()))
         await self.gate.wait_empty(max(0.0, deadline - loop.time()))
         await self.node.stop()
         progress.cancel()
@@ -345,12 +391,12 @@ class Daemon:
             return self.state
         if self.watch.level:
             return "out of memory"
-        return "full" if self.gate.connections >= self.room.connections else None
+        return self.gate.lack
 
     @property
     def draining(self) -> bool:
         """Whether clients are sent away."""
-        return self.state != "serving"
+        return self.state in ("retiring", "draining")
 
     @property
     def engine(self) -> str:
@@ -371,11 +417,12 @@ class Daemon:
             await asyncio.sleep(STATUS_EVERY)
             self._systemd.notify(self._status())
 
-    async def _progress(self) -> None:
+    async def _progress(self, event: str, every: float, *more: str) -> None:
+        """Say how many clients are still there, and `more` to systemd."""
         while True:
-            await asyncio.sleep(PROGRESS_EVERY)
-            log.info("draining", connections=self.node.connections)
-            self._systemd.notify(self._status(), extend(MORE_TIME))
+            await asyncio.sleep(every)
+            log.info(event, connections=self.node.connections)
+            self._systemd.notify(self._status(), *more)
 
     async def _live(self) -> None:
         """Say in good time, from the event loop, that it turns: half of what is asked for, as sd_watchdog_enabled(3)

@@ -132,6 +132,11 @@ REFUSALS: dict[int, Refusal] = {
         Refusal(403, "Forbidden", "a page of this origin may not connect"),
         Refusal(404, "Not Found", "there is nothing at this path"),
         Refusal(426, "Upgrade Required", "the path is a WebSocket's, and the request does not ask for one"),
+        Refusal(
+            429,
+            "Too Many Requests",
+            "there are too many connections of the client's address; `Retry-After` says when to come back",
+        ),
         Refusal(431, "Request Header Fields Too Large", "the head of the request is too long or has too many lines"),
         Refusal(503, "Service Unavailable", "the broker is full or shuts down; `Retry-After` says when to come back"),
     )

@@ -55,12 +55,15 @@ class Node:
             ping_timeout=limits.ping_timeout,
             close_timeout=limits.close_timeout,
             block_timeout=limits.block_timeout,
-            notsent_lowat=limits.notsent_lowat,
         )
         self.sessions: dict[str, Session] = {}
         self.reconfigure(config)
         self.reactor.watch = self._watch
         self.hub = Hub(self.reactor)
+        self.departed: Callable[[str], None] | None = None
+        """Called with the address of each client that leaves."""
+        self._told: set[str] = set()
+        """Sessions that have been told to go, and have not gone yet."""
         self.tally = Tally()
 
     def reconfigure(self, config: Config) -> None:
@@ -89,6 +92,10 @@ class Node:
         """Slow publishers down, or no longer: each publish then holds its connection up for a moment."""
         self.tight = tight
         self.hub.routes.clear()  # the fast lane would not
+
+    def peers(self) -> Iterator[str]:
+        """Give the addresses of all clients."""
+        return (session.peer for session in self.sessions.values())
 
     @property
     def connections(self) -> int:
@@ -184,7 +191,9 @@ class Node:
 
     def forget(self, session: Session) -> None:
         """Drop a session whose connection takes part no more."""
-        self.sessions.pop(session.id, None)
+        self._told.discard(session.id)
+        if self.sessions.pop(session.id, None) is not None and self.departed is not None:
+            self.departed(session.peer)
 
     # What the engine tells.
 
@@ -273,10 +282,16 @@ class Node:
                 sent += 1
             await asyncio.sleep(POLL if sent >= due else 0)
         await _until(lambda: not self.connections, began + timeout)
+        if self.connections:
+            log.warning("cut off who did not go in time", connections=self.connections)
         for session in waiting:
             session.connection.abort()
+        await _until(lambda: not self.connections, loop.time() + POLL)
 
     def _send_away(self, session: Session) -> None:
+        if session.id in self._told or session.id not in self.sessions:
+            return
+        self._told.add(session.id)
         delay = int(random.uniform(0, self._spread) * 1000)
         # A publisher whose event waits for room is told first that it has found it (`block`).
         session.connection.answer_publish(messages.encode_bye("shutdown", delay))

@@ -2,12 +2,13 @@
 
 A tick on the loop measures how late it comes. While it does not come, a thread looks where the loop is stuck: it can
 run during a call that waits, and between two steps of Python, but not in the middle of the native code, which therefore
-measures its own walks.
+measures the time that it writes. Of a loop that never turns again the thread tells itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import sys
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 
-from broker._speedups import Reactor
+from broker._speedups import Reactor, trim_memory
 from broker.tally import Histogram
 
 TICK: Final = 0.25
@@ -31,11 +32,21 @@ LATE: Final = 0.5
 LOOK: Final = 0.1
 """Seconds between two looks of the thread."""
 
+HANGS: Final = 5.0
+"""So late a tick may never come, in seconds: the thread tells of it then."""
+
 WARN_EVERY: Final = 10.0
 """Seconds between two warnings."""
 
 TIGHT: Final = 0.9
 """From this part of the memory that it may take up on, the broker lets nobody in."""
+
+RELAX: Final = 0.95
+"""Below this part of a bound it is kept no more. With one threshold for both ways the broker would open and close four
+times a second."""
+
+TRIM_EVERY: Final = 1.0
+"""Seconds between two trims while memory is short; more where one takes more than a twentieth of that."""
 
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -64,6 +75,8 @@ class Watch:
         self._cpu = 0.0
         self._delivered = 0
         self._where: str | None = None
+        self._told = False
+        self._trim_at = 0.0
         self._warned = -WARN_EVERY
         self._timer: asyncio.TimerHandle | None = None
         self._stop = threading.Event()
@@ -92,8 +105,9 @@ class Watch:
         self._due = self._loop.time() + TICK
         self._cpu = time.process_time()
         self._delivered = self._reactor.delivered
-        self._reactor.longest_write = 0.0
+        self._reactor.writing = 0.0
         self._where = None
+        self._told = False
         self._timer = self._loop.call_at(self._due, self._tick)
 
     def _tick(self) -> None:
@@ -108,11 +122,11 @@ class Watch:
 
     def _culprit(self, late: float) -> dict[str, Any]:
         """Say what held the loop up, as far as can be told."""
-        if self._reactor.longest_write > late / 2:
+        if self._reactor.writing > late / 2:
             return {
                 "cause": "fan-out",
                 "deliveries": self._reactor.delivered - self._delivered,
-                "writing": round(self._reactor.longest_write, 3),
+                "writing": round(self._reactor.writing, 3),
             }
         busy = time.process_time() - self._cpu
         if self._where is not None:
@@ -126,13 +140,32 @@ class Watch:
             level, memory = 0, 0
         else:
             memory = self.memory
-            level = (memory >= self.max_memory * TIGHT) + (memory >= self.max_memory)
+            level = self._level_of(memory, self.max_memory)
+        if level and (level > self.level or time.monotonic() >= self._trim_at):
+            self._trim(level > self.level)
         if level == self.level:
             return
         say = log.warning if level > self.level else log.info
         say(MEMORY[level], memory=memory, max_memory=self.max_memory)
         self.level = level
         self._tight(level)
+
+    def _level_of(self, memory: int, max_memory: int) -> int:
+        """Say which bounds are kept: those that are reached, and those that were and have not been left for good."""
+        level = 0
+        for number, bound in enumerate((max_memory * TIGHT, max_memory), 1):
+            if memory >= bound * (RELAX if self.level >= number else 1):
+                level = number
+        return level
+
+    def _trim(self, first: bool) -> None:
+        """Give back what is not in use: what was freed is still counted as memory that the process takes up."""
+        began = time.monotonic()
+        if first:
+            gc.collect()
+        trim_memory()
+        ended = time.monotonic()
+        self._trim_at = ended + max(TRIM_EVERY, 20 * (ended - began))
 
     def _look(self) -> None:
         """In the thread: see where the loop is while its tick is late."""
@@ -142,10 +175,17 @@ class Watch:
             # Where this thread did not run either, the whole process stood still, and where it stood says nothing.
             ran = now - last < 2 * LOOK
             last = now
-            if ran and self._where is None and now > self._due + LATE / 2:
-                frame = sys._current_frames().get(self._main)
-                if frame is not None:
-                    self._where = place(frame)
+            late = now - self._due
+            if not ran or late < LATE / 2 or (self._told if late > HANGS else self._where is not None):
+                continue
+            frame = sys._current_frames().get(self._main)
+            # Between two callbacks there is nothing but what runs the loop, and that says nothing.
+            if frame is None or frame.f_code is asyncio.Runner.run.__code__:
+                continue
+            self._where = place(frame)
+            if late > HANGS:
+                self._told = True
+                log.error("the event loop hangs", seconds=round(late, 3), where=self._where)
 
 
 MEMORY: Final = (

@@ -115,8 +115,8 @@ async def serving(*arguments: str, folder: Path | None = None, config: str = "")
 
 
 @asynccontextmanager
-async def mute(address: str) -> AsyncIterator[None]:
-    """A client that is connected and answers nothing, a close frame included."""
+async def mute(address: str) -> AsyncIterator[asyncio.StreamWriter]:
+    """A client that is connected and answers nothing, a close frame included. It says what is written to it."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(
@@ -125,7 +125,7 @@ async def mute(address: str) -> AsyncIterator[None]:
     )
     await reader.readuntil(b"\r\n\r\n")
     try:
-        yield
+        yield writer
     finally:
         writer.close()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)

@@ -215,6 +215,25 @@ async def test_a_slow_one_that_reads_gets_all_that_waits_before_it_is_closed() -
         await draining
 
 
+async def test_who_was_sent_away_is_not_told_again_by_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.node.SENDING", 0.001)  # all at once, and then it waits for them
+    async with serving(close_timeout=0.1) as house:
+        slow = await house.deaf()
+        await slow.tell("subscribe", id=1, topic="t")
+        await slow.until(b'"id":1', b"}")
+        publisher = await house.connect()
+        while not house.node.reactor.queued:
+            await publisher.ask("publish", topic="t", data="x" * 5000)
+        retiring = asyncio.create_task(house.node.retire(30))
+        assert (await publisher.closed()) == GOING_AWAY
+        await asyncio.sleep(0.05)
+        assert house.node.connections == 1  # its close waits behind what it has not read
+        retiring.cancel()
+        draining = asyncio.create_task(house.node.drain(30))
+        assert (await slow.rest()).count(b'"op":"bye"') == 1
+        await draining
+
+
 async def test_who_reads_nothing_is_cut_off_when_the_time_is_over() -> None:
     # Nothing but the end of the drain would end these two within the time that the test may take.
     async with serving(close_timeout=3600, ping_interval=0) as house:

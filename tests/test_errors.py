@@ -92,7 +92,7 @@ class TestCloseCode:
 class TestRefusals:
     def test_a_row_is_found_by_its_status(self) -> None:
         assert all(status == refusal.status for status, refusal in REFUSALS.items())
-        assert set(REFUSALS) == {400, 401, 403, 404, 426, 431, 503}
+        assert set(REFUSALS) == {400, 401, 403, 404, 426, 429, 431, 503}
 
     @pytest.mark.parametrize("status", REFUSALS)
     def test_each_is_documented(self, status: int) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 import broker
+from tests.fixtures_daemon import is_served
 
 ROOT = Path(__file__).parent.parent
 # What git ignores, and what is not of the package: a copy is what a clone would be.
@@ -108,6 +111,116 @@ def test_an_editable_install_is_the_checkout(clone: Path, compiler: Path, enviro
     assert link.read_text().strip() == str(clone)
 
 
+# As a service
+
+
+class Place:
+    """Where the service goes: into /opt/wsbroker as it is meant to, where that harms nobody, else into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        python = everybodys_python()
+        self.is_real = (
+            os.geteuid() == 0
+            and python is not None
+            and not Path("/run/systemd/system").exists()
+            and not any(path.exists() for path in [Path("/opt/wsbroker"), Path("/etc/wsbroker"), *UNITS])
+            and run("id", "wsbroker", status=None).returncode != 0
+        )
+        self.root = Path("/") if self.is_real else folder / "root"
+        self.prefix = Path("/opt/wsbroker") if self.is_real else folder / "prefix"
+        self.environ = {"PYTHON": python or sys.executable}
+        if not self.is_real:
+            self.environ |= {"DESTDIR": str(self.root), "PREFIX": str(self.prefix)}
+        # As its user, where there is one.
+        self.user = ["setpriv", "--reuid=wsbroker", "--regid=wsbroker", "--clear-groups"] if self.is_real else []
+
+    def install(self, wheel: Path) -> None:
+        # On a host that has been hardened.
+        run(ROOT / "tools" / "install-service", wheel, env=self.environ, umask=0o077)
+
+    def remove(self) -> None:
+        if self.is_real:
+            shutil.rmtree(self.prefix, ignore_errors=True)
+            shutil.rmtree("/etc/wsbroker", ignore_errors=True)
+            for path in UNITS:
+                path.unlink(missing_ok=True)
+            run("userdel", "wsbroker", status=None)
+
+
+UNITS = [
+    Path("/etc/systemd/system/wsbroker.service"),
+    Path("/etc/systemd/system/wsbroker.socket"),
+    Path("/etc/sysusers.d/wsbroker.conf"),
+    Path("/etc/tmpfiles.d/wsbroker.conf"),
+]
+
+
+def everybodys_python() -> str | None:
+    """A Python like this one that does not lie in somebody's home, as the user of the service needs it."""
+    for candidate in (os.path.realpath(sys.executable), "/usr/bin/python3"):
+        code = "import sys, ensurepip; print(sys.version_info[:2])"
+        same = shutil.which(candidate) and str(sys.version_info[:2]) in run(candidate, "-c", code, status=None).stdout
+        if same and all(path.stat().st_mode & 0o001 for path in Path(candidate).resolve().parents):
+            return candidate
+    return None
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    found = Place(tmp_path)
+    yield found
+    found.remove()
+
+
+def test_the_wheel_is_installed_as_a_service_upgraded_and_run_by_the_units_command(
+    distributions: Path, place: Place, tmp_path: Path
+) -> None:
+    (wheel,) = distributions.glob("*.whl")
+    place.install(wheel)
+    (module,) = place.prefix.glob("lib/*/site-packages/broker/errors.py")
+    assert "# changed" not in module.read_text()
+    # An upgrade, of which pip alone would say that the version is the same.
+    changed = tmp_path / "new" / wheel.name
+    changed.parent.mkdir()
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            new.writestr(old.getinfo(name), old.read(name) + b"# changed\n" * (name == "broker/errors.py"))
+    place.install(changed)
+    assert module.read_text().endswith("# changed\n")
+    assert not [path for path in place.prefix.rglob("*") if path.is_file() and not path.stat().st_mode & 0o004]
+    unit = (place.root / "etc/systemd/system/wsbroker.service").read_text()
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    assert command == f"{place.prefix}/bin/wsbroker serve --listen systemd"
+    path = tmp_path / "ws.sock"
+    activate = ["systemd-socket-activate", "-l", str(path), "--fdname=ws", "-E", "WSBROKER_SERVER__ADMIN="]
+    with subprocess.Popen(
+        [*activate, *place.user, *command.split()],
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            while not is_served(path):
+                assert process.poll() is None
+                time.sleep(0.01)
+            published = run(place.prefix / "bin/wsbroker", "pub", "a", "1", "--url", f"unix:{path}")
+            assert published.stderr == ""
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            (uid,) = re.findall(r"^Uid:\t(\d+)", status, re.MULTILINE)
+            assert (int(uid) != os.geteuid()) == place.is_real
+        finally:
+            process.terminate()
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log
+    assert f"listening on unix:{path}" in log
+    assert "stopped" in log
+
+
+# What goes wrong
+
+
 @pytest.mark.parametrize("command", [["build_ext"], ["build_ext", "--inplace"]])
 def test_without_a_compiler_the_build_says_so_in_one_line(clone: Path, tmp_path: Path, command: list[str]) -> None:
     options = ["--build-lib", str(tmp_path), "--build-temp", str(tmp_path)]
@@ -137,13 +250,17 @@ def test_a_source_that_does_not_compile_ends_the_build_without_a_traceback(clone
 
 
 def run(
-    *command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None, status: int = 0
+    *command: str | Path,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    status: int | None = 0,
+    umask: int = -1,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program to its end and shows its output where its exit status is not the one expected."""
+    """Runs a program to its end and shows its output where its exit status is not the one expected, if one is."""
     # What the environment says about the compiler or the path of modules is not what these tests are about.
     environ = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "CC", "CFLAGS"}}
     environ.update(env or {})
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == status, f"{command}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(words, cwd=cwd, env=environ, capture_output=True, text=True, check=False, umask=umask)
+    assert status is None or done.returncode == status, f"{command}\n{done.stdout}\n{done.stderr}"
     return done

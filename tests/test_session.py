@@ -735,7 +735,11 @@ async def test_who_may_ask_for_block_is_configured(block: str, rule: Any, allowe
 
 @pytest.mark.parametrize(
     ("peer", "local"),
-    [("127.0.0.1:5", True), ("[::1]:5", True), ("unix:", True), ("192.0.2.1:5", False), ("unknown", False)],
+    [
+        *[("127.0.0.1:5", True), ("[::1]:5", True), ("unix:", True), ("192.0.2.1:5", False), ("unknown", False)],
+        # As a proxy that is believed gives them, without a port.
+        *[("203.0.113.7", False), ("2001:db8::1", False), ("127.0.0.1", False), ("::1", False)],
+    ],
 )
 def test_which_clients_are_on_this_machine(peer: str, local: bool) -> None:
     assert is_local(peer) == local

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from broker.systemd import Systemd, status
 from tests.fixtures_daemon import TIMEOUT, Daemon, launched
-from tests.net.house import until
+from tests.net.house import request, until
 
 
 class Manager:
@@ -59,10 +59,10 @@ class Manager:
         self._socket.close()
 
 
-@pytest.fixture(params=["path", "abstract"])
+@pytest.fixture
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
-    address = str(tmp_path / "notify") if request.param == "path" else f"@wsbroker-test-{os.getpid()}"
-    found = Manager(address)
+    kind = getattr(request, "param", "path")
+    found = Manager(str(tmp_path / "notify") if kind == "path" else f"@wsbroker-test-{os.getpid()}")
     yield found
     found.close()
 
@@ -104,6 +104,7 @@ def test_a_status_is_one_line() -> None:
     assert status("a\nb") == "STATUS=a b"
 
 
+@pytest.mark.parametrize("manager", ["path", "abstract"], indirect=True)
 async def test_systemd_follows_it_from_start_to_end(manager: Manager, tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\nreconnect_spread = 1\n'
     told = {"NOTIFY_SOCKET": manager.address}
@@ -165,6 +166,127 @@ async def test_the_watchdog_is_fed_from_the_loop_and_not_while_the_process_stand
         assert await daemon.ended() == 0
 
 
+# Signals at odd moments
+
+PLANTED = """
+import os, signal, sys
+from broker.engines.memory import MemoryEngine
+from broker.node import Node
+
+BODY
+from broker.cli import main
+sys.exit(main(["serve", "--listen", "127.0.0.1:0"]))
+"""
+
+SIGNALLED = """
+start = MemoryEngine.start
+
+async def signalled(self, *more):
+    import asyncio
+    for name in ("SIGHUP", "SIGUSR2", "SIGHUP"):
+        os.kill(os.getpid(), getattr(signal, name))
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+    await start(self, *more)
+
+MemoryEngine.start = signalled
+"""
+
+FAULTY = """
+reconfigure = Node.reconfigure
+
+def faulty(self, config):
+    if hasattr(self, "sessions"):
+        raise LookupError("planted")
+    reconfigure(self, config)
+
+Node.reconfigure = faulty
+"""
+
+
+@asynccontextmanager
+async def planted(body: str, manager: Manager) -> AsyncIterator[Daemon]:
+    """A broker with something in it that does not belong there."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PLANTED.replace("BODY", body)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "NOTIFY_SOCKET": manager.address},
+    )
+    try:
+        yield Daemon(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_signals_during_the_start_wait_until_it_is_over(manager: Manager) -> None:
+    async with planted(SIGNALLED, manager) as daemon:
+        assert (await manager.next())["STATUS"].startswith("serving")
+        assert "RELOADING" in await manager.next()
+        assert (await manager.next())["READY"] == "1"
+        assert (await manager.next())["STATUS"].startswith("retiring")
+        assert (await manager.next())["STATUS"].startswith("retired")
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert daemon.said.index("ready ") < daemon.said.index("reloaded") < daemon.said.index("retiring")
+        assert daemon.said.count("reloaded") == 1
+
+
+async def test_a_fault_in_a_reload_does_not_leave_systemd_waiting(manager: Manager) -> None:
+    async with planted(FAULTY, manager) as daemon:
+        await manager.until("READY")
+        daemon.signal(signal.SIGHUP)
+        assert "RELOADING" in await manager.next()
+        ready = await manager.next()
+        assert ready["READY"] == "1"
+        assert "not read again: a fault of the broker's own" in ready["STATUS"]
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "not reloaded" in daemon.said
+        assert "LookupError: planted" in daemon.said
+
+
+async def test_nothing_is_reloaded_while_it_ends(manager: Manager, tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n'
+    async with launched(folder=tmp_path, config=config, environ={"NOTIFY_SOCKET": manager.address}) as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.recv()
+            client.transport.pause_reading()
+            daemon.signal(signal.SIGTERM)
+            await daemon.until("draining")
+            daemon.configure(config + "[limits]\ndrain_timeout = 0\n")
+            daemon.signal(signal.SIGHUP)
+            assert "problem='the broker is shutting down'" in await daemon.until("not reloaded")
+            client.transport.resume_reading()
+            assert (await manager.until("STATUS", "STOPPING"))["STOPPING"] == "1"
+            while (message := await manager.next()).get("STATUS") != "stopped":
+                assert not message.keys() & {"RELOADING", "READY"}
+            assert await daemon.ended() == 0
+
+
+async def test_retiring_is_seen_in_the_status_and_in_the_log(manager: Manager, tmp_path: Path) -> None:
+    config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\ndrain_timeout = 1.5\n'
+    async with launched(folder=tmp_path, config=config, environ={"NOTIFY_SOCKET": manager.address}) as daemon:
+        await daemon.started()
+        await manager.until("READY")
+        async with connect(daemon.url) as client:
+            await client.recv()
+            client.transport.pause_reading()
+            daemon.signal(signal.SIGUSR2)
+            assert (await manager.next())["STATUS"].startswith("retiring: 1 connections")
+            assert await manager.next() == {"STATUS": "retiring: 1 connections, 0 subscriptions, 0 events waiting"}
+            # It does not go, and is cut off.
+            assert (await manager.next())["STATUS"].startswith("retired: 0 connections")
+            client.transport.abort()
+        assert "seconds=1.5" in await daemon.until("retiring")
+        assert "connections=1" in await daemon.until("retiring")
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+
+
 STUCK = """
 import sys, time, threading
 from broker.engines.memory import MemoryEngine
@@ -209,7 +331,47 @@ async def test_a_call_that_blocks_the_loop_starves_the_watchdog(tmp_path: Path) 
         manager.close()
 
 
+HANGING = """
+import broker.watch
+broker.watch.HANGS = 0.3
+
+def hanging(self, event, done):
+    import time
+    time.sleep(3600)
+
+MemoryEngine.publish = hanging
+"""
+
+
+async def test_a_broker_that_hangs_for_good_says_where_before_it_is_killed(manager: Manager) -> None:
+    async with planted(HANGING, manager) as daemon:
+        await daemon.started()
+        async with connect(daemon.url) as client:
+            await client.send('{"op":"publish","topic":"secret-topic","data":"secret-payload"}')
+            assert "where='hanging (<string>:" in await daemon.until("the event loop hangs")
+            daemon.signal(signal.SIGABRT)  # what systemd's watchdog sends
+            assert await daemon.ended() == -signal.SIGABRT
+            client.transport.abort()
+        assert "in hanging" in daemon.said
+        assert "secret" not in daemon.said
+
+
 # Sockets that are passed
+
+
+PASS = """
+import fcntl, os, sys
+numbers, arguments = sys.argv[1:sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1:]
+passed = []
+for number in map(int, numbers):
+    passed.append(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3 + len(numbers)))
+    os.close(number)
+for number, descriptor in enumerate(passed, 3):
+    os.dup2(descriptor, number)
+# It must be the process's own, which nobody knows before it is there.
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, "-m", "broker", "serve", *arguments])
+"""
 
 
 @asynccontextmanager
@@ -218,21 +380,13 @@ async def activated(
 ) -> AsyncIterator[Daemon]:
     """A broker that was passed these, as systemd passes them."""
 
-    def place() -> None:
-        for number, sock in enumerate(sockets):
-            os.dup2(sock.fileno(), 100 + number)
-        for number in range(len(sockets)):
-            os.dup2(100 + number, 3 + number)
-            os.close(100 + number)
-
-    # LISTEN_PID must be the process's own, which nobody knows before it is there.
-    program = 'LISTEN_PID=$$ exec "$0" -m broker serve "$@"'
+    # By a program between, and not by a function that runs in the child before it: there, whatever number is put to use
+    # may be one that the spawning itself needs.
     process = await asyncio.create_subprocess_exec(
-        *("/bin/sh", "-c", program, sys.executable, *arguments),
+        *(sys.executable, "-I", "-S", "-c", PASS, *(str(sock.fileno()) for sock in sockets), "--", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        preexec_fn=place,
-        close_fds=False,
+        pass_fds=[sock.fileno() for sock in sockets],
         env={
             **os.environ,
             "PYTHONWARNINGS": "error",
@@ -333,6 +487,54 @@ async def test_over_a_restart_no_connection_is_refused() -> None:
             await until(lambda: welcomed == 102)
             third.signal(signal.SIGTERM)
             assert await third.ended() == 0
+        await asyncio.wait_for(asyncio.gather(*clients), TIMEOUT)
+
+
+async def test_who_is_on_the_way_when_it_ends_is_let_in_or_waits_for_the_next_one() -> None:
+    """A crowd that comes back while a second restart is ordered: its connections are in every state there is."""
+    with bound() as tcp:
+        url = f"ws://127.0.0.1:{tcp.getsockname()[1]}/"
+        welcomed = 0
+
+        async def come() -> None:
+            nonlocal welcomed
+            # Refused in TCP or in HTTP, or cut off, this would raise.
+            async with connect(url, proxy=None, open_timeout=TIMEOUT) as client:
+                assert json.loads(await client.recv())["op"] == "welcome"
+                welcomed += 1
+                with contextlib.suppress(ConnectionClosed):
+                    while True:
+                        await client.recv()
+
+        # Their requests lie in the sockets already, or come a little later.
+        raw = [socket.create_connection(tcp.getsockname()) for _ in range(100)]
+        for sock in raw[:50]:
+            sock.sendall(request(host="x"))
+        clients = [asyncio.create_task(come()) for _ in range(100)]
+        # The raw ones do not answer a close.
+        soon = {"WSBROKER_LIMITS__CLOSE_TIMEOUT": "0.2"}
+        async with activated([tcp], "--listen", "systemd", **soon) as first:
+            await first.started()
+            await until(lambda: welcomed >= 20)
+            first.signal(signal.SIGTERM)
+            for sock in raw[50:]:
+                sock.sendall(request(host="x"))
+            assert await first.ended() == 0
+        async with activated([tcp], "--listen", "systemd") as second:
+            await second.started()
+            loop = asyncio.get_running_loop()
+            for sock in raw:
+                sock.setblocking(False)
+                head = b""
+                while b"welcome" not in head:
+                    more = await asyncio.wait_for(loop.sock_recv(sock, 65536), TIMEOUT)
+                    assert more, f"ended after {head!r}"
+                    head += more
+                assert head.startswith(b"HTTP/1.1 101 ")
+                sock.close()
+            await until(lambda: welcomed == 100)
+            second.signal(signal.SIGTERM)
+            assert await second.ended() == 0
         await asyncio.wait_for(asyncio.gather(*clients), TIMEOUT)
 
 

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
 
 from broker.config import load
+from tests.fixtures_certificates import make_pair, trusting
+from tests.test_systemd import activated, bound
 
 ROOT = Path(__file__).parent.parent
 UNITS = ROOT / "systemd"
@@ -40,6 +43,17 @@ def test_systemd_understands_every_word(folder: Path, drop_in: bool) -> None:
         shutil.copytree(UNITS / "wsbroker.service.d", folder / "wsbroker.service.d")
     done = analyze("verify", "--man=no", folder / "wsbroker.service", folder / "wsbroker.socket")
     # Its exit status is 0 also for words that it does not know.
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_systemd_understands_the_units_of_the_documentation(folder: Path) -> None:
+    text = (ROOT / "docs" / "deploy-systemd.md").read_text()
+    admin, local = re.findall(r"```ini\n(.*?)```", text, re.DOTALL)
+    (folder / "wsbroker-admin.socket").write_text(admin)
+    (folder / "wsbroker.service.d").mkdir()
+    (folder / "wsbroker.service.d" / "local.conf").write_text(local)
+    units = [folder / name for name in ("wsbroker.service", "wsbroker.socket", "wsbroker-admin.socket")]
+    done = analyze("verify", "--man=no", *units)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -73,6 +87,26 @@ def test_settings_in_the_units_are_settings(file: Path) -> None:
     found = dict(re.findall(r"^Environment=(WSBROKER_\w+)=(.*)$", file.read_text(), re.MULTILINE))
     config = load(Path(os.devnull), found, {})
     assert config.server.path == "/"
+
+
+async def test_credentials_are_read_from_where_systemd_puts_them(tmp_path: Path) -> None:
+    """A folder that nobody else may read, with files that nobody may write (systemd.exec(5))."""
+    text = (UNITS / "wsbroker.service.d" / "credentials.conf").read_text()
+    pair = make_pair(tmp_path)
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    loaded = dict(re.findall(r"^LoadCredential=([\w.]+):.*/(\w+)\.pem$", text, re.MULTILINE))
+    assert loaded == {"certificate.pem": "fullchain", "key.pem": "privkey"}
+    for name, file in (("certificate.pem", pair.certificate), ("key.pem", pair.key)):
+        shutil.copy(file, folder / name)
+        (folder / name).chmod(0o400)
+    folder.chmod(0o500)
+    environ = dict(re.findall(r"^Environment=(WSBROKER_\w+)=(.*)$", text.replace("%d", str(folder)), re.MULTILINE))
+    with bound() as tcp:
+        async with activated([tcp], "--listen", "systemd", CREDENTIALS_DIRECTORY=str(folder), **environ) as daemon:
+            await daemon.started()
+            async with connect(f"wss://{daemon.addresses[0]}/", ssl=trusting(pair), proxy=None) as client:
+                assert "welcome" in str(await client.recv())
 
 
 def test_a_mistake_in_the_configuration_is_not_tried_again() -> None:

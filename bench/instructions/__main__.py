@@ -12,6 +12,9 @@ from bench.instructions.count import CountError, count
 from bench.instructions.record import RECORDED, TOLERANCE, Comparison, Record
 from bench.native import BuildError
 
+# The exit status where there is nothing to compare, or nothing to count with; 1 is for what has grown.
+CANNOT_SAY = 2
+
 
 def main() -> int:
     options = _parse()
@@ -33,7 +36,7 @@ def main() -> int:
         return 0
     if before is None:
         print("nothing is recorded: python -m bench.instructions --record", file=sys.stderr)
-        return 1
+        return CANNOT_SAY
     if options.case:
         before = Record(before.made_with, {name: before.costs[name] for name in before.costs if name in options.case})
     return verdict(record.compare(before, now))
@@ -42,8 +45,8 @@ def main() -> int:
 def verdict(comparison: Comparison) -> int:
     """Says what a comparison means, and returns the exit status."""
     if comparison.foreign:
-        print(f"warning: not comparable: {comparison.foreign}", file=sys.stderr)
-        return 0
+        print(f"not comparable: {comparison.foreign}", file=sys.stderr)
+        return CANNOT_SAY
     if comparison.unknown:
         print(f"recorded and counted cases differ ({', '.join(comparison.unknown)}): record them", file=sys.stderr)
     if comparison.shrunk:
@@ -72,6 +75,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (CountError, BuildError) as error:
-        sys.exit(f"bench: {error}")
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(CANNOT_SAY)
     except KeyboardInterrupt:
         sys.exit(130)

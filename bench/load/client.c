@@ -24,6 +24,12 @@ static const char DEFLATE_OFFER[] = "Sec-WebSocket-Extensions: permessage-deflat
 
 enum opcode { CONTINUATION = 0, TEXT = 1, BINARY = 2, CLOSE = 8, PING = 9, PONG = 10 };
 
+/* So much of what nobody takes is kept at most, beside publishes. */
+#define MAX_HEAD (1024 * 1024)
+
+/* TLS encrypts so many bytes at a time at most (RFC 8446, section 5.1). */
+#define TLS_RECORD (16 * 1024)
+
 enum { RSV1 = 0x40 }; /* RFC 7692, section 6: this message is compressed */
 
 static void progress(struct swarm *swarm, struct client *client);
@@ -40,7 +46,7 @@ void client_connect(struct swarm *swarm, struct client *client) {
     client->state = CONNECTING;
     swarm->opening++;
     /* Edge-triggered: the kernel need not look at thousands of sockets again that have been read to the end. */
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = client};
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = client};
     if (epoll_ctl(swarm->epoll, EPOLL_CTL_ADD, client->fd, &event) < 0)
         die("epoll_ctl: %s", strerror(errno));
 }
@@ -66,7 +72,7 @@ static bool read_once(struct swarm *swarm, struct client *client) {
     if (client->kept_size > BUFFER_SIZE / 2)
         die("connection %u got a message of more than %d bytes", client->number, BUFFER_SIZE / 2);
     if (client->kept_size > 0) {
-        client->kept = realloc(client->kept, client->kept_size);
+        client->kept = resize(client->kept, client->kept_size);
         memcpy(client->kept, swarm->buffer + used, client->kept_size);
     }
     /* A read that did not fill the buffer has emptied the socket, and epoll will tell of more (epoll(7), Q9). TLS gives
@@ -92,11 +98,15 @@ static void client_ready(struct swarm *swarm, struct client *client, uint32_t ep
             return;
         progress(swarm, client);
     }
-    if (!(epoll_events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
+    if (epoll_events & EPOLLOUT)
+        client_flush(client);
+    if (!(epoll_events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)))
         return;
     while (read_once(swarm, client))
         if (client->role == STALLED && client->state == OPEN)
             return;
+    if (epoll_events & EPOLLRDHUP) /* the end has come with the last bytes, and will not be told again */
+        read_once(swarm, client);
 }
 
 void swarm_turn(struct swarm *swarm, int timeout) {
@@ -108,15 +118,61 @@ void swarm_turn(struct swarm *swarm, int timeout) {
         client_ready(swarm, ready[i].data.ptr, ready[i].events);
 }
 
-static void send_all(struct client *client, const char *bytes, size_t size) {
-    /* What is sent here is small, and the peer's buffer is empty. */
-    if (transport_write(client, bytes, size) != (ssize_t)size)
-        die("connection %u does not take %zu bytes: %s", client->number, size, strerror(errno));
+/* Puts bytes behind the first `at` of those that wait. */
+static void insert(struct outgoing *out, size_t at, const char *bytes, size_t size) {
+    if (out->size + size > out->room) {
+        out->room = 2 * (out->size + size);
+        out->bytes = resize(out->bytes, out->room);
+    }
+    memmove(out->bytes + at + size, out->bytes + at, out->size - at);
+    memcpy(out->bytes + at, bytes, size);
+    out->size += size;
+}
+
+void client_append(struct client *client, const char *frame, size_t size) {
+    insert(&client->outgoing, client->outgoing.size, frame, size);
+    client->outgoing.frame = size;
+}
+
+/* Sends a small message: at once, or as soon as what was begun before it is complete. */
+static void send_soon(struct client *client, const char *bytes, size_t size) {
+    struct outgoing *out = &client->outgoing;
+    insert(out, out->head, bytes, size);
+    out->head += size;
+    if (out->head > MAX_HEAD)
+        die("connection %u takes nothing of %zu bytes", client->number, out->head);
+    client_flush(client);
+}
+
+/* The head grows to the end of the frame in which the first `size` bytes end. */
+static void extend_head(struct outgoing *out, size_t size) {
+    if (size > out->head)
+        out->head += (size - out->head + out->frame - 1) / out->frame * out->frame;
+}
+
+void client_flush(struct client *client) {
+    struct outgoing *out = &client->outgoing;
+    if (out->size == 0)
+        return;
+    ssize_t sent = transport_write(client, out->bytes, out->size);
+    if (sent < 0 && errno == EINTR)
+        return;
+    if (sent < 0 && errno != EAGAIN)
+        die("connection %u was lost: %s", client->number, strerror(errno));
+    if (sent < 0) {
+        if (client->tls != NULL) /* the same bytes have to be offered again, as many at least */
+            extend_head(out, out->size < TLS_RECORD ? out->size : TLS_RECORD);
+        return;
+    }
+    extend_head(out, (size_t)sent);
+    out->head -= (size_t)sent;
+    out->size -= (size_t)sent;
+    memmove(out->bytes, out->bytes + sent, out->size);
 }
 
 /* The text with the topic put in. The caller frees it. */
 static char *put_topic(const char *text, uint32_t topic) {
-    char *filled = malloc(strlen(text) * 3 + 8), *out = filled;
+    char *filled = allocate(strlen(text) * 3 + 8, 1), *out = filled;
     while (*text != '\0') {
         if (text[0] == '%' && text[1] == 't') {
             out += sprintf(out, "%05u", topic);
@@ -134,7 +190,7 @@ static void send_text(struct swarm *swarm, struct client *client, const char *te
         return;
     size_t size;
     char *bytes = encode(swarm->dialogue, text, client->topic, &size);
-    send_all(client, bytes, size);
+    send_soon(client, bytes, size);
     free(bytes);
 }
 
@@ -149,7 +205,7 @@ static void send_request(struct swarm *swarm, struct client *client) {
     free(path);
     if (size >= (int)sizeof request)
         die("the request for the opening handshake is too long");
-    send_all(client, request, (size_t)size);
+    send_soon(client, request, (size_t)size);
 }
 
 /* Whether nothing more has to come before the client is open. */
@@ -221,7 +277,7 @@ static size_t read_response(struct swarm *swarm, struct client *client, char *by
 }
 
 static void know_event(struct event *event, const char *bytes, size_t size) {
-    event->bytes = malloc(size < 8 ? 8 : size);
+    event->bytes = allocate(size < 8 ? 8 : size, 1);
     event->size = size;
     memcpy(event->bytes, bytes, size);
 }
@@ -247,7 +303,8 @@ static void count_events(struct swarm *swarm, struct client *client, const char 
     const struct event *event = &swarm->events[client->topic];
     /* Comparing one of each read keeps the server honest, and costs little beside the read. */
     if (memcmp(last, event->bytes, event->size) != 0)
-        die("connection %u got an event that is not the one published: %.*s", client->number, 200, last + 2);
+        die("connection %u got an event that is not the one published: %.*s", client->number,
+            event->size - 2 < 200 ? (int)event->size - 2 : 200, last + 2);
     client->delivered += count;
     swarm->delivered(client, count);
 }
@@ -283,7 +340,7 @@ static size_t read_frames(struct swarm *swarm, struct client *client, char *byte
             die("connection %u got a masked frame", client->number);
         }
         if (left < start || left - start < length) {
-            if (start + length > BUFFER_SIZE / 2)
+            if (length > BUFFER_SIZE / 2)
                 die("connection %u got a frame of %zu bytes", client->number, length);
             break;
         }
@@ -311,7 +368,7 @@ static size_t read_frames(struct swarm *swarm, struct client *client, char *byte
     }
     count_events(swarm, client, last, count);
     if (stream && (client->partial_size = streamed) > 0) {
-        client->partial = realloc(client->partial, streamed);
+        client->partial = resize(client->partial, streamed);
         memcpy(client->partial, swarm->stream, streamed);
     }
     return (size_t)(at - bytes);
@@ -367,7 +424,7 @@ static void read_frame(struct swarm *swarm, struct client *client, int opcode, b
         memcpy(pong + 2, MASK, 4);
         for (size_t i = 0; i < size && i < 125; i++)
             pong[6 + i] = (char)(payload[i] ^ MASK[i % 4]);
-        send_all(client, pong, 6 + (size < 125 ? size : 125));
+        send_soon(client, pong, 6 + (size < 125 ? size : 125));
         return;
     }
     if (opcode == PONG)
@@ -413,7 +470,7 @@ char *encode(const struct dialogue *dialogue, const char *text, uint32_t topic, 
         *size = length;
         return filled;
     }
-    char *frame = malloc(length + 16);
+    char *frame = allocate(length + 16, 1);
     size_t start = put_header(frame, dialogue->framing == FRAMING_TEXT ? TEXT : BINARY, length, true);
     memcpy(frame + start, MASK, 4);
     start += 4;
@@ -432,7 +489,7 @@ static void expect_event(struct swarm *swarm, uint32_t topic) {
         return;
     char *text = put_topic(dialogue->event, topic);
     size_t length = strlen(text), start = 0, counted = sizeof event->mask;
-    char *frame = malloc(length + 16);
+    char *frame = allocate(length + 16, 1);
     if (dialogue->framing == FRAMING_TEXT)
         counted = start = put_header(frame, TEXT, length, false);
     memcpy(frame + start, text, length);
@@ -448,9 +505,9 @@ static void expect_event(struct swarm *swarm, uint32_t topic) {
 
 void swarm_init(struct swarm *swarm, uint32_t topics) {
     swarm->epoll = epoll_create1(EPOLL_CLOEXEC);
-    swarm->buffer = malloc(BUFFER_SIZE + sizeof(uint64_t));
-    swarm->stream = malloc(2 * BUFFER_SIZE + sizeof(uint64_t));
-    swarm->events = calloc(topics, sizeof *swarm->events);
+    swarm->buffer = allocate(BUFFER_SIZE + sizeof(uint64_t), 1);
+    swarm->stream = allocate(2 * BUFFER_SIZE + sizeof(uint64_t), 1);
+    swarm->events = allocate(topics, sizeof *swarm->events);
     for (uint32_t topic = 0; topic < topics; topic++)
         expect_event(swarm, topic);
 }

@@ -17,6 +17,16 @@ enum client_state { CONNECTING, SECURING, UPGRADING, GREETING, OPEN };
 /* PUBLISHER: sends events. SUBSCRIBER: gets them. STALLED: subscribes, and then never reads. */
 enum client_role { SUBSCRIBER, PUBLISHER, STALLED };
 
+/* What a client has to send and the socket has not taken. The head of it cannot be kept apart any more: the rest of a
+ * frame that has gone out in part, control frames, and what TLS has made a record of already. Whole frames of an equal
+ * size follow; only a publisher has those. */
+struct outgoing {
+    char *bytes;
+    size_t size, room;
+    size_t head;
+    size_t frame; /* the size of each of those that follow */
+};
+
 struct client {
     int fd;
     void *tls; /* NULL without TLS */
@@ -31,6 +41,7 @@ struct client {
     size_t kept_size;
     char *partial; /* in a byte stream: the beginning of a message */
     size_t partial_size;
+    struct outgoing outgoing;
 };
 
 enum framing {
@@ -100,6 +111,13 @@ void swarm_turn(struct swarm *swarm, int timeout);
 
 /* Begins to connect. The client's number, topic and role are set; the rest follows from epoll. */
 void client_connect(struct swarm *swarm, struct client *client);
+
+/* Appends a whole frame to what the client has to send; all frames of a client have the same size. client_flush() sends
+ * it. */
+void client_append(struct client *client, const char *frame, size_t size);
+
+/* Sends what waits, as much of it as the socket takes. */
+void client_flush(struct client *client);
 
 /* The bytes that send this text of the topic: a masked frame, or the text itself where there are no frames. Their size
  * goes to *size. The caller frees them. */

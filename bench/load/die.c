@@ -16,3 +16,17 @@ void die(const char *format, ...) {
     fprintf(stderr, "load: %s\n", line);
     exit(1);
 }
+
+void *allocate(size_t count, size_t size) {
+    void *memory = calloc(count, size);
+    if (memory == NULL)
+        die("there is no memory for %zu times %zu bytes", count, size);
+    return memory;
+}
+
+void *resize(void *memory, size_t size) {
+    memory = realloc(memory, size);
+    if (memory == NULL)
+        die("there is no memory for %zu bytes", size);
+    return memory;
+}

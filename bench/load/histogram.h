@@ -1,8 +1,8 @@
 /* A histogram of latencies with buckets of equal relative width, after HdrHistogram.
  *
- * Values are nanoseconds. Below 2^SUB_BITS a bucket holds one value; above, each power of two is divided into
- * 2^SUB_BITS buckets, so that a percentile is too high by at most one part in 2^SUB_BITS (1.6 %).  Recording is a shift
- * and an increment: it happens once for each delivery, millions of times a second.
+ * Values are nanoseconds. Below 2^(SUB_BITS + 1) a bucket holds one value; above, each power of two is divided
+ * into 2^SUB_BITS buckets, so that a percentile is too high by less than one part in 2^SUB_BITS (1.6 %). Recording is a
+ * shift and an increment: it happens once for each delivery, millions of times a second.
  */
 #ifndef HISTOGRAM_H
 #define HISTOGRAM_H
@@ -27,9 +27,9 @@ static inline void histogram_add(struct histogram *histogram, uint64_t value) {
         histogram->max = value;
 }
 
-/* The value that the given share (0 to 1) of the recorded values does not exceed; 0 if there are none. */
-static inline uint64_t histogram_percentile(const struct histogram *histogram, double share) {
-    uint64_t wanted = (uint64_t)((double)histogram->count * share + 0.5), seen = 0;
+/* The smallest value that at least so many thousandths of the recorded values do not exceed; 0 if there are none. */
+static inline uint64_t histogram_percentile(const struct histogram *histogram, unsigned thousandths) {
+    uint64_t wanted = (histogram->count * thousandths + 999) / 1000, seen = 0;
     for (uint64_t index = 0; index < BUCKETS; index++) {
         seen += histogram->buckets[index];
         if (seen == 0 || seen < wanted)

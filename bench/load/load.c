@@ -72,20 +72,23 @@ void open_clients(uint32_t first, uint32_t last, void (*each_turn)(void)) {
 void print_latency(const char *name, const struct histogram *latency) {
     static const struct {
         const char *name;
-        double share;
-    } points[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p99.9", 0.999}};
+        unsigned thousandths;
+    } points[] = {{"p50", 500}, {"p90", 900}, {"p99", 990}, {"p99.9", 999}};
     printf("\"%s\": {", name);
     for (size_t i = 0; i < sizeof points / sizeof *points; i++)
-        printf("\"%s\": %.1f, ", points[i].name, (double)histogram_percentile(latency, points[i].share) / 1e3);
+        printf("\"%s\": %.1f, ", points[i].name, (double)histogram_percentile(latency, points[i].thousandths) / 1e3);
     printf("\"max\": %.1f}", (double)latency->max / 1e3);
 }
 
 void print_cpu(const struct moment *start, const struct moment *end, uint64_t vain) {
     uint64_t time = end->time - start->time, server = end->server_cpu - start->server_cpu,
              load = end->load_cpu - start->load_cpu, machine = end->machine_cpu - start->machine_cpu;
+    /* All the time but what went by in vain, and no more than it got of its core. */
+    uint64_t busy = time > vain ? time - vain : 0;
+    busy = busy < load ? busy : load;
     /* A server whose processes are not known is one of the others. */
     printf("\"server_cpu\": %.3f, \"load_cpu\": %.3f, \"other_cpu\": %.3f", share(server, time),
-           share(load > vain ? load - vain : 0, time), share(machine > server + load ? machine - server - load : 0, time));
+           share(busy, time), share(machine > server + load ? machine - server - load : 0, time));
 }
 
 /* Does what the arguments say; the exit status. May be called once in a process. */

@@ -27,7 +27,7 @@ void run_open(void) {
         die("open needs --connections above --base");
     swarm_init(&swarm, 1);
     swarm.opened = opened;
-    clients = calloc(options.connections, sizeof *clients);
+    clients = allocate(options.connections, sizeof *clients);
     for (uint32_t i = 0; i < options.connections; i++)
         clients[i] = (struct client){.number = i};
     open_clients(0, options.base, NULL);

@@ -31,6 +31,7 @@
 /* So many publishes may be under way in an open loop; what a server does not get done it gets no more of. */
 #define MAX_UNDER_WAY (1 << 18)
 #define MAX_SAMPLES 100000
+#define MAX_TOPICS 100000
 
 /* A publish under way. */
 struct slot {
@@ -42,8 +43,7 @@ static struct {
     struct client *client;
     char **frames; /* what publishes to each topic */
     size_t *sizes;
-    char *unsent; /* what the socket did not take yet */
-    size_t unsent_size, unsent_room;
+    size_t room; /* so many bytes may wait for the socket to take them */
     uint64_t begun; /* of an open loop: the time of publish number 0 */
     uint64_t published, done, writes;
     uint64_t oldest; /* every publish before this one is done */
@@ -54,7 +54,7 @@ static struct {
     struct histogram done_latency, delivery_latency;
 } publisher;
 
-/* Time spent on looking in vain whether anything has arrived (--spin). */
+/* Time spent on looking in vain whether anything has arrived, or is to be sent (--spin). */
 static uint64_t spun;
 
 /* How long it took until all clients were open. */
@@ -89,8 +89,8 @@ static void show_progress(void) {
     printf("{\"progress\": {\"phase\": \"%s\", \"seconds\": %.2f, \"open\": %u, \"publishes\": %" PRIu64
            ", \"deliveries\": %" PRIu64 ", \"deliveries_per_second\": %.0f, \"p50_us\": %.1f, \"p99_us\": %.1f}}\n",
            status.phase, share(now - status.begun, SECOND), swarm.open, publisher.published, publisher.deliveries,
-           share(deliveries, now - status.shown) * SECOND, (double)histogram_percentile(&status.latency, 0.5) / 1e3,
-           (double)histogram_percentile(&status.latency, 0.99) / 1e3);
+           share(deliveries, now - status.shown) * SECOND, (double)histogram_percentile(&status.latency, 500) / 1e3,
+           (double)histogram_percentile(&status.latency, 990) / 1e3);
     if (fflush(stdout) != 0)
         die("nobody reads the progress: %s", strerror(errno));
     memset(&status.latency, 0, sizeof status.latency);
@@ -128,17 +128,9 @@ static bool is_due(uint64_t now) {
     return publisher.published - publisher.done < options.window;
 }
 
-/* Writes what waits, as much of it as the socket takes. */
-static void send_unsent(void) {
-    if (publisher.unsent_size == 0)
-        return;
-    ssize_t sent = transport_write(publisher.client, publisher.unsent, publisher.unsent_size);
-    if (sent < 0 && errno != EAGAIN)
-        die("the publisher's connection was lost: %s", strerror(errno));
-    if (sent <= 0)
-        return;
-    publisher.unsent_size -= (size_t)sent;
-    memmove(publisher.unsent, publisher.unsent + sent, publisher.unsent_size);
+/* Publishes that wait, and of which nothing has gone out yet. */
+static uint64_t count_waiting(void) {
+    return (publisher.client->outgoing.size - publisher.client->outgoing.head) / publisher.sizes[0];
 }
 
 static void publish_due(void) {
@@ -148,17 +140,16 @@ static void publish_due(void) {
         publisher.oldest++;
     while (publisher.published - publisher.oldest <= publisher.ring_mask && is_due(now)) {
         uint32_t topic = (uint32_t)(publisher.published % options.topics);
-        if (publisher.unsent_size + publisher.sizes[topic] > publisher.unsent_room)
+        if (publisher.client->outgoing.size + publisher.sizes[topic] > publisher.room)
             break;
-        memcpy(publisher.unsent + publisher.unsent_size, publisher.frames[topic], publisher.sizes[topic]);
-        publisher.unsent_size += publisher.sizes[topic];
+        client_append(publisher.client, publisher.frames[topic], publisher.sizes[topic]);
         uint64_t sent = options.rate > 0 ? intended(publisher.published) : now;
         publisher.ring[publisher.published & publisher.ring_mask] = (struct slot){sent, publisher.audience};
         publisher.published++;
     }
     if (publisher.published > first)
         publisher.writes++;
-    send_unsent();
+    client_flush(publisher.client);
 }
 
 static void check_stalled(uint64_t now) {
@@ -192,12 +183,12 @@ static void take_sample(uint64_t begun, uint64_t now) {
 static void publish_for(uint64_t duration, bool measuring) {
     uint64_t begun = monotonic();
     for (uint64_t now = begun; now - begun < duration;) {
+        uint64_t turn = now, reads = swarm.reads, published = publisher.published;
         publish_due();
-        uint64_t before = monotonic(), reads = swarm.reads;
-        swarm_turn(&swarm, leisure(before));
+        swarm_turn(&swarm, leisure(monotonic()));
         now = monotonic();
-        if (options.spin && swarm.reads == reads)
-            spun += now - before;
+        if (options.spin && swarm.reads == reads && publisher.published == published)
+            spun += now - turn;
         check_stalled(now);
         if (measuring)
             take_sample(begun, now);
@@ -210,13 +201,13 @@ static void drain(void) {
     status.phase = "draining";
     publisher.last_delivery = monotonic();
     if (options.rate > 0) { /* what the socket did not begin to take is taken back: a slow server has enough to do */
-        uint64_t whole = publisher.unsent_size / publisher.sizes[0];
+        uint64_t whole = count_waiting();
         publisher.published -= whole;
-        publisher.unsent_size -= whole * publisher.sizes[0];
+        publisher.client->outgoing.size -= whole * publisher.sizes[0];
     }
     while (publisher.done < publisher.published) {
-        send_unsent();
-        swarm_turn(&swarm, publisher.unsent_size > 0 ? 1 : 100);
+        client_flush(publisher.client);
+        swarm_turn(&swarm, publisher.client->outgoing.size > 0 ? 1 : 100);
         check_stalled(monotonic());
         show_progress();
     }
@@ -232,7 +223,7 @@ static void drain(void) {
 /* The clients: the subscribers, the publisher, and then the stalled ones. */
 static void make_clients(void) {
     uint32_t count = options.subscribers + 1 + options.stalled;
-    clients = calloc(count, sizeof *clients);
+    clients = allocate(count, sizeof *clients);
     for (uint32_t i = 0; i < count; i++) {
         clients[i].number = i;
         clients[i].topic = i % options.topics;
@@ -248,17 +239,16 @@ static void prepare_publisher(void) {
     uint64_t ring = 1, most = options.rate > 0 ? MAX_UNDER_WAY : 16ull * options.window;
     while (ring < most)
         ring *= 2;
-    publisher.ring = calloc(ring, sizeof *publisher.ring);
+    publisher.ring = allocate(ring, sizeof *publisher.ring);
     publisher.ring_mask = ring - 1;
     publisher.audience = options.subscribers / options.topics;
-    publisher.frames = calloc(options.topics, sizeof *publisher.frames);
-    publisher.sizes = calloc(options.topics, sizeof *publisher.sizes);
+    publisher.frames = allocate(options.topics, sizeof *publisher.frames);
+    publisher.sizes = allocate(options.topics, sizeof *publisher.sizes);
     for (uint32_t topic = 0; topic < options.topics; topic++)
         publisher.frames[topic] = encode(&options.dialogue, options.dialogue.publish, topic, &publisher.sizes[topic]);
-    publisher.unsent_room = publisher.sizes[0] * options.window;
-    if (options.rate > 0 || publisher.unsent_room > MAX_UNSENT)
-        publisher.unsent_room = publisher.sizes[0] > MAX_UNSENT ? publisher.sizes[0] : MAX_UNSENT;
-    publisher.unsent = malloc(publisher.unsent_room);
+    publisher.room = publisher.sizes[0] * options.window;
+    if (options.rate > 0 || publisher.room > MAX_UNSENT)
+        publisher.room = publisher.sizes[0] > MAX_UNSENT ? publisher.sizes[0] : MAX_UNSENT;
     publisher.last_delivery = publisher.begun = monotonic();
 }
 
@@ -308,12 +298,14 @@ static uint64_t count_unsent(void) {
         return 0;
     uint64_t now = monotonic(), wanted = (uint64_t)((double)(now - publisher.begun) / SECOND * options.rate);
     uint64_t late = wanted > publisher.published ? wanted - publisher.published : 0;
-    return late + publisher.unsent_size / publisher.sizes[0];
+    return late + count_waiting();
 }
 
 void run_publish(void) {
     if (options.subscribers == 0 || options.topics == 0 || options.subscribers % options.topics != 0)
         die("the number of subscribers must be a multiple of the number of topics, and not 0");
+    if (options.topics > MAX_TOPICS)
+        die("--topics is at most %d: their numbers have five digits", MAX_TOPICS);
     if (options.dialogue.publish[0] == '\0' || options.dialogue.event[0] == '\0')
         die("publish needs --publish and --event");
     if (options.window == 0 && options.rate == 0)

@@ -20,7 +20,8 @@ from pathlib import Path
 #   patterns  takes subscriptions with a wildcard
 #   deflate   permessage-deflate without context takeover
 #   unsubscribed  a client can be connected without a subscription
-ABILITIES = frozenset({"tcp", "unix", "tls", "topics", "patterns", "deflate", "unsubscribed"})
+#   rapid     takes more than 32,767 events of one topic in a second
+ABILITIES = frozenset({"tcp", "unix", "tls", "topics", "patterns", "deflate", "unsubscribed", "rapid"})
 
 # In words that read on after "has no".
 LACKS = {
@@ -30,6 +31,7 @@ LACKS = {
     "patterns": "patterns",
     "deflate": "permessage-deflate that is comparable",
     "unsubscribed": "connection without a subscription",
+    "rapid": "numbers for more than 32,767 events of a topic in a second, and stops there",
 }
 
 
@@ -43,6 +45,8 @@ class Setting:
     deflate: bool = False
     pings: bool = True
     """Off: clients that do not answer pings are to stay connected, where the server has a setting for it."""
+    stalled: bool = False
+    """Some clients will stop reading: what may wait for them is what the server's own defaults allow."""
 
     @property
     def address(self) -> str:

@@ -16,7 +16,7 @@ def _peer(name: str, title: str, mode: str) -> Peer:
     return Peer(
         name,
         title,
-        frozenset({"tcp", "unix", "unsubscribed"}),
+        frozenset({"tcp", "unix", "unsubscribed", "rapid"}),
         command,
         relay.dialogue,
         _missing,

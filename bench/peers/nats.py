@@ -52,7 +52,7 @@ NATS = Peer(
     "nats",
     "nats-server over WebSocket",
     # It compresses what it happens to send together, so that no two subscribers need get the same bytes: no "deflate".
-    frozenset({"tcp", "tls", "topics", "patterns", "unsubscribed"}),
+    frozenset({"tcp", "tls", "topics", "patterns", "unsubscribed", "rapid"}),
     command,
     talk,
     program_missing("nats-server", "nats-server"),

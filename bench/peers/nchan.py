@@ -1,6 +1,8 @@
 """nchan, a module of nginx: one process, WebSocket on both sides.
 
-A channel belongs to a location, so that a publisher's connection publishes to one channel only.
+A channel belongs to a location, so that a publisher's connection publishes to one channel only. A message's id is the
+second in which it came and a signed 16-bit number within that second, so that from the 32,769th of a channel in one
+second on subscribers get nothing more: one subscriber, with some publishes under way all the time, comes to that.
 """
 
 import re
@@ -91,6 +93,7 @@ def version() -> str | None:
 NCHAN = Peer(
     "nchan",
     "nchan (nginx)",
+    # No "rapid": see above.
     frozenset({"tcp", "unix", "tls", "deflate"}),
     command,
     talk,

@@ -7,7 +7,7 @@ PICOWS = Peer(
     "picows",
     "picows, send to each, uvloop",
     # It sets TCP_NODELAY on every socket, which a Unix socket refuses: no "unix".
-    frozenset({"tcp", "tls", "topics", "unsubscribed"}),
+    frozenset({"tcp", "tls", "topics", "unsubscribed", "rapid"}),
     relay.program("bench.peers.picows_relay"),
     relay.dialogue,
     module_missing("picows", "uvloop"),

@@ -49,7 +49,7 @@ def version() -> str | None:
 REDIS = Peer(
     "redis",
     "Redis pub/sub, no WebSocket",
-    frozenset({"tcp", "unix", "tls", "topics", "patterns", "unsubscribed"}),
+    frozenset({"tcp", "unix", "tls", "topics", "patterns", "unsubscribed", "rapid"}),
     command,
     talk,
     program_missing("redis-server", "redis-server"),

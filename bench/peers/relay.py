@@ -1,9 +1,11 @@
 """The relay protocol, for servers that have no protocol of their own.
 
 A message `sub TOPIC` subscribes and is answered `ok`; any other goes unchanged to the subscribers of the topic that
-stands in it at `RELAY_TOPIC`. The server programs are started with `ADDRESS [CERTIFICATE KEY] [deflate]`.
+stands in it at `RELAY_TOPIC`. The server programs are started with
+`ADDRESS [--certificate FILE --key FILE] [--deflate] [--stalled]`.
 """
 
+import argparse
 import ssl
 import sys
 from collections.abc import Callable
@@ -36,9 +38,11 @@ def program(module: str) -> Callable[[Setting], list[str]]:
     """The command that starts a relay which is a Python module."""
 
     def command(setting: Setting) -> list[str]:
-        tls = [str(setting.certificate), str(setting.key)] if setting.transport == "tls" else []
-        deflate = ["deflate"] if setting.deflate else []
-        return [sys.executable, "-m", module, setting.address, *tls, *deflate]
+        options = []
+        if setting.transport == "tls":
+            options = ["--certificate", str(setting.certificate), "--key", str(setting.key)]
+        options += [f"--{name}" for name in ("deflate", "stalled") if getattr(setting, name)]
+        return [sys.executable, "-m", module, setting.address, *options]
 
     return command
 
@@ -53,17 +57,23 @@ class Arguments:
     certificate: Path | None
     key: Path | None
     deflate: bool
+    stalled: bool
 
     @classmethod
     def read(cls) -> "Arguments":
         """Takes them from the command line of this process."""
-        address, *others = sys.argv[1:]
-        deflate = others[-1:] == ["deflate"]
-        files = [Path(file) for file in others[:2]] if len(others) >= 2 else [None, None]
-        if address.startswith("unix:"):
-            return cls("", 0, Path(address.removeprefix("unix:")), files[0], files[1], deflate)
-        host, port = address.rsplit(":", 1)
-        return cls(host, int(port), None, files[0], files[1], deflate)
+        parser = argparse.ArgumentParser()
+        parser.add_argument("address")
+        parser.add_argument("--certificate", type=Path)
+        parser.add_argument("--key", type=Path)
+        parser.add_argument("--deflate", action="store_true")
+        parser.add_argument("--stalled", action="store_true")
+        given = parser.parse_args()
+        rest = (given.certificate, given.key, given.deflate, given.stalled)
+        if given.address.startswith("unix:"):
+            return cls("", 0, Path(given.address.removeprefix("unix:")), *rest)
+        host, port = given.address.rsplit(":", 1)
+        return cls(host, int(port), None, *rest)
 
     def tls(self) -> ssl.SSLContext | None:
         """A context with the certificate, if there is one."""

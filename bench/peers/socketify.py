@@ -6,7 +6,7 @@ from bench.peers.base import Peer, module_missing, module_version
 SOCKETIFY = Peer(
     "socketify",
     "uWebSockets through socketify",
-    frozenset({"tcp", "unix", "tls", "topics", "deflate", "unsubscribed"}),
+    frozenset({"tcp", "unix", "tls", "topics", "deflate", "unsubscribed", "rapid"}),
     relay.program("bench.peers.socketify_relay"),
     relay.dialogue,
     module_missing("socketify"),

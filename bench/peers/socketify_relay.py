@@ -8,9 +8,10 @@ from socketify import App, AppListenOptions, AppOptions, CompressOptions, OpCode
 
 from bench.peers.relay import RELAY_TOPIC, Arguments
 
-# What may wait for a client before messages to it are dropped. The default of 64 kB would lose events as soon as the
-# largest of the bench's are published four at a time.
-MAX_BACKPRESSURE = 4 * 1024 * 1024
+# What may wait for a client before messages to it are dropped. The default would lose events as soon as the
+# largest of the bench's are published four at a time; where clients stop reading, it is what they are about.
+DEFAULT_BACKPRESSURE = 64 * 1024
+ROOMY_BACKPRESSURE = 4 * 1024 * 1024
 
 
 def relay(client: WebSocket, message: str | bytes, _: OpCode) -> None:
@@ -33,7 +34,7 @@ app.ws(
         # The shared compressor is the one without context takeover.
         "compression": CompressOptions.SHARED_COMPRESSOR if given.deflate else CompressOptions.DISABLED,
         "max_payload_length": 64 * 1024,
-        "max_backpressure": MAX_BACKPRESSURE,
+        "max_backpressure": DEFAULT_BACKPRESSURE if given.stalled else ROOMY_BACKPRESSURE,
         "message": relay,
     },
 )

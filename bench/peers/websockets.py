@@ -6,7 +6,7 @@ from bench.peers.base import Peer, module_missing, module_version
 WEBSOCKETS = Peer(
     "websockets",
     "websockets broadcast, uvloop",
-    frozenset({"tcp", "unix", "tls", "topics", "deflate", "unsubscribed"}),
+    frozenset({"tcp", "unix", "tls", "topics", "deflate", "unsubscribed", "rapid"}),
     relay.program("bench.peers.websockets_relay"),
     relay.dialogue,
     module_missing("websockets", "uvloop"),

@@ -3,42 +3,28 @@
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench.peers.base import Dialogue, Peer, Setting, Talk, data, event, topic
-from broker.config import Server
+from bench.peers.base import ABILITIES, Dialogue, Peer, Setting, Talk, data, event, topic
 
 ROOT = Path(__file__).parent.parent.parent
-# Abilities that are behind a key of the configuration: the key below [server], and what turns it on.
-FEATURES: dict[str, Callable[[Setting], dict[str, str]]] = {
-    "tls": lambda setting: {"certificate": f'"{setting.certificate}"', "key": f'"{setting.key}"'},
-    "deflate": lambda setting: {"compression": "true"},
-}
 
 
 def command(setting: Setting) -> list[str]:
     """Not the installed command, nor a configuration file of this machine's: the defaults of the checkout."""
+    lines = ["[server]"]
+    if setting.transport == "tls":
+        lines += [f'certificate = "{setting.certificate}"', f'key = "{setting.key}"']
+    if setting.deflate:
+        lines.append("compression = true")
+    if not setting.pings:
+        # A client that stands still answers no ping, and would be gone before a long run has ended.
+        lines += ["[limits]", "ping_interval = 0"]
     config = setting.folder / "wsbroker.toml"
-    # A client that stands still answers no ping, and would be gone before a long run has ended.
-    limits = [] if setting.pings else ["[limits]", "ping_interval = 0"]
-    config.write_text("".join(f"{line}\n" for line in ["[server]", *_features(setting), *limits]))
-    serve = [sys.executable, "-m", "broker", "serve", "--config", str(config), "--admin", ""]
-    return [*serve, "--listen", setting.address, "--log-level", "warning"]
-
-
-def _features(setting: Setting) -> list[str]:
-    """The lines of the configuration below [server] that turn on what a run needs."""
-    wanted = {"tls": setting.transport == "tls", "deflate": setting.deflate}
-    keys = [FEATURES[ability](setting) for ability, needed in wanted.items() if needed]
-    return [f"{key} = {value}" for turned_on in keys for key, value in turned_on.items()]
-
-
-def abilities(keys: Iterable[str] = Server.__struct_fields__) -> frozenset[str]:
-    """What a broker with these keys below [server] can do."""
-    setting = Setting(Path(), 0)
-    known = {ability for ability, turned_on in FEATURES.items() if set(turned_on(setting)) <= set(keys)}
-    return frozenset({"tcp", "unix", "topics", "patterns", "unsubscribed"} | known)
+    config.write_text("".join(f"{line}\n" for line in lines))
+    serve = [sys.executable, "-m", "broker", "serve", "--config", str(config), "--listen", setting.address]
+    # The admin listener is there as it is by default, on a port that is free.
+    return [*serve, "--admin", "127.0.0.1:0"]
 
 
 def talk(talk: Talk) -> Dialogue:
@@ -73,7 +59,7 @@ def version() -> str:
 BROKER = Peer(
     "wsbroker",
     "wsbroker",
-    abilities(),
+    ABILITIES,
     command,
     talk,
     missing,

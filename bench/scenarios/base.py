@@ -50,9 +50,10 @@ class Scenario:
     columns: tuple[Column, ...]
     compared: Value
     """What the servers are compared by."""
-    repeat: int = 2
-    once: tuple[Load, ...] = ()
-    """Those of the loads that take so long that they are not repeated."""
+    repetitions: Callable[[Any, Peer], int] = lambda load, peer: 2
+    """How often a peer is measured under a load: five times for what a goal is about, fewer for the rest."""
+    alternate: bool = False
+    """Its loads are compared with each other, so that they too take turns."""
     less_is_better: bool = False
     plots: tuple[Plot, ...] = ()
     remarks: Callable[[Sequence[Run]], list[str]] = lambda runs: []
@@ -63,6 +64,9 @@ def deliveries(result: Published) -> float:
     """What throughput is compared by."""
     return result.deliveries_per_second
 
+
+# Repetitions of what a goal is about.
+GOAL = 5
 
 # The columns of most scenarios that publish.
 PUBLISHING = (

@@ -4,6 +4,7 @@ from bench.figures import duration, micros, rate, share, size
 from bench.measure import Opening
 from bench.peers import BROKER, NATS, NCHAN, PICOWS, REDIS, SOCKETIFY, WEBSOCKETS
 from bench.scenarios.base import (
+    GOAL,
     Column,
     Plot,
     Scenario,
@@ -51,6 +52,7 @@ CONNECT = Scenario(
         Column("load CPU", lambda result: result.load_cpu, share),
     ),
     connect_cpu,
+    repetitions=lambda load, peer: GOAL if peer is BROKER else 2,
     less_is_better=True,
     plots=(Plot("cpu", "a connect", "bars", "server CPU µs", connect_cpu),),
 )
@@ -68,7 +70,7 @@ IDLE = Scenario(
         Column("RSS in all", lambda result: result.server_rss, size),
     ),
     connection_rss,
-    repeat=1,
+    repetitions=lambda load, peer: 3 if peer is BROKER and not load.subscribed else 1,
     less_is_better=True,
     plots=(
         Plot(

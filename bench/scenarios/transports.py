@@ -23,6 +23,7 @@ UNIX = Scenario(
     (BROKER, WEBSOCKETS, SOCKETIFY, FLOOR),
     PUBLISHING,
     deliveries,
+    alternate=True,
     plots=(Plot("rate", "1,000 subscribers", "bars", "deliveries/s", deliveries, label=_over, logarithmic=True),),
 )
 
@@ -38,6 +39,7 @@ TLS = Scenario(
     (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, NCHAN, REDIS),
     PUBLISHING,
     deliveries,
+    repetitions=lambda load, peer: 2 if peer in (BROKER, SOCKETIFY) else 1,
     plots=(Plot("rate", "500 subscribers", "bars", "deliveries/s", deliveries, label=_over, logarithmic=True),),
 )
 

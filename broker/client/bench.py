@@ -1,7 +1,7 @@
 """`wsbroker bench`, apart from the command line and what is shown: loads a running broker and measures it.
 
 First one ordinary client connects: whatever keeps this program from using the broker is found out by it, the
-certificate is verified, and one event goes through. Then the load program (broker.client.load) does the rest, at the
+certificate is verified, and one event is published. Then the load program (broker.client.load) does the rest, at the
 address that this client found; it does not verify the certificate again.
 """
 
@@ -156,7 +156,7 @@ async def measure(plan: Plan, show: Show) -> Outcome:
 
 
 async def explore(plan: Plan) -> Target:
-    """Connect as any client does, send one event to oneself, and note where that was."""
+    """Connect as any client does, subscribe to a topic and publish one event to it, and note where that was."""
     _refuse_proxy(plan.url)
     prefix = f"bench.{secrets.token_hex(4)}."
     async with connect(plan.url, token=plan.token, ca=plan.ca, timeout=OPEN_TIMEOUT) as client:

@@ -27,8 +27,8 @@ class Refused(ClientError):  # noqa: N818
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
-        # RFC 9110, section 15.6.4: 503 is for what will be alleviated after some delay.
-        self.retry = status == 503
+        # RFC 9110, section 15.6.4: 503 is for what will be alleviated after some delay; and so is 429 (RFC 6585).
+        self.retry = status in (429, 503)
 
 
 class NotABroker(ClientError):  # noqa: N818

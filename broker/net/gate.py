@@ -12,6 +12,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -20,7 +21,7 @@ import structlog
 from broker.config import Config
 from broker.errors import ConfigError
 from broker.net.origin import Origins
-from broker.net.proxy import Proxies
+from broker.net.proxy import Proxies, network_of
 from broker.tally import Tally
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ class Node(Protocol):
     @property
     def tally(self) -> Tally:
         """Where it is counted."""
+
+    departed: Callable[[str], None] | None
+    """Called with the address of each client that leaves."""
+
+    def peers(self) -> Iterable[str]:
+        """Give the addresses of all clients."""
 
     def connect(
         self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str, window_bits: int = 0
@@ -124,8 +131,12 @@ class Gate:
         self._tick = min(self.open_timeout, LINGER) / 4
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
+        self._opened: asyncio.Future[None] | None = None
         self._warned = -WARN_EVERY
         self._turned_away = 0
+        self._addresses: Counter[str] | None = None
+        """How many clients there are of each address; None where nobody asks."""
+        self._limit_addresses(config.limits.max_connections_per_address)
 
     def reconfigure(self, config: Config, room: Room) -> None:
         """Go by these limits and origins from now on. Who is in already stays."""
@@ -136,6 +147,7 @@ class Gate:
         self.open_timeout = config.limits.open_timeout
         self._spread = config.limits.reconnect_spread
         self._tick = min(self.open_timeout, LINGER) / 4
+        self._limit_addresses(config.limits.max_connections_per_address)
 
     @property
     def connections(self) -> int:
@@ -153,8 +165,8 @@ class Gate:
         False: there is no descriptor to spare, not even for as long as an answer takes. It must be closed at once.
         """
         if not self.admit(handshake) and not self._has_extra():
-            self._turn_away()
-            self.count(0, "full")
+            self.turn_away()
+            self.count(0, self.lack or "full")
             return False
         handshake.began = time.monotonic()  # the loop's own clock has milliseconds
         self._opening[handshake] = self._loop.time() + self.open_timeout
@@ -162,12 +174,26 @@ class Gate:
             self._sweeper = self._loop.call_later(self._tick, self._sweep)
         return True
 
+    @property
+    def lack(self) -> str | None:
+        """What there is not enough of to let anybody in: `memory`, or room (`full`); None if there is."""
+        if self.tight:
+            return "memory"
+        return "full" if self.node.connections + self._admitted >= self.room.connections else None
+
+    def crowded(self, peer: str) -> bool:
+        """Whether there are as many clients of this address as there may be."""
+        if self._addresses is None:
+            return False
+        network = network_of(peer)
+        return network is not None and self._addresses[network] >= self._most_of_address
+
     def admit(self, handshake: Handshake) -> bool:
         """Whether there is room for this connection.
 
         Asked again when its request is complete, for a place may have become free.
         """
-        if not handshake.admitted and not self.tight and self.node.connections + self._admitted < self.room.connections:
+        if not handshake.admitted and self.lack is None:
             handshake.admitted = True
             self._admitted += 1
         return handshake.admitted
@@ -177,11 +203,12 @@ class Gate:
         if self._opening.pop(handshake, None) is None:
             self._lingering.pop(handshake, None)
         self._dismiss(handshake)
-        if self._empty is not None and not self._opening and not self._lingering and not self._empty.done():
-            self._empty.set_result(None)
+        self._tell()
 
-    def let_in(self, handshake: Handshake) -> None:
+    def let_in(self, handshake: Handshake, peer: str) -> None:
         """Take note that this handshake has ended well: the node counts the connection from here on."""
+        if self._addresses is not None and (network := network_of(peer)) is not None:
+            self._addresses[network] += 1
         self.tally.handshakes.observe(time.monotonic() - handshake.began)
         self.leave(handshake)
 
@@ -192,10 +219,11 @@ class Gate:
         """
         del self._opening[handshake]
         self._dismiss(handshake)
-        if not self._has_extra():
-            return False
-        self._lingering[handshake] = self._loop.time() + LINGER
-        return True
+        stays = self._has_extra()
+        if stays:
+            self._lingering[handshake] = self._loop.time() + LINGER
+        self._tell()
+        return stays
 
     def retry_after(self) -> int:
         """Seconds for the header Retry-After: not the same for all, so that they do not all come back at once."""
@@ -205,10 +233,6 @@ class Gate:
         """Count a refusal with this HTTP status."""
         self.reasons[reason] += 1
         self.refused[status] = self.refused.get(status, 0) + 1
-
-    def full(self) -> None:
-        """Take note that a surplus connection was told to come back later."""
-        self._turn_away()
 
     def close(self) -> None:
         """Let nobody in any more, and refuse those who are about to. Idempotent."""
@@ -223,6 +247,24 @@ class Gate:
             await asyncio.wait([self._empty], timeout=timeout)
         for handshake in [*self._opening, *self._lingering]:
             handshake.expire()
+
+    async def wait_open(self, timeout: float) -> None:
+        """Wait until nobody is on the way in any more, at most `timeout` seconds. Who was just accepted counts."""
+        deadline = self._loop.time() + timeout
+        # A listener that was closed in this turn of the loop may have accepted in it.
+        await asyncio.sleep(0)
+        while self._opening and (left := deadline - self._loop.time()) > 0:
+            self._opened = self._loop.create_future()
+            await asyncio.wait([self._opened], timeout=left)
+
+    def _tell(self) -> None:
+        """Wake up who waits for an end of the openings."""
+        if self._opening:
+            return
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
+        if self._empty is not None and not self._lingering and not self._empty.done():
+            self._empty.set_result(None)
 
     def _has_extra(self) -> bool:
         return len(self._lingering) + len(self._opening) - self._admitted < self.room.extra
@@ -245,7 +287,28 @@ class Gate:
         waiting = self._opening or self._lingering
         self._sweeper = self._loop.call_later(self._tick, self._sweep) if waiting else None
 
-    def _turn_away(self) -> None:
+    def _limit_addresses(self, most: int | None) -> None:
+        """Begin to count the clients of each address, or cease to."""
+        if most is None:
+            self._addresses = self.node.departed = None
+            return
+        self._most_of_address = most
+        if self._addresses is None:
+            self._addresses = Counter(filter(None, map(network_of, self.node.peers())))
+            self.node.departed = self._depart
+
+    def _depart(self, peer: str) -> None:
+        network = network_of(peer)
+        if self._addresses is None or network is None:
+            return
+        self._addresses[network] -= 1
+        if self._addresses[network] <= 0:  # only who is there takes up memory
+            del self._addresses[network]
+
+    def turn_away(self) -> None:
+        """Take note that a surplus connection is not let in. That memory is short is told of elsewhere."""
+        if self.tight:
+            return
         self._turned_away += 1
         now = self._loop.time()
         if now - self._warned < WARN_EVERY:

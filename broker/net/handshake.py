@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Generator, Mapping, Sequence
 from email.utils import formatdate
 from io import BytesIO
-from typing import cast
+from typing import Any, cast
 
 import structlog
 from websockets.exceptions import (
@@ -77,9 +77,12 @@ REASONS = {
     403: "origin",
     404: "path",
     426: "no_websocket",
+    429: "address",
     431: "too_long",
 }
 """What refusals are counted by."""
+
+LACKS = {"full": "the broker is full", "memory": "the broker is out of memory"}
 
 NONE: Mapping[str, str] = {}
 UPGRADE: Mapping[str, str] = {"Upgrade": "websocket"}
@@ -174,22 +177,22 @@ class Handshake(asyncio.Protocol):
             raise Answer(404, f"there is nothing at this path; the WebSocket is at {gate.path}")
         if gate.draining:
             raise draining(gate)
+        peer = self._peer()
+        if gate.crowded(peer):
+            raise Answer(429, "there are too many connections of this address", later(gate))
         if not gate.admit(self):
-            gate.full()
-            text, reason = (
-                ("the broker is full", "full") if not gate.tight else ("the broker is out of memory", "memory")
-            )
-            raise Answer(503, text, {"Retry-After": str(gate.retry_after())}, reason)
+            gate.turn_away()
+            reason = gate.lack or "full"
+            raise Answer(503, LACKS[reason], later(gate), reason)
         greeting, window_bits = greet(request, NEGOTIATION_WITH_COMPRESSION if gate.compression else NEGOTIATION)
         origins = request.headers.get_all("Origin")
         if origins and not gate.origins.allow(origins[0], hosts[0], loopback=self._loopback):
             raise Answer(403, "pages of this origin may not connect; those that may are listed in server.origins")
         transport = self._transport
         assert transport is not None
-        peer = self._peer()
         self._head = None
         self._transport = None
-        gate.let_in(self)
+        gate.let_in(self, peer)
         gate.node.connect(transport, greeting, rest, peer, window_bits)
 
     def _send(self, answer: Answer) -> None:
@@ -228,7 +231,12 @@ class Handshake(asyncio.Protocol):
         name = self._transport.get_extra_info("peername") if self._transport is not None else None
         if name is None:
             return "unknown"
-        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        return format_peer(name)
+
+
+def format_peer(name: Sequence[Any]) -> str:
+    """Write the name of a TCP socket as in a URL."""
+    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
 
 class SecureHandshake(Handshake):
@@ -259,6 +267,8 @@ class SecureHandshake(Handshake):
     def refuse_draining(self) -> None:
         """Refuse it, or cut it off where it cannot be told why yet."""
         if self._transport is None:
+            self._gate.count(0, "draining")
+            self._head = None
             self.expire()
         else:
             super().refuse_draining()
@@ -266,12 +276,16 @@ class SecureHandshake(Handshake):
     async def _secure(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         try:
+            peer = format_peer(sock.getpeername())
+        except OSError:  # it has gone already
+            peer = "unknown"
+        try:
             await loop.connect_accepted_socket(
                 lambda: self, sock, ssl=context, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=LINGER
             )
         except OSError as exc:  # ssl.SSLError is one
             self._gate.count(0, "tls")
-            log.debug("no TLS", reason=getattr(exc, "reason", None) or str(exc))
+            log.debug("no TLS", reason=getattr(exc, "reason", None) or str(exc), peer=peer)
         finally:
             self._securing = None
             # A client that goes in the middle of it is reported by neither an exception nor `connection_lost`.
@@ -435,4 +449,8 @@ def wrong(exc: InvalidHandshake) -> Answer:
 
 
 def draining(gate: Gate) -> Answer:
-    return Answer(503, "the broker is shutting down", {"Retry-After": str(gate.retry_after())}, "draining")
+    return Answer(503, "the broker is shutting down", later(gate), "draining")
+
+
+def later(gate: Gate) -> dict[str, str]:
+    return {"Retry-After": str(gate.retry_after())}

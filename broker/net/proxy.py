@@ -43,6 +43,18 @@ class Proxies:
         return address is not None and any(address in network for network in self._networks)
 
 
+def network_of(peer: str) -> str | None:
+    """Give the address by which a client is counted, or None where it has none. Of IPv6 that is the network of 64 bits:
+    whoever has one address there has them all (RFC 6177).
+
+    `peer` is an address, with or without a port, as in the log.
+    """
+    address = parse(peer)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return None if address is None else str(address)
+
+
 def parse(text: str) -> Address | None:
     """Read an address, which some proxies write with a port. None if it is none."""
     if text.startswith("["):
@@ -50,7 +62,8 @@ def parse(text: str) -> Address | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        address = ipaddress.ip_address(text)
+        # A scope (fe80::1%eth0) says something to the machine that has it, and nothing here.
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address

@@ -45,6 +45,8 @@ def load(server: Server) -> ssl.SSLContext | None:
         raise ConfigError([f"server.key: {server.key} is encrypted; the broker has no passphrase for it"]) from None
     except ssl.SSLError as error:
         raise ConfigError([_why(server, error)]) from None
+    except OSError as error:  # it was there a moment ago
+        raise ConfigError([f"server.certificate: {server.certificate} cannot be read: {error.strerror}"]) from None
     return context
 
 

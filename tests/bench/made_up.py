@@ -1,7 +1,8 @@
 """Runs that never were, with the figures that a test wants."""
 
 from bench.figures import Run
-from bench.measure import Latency, Load, Opened, Opening, Published, Publishing
+from bench.measure import Load, Opened, Opening, Published, Publishing
+from broker.client.bench import Latency
 
 LOAD = Publishing(subscribers=1000, window=16)
 OPENING = Opening(connections=5000)
@@ -15,6 +16,10 @@ def published(
     other_cpu: float = 0.0,
     p99: float = 1500.0,
     samples: tuple[tuple[float, int], ...] = (),
+    repetition: int = 0,
+    server_cpu: float = 0.98,
+    unsent: int = 0,
+    seconds: float = 1.0,
 ) -> Run:
     """A run with this many deliveries a second."""
     latency = Latency(p50=900.0, p90=950.0, p99=p99, p999=p99 + 100, max=p99 + 200)
@@ -24,13 +29,13 @@ def published(
         topics=1,
         window=16,
         event_bytes=173,
-        seconds=1.0,
+        seconds=seconds,
         publishes=int(rate / 1000),
         deliveries=int(rate),
         deliveries_per_second=rate,
         total_publishes=int(rate / 1000),
         total_deliveries=int(rate),
-        server_cpu=0.98,
+        server_cpu=server_cpu,
         load_cpu=load_cpu,
         other_cpu=other_cpu,
         server_us_per_delivery=0.4,
@@ -39,11 +44,12 @@ def published(
         deliveries_per_read=16.0,
         done_us=latency,
         delivery_us=latency,
+        unsent=unsent,
         stalled=stalled,
         samples=samples,
         server_rss_before=50_000_000,
     )
-    return Run(peer, load, result)
+    return Run(peer, load, result, repetition)
 
 
 def opened(peer: str, rss: float, load: Load = OPENING, connect_us: float = 100.0) -> Run:

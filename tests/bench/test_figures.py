@@ -16,9 +16,20 @@ def test_a_figure_is_the_median_and_half_the_range() -> None:
 
 
 def test_a_ratio_is_taken_run_by_run() -> None:
-    pairs = [("wsbroker", 200.0), ("websockets", 100.0), ("wsbroker", 60.0), ("websockets", 20.0)]
-    runs = [published(peer, rate) for peer, rate in pairs]
+    pairs = [("wsbroker", 200.0, 0), ("websockets", 100.0, 0), ("wsbroker", 60.0, 1), ("websockets", 20.0, 1)]
+    runs = [published(peer, rate, repetition=number) for peer, rate, number in pairs]
     assert figures.ratio(runs, LOAD, "wsbroker", "websockets", deliveries) == Figure(2.5, 0.2)
+
+
+def test_a_run_is_not_compared_with_one_of_another_time() -> None:
+    """The first run of a peer failed: the second is not put beside the broker's first."""
+    runs = [
+        published("wsbroker", 200.0, repetition=0),
+        published("wsbroker", 60.0, repetition=1),
+        published("websockets", 20.0, repetition=1),
+    ]
+    assert figures.ratio(runs, LOAD, "wsbroker", "websockets", deliveries) == Figure(3.0, 0.0)
+    assert figures.ratio(runs[:1] + runs[2:], LOAD, "wsbroker", "websockets", deliveries) is None
 
 
 def test_there_is_no_figure_for_what_was_not_measured() -> None:
@@ -40,6 +51,27 @@ def test_remarks_name_runs_that_do_not_count_for_much() -> None:
         "In 1 of 3 runs other programs used more than 10% of a core: 1,000 subscribers, window 16, 128 B (floor).",
     ]
     assert figures.remarks([published("wsbroker", 1.0)]) == []
+
+
+def test_a_server_that_waits_for_the_load_is_named_with_how_long() -> None:
+    """They take turns: neither is busy all the time, and what is measured is the two of them together."""
+    runs = [published("wsbroker", 1.0, server_cpu=cpu) for cpu in (0.72, 0.70, 0.74)]
+    runs.append(published("floor", 1.0, server_cpu=0.95))
+    assert figures.remarks(runs) == [
+        "In 3 of 4 runs the server waited for the load program for more than 10% of the time, and the rate is that of "
+        "both: 1,000 subscribers, window 16, 128 B (wsbroker 28%).",
+    ]
+    at_a_rate = Publishing(subscribers=1000, rate=30.0)
+    assert figures.remarks([published("wsbroker", 1.0, at_a_rate, server_cpu=0.3)]) == []
+
+
+def test_a_queue_is_no_latency_below_saturation() -> None:
+    load = Publishing(subscribers=1000, rate=75.0)
+    runs = [published("websockets", 1.0, load, server_cpu=0.94), published("wsbroker", 1.0, load, server_cpu=0.4)]
+    assert figures.remarks(runs) == [
+        "In 1 of 2 runs the server was busy for more than 80% of the time, and latencies are those of a queue: "
+        "1,000 subscribers, 75 publishes/s, 128 B (websockets).",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_counts_of_other_tools_are_not_compared() -> None:
         (Comparison(["fast"], [], []), 1, "grown beyond tolerance (5%): fast"),
         (Comparison([], ["fast"], []), 0, "cheaper than recorded: fast"),
         (Comparison([], [], ["new"]), 1, "(new): record them"),
-        (Comparison([], [], [], "recorded with gcc 12"), 0, "warning: not comparable: recorded with gcc 12"),
+        (Comparison([], [], [], "recorded with gcc 12"), 2, "not comparable: recorded with gcc 12"),
     ],
 )
 def test_the_verdict(comparison: Comparison, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,19 @@ async def test_gives_up_when_the_handshake_is_refused() -> None:
     assert "the server refused the handshake: HTTP/1.1 403 Forbidden" in complaint
 
 
+async def test_gives_up_when_a_frame_is_longer_than_anything() -> None:
+    """Its length and what stands before it are together more than a 64-bit number holds."""
+
+    async def promise(subscribers: Iterable[ServerConnection], message: str) -> None:
+        for subscriber in subscribers:
+            subscriber.transport.write(b"\x81\x7f" + b"\xff" * 8)
+
+    async with relay(promise) as server:
+        status, _, complaint = await load("publish", server.port, subscribers=1, window=1, warmup=0, duration=5)
+    assert status == 1
+    assert "got a frame of 18446744073709551615 bytes" in complaint
+
+
 async def test_gives_up_when_nobody_listens() -> None:
     async with relay() as server:
         pass

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from bench.peers import Talk, event
+from bench.measure import Publishing
+from bench.peers import FLOOR, Talk, event
 from tests.bench.loading import load, relay, send_to_each
 
 
@@ -115,11 +116,36 @@ async def test_tells_how_it_goes_on() -> None:
     assert any(0 < each["p50_us"] <= each["p99_us"] for each in shown)
 
 
+async def sleep(subscribers: Iterable[ServerConnection], message: str) -> None:
+    await asyncio.sleep(0.05)
+    await send_to_each(subscribers, message)
+
+
+async def test_what_is_spent_on_waiting_is_no_work() -> None:
+    """It never sleeps (--spin), and yet it is idle while a slow server has its time."""
+    async with relay(sleep) as server:
+        status, output, complaint = await load(
+            "publish", server.port, subscribers=1, window=1, warmup=0, duration=0.4, spin=1
+        )
+    assert (status, complaint) == (0, "")
+    result = json.loads(output)
+    assert 0 <= result["load_cpu"] < 0.2
+    assert 0 <= result["server_cpu"] < 0.5
+
+
+def test_what_is_spent_on_reading_is_work() -> None:
+    """Beside a server with next to nothing to do for each delivery. A read of a socket takes more than half a
+    microsecond on any machine."""
+    result = Publishing(subscribers=200, window=1, warmup=0.05, seconds=0.2).run(FLOOR)
+    assert result.load_cpu * result.seconds > result.deliveries * 0.5e-6
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"subscribers": 3, "topics": 2}, "must be a multiple"),
         ({"subscribers": 0}, "and not 0"),
+        ({"subscribers": 100_001, "topics": 100_001}, "--topics is at most 100000"),
         ({"subscribers": 1, "window": 0}, "--window of 1 or more, or a --rate"),
         ({"subscribers": "many"}, "--subscribers: many is not a whole number"),
         ({"rate": "-1"}, "--rate: -1 is not a number"),

@@ -3,11 +3,12 @@
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bench.measure import MeasureError, Opening, Publishing, server, unable
-from bench.peers import ABILITIES, BROKER, FLOOR, LACKS, PEERS, Dialogue, Peer, Talk, base, wsbroker
+from bench.peers import ABILITIES, BROKER, FLOOR, LACKS, PEERS, Dialogue, Peer, Setting, Talk, base
 
 REACHED = [(name, way) for name, peer in PEERS.items() for way in ("tcp", "unix", "tls") if way in peer.abilities]
 
@@ -120,20 +121,35 @@ def test_data_has_its_size_and_nothing_to_escape(payload: int, deflate: bool) ->
     assert data == base.data(Talk(payload, deflate=deflate))
 
 
-@pytest.mark.parametrize(
-    ("keys", "more"),
-    [
-        (["listen"], set()),
-        (["listen", "certificate"], set()),
-        (["certificate", "key"], {"tls"}),
-        (["compression", "certificate", "key"], {"tls", "deflate"}),
-    ],
-)
-def test_the_broker_can_do_what_it_has_keys_for(keys: list[str], more: set[str]) -> None:
-    assert wsbroker.abilities(keys) == {"tcp", "unix", "topics", "patterns", "unsubscribed"} | more
-
-
 def test_a_long_run_has_no_pings() -> None:
     with server(BROKER, pings=False) as (pid, setting):
         os.kill(pid, 0)
         assert "ping_interval = 0" in (setting.folder / "wsbroker.toml").read_text()
+
+
+def test_the_broker_has_its_defaults_and_what_the_run_is_about(tmp_path: Path) -> None:
+    file = tmp_path / "wsbroker.toml"
+    defaults = BROKER.command(Setting(tmp_path, 8765))
+    assert file.read_text() == "[server]\n"
+    assert defaults[-4:] == ["--listen", "127.0.0.1:8765", "--admin", "127.0.0.1:0"]
+    BROKER.command(Setting(tmp_path, 8765, "tls", deflate=True, stalled=True))
+    keys = [line.split(" = ")[0] for line in file.read_text().splitlines()]
+    assert keys == ["[server]", "certificate", "key", "compression"]
+
+
+@pytest.mark.parametrize("name", ["socketify", "wsbroker"])
+def test_what_is_held_for_those_who_stopped_reading_is_what_the_server_allows_by_itself(name: str) -> None:
+    """uWebSockets holds 64 kB for a client unless it is told otherwise, the broker 256 events, which all share."""
+    load = Publishing(subscribers=1, window=4, payload=16_000, stalled=20, seconds=0.5, warmup=0.5)
+    result = load.run(PEERS[name])
+    assert result.total_publishes * result.event_bytes > 8_000_000, "more than the kernel holds, and they may"
+    assert result.server_rss - result.server_rss_before < 20_000_000
+
+
+def test_nchan_has_no_numbers_for_what_comes_too_fast() -> None:
+    load = Publishing(subscribers=1, window=16)
+    assert unable(PEERS["nchan"], load) == (
+        "has no numbers for more than 32,767 events of a topic in a second, and stops there"
+    )
+    assert unable(PEERS["nchan"], Publishing(subscribers=1, window=1)) is None
+    assert unable(PEERS["nchan"], Publishing(subscribers=100, window=16)) is None

@@ -1,14 +1,15 @@
 """The scenarios: what is among them, that they are documented, and that all together take less than 15 minutes."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from bench import turns
 from bench.measure import Opening, Publishing, unable
-from bench.peers import BROKER, PEERS
-from bench.scenarios import SCENARIOS
+from bench.peers import BROKER, FLOOR, NATS, PEERS, PICOWS, SOCKETIFY
+from bench.scenarios import SCENARIOS, fanout
 from bench.scenarios.stalled import WITH, WITHOUT
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "benchmarks.md").read_text()
@@ -37,6 +38,19 @@ def test_a_scenario_compares_by_a_column_of_its_table(name: str) -> None:
     assert BROKER in scenario.peers
     for load in scenario.loads:
         assert sum(unable(peer, load) is None for peer in scenario.peers) >= 2, "nothing to compare with"
+
+
+def test_what_a_goal_is_about_is_measured_five_times() -> None:
+    goal = [
+        *(("fanout", fanout.at(window), peer) for window in (1, 16, 64) for peer in (BROKER, FLOOR, SOCKETIFY, NATS)),
+        *(("onetoone", SCENARIOS["onetoone"].loads[0], peer) for peer in (BROKER, PICOWS, SOCKETIFY, NATS)),
+        *(("pipelined", SCENARIOS["pipelined"].loads[0], peer) for peer in (BROKER, NATS)),
+        ("stalled", WITH, BROKER),
+        ("stalled", WITHOUT, BROKER),
+        ("connect", SCENARIOS["connect"].loads[0], BROKER),
+    ]
+    steps = Counter((step.scenario, step.load, step.peer.name) for step in turns.plan(list(SCENARIOS.values())).steps)
+    assert {steps[scenario, load, peer.name] for scenario, load, peer in goal} == {5}
 
 
 def test_everything_takes_less_than_fifteen_minutes() -> None:

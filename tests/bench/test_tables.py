@@ -11,7 +11,8 @@ FANOUT = SCENARIOS["fanout"]
 
 
 def test_a_row_for_each_peer_in_a_fixed_order() -> None:
-    runs = [published("floor", 4_000_000.0), published("wsbroker", 2_000_000.0), published("wsbroker", 2_200_000.0)]
+    runs = [published("floor", 4_000_000.0), published("wsbroker", 2_000_000.0)]
+    runs.append(published("wsbroker", 2_200_000.0, repetition=1))
     table = tables.of_load(FANOUT, runs, LOAD)
     assert table.title == "1,000 subscribers, window 16, 128 B"
     assert table.rows == [

@@ -13,7 +13,7 @@ from bench.turns import Step, Turns
 from tests.bench.made_up import LOAD, published
 
 A, B = PEERS["wsbroker"], PEERS["floor"]
-SCENARIO = replace(SCENARIOS["pipelined"], loads=(LOAD,), peers=(A, B), repeat=2)
+SCENARIO = replace(SCENARIOS["pipelined"], loads=(LOAD,), peers=(A, B), repetitions=lambda load, peer: 2)
 STEPS = [Step("pipelined", LOAD, A), Step("pipelined", LOAD, B)]
 
 
@@ -30,14 +30,41 @@ def test_what_is_asked_for_goes_before_what_the_scenario_says() -> None:
     ]
 
 
-def test_what_takes_long_is_not_repeated() -> None:
+def test_some_are_measured_more_often_than_others() -> None:
+    """The seconds that are asked for make no other load of it. Turns are taken for as long as there are two."""
     long = Publishing(subscribers=10_000, window=1)
-    planned = turns.plan([replace(SCENARIO, loads=(LOAD, long), peers=(A,), once=(long,))], seconds=0.1)
-    assert [step.load.subscribers for step in planned.steps if isinstance(step.load, Publishing)] == [
-        1000,
-        1000,
-        10_000,
+    scenario = replace(
+        SCENARIO, loads=(LOAD, long), repetitions=lambda load, peer: 1 if load == long else 3 if peer is A else 2
+    )
+    planned = turns.plan([scenario], seconds=0.1)
+    assert [
+        (step.load.subscribers, step.peer.name, step.repetition)
+        for step in planned.steps
+        if isinstance(step.load, Publishing)
+    ] == [
+        (1000, "wsbroker", 0),
+        (1000, "floor", 0),
+        (1000, "wsbroker", 1),
+        (1000, "floor", 1),
+        (1000, "wsbroker", 2),
+        (10_000, "wsbroker", 0),
+        (10_000, "floor", 0),
     ]
+
+
+def test_loads_that_are_compared_with_each_other_take_turns() -> None:
+    other = Publishing(subscribers=1, window=1)
+    planned = turns.plan([replace(SCENARIO, loads=(LOAD, other), peers=(A, B), alternate=True)])
+    assert [(step.load, step.peer.name, step.repetition) for step in planned.steps] == [
+        (load, name, number) for number in range(2) for load in (LOAD, other) for name in ("wsbroker", "floor")
+    ]
+
+
+def test_a_run_knows_which_repetition_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = published("wsbroker", 1.0).result
+    monkeypatch.setattr(Publishing, "run", lambda self, peer: result)
+    steps = turns.plan([replace(SCENARIO, peers=(A,))]).steps
+    assert [run.repetition for run in Turns(0).take(steps)["pipelined"].runs] == [0, 1]
 
 
 def test_a_peer_that_is_not_there_is_named() -> None:

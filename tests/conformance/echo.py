@@ -4,6 +4,7 @@ session. Prints its URL, and serves until it is terminated."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import uvloop
 
@@ -57,6 +58,11 @@ class EchoNode:
     def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor
         self.tally = Tally()
+        self.departed: Callable[[str], None] | None = None
+
+    def peers(self) -> list[str]:
+        """Nobody counts addresses here."""
+        return []
 
     @property
     def connections(self) -> int:

@@ -65,6 +65,10 @@ class Node:
         self.established: list[Connection] = []
         self.heard = asyncio.Event()
         self.left = asyncio.Event()
+        self.departed: Callable[[str], None] | None = None
+
+    def peers(self) -> list[str]:
+        return []
 
     @property
     def connections(self) -> int:

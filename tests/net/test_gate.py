@@ -6,6 +6,7 @@ import pytest
 
 from broker.errors import ConfigError
 from broker.net.gate import RESERVE, Room
+from tests.net.house import house, request
 
 
 @pytest.mark.parametrize("files", [256, 1024, 20_000, 1 << 20])
@@ -13,6 +14,21 @@ def test_all_who_are_let_in_or_refused_fit_into_the_limit_of_open_files(files: i
     room = Room.of(files, None)
     assert room.connections >= files // 2
     assert room.connections + room.extra + RESERVE == files
+
+
+async def test_who_reads_why_it_was_refused_takes_nobodys_place() -> None:
+    async with house(room=Room(2, 10)) as opened:
+        await opened.upgrade(request())
+        for _ in range(3):
+            client = await opened.connect()
+            client.send(request("GET /elsewhere HTTP/1.1"))
+            assert (await client.head()).startswith(b"HTTP/1.1 404 ")
+        assert opened.gate.connections == 4
+        lacks = [opened.gate.lack]
+        await opened.upgrade(request())
+        lacks.append(opened.gate.lack)
+        opened.gate.tight = True
+        assert [*lacks, opened.gate.lack] == [None, "full", "memory"]
 
 
 def test_a_configured_bound_is_kept() -> None:

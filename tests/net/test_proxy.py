@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.net.proxy import Proxies, parse
+from broker.net.proxy import Proxies, network_of, parse
 from tests.net.house import house, request
 
 
@@ -53,6 +53,8 @@ def test_the_last_address_that_is_no_proxy(
         ("[2001:db8::1]", "2001:db8::1"),
         ("[2001:db8::1]:5000", "2001:db8::1"),
         ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("fe80::1%anything", "fe80::1"),
+        ("[fe80::1%a]:1", "fe80::1"),
         ("203.0.113", "None"),
         ("localhost", "None"),
         ("", "None"),
@@ -60,6 +62,21 @@ def test_the_last_address_that_is_no_proxy(
 )
 def test_addresses_as_proxies_write_them(text: str, address: str) -> None:
     assert str(parse(text)) == address
+
+
+@pytest.mark.parametrize(
+    ("peer", "network"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("203.0.113.7:5000", "203.0.113.7"),
+        ("[2001:db8:1:2:3::4]:5000", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:5::6", "2001:db8:1:2::/64"),
+        ("unix:", None),
+        ("unknown", None),
+    ],
+)
+def test_what_a_client_is_counted_by(peer: str, network: str | None) -> None:
+    assert network_of(peer) == network
 
 
 async def test_a_request_by_a_unix_socket_is_believed(tmp_path: Path) -> None:

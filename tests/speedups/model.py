@@ -232,7 +232,6 @@ class World:
             max_outbox=max_outbox,
             max_answers=MAX_ANSWERS,
             ping_interval=0,
-            notsent_lowat=0,
             buffer_size=4096,
         )
         self.hub = Hub(self.reactor)

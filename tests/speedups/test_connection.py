@@ -377,7 +377,7 @@ async def test_what_was_answered_before_the_close_goes_out() -> None:
 
 
 async def test_finish_closes_behind_all_that_waits() -> None:
-    async with running(max_answers=2 * A_LOT, notsent_lowat=0) as server:
+    async with running(max_answers=2 * A_LOT) as server:
         client, peer = await server.connect(receive=4096)
         for _ in range(64):
             peer.connection.answer(bytes(A_LOT // 64), BINARY)

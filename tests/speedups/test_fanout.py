@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker._speedups import Audience, Connection, Filter, Reactor, Routes, Subscription
+from broker.hub import Hub
 from broker.messages import encode_event
 from tests.speedups.model import World
 from tests.speedups.transports import SlowPipe, SlowSocket
-from tests.speedups.turns import Loop
+from tests.speedups.turns import Loop, Pipe
 from tests.speedups.wire import TEXT, examples, server_frames
 
 SIZES = st.integers(0, 90_000)
@@ -92,6 +93,52 @@ def test_nobody_is_sent_anything_by_an_event_for_nobody(world: World) -> None:
     assert client.transport.writes == writes
     assert world.reactor.published == 1
     assert world.reactor.delivered == 0
+
+
+class BrokenPipe(Pipe):
+    """A transport that fails when it is written to."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("topics", [["a"], ["a", "b"], ["a", "a"]], ids=["one batch", "two batches", "two events"])
+@pytest.mark.parametrize("place", range(3))
+def test_a_fault_of_one_member_is_not_one_of_the_others(topics: list[str], place: int) -> None:
+    loop = Loop()
+    reactor = loop.reactor()
+    hub = Hub(reactor)
+    pipes = [BrokenPipe() if i == place else Pipe() for i in range(3)]
+    kept = []
+    for pipe in pipes:
+        connection = Connection(reactor)
+        connection.start(pipe)
+        kept += [
+            hub.subscribe(connection, topic, max_queue=9, overflow="drop_oldest", echo=True) for topic in set(topics)
+        ]
+    for topic in topics:
+        hub.audience(topic).publish(topic, encode_event(topic, b"1"))
+    loop.turn()
+    assert [str(fault["exception"]) for fault in loop.faults] == ["broken"]
+    for i, pipe in enumerate(pipes):
+        assert len(server_frames(pipe.take())) == (0 if i == place else len(topics))
+    # Nothing of it is left behind: the next event finds who is still there.
+    hub.audience("a").publish("a", encode_event("a", b"2"))
+    loop.turn()
+    assert [len(server_frames(pipe.take())) for pipe in pipes] == [i != place for i in range(3)]
+    assert len(loop.faults) == 1
+    for pipe in pipes:
+        pipe.lose()
+
+
+def test_an_audience_that_cannot_be_made_leaves_no_trace() -> None:
+    reactor = Loop().reactor()
+    known = Filter("a")
+    with pytest.raises(TypeError):
+        Audience(reactor, (known, "b"))  # type: ignore[arg-type]
+    connection = Connection(reactor)
+    connection.start(Pipe())
+    Subscription(connection, known, max_queue=1).cancel()  # would tell it
 
 
 def test_the_counters_count_deliveries_and_bytes(world: World) -> None:

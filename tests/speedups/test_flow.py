@@ -202,7 +202,6 @@ class Flow(RuleBasedStateMachine):
             max_outbox=self.max_outbox,
             ping_interval=0,
             block_timeout=0.0001,
-            notsent_lowat=0,
             buffer_size=4096,
         )
         self.reactor.max_age = {"a.c": 0.004, "b": 3600.0}.get

@@ -632,7 +632,7 @@ def test_a_more_specific_subscription_does_not_overtake_what_waits(
 def test_nor_where_no_answer_goes_ahead_of_it() -> None:
     """A batch for which nothing else waits is sent as it is. Here something does, and the socket has room for both."""
     loop = Loop()
-    reactor = loop.reactor(notsent_lowat=0)
+    reactor = loop.reactor()
     hub = Hub(reactor)
     pipe = SlowSocket(loop)
     pipe.attach(Connection(reactor))

@@ -28,7 +28,7 @@ class Place:
 
     def __init__(self, **limits: Any) -> None:
         self.loop = Loop()
-        limits = {"notsent_lowat": 0, "ping_interval": 0, **limits}
+        limits = {"ping_interval": 0, **limits}
         self.reactor = Reactor(self.loop.as_loop(), encode_gap=messages.encode_gap, **limits)
         self.hub = Hub(self.reactor)
         self.peers: list[Peer] = []

@@ -297,6 +297,28 @@ def test_a_text_that_is_not_utf8_reaches_nobody() -> None:
         house.end()
 
 
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 15, 16, 17, 31, 33, 48])
+def test_a_byte_that_is_not_ascii_is_seen_wherever_it_stands(size: int) -> None:
+    # Nobody looks at all bytes again to see whether they are UTF-8, unless one of them is beyond ASCII.
+    for place in range(size + 1):
+        head, tail = b"x" * place, b"x" * (size - place)
+        for message in (b'{"op":"publish","topic":"a","data":"%s"}', b' { "op": "publish", "topic":"a", "data":"%s" }'):
+            house = _warm_house()
+            house.send(1, b'{"op":"subscribe","topic":"a"}')
+            house.send(0, b'{"op":"publish","topic":"a","data":0}')
+            house.turn()
+            before = house.node.reactor.fast_publishes
+            good = head + "é".encode() + tail
+            house.send(0, message % good)
+            house.send(0, message % (head + b"\xff" + tail))
+            house.send(0, message % b"behind")
+            publisher, subscriber = (server_frames(got) for got in house.turn())
+            assert house.node.reactor.fast_publishes == before + 1
+            assert subscriber == [(TEXT, b'{"op":"event","topic":"a","data":"%s"}' % good)]
+            assert publisher[0][1].startswith((1007).to_bytes(2))
+            house.end()
+
+
 def test_a_good_publish_ends_a_row_of_mistakes() -> None:
     for house in (_warm_house(), House(1, fast=False)):
         for _ in range(3):

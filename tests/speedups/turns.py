@@ -14,6 +14,8 @@ class Loop:
     """As much of an event loop as a Reactor asks for. Time does not pass in it: what is called later never is."""
 
     def __init__(self) -> None:
+        self.faults: list[dict[str, Any]] = []
+        """What the loop's handler of exceptions was told."""
         self._soon: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:
@@ -21,6 +23,9 @@ class Loop:
 
     def call_later(self, delay: float, callback: Callable[..., object]) -> None:
         pass
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.faults.append(context)
 
     def turn(self) -> None:
         """What the end of one turn of the loop does, and what comes of it."""

@@ -502,17 +502,19 @@ cdef int pop(Subscription self, Queued* entry) except -1:
 
 
 cdef int count_queued(Subscription self, Event event) except -1:
+    cdef size_t size = PyBytes_GET_SIZE(event.frame)
     self.count += 1
-    self.queued_size += PyBytes_GET_SIZE(event.frame)
-    self.connection.outbox_size += PyBytes_GET_SIZE(event.frame)
+    self.queued_size += size
+    self.connection.outbox_size += size
     self.connection.reactor.queued += 1
     return 0
 
 
 cdef int count_not_queued(Subscription self, Event event) except -1:
+    cdef size_t size = PyBytes_GET_SIZE(event.frame)
     self.count -= 1
-    self.queued_size -= PyBytes_GET_SIZE(event.frame)
-    self.connection.outbox_size -= PyBytes_GET_SIZE(event.frame)
+    self.queued_size -= size
+    self.connection.outbox_size -= size
     self.connection.reactor.queued -= 1
     if self.newest is not None:
         del self.newest[event.mark]

@@ -570,11 +570,16 @@ def _contradictions(settings: Mapping[str, _Setting]) -> list[str]:
             problems.append(f"{origin(name)}: needs {other} beside it")
     remote = [address for address in value("server.listen") if not parse_address(address).local]
     if remote and value("server.anonymous") is None:
-        problems.append(
-            f"{origin('server.listen')}: refuses to listen beyond loopback or a Unix socket ({', '.join(remote)}) "
-            "while everybody is allowed, unless server.anonymous = true"
-        )
+        problems.append(too_open(origin("server.listen"), remote))
     return problems
+
+
+def too_open(where: str, addresses: Iterable[str]) -> str:
+    """Say that the broker does not listen on these for everybody."""
+    return (
+        f"{where}: refuses to listen beyond loopback or a Unix socket ({', '.join(addresses)}) while everybody is "
+        "allowed, unless server.anonymous = true"
+    )
 
 
 def _check_listen(addresses: list[str]) -> list[str]:

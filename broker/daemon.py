@@ -21,7 +21,7 @@ import structlog
 import uvloop
 
 from broker import __version__
-from broker.config import Config, parse_address
+from broker.config import Config, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
@@ -140,12 +140,7 @@ def check_sockets(config: Config, systemd: Systemd) -> None:
         return
     remote = [str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := named(sock)).local]
     if remote:
-        raise ConfigError(
-            [
-                f"server.listen: refuses to listen beyond loopback or a Unix socket (systemd: {', '.join(remote)}) "
-                "while everybody is allowed, unless server.anonymous = true"
-            ]
-        )
+        raise ConfigError([too_open("server.listen", [f"systemd: {address}" for address in remote])])
 
 
 class Daemon:

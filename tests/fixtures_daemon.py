@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -129,6 +130,17 @@ async def mute(address: str) -> AsyncIterator[asyncio.StreamWriter]:
     finally:
         writer.close()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+def has_networks() -> bool:
+    """Whether a test may have a network of its own, in which the ports are free."""
+    try:
+        return subprocess.run([*OWN_NETWORK, "ip link set lo up"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+OWN_NETWORK = ("unshare", "--map-root-user", "--net", "/bin/sh", "-ec")
 
 
 def is_served(path: Path) -> bool:

@@ -10,6 +10,7 @@ import re
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from websockets.typing import Origin, Subprotocol
 from tests.admin.test_server import get
 from tests.fixtures_certificates import make_pair, trusting
 from tests.fixtures_command import start, wsbroker
-from tests.fixtures_daemon import TIMEOUT, Daemon, launched, mute, serving
+from tests.fixtures_daemon import OWN_NETWORK, TIMEOUT, Daemon, has_networks, launched, mute, serving
 from tests.net.house import until
 
 
@@ -86,6 +87,31 @@ async def test_it_says_where_it_listens(tmp_path: Path) -> None:
         daemon.signal(signal.SIGTERM)
         assert await daemon.ended() == 0
         assert not path.exists()
+
+
+DEFAULTS = """
+ip link set lo up
+"$0" -m broker serve & broker=$!
+until "$0" -m broker pub a 1; do sleep 0.05; done 2>/dev/null
+"$0" -c "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8766/readyz').read().decode())"
+kill -TERM $broker
+wait $broker
+"""
+
+
+@pytest.mark.skipif(not has_networks(), reason="this system allows no network namespaces")
+async def test_without_any_configuration_it_listens_where_the_docs_say() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(*OWN_NETWORK, DEFAULTS, sys.executable),
+        env={name: value for name, value in os.environ.items() if not name.startswith("WSBROKER_")},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    answer, log = (found.decode() for found in await asyncio.wait_for(process.communicate(), TIMEOUT))
+    assert process.returncode == 0, log
+    assert json.loads(answer) == {"status": "ready"}
+    assert "address='127.0.0.1:8765' url='ws://127.0.0.1:8765/'" in log
+    assert re.search(r"admin listener +address='127\.0\.0\.1:8766'", log)
 
 
 async def test_the_path_is_part_of_what_it_says(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import resource
 import signal
 import ssl
+import subprocess
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.fixtures_certificates import Pair, make_pair, trusting
-from tests.fixtures_daemon import TIMEOUT, Daemon, launched
+from tests.fixtures_daemon import OWN_NETWORK, TIMEOUT, Daemon, has_networks, launched
 from tests.net.house import until
 from tests.test_systemd import activated, bound
 
@@ -145,6 +146,21 @@ async def ask(client: ClientConnection, op: str, **fields: Any) -> dict[str, Any
     await client.send(json.dumps({"op": op, "id": 1, **fields}))
     answer: dict[str, Any] = json.loads(await asyncio.wait_for(client.recv(), TIMEOUT))
     return answer
+
+
+@pytest.mark.skipif(not has_networks(), reason="this system allows no network namespaces")
+def test_nginx_takes_the_site_as_it_is(tmp_path: Path) -> None:
+    """Ports, names, IPv6 and all; only the certificate is elsewhere."""
+    pair = make_pair(tmp_path)
+    site = SITE.read_text()
+    for name, file in (("fullchain", pair.certificate), ("privkey", pair.key)):
+        site = site.replace(f"/etc/letsencrypt/live/broker.example/{name}.pem", str(file))
+    (tmp_path / "site.conf").write_text(site)
+    user = "user root;" if os.getuid() == 0 else ""
+    (tmp_path / "nginx.conf").write_text(MAIN.format(folder=tmp_path, user=user))
+    command = f"ip link set lo up; exec nginx -t -q -p {tmp_path} -c {tmp_path}/nginx.conf"
+    done = subprocess.run([*OWN_NETWORK, command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 async def test_clients_come_through_with_their_address(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ class Publishing(msgspec.Struct, frozen=True, tag_field="what", tag="publish", k
 
     Either a closed loop, with so many publishes under way (`window`), or an open one, with so many a second (`rate`).
     `stalled` subscribers come on top, which never read. `sample`: how often the server's memory is read, 0 never.
+    `most_memory`: with more than so many megabytes in a sample the measuring ends, 0 for any.
     """
 
     subscribers: int
@@ -114,6 +115,7 @@ class Publishing(msgspec.Struct, frozen=True, tag_field="what", tag="publish", k
     warmup: float = 0.2
     seconds: float = 0.5
     sample: float = 0.0
+    most_memory: int = 0
 
     def __str__(self) -> str:
         topics = f", {self.topics:,} {'patterns' if self.patterns else 'topics'}" if self.topics > 1 else ""
@@ -150,7 +152,7 @@ class Publishing(msgspec.Struct, frozen=True, tag_field="what", tag="publish", k
             "duration": self.seconds,
         }
         options |= {"window": self.window} if self.window else {"rate": self.rate}
-        options |= {name: value for name in ("stalled", "sample") if (value := getattr(self, name))}
+        options |= {name: value for name in ("stalled", "sample", "most_memory") if (value := getattr(self, name))}
         dialogue = peer.talk(talk)
         result = msgspec.json.decode(_run_load("publish", self, peer, dialogue, options), type=Published)
         if self.deflate:
@@ -268,7 +270,7 @@ def _run_load(what: str, load: Load, peer: Peer, dialogue: Dialogue, options: Ma
         deflate, seconds, stalled = load.deflate, load.warmup + load.seconds, load.stalled > 0
     with server(peer, load.transport, deflate, seconds < PINGS_MATTER, stalled) as (pid, setting):
         command = [*load_program.command(), what, f"--server={setting.address}", f"--pid={pid}", *dialogue.options()]
-        command += [f"--{name}={value}" for name, value in options.items()]
+        command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         if load.transport == "tls":
             command.append("--tls=1")
         if server_core() != load_core():

@@ -50,6 +50,7 @@ static const struct known KNOWN[] = {
     {"warmup", SECONDS, AT(warmup)},
     {"duration", SECONDS, AT(duration)},
     {"sample", SECONDS, AT(sample)},
+    {"most-memory", NUMBER, AT(most_memory)},
     {"progress", SECONDS, AT(progress)},
     {"spin", FLAG, AT(spin)},
     {"connections", NUMBER, AT(connections)},

@@ -24,6 +24,7 @@ struct options {
     uint32_t subscribers, stalled, topics, window;
     double rate; /* publishes per second; 0: a closed loop */
     uint64_t warmup, duration, sample, progress;
+    uint32_t most_memory; /* of the server, in megabytes; beyond it the measuring ends. 0: any */
     bool spin;
     /* open */
     uint32_t connections, base;

@@ -180,6 +180,11 @@ static void take_sample(uint64_t begun, uint64_t now) {
     samples[sample_count++].rss = rss;
 }
 
+/* Whether the server has taken more memory than it may (--most-memory), when last looked at. */
+static bool has_grown_too_far(void) {
+    return options.most_memory > 0 && sample_count > 0 && samples[sample_count - 1].rss > options.most_memory * 1000000ull;
+}
+
 static void publish_for(uint64_t duration, bool measuring) {
     uint64_t begun = monotonic();
     for (uint64_t now = begun; now - begun < duration;) {
@@ -192,6 +197,8 @@ static void publish_for(uint64_t duration, bool measuring) {
         check_stalled(now);
         if (measuring)
             take_sample(begun, now);
+        if (has_grown_too_far())
+            return;
         show_progress();
     }
 }

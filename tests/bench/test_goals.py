@@ -112,6 +112,14 @@ def test_a_flood_is_compared_with_what_the_limits_allow(grown: int, words: list[
     assert re.findall("within|ABOVE", remark) == remarks
 
 
+def test_who_grows_without_a_bound_is_flooded_no_longer() -> None:
+    load = SCENARIOS["flood"].loads[0]
+    assert isinstance(load, Publishing)
+    assert load.most_memory == stalled.MOST_MEMORY
+    run = published("picows", 1.0, load, samples=((1.0, 50_000_000), (7.1, 4_000_000_001)), seconds=7.2)
+    assert SCENARIOS["flood"].remarks([run]) == ["picows had grown to 4 GB after 7.2 s and was flooded no longer."]
+
+
 def test_longer_and_shorter_runs_count_too() -> None:
     load = msgspec.structs.replace(fanout.at(1), seconds=5.0)
     found = rows(fanout=[published("wsbroker", 97.0, load), published("floor", 100.0, load)])

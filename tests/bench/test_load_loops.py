@@ -93,6 +93,18 @@ async def test_stalled_subscribers_subscribe_and_do_not_read() -> None:
     assert [seconds for seconds, _ in result["samples"]] == sorted(seconds for seconds, _ in result["samples"])
 
 
+async def test_ends_when_the_server_takes_too_much_memory() -> None:
+    async with relay() as server:
+        status, output, complaint = await load(
+            "publish", server.port, subscribers=2, window=4, warmup=0, duration=60, sample=0.01, most_memory=1
+        )
+    assert (status, complaint) == (0, "")
+    result = json.loads(output)
+    assert result["seconds"] < 50
+    assert [rss > 1_000_000 for _, rss in result["samples"]] == [True]
+    assert result["total_publishes"] == server.published
+
+
 async def test_tells_how_it_goes_on() -> None:
     async with relay() as server:
         status, output, complaint = await load(

@@ -7,9 +7,14 @@ import os
 from collections.abc import Callable, Mapping
 
 import uvloop
+from hypothesis import settings
 
 # Brokers that tests start have no admin listener, unless they are told to: they would all take the same port.
 os.environ["WSBROKER_SERVER__ADMIN"] = ""
+
+# How long an example takes says more about the machine and who else is on it than about the code.
+settings.register_profile("wsbroker", deadline=None)
+settings.load_profile("wsbroker")
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

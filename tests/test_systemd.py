@@ -228,7 +228,7 @@ FAULTY = """
 reconfigure = Node.reconfigure
 
 def faulty(self, config):
-    if hasattr(self, "sessions"):
+    if hasattr(self, "tally"):  # not at the start
         raise LookupError("planted")
     reconfigure(self, config)
 

@@ -133,8 +133,8 @@ class Admin:
 
 @web.middleware
 async def _by_its_own_name(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """On loopback, tell who is connected under a name of loopback only: a page of anybody's whose name was pointed at this
-    machine would be of the same origin, and could read it (DNS rebinding)."""
+    """On loopback, tell who is connected under a name of loopback only: a page of anybody's whose name was pointed at
+    this machine would be of the same origin, and could read it (DNS rebinding)."""
     name = None if request.transport is None else request.transport.get_extra_info("sockname")
     here = isinstance(name, tuple) and Address(host=name[0]).local
     if here and request.path.startswith("/v1/") and not Address(host=_host_of(request)).local:

@@ -124,7 +124,7 @@ cdef class Connection(Frames):
         # As a publisher: how many of its events have not found room under `block`, and the answers that wait for it.
         readonly uint32_t waits
         list held
-        list waits_at  # a `Hold` for each of these events
+        dict waits_at  # as its keys a `Hold` for each of these events
         uint32_t holding  # as a subscriber: subscriptions with events beyond the bound under `block`
         # The sweep.
         uint8_t waiting_for
@@ -338,8 +338,12 @@ cdef class Connection(Frames):
         self.spent = 0
         if rest is not None:
             # It stays where it is: many a pause ends for one message, and there may be thousands of them.
-            self.rest_read += self.read(<unsigned char*> PyByteArray_AS_STRING(rest) + self.rest_read,
-                                        len(rest) - self.rest_read)
+            try:
+                self.rest_read += self.read(<unsigned char*> PyByteArray_AS_STRING(rest) + self.rest_read,
+                                            len(rest) - self.rest_read)
+            except BaseException:
+                self.rest_read = len(rest)  # some of it is unmasked by now, and cannot be read a second time
+                raise
             if self.rest_read == <size_t> len(rest) or self.state == CLOSED:
                 self.rest = None
                 self.rest_read = 0
@@ -364,7 +368,7 @@ cdef class Connection(Frames):
         if self.spent == 0:
             self.mark_dirty()  # the end of the turn sets it back
         self.spent += exact_time() - began
-        if self.spent > self.reactor.command_time:
+        if self.spent > self.reactor.command_time and not self.finishing:
             self.stop_reading(FOR_OTHERS)
             self.read_again(FOR_OTHERS)
         return 0
@@ -424,7 +428,7 @@ cdef class Connection(Frames):
 
     cdef int find_room(self, Hold hold) except -1:
         """One of the events of this publisher has found room."""
-        self.waits_at.remove(hold)
+        del self.waits_at[hold]
         self.waits -= 1
         if self.waits:
             return 0

@@ -406,10 +406,8 @@ cdef int let_those_go_who_wait(Connection connection) except -1:
         link = subscription.connection_next
         if subscription.after is None:
             continue
-        while subscription.after:
-            if goes_first(<Subscription> subscription.after[len(subscription.after) - 1], subscription.since):
-                break
-            subscription.after.pop()
+        subscription.after = [other for other in subscription.after
+                              if goes_first(<Subscription> other, subscription.since)]
         if not subscription.after:
             subscription.after = None
             connection.aside -= 1

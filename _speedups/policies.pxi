@@ -230,8 +230,8 @@ cdef int hold_publisher(Subscription self, Connection origin) except -1:
     # The clock moves once in a tick.
     hold.due = reactor.clock + reactor.tick + reactor.block_timeout
     if origin.waits_at is None:
-        origin.waits_at = []
-    origin.waits_at.append(hold)
+        origin.waits_at = {}
+    origin.waits_at[hold] = None
     origin.waits += 1
     origin.stop_reading(FOR_ROOM)
     reactor.schedule()

@@ -183,7 +183,7 @@ cdef class Reactor:
         """Have `flush` called at the end of this turn of the loop: when all bytes that came in it have been read."""
         if not self.scheduled:
             self.scheduled = True
-            self.began = monotonic()
+            self.began = exact_time()
             self.loop.call_soon(self.flush_method)
         return 0
 
@@ -248,7 +248,7 @@ cdef class Reactor:
         """Send everything that this turn of the loop produced, and part with those whom it made too slow."""
         cdef Connection connection
         cdef list connections
-        cdef double began = monotonic(), now
+        cdef double began = exact_time(), now
         self.scheduled = False
         self.send_batches()
         if self.dirty_connections:
@@ -269,7 +269,7 @@ cdef class Reactor:
         while self.doomed:
             connection = self.doomed.pop()
             connection.close(connection.close_code, connection.close_reason)
-        now = monotonic()
+        now = exact_time()
         self.writing += now - began
         self.count_write(now - self.began)
 
@@ -295,9 +295,9 @@ cdef class Reactor:
 
     cdef int send_full(self, Audience audience) except -1:
         """Send a batch that has no room for more, in the middle of a turn."""
-        cdef double began = monotonic()
+        cdef double began = exact_time()
         audience.flush()
-        self.writing += monotonic() - began
+        self.writing += exact_time() - began
         return 0
 
     cdef int make_way(self, Connection connection) except -1:

@@ -139,7 +139,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _key(
             "Connections of one client address at one time, or of one IPv6 network of 64 bits; beyond it the answer is "
             "429. The address is the forwarded one where a proxy is believed; who comes by a Unix socket without one "
-            "is not counted. Left out: any number.",
+            "is not counted, nor who is being closed. Left out: any number.",
             example=100,
         ),
     ] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import random
 import secrets
 import time
@@ -244,7 +245,9 @@ class Node:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        # One turn of the loop reads what lies in the sockets, the next one sends what came of it.
+        # One turn of the loop reads what lies in the sockets, the next one sends what came of it. Nobody gives way to
+        # others any more: what was read is to be carried out.
+        self.reactor.command_time = math.inf
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         self.draining = True

@@ -169,6 +169,20 @@ async def test_each_is_told_another_time_to_come_back() -> None:
         assert min(delays) < 1000 < max(delays)
 
 
+async def test_commands_of_who_gave_way_to_others_are_carried_out() -> None:
+    async with serving() as house:
+        client = await house.connect()
+        house.node.reactor.command_time = 0.0  # one in a turn, as if each took long
+        commands = [f'{{"op":"publish","id":{n},"topic":"t{n}","data":{n}}}'.encode() for n in range(100)]
+        client.socket.transport.write(b"".join(map(masked, commands)))
+        assert (await client.next())["op"] == "ok"  # all of it has been read then
+        assert house.node.reactor.published < 100
+        await house.node.drain(10)
+        answers = await client.left()
+        assert [answer["op"] for answer in answers] == ["ok"] * 99 + ["bye"]
+        assert [answer.get("id") for answer in answers] == [*range(1, 100), None]
+
+
 async def test_a_drain_of_nobody_ends() -> None:
     async with serving() as house:
         await house.node.drain(3600)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from broker.admin.sessions import NOT_KEPT, Sessions
+from broker.config import Address
 from broker.net.gate import ADMIN
 from broker.net.listener import PAUSE, Accepting, Acceptor, Port, why
 from broker.node import Node
@@ -26,6 +27,8 @@ KEEP_ALIVE: Final = 5.0
 
 LIFETIME: Final = 60.0
 """Seconds that a connection is kept at all: of who asks and does not read the answer nothing else would be the end."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +47,7 @@ class Admin:
         self._unready = unready
         self._sessions = Sessions(node)
         self._most = most
-        app = web.Application()
+        app = web.Application(middlewares=[_by_its_own_name])
         app.add_routes(
             [
                 web.get("/livez", self._livez),
@@ -126,6 +129,22 @@ class Admin:
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._registry), headers={**NOT_KEPT, "Content-Type": content_type})
+
+
+@web.middleware
+async def _by_its_own_name(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """On loopback, tell who is connected under a name of loopback only: a page of anybody's whose name was pointed at
+    this machine would be of the same origin, and could read it (DNS rebinding)."""
+    name = None if request.transport is None else request.transport.get_extra_info("sockname")
+    here = isinstance(name, tuple) and Address(host=name[0]).local
+    if here and request.path.startswith("/v1/") and not Address(host=_host_of(request)).local:
+        raise web.HTTPMisdirectedRequest(text="the admin listener is on loopback, and has no other name\n")
+    return await handler(request)
+
+
+def _host_of(request: web.Request) -> str:
+    host = request.headers.get("Host", "localhost")
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 async def _name_server(request: web.Request, response: web.StreamResponse) -> None:

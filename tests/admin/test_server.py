@@ -47,7 +47,8 @@ async def get(address: str, path: str, method: str = "GET", **headers: str) -> R
         reader, writer = await asyncio.open_unix_connection(there.path)
     else:
         reader, writer = await asyncio.open_connection(there.host, there.port)
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", *(f"{k}: {v}" for k, v in headers.items())]
+    headers = {"Host": "localhost", "Connection": "close", **headers}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
     writer.write("\r\n".join([*lines, "", ""]).encode())
     head, _, body = (await asyncio.wait_for(reader.read(), TIMEOUT)).decode().partition("\r\n\r\n")
     writer.close()
@@ -77,6 +78,22 @@ async def test_health_and_metrics() -> None:
         daemon.signal(signal.SIGTERM)
         assert await daemon.ended() == 0
         assert "Traceback" not in daemon.said
+
+
+@pytest.mark.parametrize("name", ["localhost:8766", "127.0.0.1", "[::1]:8766", "broker.localhost"])
+async def test_who_is_connected_is_told_under_names_of_this_machine(name: str) -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        assert (await get(daemon.admin, "/v1/sessions", Host=name)).status == 200
+
+
+@pytest.mark.parametrize("name", ["evil.example:8766", "10.0.0.1", "[2001:db8::1]", ""])
+async def test_and_under_no_other(name: str) -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        assert (await get(daemon.admin, "/v1/sessions", Host=name)).status in (400, 421)
+        assert (await get(daemon.admin, "/v1/sessions/x", Host=name)).status in (400, 421)
+        assert (await get(daemon.admin, "/readyz", Host=name or "x")).status == 200
 
 
 async def test_it_is_not_on_the_listener_of_clients() -> None:

@@ -23,7 +23,7 @@ NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /us
 PEERS := nats-server=nats-server nginx=nginx-light $(NCHAN)=libnginx-mod-nchan redis-server=redis-server openssl=openssl
 
 # A file of tests on each processor; more than four would be too many browsers at once.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 help:
 	@sed -n 's/^#   //p' Makefile

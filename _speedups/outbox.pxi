@@ -159,10 +159,12 @@ cdef class Subscription:
         """
         cdef uint8_t policy = OVERFLOW[overflow]
         cdef uint8_t before = self.overflow_policy
-        cdef int64_t credits = self.credit if credit is None else credit
+        cdef int64_t credits
         if self.connection is None:
             raise ValueError("the subscription has ended")
         send_what_is_set_apart(self)
+        # Only now: what was sent took of it.
+        credits = self.credit if credit is None else credit
         if not self.behind and (policy == BLOCK or credits != UNLIMITED):
             # What is in a batch goes out as it was agreed; from now on this one is offered each event.
             flush_audiences(self)

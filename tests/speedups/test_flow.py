@@ -293,7 +293,7 @@ class Flow(RuleBasedStateMachine):
     def publish(self, topic: str, key: str | None, size: int, who: int | None, fast: bool, count: int) -> None:
         for _ in range(count):
             origin = None if who is None else self.present(who)
-            if origin is not None and origin.connection.waits:
+            if origin is not None and (origin.connection.waits or not origin.transport.reading):
                 return  # it is not read
             self.publish_one(topic, key, size, origin, fast and origin is not None)
 

@@ -39,6 +39,8 @@ class SlowPipe:
         """What the client at the other end has read."""
         self.writes = 0
         """How often the connection has written."""
+        self.reading = True
+        """Whether the connection wants to read."""
         self.protocol: Any = None
         self.subscriptions: list[Subscription] = []
         """Kept here for a test that has no session to keep them."""
@@ -72,9 +74,11 @@ class SlowPipe:
 
     def pause_reading(self) -> None:
         """What the client sends comes all the same, as bytes do that were read before the pause."""
+        self.reading = False
 
     def resume_reading(self) -> None:
         """Nothing is ever held back on the way in."""
+        self.reading = True
 
     def close(self) -> None:
         """Close once all is written."""

@@ -349,9 +349,13 @@ cdef int skip_replay(Subscription self, uint64_t count) except -1:
 
 
 cdef int ask_to_catch_up(Subscription self) except -1:
-    """There is room: have the node feed what this client lags behind, once."""
+    """There is room: have the node feed what this client lags behind, once.
+
+    Not while something is queued, which may wait for what has to go out before it: a gap that the node announces would
+    overtake it.
+    """
     cdef Reactor reactor = self.connection.reactor
-    if not self.asked and self.credit != 0 and reactor.catch_up is not None:
+    if not self.asked and self.credit != 0 and not has_something(self) and reactor.catch_up is not None:
         self.asked = True
         reactor.catch_up(self)
     return 0

@@ -489,6 +489,16 @@ async def test_usr2_sends_everybody_away_and_the_broker_stays(tmp_path: Path) ->
         assert "connections=0 signal='SIGTERM'" in daemon.said
 
 
+async def test_usr1_is_ignored() -> None:
+    async with serving("--listen", "127.0.0.1:0") as daemon, connect(daemon.url) as client:
+        await client.recv()
+        daemon.signal(signal.SIGUSR1)
+        await client.send('{"op":"ping","id":1}')
+        assert json.loads(await client.recv()) == {"op": "pong", "id": 1}
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+
+
 async def test_who_is_not_yet_sent_away_is_served(tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\ndrain_timeout = 3600\n'
     async with launched(folder=tmp_path, config=config) as daemon:

@@ -601,6 +601,15 @@ async def test_who_sends_commands_and_does_not_read_the_answers_is_closed() -> N
         assert received.endswith(bytes((0x88, 13, 4003 >> 8, 4003 & 255)) + b"not_reading")
 
 
+async def test_who_gives_no_sign_of_life_is_named_in_the_log() -> None:
+    async with serving(ping_interval=0.05, ping_timeout=0.05, close_timeout=0.05) as house:
+        deaf = await house.deaf()
+        with capture_logs() as logs:
+            await until(lambda: deaf.session not in house.node.sessions)
+        [told] = [entry for entry in logs if entry["event"] == "client gave no sign of life"]
+        assert (told["session"], told["log_level"]) == (deaf.session, "info")
+
+
 # Flow control
 
 

@@ -242,6 +242,19 @@ def test_credit_lets_so_many_events_come_and_more_when_it_is_added(place: Place)
     assert client.read()[-1] == 7
 
 
+def test_a_change_takes_no_credit_back_for_what_it_sends(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("a", max_queue=9, credit=1)
+    place.publish("a", 0)
+    place.publish("a", 1)
+    # The first one goes out now, before what is queued is brought under the new bound.
+    subscription.change(max_queue=9, overflow="drop_newest", echo=True)
+    assert subscription.credit == 0
+    assert client.read() == [0]
+    subscription.add_credit(1)
+    assert client.read() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("overflow", "read"),
     [

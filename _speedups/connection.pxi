@@ -71,17 +71,17 @@ cdef class Connection(Frames):
     """One client behind its handshake.
 
     `session` is asked by these methods, and may be exchanged before `start`:
-    `message(payload: bytes, text: bool)` for each message that the fast lane does not take;
+    `message(payload: bytes, text: bool)` for each message that the fast path does not take;
     `left(code: int, reason: str)` once, as soon as the connection takes part no more (RFC 6455, section 7.1.5; 1006
     where there was no close frame).
     """
 
     cdef:
         object __weakref__
-        readonly Reactor reactor
+        readonly LoopContext context
         public object session
-        public Routes routes  # None: every message goes to the session
-        public Allowance allowance  # None: it may publish as much as it likes
+        public RouteCache routes  # None: every message goes to the session
+        public TokenBucket token_bucket  # None: it may publish as much as it likes
         public int mistakes  # how many commands in a row were malformed
         object transport
         # The lane ahead of events: answers, pongs, the close frame. It stands beside `fd` for the sake of the walk over
@@ -97,7 +97,7 @@ cdef class Connection(Frames):
         bint writing
         bint dirty
         bint heard
-        readonly bint doomed
+        readonly bint close_pending
         bint finishing
         bint hang_up  # close the transport once the lane is empty
         bint half_close  # the same, but go on reading until the peer closes
@@ -108,9 +108,9 @@ cdef class Connection(Frames):
         PyObject* busy
         uint32_t aside  # subscriptions that wait for what has to go out before them
         bint unsettled  # some subscription may be ready for batches again once nothing is queued any more
-        bint listed  # it stands in the reactor's list of those that are behind
+        bint listed  # it stands in the context's list of those that are behind
         bint told  # and was told of
-        readonly uint64_t behind_since  # in milliseconds of `now_ms`
+        readonly uint64_t lagging_since  # in milliseconds of `now_ms`
         size_t outbox_size
         uint32_t deaf  # subscriptions with `echo` false
         uint64_t stamp
@@ -122,7 +122,7 @@ cdef class Connection(Frames):
         uint8_t stops
         double spent  # how long its commands have taken in this turn, in seconds
         # As a publisher: how many of its events have not found room under `block`, and the answers that wait for it.
-        readonly uint32_t waits
+        readonly uint32_t parked_publishes
         list held
         dict waits_at  # as its keys a `Hold` for each of these events
         uint32_t holding  # as a subscriber: subscriptions with events beyond the bound under `block`
@@ -133,24 +133,24 @@ cdef class Connection(Frames):
         PyObject* waiting_next
         PyObject* waiting_previous
 
-    def __init__(self, Reactor reactor not None, session=None):
-        self.reactor = reactor
+    def __init__(self, LoopContext context not None, session=None):
+        self.context = context
         self.session = session
-        self.max_size = reactor.max_size
-        self.max_fragments = reactor.max_fragments
+        self.max_size = context.max_size
+        self.max_fragments = context.max_fragments
         self.fd = -1
         self.pending_first = -1
         self.waiting_for = NOTHING
 
     def __dealloc__(self):
-        if self.reactor is not None:
-            self.reactor.wait_no_more(self)
+        if self.context is not None:
+            self.context.wait_no_more(self)
         free(self.lane)
 
     # Life: start, close, loss.
 
-    def start(self, transport not None, bytes greeting=b"", int window_bits=0):
-        """Take over a transport. `greeting` is sent as it stands, ahead of all: the answer to the handshake.
+    def start(self, transport not None, bytes upgrade_response=b"", int window_bits=0):
+        """Take over a transport. `upgrade_response` is sent as it stands, ahead of all: the answer to the handshake.
 
         `window_bits` is 0 unless the handshake has agreed to compression without context takeover (RFC 7692): then it
         is what the client asked for as `server_max_window_bits`, or 15. Events are deflated once for all, with the full
@@ -167,12 +167,12 @@ cdef class Connection(Frames):
             self.fd = sock.fileno()
         self.state = OPEN
         self.heard = True
-        self.reactor.connections += 1
-        if self.reactor.ping_interval:
-            self.reactor.wait(self, NEXT_PING, self.reactor.ping_pause)
+        self.context.connections += 1
+        if self.context.ping_interval:
+            self.context.wait(self, NEXT_PING, self.context.ping_pause)
         transport.set_protocol(self)
-        if greeting:
-            self.append(<const unsigned char*> PyBytes_AS_STRING(greeting), len(greeting))
+        if upgrade_response:
+            self.append(<const unsigned char*> PyBytes_AS_STRING(upgrade_response), len(upgrade_response))
 
     def feed(self, bytes data not None):
         """Read bytes that came before `start`, with the handshake."""
@@ -191,7 +191,7 @@ cdef class Connection(Frames):
 
     def finish(self, int code, str reason):
         """Close as soon as all that waits has been handed to the socket, but for what waits for the client's credit."""
-        if self.state == OPEN and not self.finishing and not self.doomed:
+        if self.state == OPEN and not self.finishing and not self.close_pending:
             self.finishing = True
             self.close_code = code
             self.close_reason = reason
@@ -211,7 +211,7 @@ cdef class Connection(Frames):
         memcpy(payload + 2, PyBytes_AS_STRING(text), len(text))
         self.leave(code, reason)
         self.append_frame(OP_CLOSE, payload, 0 if code == CLOSE_NO_STATUS else 2 + len(text))
-        self.reactor.wait(self, END_OF_CLOSE, self.reactor.close_timeout)
+        self.context.wait(self, END_OF_CLOSE, self.context.close_timeout)
         self.stops = 0
         self.read_again(0)
         return 0
@@ -220,25 +220,25 @@ cdef class Connection(Frames):
         """Tell the session, once, that the connection takes part no more."""
         session, self.session = self.session, None
         self.routes = None
-        if self.waits:
+        if self.parked_publishes:
             forget_publisher(self)
         if self.listed:
             self.listed = False
-            del self.reactor.behind[self]
+            del self.context.behind[self]
         if session is not None:
-            session.left(code, reason)
+            session.on_close(code, reason)
         while self.subscriptions != NULL:
             (<Subscription> self.subscriptions).cancel()
         return 0
 
     cdef int doom(self, int code, str reason) except -1:
         """Have the connection closed at the end of this turn: now somebody walks over its members or queues."""
-        if not self.doomed and self.state == OPEN:
-            self.doomed = True
+        if not self.close_pending and self.state == OPEN:
+            self.close_pending = True
             self.close_code = code
             self.close_reason = reason
-            self.reactor.doomed.append(self)
-            self.reactor.schedule()
+            self.context.close_pending.append(self)
+            self.context.schedule()
         return 0
 
     def connection_made(self, transport):
@@ -251,8 +251,8 @@ cdef class Connection(Frames):
         cdef bint closed_by_frame = self.state == CLOSING
         self.state = CLOSED
         self.fd = -1
-        self.reactor.connections -= 1
-        self.reactor.wait_no_more(self)
+        self.context.connections -= 1
+        self.context.wait_no_more(self)
         self.forget_message()
         self.rest = None
         free(self.lane)
@@ -266,11 +266,11 @@ cdef class Connection(Frames):
 
     def get_buffer(self, sizehint):
         """All connections of a loop read into one buffer: its bytes are used up before the next read."""
-        return self.reactor.buffer
+        return self.context.buffer
 
     def buffer_updated(self, Py_ssize_t size):
         """`size` bytes have come into the shared buffer."""
-        self.take(<unsigned char*> PyByteArray_AS_STRING(self.reactor.buffer), size)
+        self.take(<unsigned char*> PyByteArray_AS_STRING(self.context.buffer), size)
 
     def data_received(self, data):
         """The same for a transport that has its own buffer. (uvloop also forgets the handshake's method for it.)"""
@@ -283,7 +283,7 @@ cdef class Connection(Frames):
     cdef int take(self, unsigned char* data, size_t size) except -1:
         cdef size_t used
         self.heard = True
-        self.reactor.bytes_in += size
+        self.context.bytes_in += size
         if self.failed:
             return 0
         used = self.read(data, size)
@@ -306,7 +306,7 @@ cdef class Connection(Frames):
     def pause_for(self, double seconds):
         """Stop reading from this client for a while. It has nothing to do with `pause` and `resume`: the later ends."""
         self.stop_reading(FOR_A_WHILE)
-        self.reactor.loop.call_later(seconds, self.end_pause)
+        self.context.loop.call_later(seconds, self.end_pause)
 
     def end_pause(self):
         """The end of `pause_for`."""
@@ -326,7 +326,7 @@ cdef class Connection(Frames):
         self.stops &= ~why
         if self.halted and not self.resuming and self.stops == 0:
             self.resuming = True
-            self.reactor.loop.call_soon(self.read_on)
+            self.context.loop.call_soon(self.read_on)
         return 0
 
     def read_on(self):
@@ -353,13 +353,13 @@ cdef class Connection(Frames):
                 self.mark_dirty()  # it may have waited for what was read now
 
     cdef int on_message(self, int opcode, unsigned char* data, size_t size, bint checked) except -1:
-        if self.state == OPEN and not self.doomed:
+        if self.state == OPEN and not self.close_pending:
             if self.routes is not None:
                 if fast_publish(self, data, size, checked):
                     return 0
-            elif self.allowance is not None and publish_within(self, data, size, checked):
+            elif self.token_bucket is not None and publish_within(self, data, size, checked):
                 return 0
-        if not self.is_text(opcode, data, size, checked) or self.state != OPEN or self.doomed:
+        if not self.is_text(opcode, data, size, checked) or self.state != OPEN or self.close_pending:
             return 0
         cdef double began = exact_time()
         self.session.message(PyBytes_FromStringAndSize(<char*> data, size), opcode == OP_TEXT)
@@ -368,7 +368,7 @@ cdef class Connection(Frames):
         if self.spent == 0:
             self.mark_dirty()  # the end of the turn sets it back
         self.spent += exact_time() - began
-        if self.spent > self.reactor.command_time and not self.finishing:
+        if self.spent > self.context.command_time and not self.finishing:
             self.stop_reading(FOR_OTHERS)
             self.read_again(FOR_OTHERS)
         return 0
@@ -421,7 +421,7 @@ cdef class Connection(Frames):
 
     def answer_publish(self, bytes payload not None):
         """Send the answer to a publish: as `answer`, but not before its event has found room everywhere (`block`)."""
-        if self.waits:
+        if self.parked_publishes:
             hold_answer(self, payload)
         else:
             self.answer(payload)
@@ -429,8 +429,8 @@ cdef class Connection(Frames):
     cdef int find_room(self, Hold hold) except -1:
         """One of the events of this publisher has found room."""
         del self.waits_at[hold]
-        self.waits -= 1
-        if self.waits:
+        self.parked_publishes -= 1
+        if self.parked_publishes:
             return 0
         held, self.held = self.held, None
         if held is not None:
@@ -443,12 +443,12 @@ cdef class Connection(Frames):
         if self.state != OPEN:
             return 0
         self.listed = True
-        self.behind_since = now_ms()
-        self.reactor.behind[self] = None
+        self.lagging_since = now_ms()
+        self.context.behind[self] = None
         return 0
 
     @property
-    def is_behind(self):
+    def lagging(self):
         """Whether something waits for this client: for its socket, for its credit, or for the end of this turn."""
         return self.is_lagging()
 
@@ -486,10 +486,10 @@ cdef class Connection(Frames):
         self.append(head, head_size)
         if size:
             self.append(data, size)
-        if (self.lane_size > min(<size_t> MAX_WRITE, self.reactor.max_answers) and self.state == OPEN
+        if (self.lane_size > min(<size_t> MAX_WRITE, self.context.max_answers) and self.state == OPEN
                 and not self.blocked and not self.writing):
             self.write(False)  # one turn may bring megabytes of commands: their answers are not held until its end
-        if self.lane_size > self.reactor.max_answers and self.blocked:
+        if self.lane_size > self.context.max_answers and self.blocked:
             self.doom(CLOSE_NOT_READING, "not_reading")
         return 0
 
@@ -509,8 +509,8 @@ cdef class Connection(Frames):
     cdef int mark_dirty(self) except -1:
         if not self.dirty:
             self.dirty = True
-            self.reactor.dirty_connections.append(self)
-            self.reactor.schedule()
+            self.context.dirty_connections.append(self)
+            self.context.schedule()
         return 0
 
     def pause_writing(self):
@@ -539,8 +539,8 @@ cdef class Connection(Frames):
         while True:
             sent = send(self.fd, batch, size, MSG_DONTWAIT | MSG_NOSIGNAL)
             if sent == <ssize_t> size:
-                self.reactor.bytes_out += sent
-                self.reactor.delivered += audience.segment_count
+                self.context.bytes_out += sent
+                self.context.delivered += audience.segment_count
                 return 0
             if sent >= 0 or errno != EINTR:
                 break
@@ -612,7 +612,7 @@ cdef class Connection(Frames):
         if settle:
             self.settle()
             if self.listed and not self.told and not self.is_lagging():
-                self.behind_since = now_ms()
+                self.lagging_since = now_ms()
             if self.finishing and self.state == OPEN and not self.halted and not self.has_to_send():
                 self.close(self.close_code, self.close_reason)
         return 0
@@ -645,7 +645,7 @@ cdef class Connection(Frames):
             let_those_go_who_wait(self)
         while self.busy != NULL and count + 2 <= MAX_PIECES and size < MAX_WRITE and self.state == OPEN:
             subscription = <Subscription> self.busy
-            if subscription.count and self.reactor.max_age is not None:
+            if subscription.count and self.context.max_age is not None:
                 drop_aged(subscription)
             if not has_something(subscription):
                 leave_busy(subscription)
@@ -671,7 +671,7 @@ cdef class Connection(Frames):
             if not has_something(subscription) or subscription.credit == 0:
                 leave_busy(subscription)
         while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
-            pending = &self.reactor.pending[self.pending_first]
+            pending = &self.context.pending[self.pending_first]
             audience = <Audience> pending.audience
             piece = new_piece(pieces, &count, BATCH, <char*> batch_for(self, audience, &batch_size), 0)
             piece.size = batch_size
@@ -687,10 +687,10 @@ cdef class Connection(Frames):
         cdef bytes gaps = b""
         for reason in range(REASONS):
             if missed.by[reason]:
-                gaps += frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, missed.by[reason],
+                gaps += frame(OP_TEXT, self.context.encode_gap(subscription.filter.topic, missed.by[reason],
                                                                REASON_NAMES[reason]))
         if missed.holes:
-            gaps += frame(OP_TEXT, self.reactor.encode_gap(subscription.filter.topic, None, "lost"))
+            gaps += frame(OP_TEXT, self.context.encode_gap(subscription.filter.topic, None, "lost"))
         return gaps
 
     cdef ssize_t send_pieces(self, Piece* pieces, int count) except -2:
@@ -702,7 +702,7 @@ cdef class Connection(Frames):
             int i
         if self.fd < 0:
             data = b"".join([PyBytes_FromStringAndSize(pieces[i].data, pieces[i].size) for i in range(count)])
-            self.reactor.bytes_out += len(data)
+            self.context.bytes_out += len(data)
             self.transport.write(data)
             return len(data)
         for i in range(count):
@@ -733,7 +733,7 @@ cdef class Connection(Frames):
             size_t left
             Missed nothing
         if sent > 0 and self.fd >= 0:
-            self.reactor.bytes_out += sent
+            self.context.bytes_out += sent
         if sent < 0:
             for i in range(count):
                 if pieces[i].owned != NULL:
@@ -749,9 +749,9 @@ cdef class Connection(Frames):
             if piece.kind == LANE:
                 self.lane_sent(piece.size)
             elif piece.kind == BATCH:
-                self.reactor.delivered += (<Audience> piece.audience).segment_count
+                self.context.delivered += (<Audience> piece.audience).segment_count
             else:
-                self.reactor.delivered += piece.kind == EVENT
+                self.context.delivered += piece.kind == EVENT
                 Py_DECREF(<object> piece.owned)
         if cut < 0:
             return 0
@@ -775,7 +775,7 @@ cdef class Connection(Frames):
             rest = self.queue_batch(piece, left)
         elif piece.kind == EVENT:
             rest = memoryview(frame_for(self, <Event> piece.owned))[left:]
-            self.reactor.delivered += 1
+            self.context.delivered += 1
             Py_DECREF(<object> piece.owned)
         else:
             rest = memoryview(<bytes> piece.owned)[left:]
@@ -783,7 +783,7 @@ cdef class Connection(Frames):
         for i in range(cut + 1, count):
             if pieces[i].kind == BATCH:
                 self.queue_segments(&pieces[i], 0)
-        self.reactor.bytes_out += len(rest)
+        self.context.bytes_out += len(rest)
         self.transport.write(rest)
         return 0
 
@@ -809,7 +809,7 @@ cdef class Connection(Frames):
             start = end
             index += 1
             end = segment_end(self, audience, index)
-        self.reactor.delivered += index + 1
+        self.context.delivered += index + 1
         self.queue_segments(piece, index + 1)
         if self.deflates:
             return PyBytes_FromStringAndSize(<char*> audience.deflated + sent, end - sent)
@@ -820,7 +820,7 @@ cdef class Connection(Frames):
         cdef Piece piece
         cdef Pending* pending
         while self.pending_first >= 0:
-            pending = &self.reactor.pending[self.pending_first]
+            pending = &self.context.pending[self.pending_first]
             self.pending_first = pending.next
             piece.audience = pending.audience
             piece.subscription = pending.member.subscription

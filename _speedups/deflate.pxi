@@ -62,7 +62,7 @@ cdef bytes inflate(const unsigned char* data, size_t size, size_t max_size, int*
     return None
 
 
-cdef bytes deflate(Reactor reactor, const unsigned char* frame, size_t size):
+cdef bytes deflate(LoopContext context, const unsigned char* frame, size_t size):
     """Return the finished text frame at `frame` once more with its message deflated; None if that saves nothing."""
     cdef:
         unsigned char head[MAX_SERVER_HEAD]
@@ -73,13 +73,13 @@ cdef bytes deflate(Reactor reactor, const unsigned char* frame, size_t size):
         return None
     # There is one deflater. A full flush makes it forget what was before, so that each message stands alone; a new one
     # for each would take three times as long. One that has failed is not used again.
-    deflater, reactor.deflater = reactor.deflater, None
+    deflater, context.deflater = context.deflater, None
     if deflater is None:
         deflater = zlib.compressobj(DEFLATE_LEVEL, zlib.DEFLATED, -FULL_WINDOW)
     body = deflater.compress(PyBytes_FromStringAndSize(<char*> frame + head_size, size - head_size))
     body += deflater.flush(zlib.Z_FULL_FLUSH)
-    reactor.deflater = deflater
-    reactor.deflated += 1
+    context.deflater = deflater
+    context.deflated += 1
     body_size = len(body) - len(TAIL)
     head_size = write_head(head, OP_TEXT | RSV1, body_size)
     if head_size + body_size >= size:
@@ -92,7 +92,7 @@ cdef bytes frame_for(Connection connection, Event event):
     if not connection.deflates:
         return event.frame
     if event.deflated is None:
-        event.deflated = deflate(connection.reactor, <const unsigned char*> PyBytes_AS_STRING(event.frame),
+        event.deflated = deflate(connection.context, <const unsigned char*> PyBytes_AS_STRING(event.frame),
                                  PyBytes_GET_SIZE(event.frame)) or event.frame
     return event.deflated
 
@@ -148,7 +148,7 @@ cdef int deflate_batch(Audience audience) except -1:
             if event is not None and event.deflated is not None:
                 frame = event.deflated
             else:
-                frame = deflate(audience.reactor, audience.batch + start, end - start)
+                frame = deflate(audience.context, audience.batch + start, end - start)
                 if event is not None:
                     event.deflated = event.frame if frame is None else frame
             if frame is None:

@@ -12,7 +12,7 @@ cdef enum:
     # longer batch saves nothing.
     BATCH_SIZE = 65536
 
-    # Room for a batch that is kept from turn to turn, in bytes and in events: where thousands of topics have one event
+    # Capacity for a batch that is kept from turn to turn, in bytes and in events: where thousands of topics have one event
     # each a turn, malloc and free would cost as much as all else but the system call. There may be as many audiences as
     # routes are remembered, so it is no more.
     KEPT_SIZE = 512
@@ -94,15 +94,15 @@ cdef class Audience:
 
     cdef:
         object __weakref__
-        Reactor reactor
+        LoopContext context
         readonly tuple filters
-        bint known  # whether the members below are up to date; the audience then stands in the reactor's list
+        bint known  # whether the members below are up to date; the audience then stands in the context's list
         PyObject* known_next
         PyObject* known_previous
         bint flushing
         Member* members
         Member** places  # first those that get the batch, then those that are behind
-        uint32_t slots  # how many members there is room for
+        uint32_t member_slots  # how many members there is room for
         uint32_t size
         uint32_t ready
         # The batch of this turn.
@@ -117,10 +117,10 @@ cdef class Audience:
         unsigned char* deflated
         size_t* deflated_ends
 
-    def __cinit__(self, Reactor reactor not None, tuple filters not None):
+    def __cinit__(self, LoopContext context not None, tuple filters not None):
         cdef Filter filter
         cdef PyObject** grown
-        self.reactor = reactor
+        self.context = context
         self.filters = filters  # first, so that it is taken out again of those that know it if the next one fails
         for filter in filters:
             if filter.audience_count == filter.audience_room:
@@ -196,7 +196,7 @@ cdef class Audience:
             return 0
         for filter in self.filters:
             most += filter.subscribers
-        self.reactor.make_slots(most)
+        self.context.make_slots(most)
         if most:
             self.members = <Member*> malloc(most * sizeof(Member))
             self.places = <Member**> malloc(most * sizeof(Member*))
@@ -206,8 +206,8 @@ cdef class Audience:
                 self.members = NULL
                 self.places = NULL
                 raise MemoryError
-        self.reactor.stamp += 1
-        stamp = self.reactor.stamp
+        self.context.stamp += 1
+        stamp = self.context.stamp
         self.size = self.ready = 0
         for filter in self.filters:
             link = filter.first
@@ -241,9 +241,9 @@ cdef class Audience:
             memmove(self.places + self.ready, self.places + most - behind, behind * sizeof(Member*))
             for i in range(self.ready, self.size):
                 self.places[i].place = i
-        self.slots = most
+        self.member_slots = most
         self.known = True
-        self.reactor.add_known(self)
+        self.context.add_known(self)
         return 0
 
     cdef int forget_members(self) except -1:
@@ -268,8 +268,8 @@ cdef class Audience:
         self.members = NULL
         self.places = NULL
         if self.known:
-            self.reactor.remove_known(self)
-        self.size = self.ready = self.slots = 0
+            self.context.remove_known(self)
+        self.size = self.ready = self.member_slots = 0
         self.known = False
 
     cdef void drop_batch(self) noexcept:
@@ -295,7 +295,7 @@ cdef class Audience:
         cdef unsigned char* grown
         cdef size_t room
         if self.segment_count and self.batch_size + size > BATCH_SIZE:
-            self.reactor.send_full(self)
+            self.context.send_full(self)
         if self.batch_size + size > self.batch_room:
             room = max(self.batch_size + size, min(2 * self.batch_room, <size_t> BATCH_SIZE))
             grown = <unsigned char*> realloc(self.batch, room)
@@ -320,7 +320,7 @@ cdef class Audience:
             int fate
         receipt.receivers = self.size
         receipt.queued = receipt.dropped = 0
-        self.reactor.published += 1
+        self.context.published += 1
         if self.size == 0:
             return 0
         if origin is not None and origin.deaf:
@@ -341,7 +341,7 @@ cdef class Audience:
                 if self.ready:
                     event = self.event(self.segment_count - 1)
                 else:
-                    event = self.make_event(self.batch_size, size, topic, self.reactor.published, key_start, key_size,
+                    event = self.make_event(self.batch_size, size, topic, self.context.published, key_start, key_size,
                                             key)
             subscription = <Subscription> member.subscription
             fate = offer(subscription, event, origin)
@@ -363,12 +363,12 @@ cdef class Audience:
             self.segments = grown
             self.segment_room = room
         if self.segment_count == 0:
-            self.reactor.dirty.append(self)
-            self.reactor.schedule()
+            self.context.dirty.append(self)
+            self.context.schedule()
         segment = &self.segments[self.segment_count]
         self.batch_size += size
         segment.end = self.batch_size
-        segment.number = self.reactor.published
+        segment.number = self.context.published
         Py_INCREF(topic)
         segment.topic = <PyObject*> topic
         segment.key_start = key_start
@@ -389,8 +389,8 @@ cdef class Audience:
         event.born = now_ms()
         if key is None and key_start:
             event.key = event.frame[key_start : key_start + key_size]
-        if self.reactor.max_age is not None:
-            age = self.reactor.max_age(topic)
+        if self.context.max_age is not None:
+            age = self.context.max_age(topic)
             if age is not None:
                 event.expires = event.born + max(<uint64_t> 1, <uint64_t> (1000 * <double> age))
         return event
@@ -449,12 +449,12 @@ cdef class Audience:
                     if connection.lane_size == 0 and connection.fd >= 0:
                         connection.send_batch(self, member)
                     else:
-                        self.reactor.pend(connection, self, member)
+                        self.context.pend(connection, self, member)
                         connection.write(False)
             except Exception as error:
-                self.reactor.give_up(connection, error)
+                self.context.give_up(connection, error)
         self.flushing = False
-        self.reactor.pending_count = 0
+        self.context.pending_count = 0
         self.drop_batch()
         return 0
 

@@ -296,7 +296,7 @@ cdef class Frames:
         if opcode == OP_TEXT and not self.compressed and not utf8_feed(&self.utf8, data, size):
             return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
         if self.message_size + size > room:
-            # Room grows with what has come, not with what a head promises: a promise costs the peer nothing. It
+            # Capacity grows with what has come, not with what a head promises: a promise costs the peer nothing. It
             # doubles, so that many small fragments are not copied again and again, up to what the message can become.
             most = self.message_size + size + self.body_size - self.body_read if self.fin else self.max_size
             room = max(self.message_size + size, min(2 * room, most))

@@ -254,7 +254,7 @@ cdef bint is_plain_id(const unsigned char* p, size_t size) noexcept nogil:
             if p[i] >= 0x80 or p[i] == 0x5C:
                 return False
         return True
-    if size > 15:  # 2^53-1 has 16 digits: what is near it is left to the slow lane
+    if size > 15:  # 2^53-1 has 16 digits: what is near it is left to the slow path
         return False
     for i in range(size):
         if not 0x30 <= p[i] <= 0x39:
@@ -265,7 +265,7 @@ cdef bint is_plain_id(const unsigned char* p, size_t size) noexcept nogil:
 cdef bint scan_publish(const unsigned char* p, size_t size, int depth, Publish* out) noexcept nogil:
     """Whether a message is a plain publish command: known fields, each once, no escapes outside `data`.
 
-    False says nothing about the message but that the slow lane has to look at it.
+    False says nothing about the message but that the slow path has to look at it.
     """
     cdef:
         Scan scan

@@ -97,7 +97,7 @@ cdef class Subscription:
         readonly Filter filter
         readonly bint echo
         readonly bint behind
-        bint asked  # `Reactor.catch_up` was called, and nothing was fed since
+        bint asked  # `LoopContext.catch_up` was called, and nothing was fed since
         readonly uint32_t max_queue
         readonly uint64_t dropped
         readonly int64_t credit
@@ -206,7 +206,7 @@ cdef class Subscription:
         """Under `replay`: send an event of the topic's history, the oldest one that this client lags behind.
 
         `payload` is encoded as the protocol's `event` message. Returns whether there is room for more of them now; if
-        there is not, `Reactor.catch_up` is called again once there is.
+        there is not, `LoopContext.catch_up` is called again once there is.
         """
         return feed_replay(self, topic, payload)
 
@@ -217,7 +217,7 @@ cdef class Subscription:
         """
         skip_replay(self, count)
 
-    def lose_track(self):
+    def announce_loss(self):
         """Announce, behind all that was published until now, that events may be lost: a gap, with no count."""
         if self.connection is None or self.connection.state != OPEN:
             return
@@ -228,7 +228,7 @@ cdef class Subscription:
         self.connection.mark_dirty()
 
     def cancel(self):
-        """End the subscription and forget its queue. Ending it twice does nothing."""
+        """End the subscription and forget its queue. ShutdownSignal it twice does nothing."""
         cdef Connection connection = self.connection
         if connection is not None:
             send_what_is_set_apart(self)
@@ -322,7 +322,7 @@ cdef int link_to_connection(Subscription self) except -1:
     if connection.subscriptions != NULL:
         (<Subscription> connection.subscriptions).connection_previous = <PyObject*> self
     connection.subscriptions = <PyObject*> self
-    connection.reactor.subscriptions += 1
+    connection.context.subscriptions += 1
     return 0
 
 
@@ -335,7 +335,7 @@ cdef int unlink_from_connection(Subscription self) except -1:
     if self.connection_next != NULL:
         (<Subscription> self.connection_next).connection_previous = self.connection_previous
     self.connection_next = self.connection_previous = NULL
-    connection.reactor.subscriptions -= 1
+    connection.context.subscriptions -= 1
     return 0
 
 
@@ -381,7 +381,7 @@ cdef int find_what_goes_first(Subscription self) except -1:
                 connection.aside += 1
             self.after.append(other)
         link = other.connection_next
-    self.since = connection.reactor.published
+    self.since = connection.context.published
     return 0
 
 
@@ -506,7 +506,7 @@ cdef int count_queued(Subscription self, Event event) except -1:
     self.count += 1
     self.queued_size += size
     self.connection.outbox_size += size
-    self.connection.reactor.queued += 1
+    self.connection.context.queued += 1
     return 0
 
 
@@ -515,7 +515,7 @@ cdef int count_not_queued(Subscription self, Event event) except -1:
     self.count -= 1
     self.queued_size -= size
     self.connection.outbox_size -= size
-    self.connection.reactor.queued -= 1
+    self.connection.context.queued -= 1
     if self.newest is not None:
         del self.newest[event.mark]
     return 0
@@ -570,7 +570,7 @@ cdef int drop_newest_queued(Subscription self) except -1:
 cdef void count_lost(Subscription self, int reason) noexcept:
     self.dropped += 1
     self.lost[reason] += 1
-    self.connection.reactor.lost[self.overflow_policy][reason] += 1
+    self.connection.context.lost[self.overflow_policy][reason] += 1
 
 
 cdef inline bint is_full(Subscription self, size_t size) except -1:
@@ -581,13 +581,13 @@ cdef inline bint is_full(Subscription self, size_t size) except -1:
     cdef size_t waiting = self.connection.outbox_size
     if self.count >= self.max_queue:
         return True
-    return waiting + size > self.connection.reactor.max_outbox and (waiting != 0 or not is_free(self))
+    return waiting + size > self.connection.context.max_outbox and (waiting != 0 or not is_free(self))
 
 
 cdef inline bint never_fits(Subscription self, size_t size) noexcept:
     """Whether there would be no room for `size` bytes though all that waits for this subscription went: the queues of
     the others fill the connection's bound."""
-    return self.connection.outbox_size - self.queued_size + size > self.connection.reactor.max_outbox
+    return self.connection.outbox_size - self.queued_size + size > self.connection.context.max_outbox
 
 
 cdef bint is_free(Subscription self) except -1:
@@ -614,7 +614,7 @@ cdef int offer(Subscription self, Event event, Connection origin) except -1:
         Connection connection = self.connection
         size_t size = PyBytes_GET_SIZE(event.frame)
         int fate = 0
-    if connection.doomed:
+    if connection.close_pending:
         count_lost(self, OVERFLOWN)
         return LOST
     if self.overflow_policy == LATEST:
@@ -626,9 +626,9 @@ cdef int offer(Subscription self, Event event, Connection origin) except -1:
     if is_full(self, size):
         if is_free(self):
             connection.write(False)
-        if self.count and connection.reactor.max_age is not None:
+        if self.count and connection.context.max_age is not None:
             drop_aged(self)
-        if connection.doomed:
+        if connection.close_pending:
             count_lost(self, OVERFLOWN)
             return LOST
         while is_full(self, size):

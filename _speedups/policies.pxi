@@ -205,7 +205,7 @@ cdef class Hold:
     cdef:
         Subscription subscription
         Connection publisher  # None: nobody waits for it, or nobody any more
-        double due  # in the reactor's clock: when it has waited long enough
+        double due  # in the context's clock: when it has waited long enough
 
 
 cdef inline uint32_t beyond_bound(Subscription self) noexcept:
@@ -215,11 +215,11 @@ cdef inline uint32_t beyond_bound(Subscription self) noexcept:
 
 cdef int hold_publisher(Subscription self, Connection origin) except -1:
     """Stop reading from a publisher whose event, which comes next, does not fit into the queue."""
-    cdef Reactor reactor = self.connection.reactor
+    cdef LoopContext context = self.connection.context
     cdef Hold hold
     if self.holds is None:
         self.holds = []
-        reactor.holding[self] = None
+        context.holding[self] = None
         self.connection.holding += 1
     hold = Hold.__new__(Hold)
     hold.subscription = self
@@ -228,13 +228,13 @@ cdef int hold_publisher(Subscription self, Connection origin) except -1:
         return add_stray(self)
     hold.publisher = origin
     # The clock moves once in a tick.
-    hold.due = reactor.clock + reactor.tick + reactor.block_timeout
+    hold.due = context.clock + context.tick + context.block_timeout
     if origin.waits_at is None:
         origin.waits_at = {}
     origin.waits_at[hold] = None
-    origin.waits += 1
+    origin.parked_publishes += 1
     origin.stop_reading(FOR_ROOM)
-    reactor.schedule()
+    context.schedule()
     return 0
 
 
@@ -242,7 +242,7 @@ cdef int add_stray(Subscription self) except -1:
     cdef uint32_t beyond = beyond_bound(self) + 1  # the next event is beyond it as well
     self.strays += 1
     while (<uint32_t> len(self.holds) > beyond and (<Hold> self.holds[0]).publisher is None
-            and self.connection.outbox_size <= self.connection.reactor.max_outbox):
+            and self.connection.outbox_size <= self.connection.context.max_outbox):
         self.holds.pop(0)  # it has found room since
         self.strays -= 1
     if self.strays > MAX_STRAYS:
@@ -259,7 +259,7 @@ cdef int let_publishers_go(Subscription self) except -1:
             if self.count > self.max_queue:
                 if <uint32_t> len(self.holds) <= beyond_bound(self):
                     return 0
-            elif self.count and connection.outbox_size > connection.reactor.max_outbox:
+            elif self.count and connection.outbox_size > connection.context.max_outbox:
                 return 0
         hold = self.holds.pop(0)
         if hold.publisher is None:
@@ -284,7 +284,7 @@ cdef int end_holds(Subscription self) except -1:
     self.holds = None
     self.strays = 0
     self.connection.holding -= 1
-    del self.connection.reactor.holding[self]
+    del self.connection.context.holding[self]
     return 0
 
 
@@ -302,7 +302,7 @@ cdef int forget_publisher(Connection publisher) except -1:
     cdef Hold hold
     holds = publisher.waits_at
     publisher.waits_at = publisher.held = None
-    publisher.waits = 0
+    publisher.parked_publishes = 0
     for hold in holds:
         hold.publisher = None
         add_stray(hold.subscription)
@@ -354,10 +354,10 @@ cdef int ask_to_catch_up(Subscription self) except -1:
     Not while something is queued, which may wait for what has to go out before it: a gap that the node announces would
     overtake it.
     """
-    cdef Reactor reactor = self.connection.reactor
-    if not self.asked and self.credit != 0 and not has_something(self) and reactor.catch_up is not None:
+    cdef LoopContext context = self.connection.context
+    if not self.asked and self.credit != 0 and not has_something(self) and context.catch_up is not None:
         self.asked = True
-        reactor.catch_up(self)
+        context.catch_up(self)
     return 0
 
 
@@ -370,6 +370,6 @@ cdef int lose_lag(Subscription self) except -1:
         self.missed.by[OVERFLOWN] += lag
         self.dropped += lag
         self.lost[OVERFLOWN] += lag
-        self.connection.reactor.lost[REPLAY][OVERFLOWN] += lag
+        self.connection.context.lost[REPLAY][OVERFLOWN] += lag
         enter_busy(self)
     return 0

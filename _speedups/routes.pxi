@@ -1,6 +1,6 @@
-# The fast lane: a publish to a topic whose way is known needs no Python.
+# The fast path: a publish to a topic whose way is known needs no Python.
 #
-# The law of this file: it does exactly what the slow lane (the session) would do, or leaves the message to it. Who
+# The law of this file: it does exactly what the slow path (the session) would do, or leaves the message to it. Who
 # installs a route promises that whoever shares these routes may publish there, and withdraws it when that changes.
 
 
@@ -40,7 +40,7 @@ cdef uint32_t recent_place(const unsigned char* name, size_t size) noexcept nogi
 
 
 @cython.final
-cdef class Routes:
+cdef class RouteCache:
     """The known topics, for all connections that may publish to the same ones.
 
     It remembers at least the `limit` topics last published to, and at most twice as many: those used since the last
@@ -155,7 +155,7 @@ cdef bint fast_publish(Connection connection, const unsigned char* data, size_t 
         unsigned char* out
         size_t prefix_size, payload_size, head_size
         uint32_t key_start = 0
-    if not scan_publish(data, size, connection.reactor.max_depth, &command):
+    if not scan_publish(data, size, connection.context.max_depth, &command):
         return False
     if command.wide and not checked and not is_utf8(data, size):
         return False
@@ -189,7 +189,7 @@ cdef bint fast_publish(Connection connection, const unsigned char* data, size_t 
         memcpy(out, command.data, command.data_size)
         out[command.data_size] = 0x7D
     audience.commit(head_size + payload_size, route.topic, key_start, command.key_size, None, connection, &receipt)
-    connection.reactor.fast_publishes += 1
+    connection.context.fast_publishes += 1
     connection.mistakes = 0
     if command.id != NULL and connection.state == OPEN:
         answer_publish(connection, command.id, command.id_size, &receipt)
@@ -213,7 +213,7 @@ cdef int answer_publish(Connection connection, const unsigned char* id, size_t i
     end = put_number(end + 11, receipt.dropped)
     end[0] = 0x7D
     end += 1
-    if connection.waits:
+    if connection.parked_publishes:
         return hold_answer(connection, PyBytes_FromStringAndSize(text, end - text))
     return connection.append_frame(OP_TEXT, <const unsigned char*> text, end - text)
 

@@ -22,10 +22,10 @@ cdef class Event
 cdef class Subscription
 cdef class Filter
 cdef class Audience
-cdef class Reactor
+cdef class LoopContext
 cdef class Hold
-cdef class Routes
-cdef class Allowance
+cdef class RouteCache
+cdef class TokenBucket
 
 include "mask.pxi"
 include "utf8.pxi"
@@ -38,7 +38,7 @@ include "outbox.pxi"
 include "policies.pxi"
 include "fanout.pxi"
 include "deflate.pxi"
-include "reactor.pxi"
+include "context.pxi"
 include "connection.pxi"
 include "routes.pxi"
-include "allowance.pxi"
+include "bucket.pxi"

@@ -263,7 +263,7 @@ def _record(out: Console, err: Console) -> int:
                 continue
             quiet = [pair for pair in undisturbed if pair.quiet]
             if len(quiet) < ENOUGH:
-                err.print(f"{name}: bound by the load program; losses will be seen late", style="yellow")
+                err.print(f"{name}: bound by the load program; dropped_events will be seen late", style="yellow")
             verdict = judge(quiet if len(quiet) >= ENOUGH else undisturbed, None)
             if verdict.measured:
                 ratios[name] = verdict.measured

@@ -425,7 +425,7 @@ def version(as_json: bool) -> int:
     return _print(lines + "\n", as_json)
 
 
-class Ending:
+class ShutdownSignal:
     """INT and TERM: the first one cancels what runs, so that it closes its connection; the second one is the end.
 
     Python's own way, KeyboardInterrupt, comes out wherever the program is, also while it cleans up or exits, and then
@@ -569,7 +569,7 @@ def _run(work: Coroutine[Any, Any, bool], report: Report) -> int:
     from broker.client.shell import InputFailed, OutputFailed
     from broker.errors import CommandError
 
-    ending = Ending()
+    ending = ShutdownSignal()
     try:
         return Status.OK if asyncio.run(ending.or_else(work)) else Status.INCOMPLETE
     except asyncio.CancelledError:

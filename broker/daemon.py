@@ -25,15 +25,15 @@ from broker.config import Config, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
+from broker.health import HealthMonitor
 from broker.log import complain, report_fault, set_level, set_up_log
-from broker.net.gate import Gate, Room
+from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import CannotListenError, Listener, named
 from broker.net.tls import Tls
 from broker.net.tls import load as load_tls
 from broker.node import Node
 from broker.rules import Rules
 from broker.systemd import Systemd, extend, reloading, status
-from broker.watch import Watch
 
 if TYPE_CHECKING:
     from broker.admin.server import Admin, AdminPort
@@ -95,7 +95,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     systemd = Systemd(os.environ)
     set_up_log(config.log)
     try:
-        room, context = examine(config)
+        capacity, tls_context = examine(config)
         check_sockets(config, systemd)
     except ConfigError as exc:
         for problem in exc.problems:
@@ -103,10 +103,10 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
         systemd.close()
         return os.EX_CONFIG
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Daemon(config, room, context, reread, systemd).serve())
+        return runner.run(Daemon(config, capacity, tls_context, reread, systemd).serve())
 
 
-def examine(config: Config) -> tuple[Room, ssl.SSLContext | None]:
+def examine(config: Config) -> tuple[Capacity, ssl.SSLContext | None]:
     """See whether the configuration fits this machine: how many connections the process can hold, and the certificate
     for TLS, if there is one.
 
@@ -114,22 +114,22 @@ def examine(config: Config) -> tuple[Room, ssl.SSLContext | None]:
     that are wrong or can never apply.
     """
     problems: list[str] = []
-    room = context = None
+    capacity = context = None
     try:
         Rules(config.topics, config.limits)
     except ConfigError as error:
         problems += error.problems
     try:
-        room = Room.of(raise_limit_of_files(), config.limits.max_connections)
+        capacity = Capacity.of(raise_limit_of_files(), config.limits.max_connections)
     except ConfigError as error:
         problems += error.problems
     try:
         context = load_tls(config.server)
     except ConfigError as error:
         problems += error.problems
-    if problems or room is None:
+    if problems or capacity is None:
         raise ConfigError(problems)
-    return room, context
+    return capacity, context
 
 
 def check_sockets(config: Config, systemd: Systemd) -> None:
@@ -149,13 +149,13 @@ class Daemon:
     def __init__(
         self,
         config: Config,
-        room: Room,
+        capacity: Capacity,
         context: ssl.SSLContext | None,
         reread: Callable[[], Config],
         systemd: Systemd,
     ) -> None:
         self.config = config
-        self.room = room
+        self.capacity = capacity
         self.tls = None if context is None else Tls(context)
         self.listeners: list[Listener] = []
         self.state = "starting"
@@ -177,15 +177,15 @@ class Daemon:
         """Run on the event loop that is running, which must be uvloop's, in the main thread."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(report_fault)
-        ending = Ending(loop)
+        ending = ShutdownSignal(loop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGUSR2, self.retire)
         # What asks others to open their logs again would end this process without a word.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.node = Node(self.config, ENGINES[self.config.server.engine](), loop)
-        self.gate = Gate(self.config, self.node, self.room, loop)
-        self.watch = Watch(loop, self.node.reactor, self._tighten)
-        self.watch.max_memory = self.config.limits.max_memory
+        self.limiter = ConnectionLimiter(self.config, self.node, self.capacity, loop)
+        self.health = HealthMonitor(loop, self.node.context, self._set_memory_pressure)
+        self.health.max_memory = self.config.limits.max_memory
         await self.node.start()
         try:
             for text in self.config.server.listen:
@@ -198,7 +198,7 @@ class Daemon:
             self._systemd.close()
             complain(self.config.log, str(exc))
             return CANNOT_START
-        self.watch.start()
+        self.health.start()
         self.started = time.time()
         self._say_where()
         tasks = [loop.create_task(self._report())]
@@ -217,7 +217,7 @@ class Daemon:
             for task in tasks:
                 task.cancel()
             await self._close_admin()
-            self.watch.stop()
+            self.health.stop()
             self._systemd.close()
         return 0
 
@@ -249,19 +249,19 @@ class Daemon:
     def _reload(self) -> str:
         """Do it, and return what is to be seen in the status. Raises ConfigError."""
         wanted = self._reread()
-        room, context = examine(wanted)
+        capacity, tls_context = examine(wanted)
         fixed = set(STARTS_WITH)
-        if (context is None) != (self.tls is None):
+        if (tls_context is None) != (self.tls is None):
             fixed |= {"server.certificate", "server.key"}
         changed = set(differences(self.config, wanted))
         self.config = with_settings(wanted, self.config, changed & fixed)
-        self.room = room
-        if self.tls is not None and context is not None:
-            self.tls.context = context
+        self.capacity = capacity
+        if self.tls is not None and tls_context is not None:
+            self.tls.context = tls_context
         set_level(self.config.log)
         self.node.reconfigure(self.config)
-        self.gate.reconfigure(self.config, room)
-        self.watch.max_memory = self.config.limits.max_memory
+        self.limiter.reconfigure(self.config, capacity)
+        self.health.max_memory = self.config.limits.max_memory
         log.info("reloaded", changed=sorted(changed - fixed))
         later = sorted(changed & fixed)
         if not later:
@@ -276,7 +276,7 @@ class Daemon:
         if self.state != "serving":
             return
         self.state = "retiring"
-        self.gate.close()
+        self.limiter.close()
         timeout = self.config.limits.drain_timeout
         log.info("retiring", connections=self.node.connections, seconds=timeout)
         self._systemd.notify(self._status())
@@ -306,10 +306,10 @@ class Daemon:
         deadline = loop.time() + timeout
         self._close_listeners()
         # Who was accepted already is let in, and then told when to come back like everybody else.
-        await self.gate.wait_open(min(GRACE, timeout / 4))
-        self.gate.close()
+        await self.limiter.wait_open(min(GRACE, timeout / 4))
+        self.limiter.close()
         await self.node.drain(max(0.0, deadline - loop.time()))
-        await self.gate.wait_empty(max(0.0, deadline - loop.time()))
+        await self.limiter.wait_empty(max(0.0, deadline - loop.time()))
         await self.node.stop()
         progress.cancel()
         log.info("stopped")
@@ -334,12 +334,12 @@ class Daemon:
         # aiohttp takes a quarter of a second to import.
         from prometheus_client import CollectorRegistry
 
-        from broker.admin.metrics import Metrics
+        from broker.admin.prometheus import MetricsCollector
         from broker.admin.server import Admin, AdminPort
 
         registry = CollectorRegistry()
-        registry.register(Metrics(self))
-        self._admin = Admin(registry, self.unready, self.node, self.room.admin)
+        registry.register(MetricsCollector(self))
+        self._admin = Admin(registry, self.unready, self.node, self.capacity.admin)
         await self._admin.start()
         address = parse_address(self.config.server.admin)
         port = AdminPort(self._admin)
@@ -362,7 +362,7 @@ class Daemon:
             await self._admin.stop()
 
     def _listener(self) -> Listener:
-        listener = Listener(self.gate, notsent_lowat=self.config.limits.notsent_lowat, tls=self.tls)
+        listener = Listener(self.limiter, notsent_lowat=self.config.limits.notsent_lowat, tls=self.tls)
         self.listeners.append(listener)
         return listener
 
@@ -384,7 +384,9 @@ class Daemon:
             log.warning("systemd has passed sockets, and server.listen does not name systemd")
         if any(name == ADMIN for name, _ in self._systemd.sockets) and self.config.server.admin != "systemd":
             log.warning("systemd has passed a socket named admin, and server.admin is not systemd")
-        log.info("ready", version=__version__, engine=self.config.server.engine, max_connections=self.room.connections)
+        log.info(
+            "ready", version=__version__, engine=self.config.server.engine, max_connections=self.capacity.connections
+        )
 
     # What systemd is told
 
@@ -392,9 +394,9 @@ class Daemon:
         """Say why the broker takes no clients; None if it does."""
         if self.state != "serving":
             return self.state
-        if self.watch.level:
+        if self.health.level:
             return "out of memory"
-        return self.gate.lack
+        return self.limiter.unavailable_reason
 
     @property
     def draining(self) -> bool:
@@ -406,14 +408,14 @@ class Daemon:
         """The engine's name."""
         return self.config.server.engine
 
-    def _tighten(self, level: int) -> None:
-        self.gate.tight = level > 0
-        self.node.tighten(level > 1)
+    def _set_memory_pressure(self, level: int) -> None:
+        self.limiter.memory_pressure = level > 0
+        self.node.set_memory_pressure(level > 1)
 
     def _status(self) -> str:
-        reactor = self.node.reactor
-        counts = f"{reactor.connections:,} connections, {reactor.subscriptions:,} subscriptions"
-        return status(f"{self.state}: {counts}, {reactor.queued:,} events waiting{self._trouble}")
+        context = self.node.context
+        counts = f"{context.connections:,} connections, {context.subscriptions:,} subscriptions"
+        return status(f"{self.state}: {counts}, {context.queued:,} events waiting{self._trouble}")
 
     async def _report(self) -> None:
         while self._systemd.listens:
@@ -435,7 +437,7 @@ class Daemon:
             await asyncio.sleep(self._systemd.watchdog / 2)
 
 
-class Ending:
+class ShutdownSignal:
     """TERM and INT: the first one asks for the end, the second one is the end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

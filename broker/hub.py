@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from weakref import WeakValueDictionary
 
-from broker._speedups import Audience, Connection, Filter, Reactor, Routes, Subscription
+from broker._speedups import Audience, Connection, Filter, LoopContext, RouteCache, Subscription
 from broker.topics import RESERVED, is_pattern, rank
 
 Rank = tuple[int, ...]
@@ -42,10 +42,10 @@ class Branch:
 class Hub:
     """The subscriptions of one node."""
 
-    def __init__(self, reactor: Reactor) -> None:
-        self.routes = Routes()
-        """The fast lane of those who may publish everywhere; kept true to the subscriptions here."""
-        self._reactor = reactor
+    def __init__(self, context: LoopContext) -> None:
+        self.routes = RouteCache()
+        """The fast path of those who may publish everywhere; kept true to the subscriptions here."""
+        self._context = context
         self._topics: dict[str, Filter] = {}
         self._patterns: dict[str, Filter] = {}
         self._tree = Branch()
@@ -84,12 +84,12 @@ class Hub:
         filters = self._match(topic)
         audience = self._audiences.get(filters)
         if audience is None:
-            audience = self._audiences[filters] = Audience(self._reactor, filters)
+            audience = self._audiences[filters] = Audience(self._context, filters)
         return audience
 
     def _add(self, topic: str) -> Filter:
         # Some topics get another audience now. What was published before goes out before, to keep each topic's order.
-        self._reactor.flush_batches()
+        self._context.flush_batches()
         new = Filter(topic)
         if not is_pattern(topic):
             self._topics[topic] = new
@@ -108,7 +108,7 @@ class Hub:
         return new
 
     def _remove(self, topic: str) -> None:
-        self._reactor.flush_batches()
+        self._context.flush_batches()
         if not is_pattern(topic):
             del self._topics[topic]
             self.routes.withdraw(topic)

@@ -31,7 +31,7 @@ def set_up_log(config: Log) -> None:
     """
     set_level(config)
     journal = goes_to_journal(os.environ.get("JOURNAL_STREAM", ""))
-    processors: list[Processor] = [Few(), structlog.processors.add_log_level]
+    processors: list[Processor] = [LogRateLimiter(), structlog.processors.add_log_level]
     if config.format == "json" or not journal:  # the journal has the time itself
         processors.append(structlog.processors.TimeStamper("iso", utc=True))
     if config.format == "json":
@@ -96,7 +96,7 @@ def with_priority(logger: object, method: str, rendered: Any) -> Any:
     return "\n".join(prefix + line for line in str(rendered).splitlines())
 
 
-class Few:
+class LogRateLimiter:
     """Lets through so many entries of one kind in a while, and counts the others: what goes wrong a thousand times a
     second is not to fill a disk. `debug` is for those who want it all."""
 

@@ -15,14 +15,14 @@ import msgspec
 import structlog
 
 from broker import __version__, messages
-from broker._speedups import Allowance, Connection, Reactor, Subscription
+from broker._speedups import Connection, LoopContext, Subscription, TokenBucket
 from broker.config import Config
 from broker.engines.base import Done, Engine, Event, Position, Unavailable
 from broker.errors import CloseCode, CommandError
 from broker.hub import Hub
+from broker.metrics import Metrics
 from broker.rules import Rules
-from broker.session import Session, Standing
-from broker.tally import Tally
+from broker.session import Session, SubscriptionStats
 
 log = structlog.get_logger(__name__)
 
@@ -41,10 +41,10 @@ class Node:
     def __init__(self, config: Config, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         limits = config.limits
         self.draining = False
-        self.tight = False
+        self.memory_pressure = False
         """Whether publishers are slowed down, since there is no more memory."""
         self.engine = engine
-        self.reactor = Reactor(
+        self.context = LoopContext(
             loop,
             encode_gap=messages.encode_gap,
             max_size=limits.max_size,
@@ -59,16 +59,16 @@ class Node:
         )
         self.sessions: dict[str, Session] = {}
         self.reconfigure(config)
-        self.reactor.watch = self._watch
-        self.hub = Hub(self.reactor)
-        self.departed: Callable[[str], None] | None = None
+        self.context.on_lagging = self._log_lagging
+        self.hub = Hub(self.context)
+        self.on_disconnect: Callable[[str], None] | None = None
         """Called with the address of each client that leaves."""
         self._told: set[str] = set()
         """Sessions that have been told to go, and have not gone yet."""
-        self.tally = Tally()
+        self.metrics = Metrics()
 
     def reconfigure(self, config: Config) -> None:
-        """Go by these limits and topic rules from now on. What there is already keeps its terms: connections the
+        """Go by these limits and topic rules from now on. What there is already keeps its policy: connections the
         largest message, which they were told, and subscriptions their bounds.
 
         What the keep-alive sweep goes by, and what sockets were set to, stays as it was at the start. Raises
@@ -81,18 +81,18 @@ class Node:
             self._allow(session.connection)
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
-        reactor = self.reactor
-        reactor.max_size = limits.max_size
-        reactor.max_fragments = limits.max_fragments
-        reactor.max_outbox = limits.max_outbox
-        reactor.max_answers = limits.max_answers
-        reactor.max_depth = limits.max_depth
-        reactor.max_age = self.rules.max_age if any(rule.max_age is not None for rule in config.topics) else None
+        context = self.context
+        context.max_size = limits.max_size
+        context.max_fragments = limits.max_fragments
+        context.max_outbox = limits.max_outbox
+        context.max_answers = limits.max_answers
+        context.max_depth = limits.max_depth
+        context.max_age = self.rules.max_age if any(rule.max_age is not None for rule in config.topics) else None
 
-    def tighten(self, tight: bool) -> None:
+    def set_memory_pressure(self, memory_pressure: bool) -> None:
         """Slow publishers down, or no longer: each publish then holds its connection up for a moment."""
-        self.tight = tight
-        self.hub.routes.clear()  # the fast lane would not
+        self.memory_pressure = memory_pressure
+        self.hub.routes.clear()  # the fast path would not
 
     def peers(self) -> Iterator[str]:
         """Give the addresses of all clients."""
@@ -101,33 +101,33 @@ class Node:
     @property
     def connections(self) -> int:
         """How many connections are established, those that are closing included."""
-        return self.reactor.connections
+        return self.context.connections
 
     async def start(self) -> None:
         """Start the engine and the keep-alive sweep."""
         await self.engine.start(self.deliver, self.lost)
-        self.reactor.start()
+        self.context.start()
 
     # What the listeners ask.
 
     def connect(
-        self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
     ) -> None:
         """Take over a transport whose handshake is done.
 
-        `greeting` is the answer to the handshake, sent ahead of all else; `rest` is what came behind the request;
-        `peer` is the client's address for the log; `window_bits` what was agreed on compression, see
+        `upgrade_response` is the answer to the handshake, sent first; `rest` is what came behind the request; `peer`
+        is the client's address for the log; `window_bits` what was agreed on compression, see
         `Connection.start`.
         """
         limits = self.limits
-        connection = Connection(self.reactor)
+        connection = Connection(self.context)
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
         connection.routes = self.hub.routes if self.engine.in_process else None
         self._allow(connection)
         self.sessions[session.id] = session
-        self.tally.connected += 1
-        connection.start(transport, greeting, window_bits)
+        self.metrics.connected += 1
+        connection.start(transport, upgrade_response, window_bits)
         connection.answer(
             messages.encode_welcome(
                 session=session.id,
@@ -143,13 +143,13 @@ class Node:
     def _allow(self, connection: Connection) -> None:
         """Let a connection publish as much as the limits say now."""
         rate, burst = self.limits.publish_rate, self.limits.publish_burst
-        allowance = connection.allowance
-        if allowance is not None and rate:
-            allowance.change(rate, burst)
-        elif allowance is not None:
-            connection.allowance, connection.routes = None, allowance.routes
+        token_bucket = connection.token_bucket
+        if token_bucket is not None and rate:
+            token_bucket.change(rate, burst)
+        elif token_bucket is not None:
+            connection.token_bucket, connection.routes = None, token_bucket.routes
         elif rate:
-            connection.allowance, connection.routes = Allowance(rate, burst, connection.routes), None
+            connection.token_bucket, connection.routes = TokenBucket(rate, burst, connection.routes), None
 
     # What the sessions ask.
 
@@ -180,7 +180,7 @@ class Node:
         began = time.perf_counter()
 
         def timed(result: Position | Unavailable) -> None:
-            self.tally.engine.observe(time.perf_counter() - began)
+            self.metrics.engine.observe(time.perf_counter() - began)
             done(result)
 
         return timed
@@ -190,11 +190,11 @@ class Node:
         if self.draining:
             raise CommandError("draining", "the broker is shutting down")
 
-    def forget(self, session: Session) -> None:
+    def remove(self, session: Session) -> None:
         """Drop a session whose connection takes part no more."""
         self._told.discard(session.id)
-        if self.sessions.pop(session.id, None) is not None and self.departed is not None:
-            self.departed(session.peer)
+        if self.sessions.pop(session.id, None) is not None and self.on_disconnect is not None:
+            self.on_disconnect(session.peer)
 
     # What the engine tells.
 
@@ -205,26 +205,26 @@ class Node:
         origin = event.origin if isinstance(event.origin, Connection) else None
         key = None if event.key is None else event.key.encode()
         event.receipt = audience.publish(event.topic, payload, key, origin)
-        if self.engine.in_process and not self.draining and not self.tight:
+        if self.engine.in_process and not self.draining and not self.memory_pressure:
             self.hub.routes.install(event.topic, audience, _prefix(event.topic))
 
     def lost(self, topic: str) -> None:
         """Announce a possible hole in a topic: to each of its subscribers a gap, of which nobody knows the size."""
-        self.reactor.flush_batches()
+        self.context.flush_batches()
         for subscription in self.hub.audience(topic).subscriptions():
-            subscription.lose_track()
+            subscription.announce_loss()
 
     # What operators ask.
 
-    def standings(self, most: int) -> Iterator[tuple[Session, list[Standing]]]:
+    def subscription_stats(self, most: int) -> Iterator[tuple[Session, list[SubscriptionStats]]]:
         """Say of so many sessions, those for which most bytes wait first, how their subscriptions stand.
 
         Each is looked at when it is asked for, so that the caller may let the loop turn between them.
         """
         for session in heapq.nlargest(most, self.sessions.values(), key=_outbox):
-            yield session, session.standings()
+            yield session, session.subscription_stats()
 
-    def _watch(self, connection: Connection, behind: bool) -> None:
+    def _log_lagging(self, connection: Connection, behind: bool) -> None:
         """Log that a client has fallen behind for longer than a moment, or has caught up."""
         session = connection.session
         if not isinstance(session, Session):
@@ -232,7 +232,7 @@ class Node:
         if not behind:
             log.info("subscriber has caught up", session=session.id, peer=session.peer)
             return
-        worst = max(session.standings(), key=lambda standing: standing.queued, default=None)
+        worst = max(session.subscription_stats(), key=lambda stats: stats.queued, default=None)
         what = msgspec.structs.asdict(worst) if worst is not None else {}
         log.warning("subscriber is behind", session=session.id, peer=session.peer, **what)
 
@@ -247,7 +247,7 @@ class Node:
         deadline = loop.time() + timeout
         # One turn of the loop reads what lies in the sockets, the next one sends what came of it. Nobody gives way to
         # others any more: what was read is to be carried out.
-        self.reactor.command_time = math.inf
+        self.context.command_time = math.inf
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         self.draining = True
@@ -305,7 +305,7 @@ class Node:
         for session in list(self.sessions.values()):
             session.connection.abort()
         await asyncio.sleep(0)
-        self.reactor.stop()
+        self.context.stop()
         await self.engine.stop()
 
 

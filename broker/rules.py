@@ -17,7 +17,7 @@ from broker.errors import CommandError, ConfigError
 from broker.topics import check_pattern, covers, matches, overlap, rank
 
 
-class Terms(msgspec.Struct, frozen=True):
+class SubscriptionPolicy(msgspec.Struct, frozen=True):
     """What holds for subscriptions to a topic or pattern."""
 
     max_queue: int
@@ -41,7 +41,7 @@ class Rules:
         self._limits = limits
         self._ages: dict[str, float | None] = {}
 
-    def terms(self, name: str) -> Terms:
+    def policy(self, name: str) -> SubscriptionPolicy:
         """Find what holds for subscriptions to a valid topic or pattern."""
         own = None
         stricter = []
@@ -50,9 +50,9 @@ class Rules:
                 own = rule
                 break  # those behind it apply to none of the topics
             if overlap(rule.match, name):
-                stricter.append(_terms(rule, self._limits))
-        terms = _terms(own, self._limits)
-        return _strictest(terms, stricter) if stricter else terms
+                stricter.append(_policy(rule, self._limits))
+        policy = _policy(own, self._limits)
+        return _strictest(policy, stricter) if stricter else policy
 
     def max_age(self, topic: str) -> float | None:
         """Give the age in seconds beyond which an event of a topic is not sent any more; None: it never is too old."""
@@ -66,11 +66,11 @@ class Rules:
             return age
 
 
-def _terms(rule: TopicRule | None, limits: Limits) -> Terms:
+def _policy(rule: TopicRule | None, limits: Limits) -> SubscriptionPolicy:
     if rule is None:
         rule = TopicRule(match=">")
     ceiling = limits.max_queue_limit if rule.max_queue_limit is None else rule.max_queue_limit
-    return Terms(
+    return SubscriptionPolicy(
         max_queue=min(limits.max_queue, ceiling) if rule.max_queue is None else rule.max_queue,
         max_queue_limit=ceiling,
         overflow=rule.overflow or (rule.overflows or OVERFLOWS)[0],
@@ -78,15 +78,15 @@ def _terms(rule: TopicRule | None, limits: Limits) -> Terms:
     )
 
 
-def _strictest(terms: Terms, others: Sequence[Terms]) -> Terms:
+def _strictest(policy: SubscriptionPolicy, others: Sequence[SubscriptionPolicy]) -> SubscriptionPolicy:
     """Find what nobody forbids. Defaults stay where they are allowed."""
-    ceiling = min(each.max_queue_limit for each in (terms, *others))
-    allowed = tuple(name for name in terms.overflows if all(name in each.overflows for each in others))
-    overflow = terms.overflow
+    ceiling = min(each.max_queue_limit for each in (policy, *others))
+    allowed = tuple(name for name in policy.overflows if all(name in each.overflows for each in others))
+    overflow = policy.overflow
     if overflow not in allowed:
         # Nobody gets by default what makes publishers wait, unless a rule for all of the topics says so.
         overflow = next((name for name in allowed if name not in ("block", "replay")), None)
-    return Terms(min(terms.max_queue, ceiling), ceiling, overflow, allowed)
+    return SubscriptionPolicy(min(policy.max_queue, ceiling), ceiling, overflow, allowed)
 
 
 def _mistakes(rule: TopicRule, limits: Limits) -> list[str]:
@@ -94,13 +94,13 @@ def _mistakes(rule: TopicRule, limits: Limits) -> list[str]:
         check_pattern(rule.match)
     except CommandError as error:
         return [f"topics: match {error.message}"]
-    terms = _terms(rule, limits)
+    policy = _policy(rule, limits)
     problems = []
-    if terms.max_queue > terms.max_queue_limit:
-        problems.append(f"max_queue must not be more than its ceiling, which is {terms.max_queue_limit}")
-    if terms.overflow not in terms.overflows:
-        problems.append(f"overflow {terms.overflow} is not among its overflows")
-    if terms.overflow == "replay":
+    if policy.max_queue > policy.max_queue_limit:
+        problems.append(f"max_queue must not be more than its ceiling, which is {policy.max_queue_limit}")
+    if policy.overflow not in policy.overflows:
+        problems.append(f"overflow {policy.overflow} is not among its overflows")
+    if policy.overflow == "replay":
         problems.append("overflow replay is not supported yet: no topic keeps history")
     return [f"topics: `{rule.match}`: {problem}" for problem in problems]
 

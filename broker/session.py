@@ -1,6 +1,6 @@
 """One client: what it asks for, the limits on it, and what it is answered.
 
-A session is told of a message only when the fast lane (`broker._speedups`) leaves it; for a publish both lanes do the
+A session is told of a message only when the fast path (`broker._speedups`) leaves it; for a publish both paths do the
 same. Every command with an id is answered exactly once.
 """
 
@@ -20,8 +20,8 @@ from broker.engines.base import Done, Event, Position, Unavailable
 from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError, ConfigError
 from broker.hub import UNLIMITED
 from broker.messages import BadCommand, Command
-from broker.rules import Rules, Terms
-from broker.tally import Tally
+from broker.metrics import Metrics
+from broker.rules import Rules, SubscriptionPolicy
 from broker.topics import check_pattern, check_topic
 
 log = structlog.get_logger(__name__)
@@ -39,8 +39,8 @@ class Node(Protocol):
     rules: Rules
     block: str
     """Who may subscribe with the policy `block`: "local", "all" or "none"."""
-    tally: Tally
-    tight: bool
+    metrics: Metrics
+    memory_pressure: bool
 
     def subscribe(
         self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool, credit: int
@@ -56,11 +56,11 @@ class Node(Protocol):
     def refuse_while_draining(self) -> None:
         """Raise CommandError once the broker shuts down."""
 
-    def forget(self, session: Session) -> None:
+    def remove(self, session: Session) -> None:
         """Drop a session whose connection takes part no more."""
 
 
-class Standing(msgspec.Struct, frozen=True):
+class SubscriptionStats(msgspec.Struct, frozen=True):
     """How one subscription stands."""
 
     topic: str
@@ -103,7 +103,7 @@ class Session:
         command: Command | None = None
         try:
             command = messages.decode(payload, self.node.limits.max_depth)
-            self.node.tally.commands[_op(command)] += 1
+            self.node.metrics.commands[_op(command)] += 1
             handle = HANDLERS.get(type(command))
             if handle is None:
                 what = f"`{_op(command)}` comes with a later version of the broker"
@@ -112,7 +112,7 @@ class Session:
             connection.mistakes = 0
         except BadCommand as error:
             if command is None:
-                self.node.tally.commands[""] += 1
+                self.node.metrics.commands[""] += 1
             self._refuse(error, error.id)
             connection.mistakes += 1
             if connection.mistakes >= BAD_COMMANDS_IN_A_ROW:
@@ -126,7 +126,7 @@ class Session:
             failure = CommandError("internal", f"the broker failed; its log has more under session {self.id}")
             self._refuse(failure, None if command is None else command.id)
 
-    def left(self, code: int, reason: str) -> None:
+    def on_close(self, code: int, reason: str) -> None:
         """Forget the client: its connection takes part no more (broker._speedups.Session)."""
         subscriptions, self.subscriptions = self.subscriptions, None
         if code in TOO_SLOW:
@@ -136,16 +136,16 @@ class Session:
             log.info("client gave no sign of life", session=self.id, peer=self.peer)
         for subscription in (subscriptions or {}).values():
             self.node.unsubscribe(subscription)
-        self.node.forget(self)
-        self.node.tally.close(code)
+        self.node.remove(self)
+        self.node.metrics.close(code)
         log.debug("session closed", session=self.id, peer=self.peer, code=code, reason=reason)
 
     # What operators ask.
 
-    def standings(self) -> list[Standing]:
+    def subscription_stats(self) -> list[SubscriptionStats]:
         """Say how the subscriptions stand."""
         return [
-            Standing(
+            SubscriptionStats(
                 topic=topic,
                 overflow=subscription.overflow,
                 max_queue=subscription.max_queue,
@@ -166,8 +166,8 @@ class Session:
             if getattr(command, name) is not None:
                 raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker", command.id)
         self.node.refuse_while_draining()
-        terms = self.node.rules.terms(command.topic)
-        self._check_terms(command, terms)
+        policy = self.node.rules.policy(command.topic)
+        self._check_policy(command, policy)
         subscription = (self.subscriptions or {}).get(command.topic)
         if subscription is not None:
             subscription.change(
@@ -177,38 +177,38 @@ class Session:
                 credit=command.credit,
             )
         else:
-            self._subscribe_anew(command, terms)
+            self._subscribe_anew(command, policy)
         self._ok(command.id, topic=command.topic)
 
-    def _check_terms(self, command: messages.Subscribe, terms: Terms) -> None:
+    def _check_policy(self, command: messages.Subscribe, policy: SubscriptionPolicy) -> None:
         """Raise CommandError if the command asks for more than it may here."""
-        if command.max_queue is not None and command.max_queue > terms.max_queue_limit:
-            raise CommandError("limit", f"`max_queue` may be at most {terms.max_queue_limit} here")
+        if command.max_queue is not None and command.max_queue > policy.max_queue_limit:
+            raise CommandError("limit", f"`max_queue` may be at most {policy.max_queue_limit} here")
         if command.overflow is None:
             return
-        if command.overflow not in terms.overflows:
-            raise _not_allowed(terms)
+        if command.overflow not in policy.overflows:
+            raise _not_allowed(policy)
         if command.overflow == "replay":
             raise CommandError("no_history", f"`{command.topic}` keeps no history")
-        if command.overflow == "block" and terms.overflow != "block" and not self._may_block():
+        if command.overflow == "block" and policy.overflow != "block" and not self._may_block():
             raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
 
     def _may_block(self) -> bool:
         return self.node.block == "all" or (self.node.block == "local" and is_local(self.peer))
 
-    def _subscribe_anew(self, command: messages.Subscribe, terms: Terms) -> None:
+    def _subscribe_anew(self, command: messages.Subscribe, policy: SubscriptionPolicy) -> None:
         if self.subscriptions is None:
             self.subscriptions = {}
         limits = self.node.limits
         if len(self.subscriptions) >= limits.max_subscriptions:
             raise CommandError("limit", f"a connection may have at most {limits.max_subscriptions} subscriptions here")
-        overflow = command.overflow or terms.overflow
+        overflow = command.overflow or policy.overflow
         if overflow is None:
-            raise _not_allowed(terms)
+            raise _not_allowed(policy)
         self.subscriptions[command.topic] = self.node.subscribe(
             self.connection,
             command.topic,
-            max_queue=terms.max_queue if command.max_queue is None else command.max_queue,
+            max_queue=policy.max_queue if command.max_queue is None else command.max_queue,
             overflow=overflow,
             echo=command.echo is not False,
             credit=UNLIMITED if command.credit is None else command.credit,
@@ -235,10 +235,10 @@ class Session:
     def _publish(self, command: messages.Publish) -> None:
         check_topic(command.topic)
         self.node.refuse_while_draining()
-        allowance = self.connection.allowance
-        if allowance is not None and (wait := allowance.take()):
+        token_bucket = self.connection.token_bucket
+        if token_bucket is not None and (wait := token_bucket.take()):
             after = math.ceil(1000 * wait)
-            raise CommandError("rate_limited", f"more than {allowance.rate:g} events a second", retry_after_ms=after)
+            raise CommandError("rate_limited", f"more than {token_bucket.rate:g} events a second", retry_after_ms=after)
         event = Event(command.topic, command.data, command.key, origin=self.connection)
         under_way = True
 
@@ -264,7 +264,7 @@ class Session:
             raise
         if self.inflight >= self.node.limits.max_inflight:
             self.connection.pause()
-        elif self.node.tight:
+        elif self.node.memory_pressure:
             self.connection.pause_for(SLOW)
 
     def _published(self, id: int | str | None, event: Event, position: Position) -> None:
@@ -285,14 +285,14 @@ class Session:
             self.connection.answer(messages.encode_ok(id, **fields))
 
     def _refuse(self, error: CommandError, id: int | str | None) -> None:
-        self.node.tally.errors[error.code] += 1
+        self.node.metrics.errors[error.code] += 1
         self.connection.answer(messages.encode_error(id, error.code, error.message, error.retry_after_ms))
 
 
-def _not_allowed(terms: Terms) -> CommandError:
-    if not terms.overflows:
+def _not_allowed(policy: SubscriptionPolicy) -> CommandError:
+    if not policy.overflows:
         return CommandError("forbidden", "the rules for these topics have no `overflow` in common")
-    return CommandError("forbidden", f"`overflow` must be one of {', '.join(terms.overflows)} here")
+    return CommandError("forbidden", f"`overflow` must be one of {', '.join(policy.overflows)} here")
 
 
 def is_local(peer: str) -> bool:

@@ -65,7 +65,7 @@ export class Broker {
   #subscriptions = new Map(); // pattern → { onevent, ongap, options }
   #waiting = new Map(); // id → { resolve, reject }
   #nextId = 1;
-  #losses = 0; // connections lost or failed since the last steady one
+  #failures = 0; // connections lost or failed since the last steady one
   #openedAt = 0;
   #heardAt = 0;
   #retryAfter = null; // what `bye` asked for, milliseconds
@@ -246,16 +246,16 @@ export class Broker {
       this.#onstate({ name: "closed", code, reason });
       return;
     }
-    this.#losses = steady ? 1 : this.#losses + 1;
-    const delay = this.#retryAfter ?? backOff(this.#losses);
+    this.#failures = steady ? 1 : this.#failures + 1;
+    const delay = this.#retryAfter ?? backOff(this.#failures);
     this.#timer = setTimeout(() => this.#connect(), delay);
     this.#onstate({ name: "waiting", delay, code, reason });
   }
 }
 
-/** Milliseconds to wait after so many losses: doubling, and by chance up to half as long, so that not all come at once. */
-function backOff(losses) {
-  const longest = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** (losses - 1));
+/** Milliseconds to wait after so many failures: doubling, and by chance up to half as long, so that not all come at once. */
+function backOff(failures) {
+  const longest = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1));
   return longest * (0.5 + Math.random() / 2);
 }
 

@@ -18,13 +18,13 @@ from websockets.frames import Close, Frame, Opcode
 from broker.config import Config, Limits, Server, TopicRule, parse_address
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
-from broker.net.gate import Gate, Room
+from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import Listener
 from broker.net.tls import Tls
 from broker.node import Node
 from broker.session import Session
 from tests.fixtures_certificates import Pair, loaded, trusting
-from tests.net.house import request, until
+from tests.net.harness import request, until
 
 PATIENCE = 30.0
 """Seconds after which a test that waits has failed."""
@@ -38,39 +38,39 @@ async def serving(
     block: Any = "local",
     topics: Sequence[TopicRule] = (),
     **limits: Any,
-) -> AsyncIterator[House]:
+) -> AsyncIterator[Harness]:
     """A node that serves on loopback, under `limits` other than the defaults, with a certificate by TLS. At the end
     nothing is left of anybody."""
     server = Server(listen=["127.0.0.1:0"], block=block)
     config = Config(server=server, limits=Limits(**limits), topics=list(topics))
     loop = asyncio.get_running_loop()
     node = Node(config, engine or MemoryEngine(), loop)
-    gate = Gate(config, node, Room(1000, 100), loop)
+    limiter = ConnectionLimiter(config, node, Capacity(1000, 100), loop)
     tls = None if pair is None else Tls(loaded(pair))
-    listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat, tls=tls)
+    listener = Listener(limiter, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await node.start()
     await listener.open(parse_address("127.0.0.1:0"))
-    house = House(node, listener.addresses[0], None if pair is None else trusting(pair))
-    house.gate = gate
+    harness = Harness(node, listener.addresses[0], None if pair is None else trusting(pair))
+    harness.limiter = limiter
     try:
-        yield house
+        yield harness
     finally:
         listener.close()
-        await asyncio.gather(*(client.close() for client in house.clients))
-        gate.close()
-        await gate.wait_empty(PATIENCE)
+        await asyncio.gather(*(client.close() for client in harness.clients))
+        limiter.close()
+        await limiter.wait_empty(PATIENCE)
         await until(lambda: not node.connections)
         await node.stop()
     assert node.sessions == {}
     assert node.hub.filters == 0
-    assert node.reactor.subscriptions == 0
-    assert node.reactor.queued == 0
+    assert node.context.subscriptions == 0
+    assert node.context.queued == 0
 
 
-class House:
+class Harness:
     """A node, and who is connected to it."""
 
-    gate: Gate
+    limiter: ConnectionLimiter
 
     def __init__(self, node: Node, address: str, context: ssl.SSLContext | None = None) -> None:
         self.node = node
@@ -185,7 +185,7 @@ class Client:
         except ConnectionClosed as closed:
             return closed.rcvd
 
-    async def left(self) -> list[dict[str, Any]]:
+    async def on_close(self) -> list[dict[str, Any]]:
         """All messages that were not taken, once the connection is closed."""
         await self.closed()
         return [json.loads(text) for text in self._rest]
@@ -200,7 +200,7 @@ class Client:
 
 
 class DeafClient:
-    """A raw socket with little room: what it does not take stays in the broker."""
+    """A raw socket with little capacity: what it does not take stays in the broker."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock

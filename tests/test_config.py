@@ -532,7 +532,7 @@ class TestTopics:
         file.write_text(re.sub(r"^# # (\w+ = |\[\[)", r"\1", default_toml(), flags=re.MULTILINE))
         (rule,) = load(file, {}, {}).topics
         assert None not in msgspec.structs.astuple(rule)
-        assert Rules([rule], Limits()).terms("prices.a").overflow == "latest"
+        assert Rules([rule], Limits()).policy("prices.a").overflow == "latest"
 
     def test_the_policies_are_those_of_the_protocol(self) -> None:
         assert get_args(messages.Overflow) == config.OVERFLOWS

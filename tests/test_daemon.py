@@ -25,7 +25,7 @@ from tests.admin.test_server import get
 from tests.fixtures_certificates import make_pair, trusting
 from tests.fixtures_command import start, wsbroker
 from tests.fixtures_daemon import OWN_NETWORK, TIMEOUT, Daemon, has_networks, launched, mute, serving
-from tests.net.house import until
+from tests.net.harness import until
 
 
 async def ask(client: ClientConnection, op: str, **fields: Any) -> dict[str, Any]:
@@ -668,8 +668,8 @@ async def test_more_clients_than_descriptors_are_answered_and_do_no_harm() -> No
 
     async with launched("--listen", "127.0.0.1:0", before=few) as daemon:
         await daemon.started()
-        room = int(daemon.log[-1].split("max_connections=")[1].split()[0])
-        outcomes = await asyncio.gather(*(connect(daemon.url) for _ in range(room)))
+        capacity = int(daemon.log[-1].split("max_connections=")[1].split()[0])
+        outcomes = await asyncio.gather(*(connect(daemon.url) for _ in range(capacity)))
         for _ in range(50):
             with pytest.raises(InvalidStatus) as refused:
                 await connect(daemon.url, proxy=None).__aenter__()

@@ -19,8 +19,8 @@ from websockets.frames import Close, Opcode
 from broker.errors import CloseCode
 from tests.engines.late import LateEngine, LateServer
 from tests.fixtures_broker import RunningBroker, start_broker
-from tests.fixtures_node import Client, House, masked, serving
-from tests.net.house import until
+from tests.fixtures_node import Client, Harness, masked, serving
+from tests.net.harness import until
 from tests.test_session import fill
 
 GOING_AWAY = Close(CloseCode.GOING_AWAY, "going_away")
@@ -152,14 +152,14 @@ async def test_in_the_middle_of_a_load_nothing_is_lost_that_was_answered_ok(numb
 
 
 async def test_each_is_told_another_time_to_come_back() -> None:
-    async with serving(reconnect_spread=2.0) as house:
-        clients = [await house.connect() for _ in range(40)]
-        await house.node.drain(10)
-        assert house.node.connections == 0
+    async with serving(reconnect_spread=2.0) as harness:
+        clients = [await harness.connect() for _ in range(40)]
+        await harness.node.drain(10)
+        assert harness.node.connections == 0
         delays = []
         for client in clients:
             assert await client.closed() == GOING_AWAY
-            [bye] = await client.left()
+            [bye] = await client.on_close()
             assert list(bye) == ["op", "reason", "retry_after_ms"]
             assert (bye["op"], bye["reason"]) == ("bye", "shutdown")
             delays.append(bye["retry_after_ms"])
@@ -170,56 +170,56 @@ async def test_each_is_told_another_time_to_come_back() -> None:
 
 
 async def test_commands_of_who_gave_way_to_others_are_carried_out() -> None:
-    async with serving() as house:
-        client = await house.connect()
-        house.node.reactor.command_time = 0.0  # one in a turn, as if each took long
+    async with serving() as harness:
+        client = await harness.connect()
+        harness.node.context.command_time = 0.0  # one in a turn, as if each took long
         commands = [f'{{"op":"publish","id":{n},"topic":"t{n}","data":{n}}}'.encode() for n in range(100)]
         client.socket.transport.write(b"".join(map(masked, commands)))
         assert (await client.next())["op"] == "ok"  # all of it has been read then
-        assert house.node.reactor.published < 100
-        await house.node.drain(10)
-        answers = await client.left()
+        assert harness.node.context.published < 100
+        await harness.node.drain(10)
+        answers = await client.on_close()
         assert [answer["op"] for answer in answers] == ["ok"] * 99 + ["bye"]
         assert [answer.get("id") for answer in answers] == [*range(1, 100), None]
 
 
 async def test_a_drain_of_nobody_ends() -> None:
-    async with serving() as house:
-        await house.node.drain(3600)
-        assert house.node.draining
+    async with serving() as harness:
+        await harness.node.drain(3600)
+        assert harness.node.draining
 
 
 async def test_more_clients_than_are_sent_away_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.node.AT_ONCE", 2)
-    async with serving() as house:
-        clients = [await house.connect() for _ in range(5)]
+    async with serving() as harness:
+        clients = [await harness.connect() for _ in range(5)]
         # One goes by itself, while the others are being sent away.
-        await asyncio.gather(house.node.drain(10), clients[-1].close())
+        await asyncio.gather(harness.node.drain(10), clients[-1].close())
         for client in clients[:-1]:
             assert await client.closed() == GOING_AWAY
 
 
 async def test_commands_that_lie_in_the_socket_are_carried_out() -> None:
-    async with serving() as house:
-        subscriber, publisher = await house.subscriber("a"), await house.connect()
+    async with serving() as harness:
+        subscriber, publisher = await harness.subscriber("a"), await harness.connect()
         for n in range(500):
             await publisher.tell("publish", topic="a", data=n, id=n)
-        await house.node.drain(10)
-        answers = [message for message in await publisher.left() if message["op"] != "bye"]
+        await harness.node.drain(10)
+        answers = [message for message in await publisher.on_close() if message["op"] != "bye"]
         assert [(answer["id"], answer["op"]) for answer in answers] == [(n, "ok") for n in range(500)]
-        events = [message for message in await subscriber.left() if message["op"] != "bye"]
+        events = [message for message in await subscriber.on_close() if message["op"] != "bye"]
         assert [event["data"] for event in events] == list(range(500))
 
 
 async def test_a_slow_one_that_reads_gets_all_that_waits_before_it_is_closed() -> None:
-    async with serving(max_queue=1000) as house:
-        slow, publisher = await house.deaf(), await house.connect()
+    async with serving(max_queue=1000) as harness:
+        slow, publisher = await harness.deaf(), await harness.connect()
         await slow.tell("subscribe", topic="a", id=1)
         await slow.until(b'"op":"ok"')
         for _ in range(200):
             answer = await publisher.ask("publish", topic="a", data="x" * 5000)
         assert answer["queued"] == 1
-        draining = asyncio.create_task(house.node.drain(30))
+        draining = asyncio.create_task(harness.node.drain(30))
         received = await slow.until(b"going_away")
         assert received.count(b'{"op":"event"') == 200
         assert received.count(b'{"op":"bye"') == 1
@@ -230,9 +230,9 @@ async def test_a_slow_one_that_reads_gets_all_that_waits_before_it_is_closed() -
 
 
 async def test_a_retirement_sends_them_away_one_after_the_other() -> None:
-    async with serving() as house:
-        clients = [await house.connect() for _ in range(20)]
-        retiring = asyncio.create_task(house.node.retire(30))
+    async with serving() as harness:
+        clients = [await harness.connect() for _ in range(20)]
+        retiring = asyncio.create_task(harness.node.retire(30))
         going = [asyncio.create_task(client.closed()) for client in clients]
         gone = 0
         # One in 1.2 seconds: of the first three, each goes while most of the others are served.
@@ -240,50 +240,50 @@ async def test_a_retirement_sends_them_away_one_after_the_other() -> None:
             done, _ = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED, timeout=30)
             gone += len(done)
             going = [task for task in going if not task.done()]
-            assert gone + house.node.connections == 20
-            assert house.node.connections >= 15
+            assert gone + harness.node.connections == 20
+            assert harness.node.connections >= 15
         retiring.cancel()
-        await house.node.drain(30)
+        await harness.node.drain(30)
         await asyncio.gather(*going)
 
 
 async def test_who_was_sent_away_is_not_told_again_by_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.node.SENDING", 0.001)  # all at once, and then it waits for them
-    async with serving(close_timeout=0.1) as house:
-        slow = await house.deaf()
+    async with serving(close_timeout=0.1) as harness:
+        slow = await harness.deaf()
         await slow.tell("subscribe", id=1, topic="t")
         await slow.until(b'"id":1', b"}")
-        publisher = await house.connect()
-        while not house.node.reactor.queued:
+        publisher = await harness.connect()
+        while not harness.node.context.queued:
             await publisher.ask("publish", topic="t", data="x" * 5000)
-        retiring = asyncio.create_task(house.node.retire(30))
+        retiring = asyncio.create_task(harness.node.retire(30))
         assert (await publisher.closed()) == GOING_AWAY
         await asyncio.sleep(0.05)
-        assert house.node.connections == 1  # its close waits behind what it has not read
+        assert harness.node.connections == 1  # its close waits behind what it has not read
         retiring.cancel()
-        draining = asyncio.create_task(house.node.drain(30))
+        draining = asyncio.create_task(harness.node.drain(30))
         assert (await slow.rest()).count(b'"op":"bye"') == 1
         await draining
 
 
 async def test_who_reads_nothing_is_cut_off_when_the_time_is_over() -> None:
     # Nothing but the end of the drain would end these two within the time that the test may take.
-    async with serving(close_timeout=3600, ping_interval=0) as house:
-        full, mute, publisher = await house.deaf(), await house.deaf(), await house.connect()
-        fine = await house.subscriber("a")
+    async with serving(close_timeout=3600, ping_interval=0) as harness:
+        full, mute, publisher = await harness.deaf(), await harness.deaf(), await harness.connect()
+        fine = await harness.subscriber("a")
         await full.tell("subscribe", topic="a", id=1)
         await full.until(b'"op":"ok"')
         for _ in range(200):
             answer = await publisher.ask("publish", topic="a", data="x" * 5000)
         assert answer["queued"] == 1
-        await house.node.drain(0.2)
-        await until(lambda: not house.node.connections)
-        assert house.node.sessions == {}
+        await harness.node.drain(0.2)
+        await until(lambda: not harness.node.connections)
+        assert harness.node.sessions == {}
         # `full` was never reached by its close frame; `mute` was, and did not answer.
         assert b"going_away" not in await full.rest()
         assert (await mute.rest()).endswith(b"going_away")
         assert await fine.closed() == GOING_AWAY
-        assert [message["op"] for message in await fine.left()] == ["event"] * 200 + ["bye"]
+        assert [message["op"] for message in await fine.on_close()] == ["event"] * 200 + ["bye"]
 
 
 # While something is under way in the engine
@@ -292,23 +292,23 @@ async def test_who_reads_nothing_is_cut_off_when_the_time_is_over() -> None:
 class Draining:
     """A drain that waits for the engine."""
 
-    def __init__(self, house: House, publisher: Client, server: LateServer, task: asyncio.Task[None]) -> None:
-        self.house = house
+    def __init__(self, harness: Harness, publisher: Client, server: LateServer, task: asyncio.Task[None]) -> None:
+        self.harness = harness
         self.publisher = publisher
         self.server = server
         self.task = task
 
 
-async def begin_drain(house: House, server: LateServer, engine: LateEngine, timeout: float = 30) -> Draining:
+async def begin_drain(harness: Harness, server: LateServer, engine: LateEngine, timeout: float = 30) -> Draining:
     """One publish with the id `first` is under way when it begins."""
-    publisher = await house.connect()
+    publisher = await harness.connect()
     server.hang()
     published = engine.published
     await publisher.tell("publish", topic="a", data="first", id="first")
     await until(lambda: engine.published == published + 1)
-    task = asyncio.create_task(house.node.drain(timeout))
-    await until(lambda: house.node.draining)
-    return Draining(house, publisher, server, task)
+    task = asyncio.create_task(harness.node.drain(timeout))
+    await until(lambda: harness.node.draining)
+    return Draining(harness, publisher, server, task)
 
 
 @pytest.fixture
@@ -324,23 +324,23 @@ async def engine(server: LateServer) -> LateEngine:
 async def test_a_publish_under_way_is_finished_before_anybody_is_sent_away(
     server: LateServer, engine: LateEngine
 ) -> None:
-    async with serving(engine) as house:
-        subscriber = await house.subscriber("a")
-        drain = await begin_drain(house, server, engine)
+    async with serving(engine) as harness:
+        subscriber = await harness.subscriber("a")
+        drain = await begin_drain(harness, server, engine)
         for _ in range(5):
             assert await subscriber.ask("ping") == {"op": "pong"}
         assert not drain.task.done()
         server.go_on()
         await drain.task
-        assert [message["op"] for message in await drain.publisher.left()] == ["ok", "bye"]
-        assert [message["op"] for message in await subscriber.left()] == ["event", "bye"]
+        assert [message["op"] for message in await drain.publisher.on_close()] == ["ok", "bye"]
+        assert [message["op"] for message in await subscriber.on_close()] == ["event", "bye"]
         assert await subscriber.closed() == GOING_AWAY
 
 
 async def test_new_commands_are_refused_while_it_drains(server: LateServer, engine: LateEngine) -> None:
-    async with serving(engine) as house:
-        client = await house.subscriber("b")
-        drain = await begin_drain(house, server, engine)
+    async with serving(engine) as harness:
+        client = await harness.subscriber("b")
+        drain = await begin_drain(harness, server, engine)
         error = {"op": "error", "code": "draining", "message": "the broker is shutting down", "retry": True}
         for _ in range(2):
             assert await client.ask("publish", topic="a", data=1) == error
@@ -357,19 +357,19 @@ async def test_new_commands_are_refused_while_it_drains(server: LateServer, engi
         await drain.task
 
 
-async def test_the_fast_lane_is_closed_while_it_drains() -> None:
-    async with serving() as house:
-        client, waited_for = await house.subscriber("a"), await house.connect()
+async def test_the_fast_path_is_closed_while_it_drains() -> None:
+    async with serving() as harness:
+        client, waited_for = await harness.subscriber("a"), await harness.connect()
         for n in range(2):
             await client.ask("publish", topic="a", data=n)
-        assert house.node.reactor.fast_publishes == 1
+        assert harness.node.context.fast_publishes == 1
         # This engine is never waited for; the drain is made to, so that there is time to publish.
-        session = house.session(waited_for)
+        session = harness.session(waited_for)
         session.inflight = 1
-        draining = asyncio.create_task(house.node.drain(30))
-        await until(lambda: house.node.draining)
+        draining = asyncio.create_task(harness.node.drain(30))
+        await until(lambda: harness.node.draining)
         assert (await client.ask("publish", topic="a", data=2))["code"] == "draining"
-        assert house.node.reactor.fast_publishes == 1
+        assert harness.node.context.fast_publishes == 1
         assert await client.data(2) == [0, 1]
         await client.nothing()
         session.inflight = 0
@@ -377,10 +377,10 @@ async def test_the_fast_lane_is_closed_while_it_drains() -> None:
 
 
 async def test_nobody_is_let_in_while_it_drains(server: LateServer, engine: LateEngine) -> None:
-    async with serving(engine) as house:
-        drain = await begin_drain(house, server, engine)
+    async with serving(engine) as harness:
+        drain = await begin_drain(harness, server, engine)
         with pytest.raises(InvalidStatus) as refused:
-            await house.connect()
+            await harness.connect()
         assert refused.value.response.status_code == 503
         assert int(refused.value.response.headers["Retry-After"]) >= 1
         server.go_on()
@@ -390,58 +390,58 @@ async def test_nobody_is_let_in_while_it_drains(server: LateServer, engine: Late
 async def test_an_engine_that_does_not_answer_is_not_waited_for_longer_than_the_time(
     server: LateServer, engine: LateEngine
 ) -> None:
-    async with serving(engine) as house:
-        drain = await begin_drain(house, server, engine, timeout=0.2)
+    async with serving(engine) as harness:
+        drain = await begin_drain(harness, server, engine, timeout=0.2)
         await drain.task
-        await until(lambda: not house.node.connections)
+        await until(lambda: not harness.node.connections)
         # It is not told `ok`, and it is told that the broker goes.
-        assert [message["op"] for message in await drain.publisher.left()] == ["bye"]
+        assert [message["op"] for message in await drain.publisher.on_close()] == ["bye"]
 
 
 async def test_a_subscriber_without_credit_holds_nothing_up() -> None:
-    async with serving() as house:
-        client, publisher = await house.subscriber("a", credit=1), await house.connect()
+    async with serving() as harness:
+        client, publisher = await harness.subscriber("a", credit=1), await harness.connect()
         for n in range(2):
             await publisher.ask("publish", topic="a", data=n)
-        await house.node.drain(30)
+        await harness.node.drain(30)
         assert await client.closed() == await publisher.closed() == GOING_AWAY
-        assert [message["op"] for message in await client.left()] == ["event", "bye"]
+        assert [message["op"] for message in await client.on_close()] == ["event", "bye"]
 
 
 async def test_a_publisher_that_waits_for_room_is_answered_ahead_of_the_farewell() -> None:
-    async with serving() as house:
-        slow, publisher = await house.deaf(), await house.connect()
+    async with serving() as harness:
+        slow, publisher = await harness.deaf(), await harness.connect()
         await slow.tell("subscribe", topic="a", id=1, overflow="block", max_queue=1)
         await slow.until(b'"op":"ok"')
         await fill(publisher, "a")
         await publisher.tell("publish", topic="a", data="last", id="last")
-        await until(lambda: house.session(publisher).connection.waits == 1)
-        draining = asyncio.create_task(house.node.drain(30))
-        await until(lambda: house.node.draining)
+        await until(lambda: harness.session(publisher).connection.parked_publishes == 1)
+        draining = asyncio.create_task(harness.node.drain(30))
+        await until(lambda: harness.node.draining)
         for _ in range(10):
             await asyncio.sleep(0)
         await slow.until(b'"data":"last"}', b"going_away")
         await slow.close()
         await draining
-        assert [message["op"] for message in await publisher.left()] == ["ok", "bye"]
+        assert [message["op"] for message in await publisher.on_close()] == ["ok", "bye"]
         assert await publisher.closed() == GOING_AWAY
 
 
 async def test_commands_that_wait_behind_others_are_answered_too(server: LateServer, engine: LateEngine) -> None:
-    async with serving(engine, max_inflight=5) as house:
-        subscriber, client = await house.subscriber("a"), await house.connect()
+    async with serving(engine, max_inflight=5) as harness:
+        subscriber, client = await harness.subscriber("a"), await harness.connect()
         server.hang()
         for n in range(50):
             await client.tell("publish", topic="a", data=n, id=n)
         await until(lambda: engine.published == 5)
-        draining = asyncio.create_task(house.node.drain(30))
-        await until(lambda: house.node.draining)
+        draining = asyncio.create_task(harness.node.drain(30))
+        await until(lambda: harness.node.draining)
         server.go_on()
         await draining
-        messages = [message for message in await client.left() if message["op"] != "bye"]
+        messages = [message for message in await client.on_close() if message["op"] != "bye"]
         assert Counter(message["id"] for message in messages) == Counter(range(50))
         done = [message["id"] for message in messages if message["op"] == "ok"]
         assert {message["code"] for message in messages if message["op"] == "error"} <= {"draining"}
-        events = [message["data"] for message in await subscriber.left() if message["op"] == "event"]
+        events = [message["data"] for message in await subscriber.on_close() if message["op"] == "event"]
         assert events == sorted(done)
         assert len(done) >= 5

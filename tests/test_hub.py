@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from websockets.frames import Frame, Opcode
 
 from broker import messages
-from broker._speedups import Audience, Connection, Reactor, Subscription
+from broker._speedups import Audience, Connection, LoopContext, Subscription
 from broker.hub import Hub
 from broker.topics import matches, rank
 
@@ -69,14 +69,14 @@ class Transport:
     def abort(self) -> None: ...
 
 
-class House:
-    """A hub with connections that may publish through the fast lane, and what the node does for the slow one."""
+class Harness:
+    """A hub with connections that may publish through the fast path, and what the node does for the slow one."""
 
     def __init__(self, clients: int) -> None:
         self.loop = Loop()
-        self.reactor = Reactor(self.loop, encode_gap=messages.encode_gap)  # type: ignore[arg-type]
-        self.reactor.command_time = 3600.0  # a machine with other things to do is not to change what comes when
-        self.hub = Hub(self.reactor)
+        self.context = LoopContext(self.loop, encode_gap=messages.encode_gap)  # type: ignore[arg-type]
+        self.context.command_time = 3600.0  # a machine with other things to do is not to change what comes when
+        self.hub = Hub(self.context)
         self.transports = [Transport() for _ in range(clients)]
         self.connections = [self._connection(transport) for transport in self.transports]
         self.subscriptions: list[Subscription] = []
@@ -102,7 +102,7 @@ class House:
         return self.transports[client].events()
 
     def _connection(self, transport: Transport) -> Connection:
-        connection = Connection(self.reactor)
+        connection = Connection(self.context)
         connection.session = SlowLane(self, connection)
         connection.routes = self.hub.routes
         connection.start(transport)  # type: ignore[arg-type]
@@ -112,16 +112,16 @@ class House:
 class SlowLane:
     """In place of a session, for publishing alone."""
 
-    def __init__(self, house: House, connection: Connection) -> None:
-        self.house = house
+    def __init__(self, harness: Harness, connection: Connection) -> None:
+        self.harness = harness
         self.connection = connection
 
     def message(self, payload: bytes, text: bool) -> None:
         command = messages.decode(payload)
         assert isinstance(command, messages.Publish)
-        self.house.publish(command.topic, bytes(command.data), self.connection)
+        self.harness.publish(command.topic, bytes(command.data), self.connection)
 
-    def left(self, code: int, reason: str) -> None: ...
+    def on_close(self, code: int, reason: str) -> None: ...
 
 
 CLIENTS = 3
@@ -144,8 +144,8 @@ class HubMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.house = House(CLIENTS)
-        self.hub = self.house.hub
+        self.harness = Harness(CLIENTS)
+        self.hub = self.harness.hub
         self.subscriptions: dict[tuple[int, str], Subscription] = {}
         self.known: set[str] = set()
         """Topics that were published to since one of their filters came or went: they may have a route."""
@@ -157,7 +157,7 @@ class HubMachine(RuleBasedStateMachine):
         if (client, topic) in self.subscriptions:
             return
         is_new = topic not in self.filters()
-        self.subscriptions[client, topic] = self.house.subscribe(client, topic, echo=echo)
+        self.subscriptions[client, topic] = self.harness.subscribe(client, topic, echo=echo)
         if is_new:
             self.check_withdrawn(topic)
 
@@ -188,7 +188,7 @@ class HubMachine(RuleBasedStateMachine):
         """By whichever lane the connection takes."""
         self.published += 1
         data = str(self.published).encode()
-        self.house.send(client, topic, data)
+        self.harness.send(client, topic, data)
         self.known.add(topic)
         assert topic in self.hub.routes
         for member, subscription in self.members(topic).items():
@@ -197,10 +197,10 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule()
     def end_of_turn(self) -> None:
-        self.house.loop.turn()
+        self.harness.loop.turn()
         for client, expected in enumerate(self.expected):
             # Across topics there is no order, but of each topic there is.
-            assert by_topic(self.house.events(client)) == by_topic(expected)
+            assert by_topic(self.harness.events(client)) == by_topic(expected)
             expected.clear()
 
     @invariant()
@@ -212,7 +212,7 @@ class HubMachine(RuleBasedStateMachine):
         while self.subscriptions:
             self.hub.unsubscribe(self.subscriptions.popitem()[1])
         assert_nothing_left(self.hub)
-        assert self.house.reactor.subscriptions == 0
+        assert self.harness.context.subscriptions == 0
 
     def filters(self) -> set[str]:
         return {topic for _, topic in self.subscriptions}
@@ -252,106 +252,106 @@ TestHub = HubMachine.TestCase
 TestHub.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-# Routes
+# RouteCache
 
 
 @pytest.fixture
-def house() -> House:
-    return House(2)
+def harness() -> Harness:
+    return Harness(2)
 
 
 @pytest.fixture
-def hub(house: House) -> Hub:
-    return house.hub
+def hub(harness: Harness) -> Hub:
+    return harness.hub
 
 
-def test_a_name_that_comes_or_goes_withdraws_the_route_of_its_topic_alone(house: House, hub: Hub) -> None:
+def test_a_name_that_comes_or_goes_withdraws_the_route_of_its_topic_alone(harness: Harness, hub: Hub) -> None:
     for topic in ("a", "b"):
-        house.publish(topic, b"1")
-    subscription = house.subscribe(0, "a")
+        harness.publish(topic, b"1")
+    subscription = harness.subscribe(0, "a")
     assert "a" not in hub.routes
     assert "b" in hub.routes
-    house.publish("a", b"2")
+    harness.publish("a", b"2")
     assert "a" in hub.routes
     hub.unsubscribe(subscription)
     assert "a" not in hub.routes
     assert "b" in hub.routes
 
 
-def test_a_pattern_that_comes_or_goes_withdraws_all(house: House, hub: Hub) -> None:
-    house.publish("a", b"1")
-    subscription = house.subscribe(0, "b.*")
+def test_a_pattern_that_comes_or_goes_withdraws_all(harness: Harness, hub: Hub) -> None:
+    harness.publish("a", b"1")
+    subscription = harness.subscribe(0, "b.*")
     assert len(hub.routes) == 0
-    house.publish("a", b"1")
+    harness.publish("a", b"1")
     hub.unsubscribe(subscription)
     assert len(hub.routes) == 0
 
 
-def test_one_more_subscriber_of_the_same_leaves_the_routes_and_gets_the_events(house: House, hub: Hub) -> None:
-    house.subscribe(0, "a")
-    house.publish("a", b"1")
-    second = house.subscribe(1, "a")
+def test_one_more_subscriber_of_the_same_leaves_the_routes_and_gets_the_events(harness: Harness, hub: Hub) -> None:
+    harness.subscribe(0, "a")
+    harness.publish("a", b"1")
+    second = harness.subscribe(1, "a")
     assert "a" in hub.routes
-    house.send(0, "a", b"2")
-    assert house.reactor.fast_publishes == 1
+    harness.send(0, "a", b"2")
+    assert harness.context.fast_publishes == 1
     hub.unsubscribe(second)
-    house.send(0, "a", b"3")
-    assert house.reactor.fast_publishes == 2
-    house.loop.turn()
+    harness.send(0, "a", b"3")
+    assert harness.context.fast_publishes == 2
+    harness.loop.turn()
     data = [b'{"op":"event","topic":"a","data":%d}' % n for n in (1, 2, 3)]
-    assert house.events(0) == data
-    assert house.events(1) == data[1:2]
+    assert harness.events(0) == data
+    assert harness.events(1) == data[1:2]
 
 
-def test_what_was_published_before_a_subscription_does_not_reach_it(house: House) -> None:
-    house.subscribe(0, "a.>")
-    house.publish("a.b", b"1")
-    house.subscribe(1, "a.b")
-    house.subscribe(0, "a.*")
-    house.publish("a.b", b"2")
-    house.loop.turn()
+def test_what_was_published_before_a_subscription_does_not_reach_it(harness: Harness) -> None:
+    harness.subscribe(0, "a.>")
+    harness.publish("a.b", b"1")
+    harness.subscribe(1, "a.b")
+    harness.subscribe(0, "a.*")
+    harness.publish("a.b", b"2")
+    harness.loop.turn()
     data = [b'{"op":"event","topic":"a.b","data":%d}' % n for n in (1, 2)]
-    assert house.events(0) == data
-    assert house.events(1) == data[1:]
+    assert harness.events(0) == data
+    assert harness.events(1) == data[1:]
 
 
 @pytest.mark.parametrize("topic", ["a.b", "a.*"])
 def test_order_is_kept_over_a_change_although_a_long_batch_does_not_wait_for_the_end_of_the_turn(
-    house: House, topic: str
+    harness: Harness, topic: str
 ) -> None:
-    house.subscribe(0, ">")
-    house.publish("a.b", b"0")
-    subscription = house.subscribe(1, topic)
+    harness.subscribe(0, ">")
+    harness.publish("a.b", b"0")
+    subscription = harness.subscribe(1, topic)
     expected = 1
     for last in (3_000, 3_001, 6_000):  # a batch has room for some 1,700 of them
         for n in range(expected, last):
-            house.publish("a.b", b"%d" % n)
+            harness.publish("a.b", b"%d" % n)
         expected = last
         if last == 3_001:
-            house.hub.unsubscribe(subscription)
-    house.loop.turn()
-    assert house.events(0) == [b'{"op":"event","topic":"a.b","data":%d}' % n for n in range(6_000)]
+            harness.hub.unsubscribe(subscription)
+    harness.loop.turn()
+    assert harness.events(0) == [b'{"op":"event","topic":"a.b","data":%d}' % n for n in range(6_000)]
 
 
 # What it costs
 
 
 def test_a_publish_costs_its_matches_and_not_the_number_of_patterns() -> None:
-    few, many = House(100), House(100)
+    few, many = Harness(100), Harness(100)
     wanted = ["7.42.*", "7.>", "*.42.x"]
-    for house in (few, many):
+    for harness in (few, many):
         for name in wanted:
             for client in range(10):
-                house.subscribe(client, name)
+                harness.subscribe(client, name)
     patterns = [f"{a}.{b}.*" for a, b in product(range(100), range(100)) if f"{a}.{b}.*" not in wanted]
     for place, pattern in enumerate(patterns):
         for client in range(10):
             many.subscribe((place + client) % 100, pattern)
     assert many.hub.filters == 10_002
-    assert many.reactor.subscriptions == 100_020
-    for house in (few, many):
-        assert [found.topic for found in house.hub.audience("7.42.x").filters] == wanted
-        assert house.hub.audience("7.42.x").receivers == 10
+    assert many.context.subscriptions == 100_020
+    for harness in (few, many):
+        assert [found.topic for found in harness.hub.audience("7.42.x").filters] == wanted
+        assert harness.hub.audience("7.42.x").receivers == 10
     assert steps(many.hub.audience, "7.42.x") == steps(few.hub.audience, "7.42.x")
     # One more subscriber of another pattern changes nothing either.
     before = many.hub.audience("7.42.x")
@@ -360,7 +360,7 @@ def test_a_publish_costs_its_matches_and_not_the_number_of_patterns() -> None:
 
 
 def test_names_without_patterns_cost_nothing_at_all() -> None:
-    few, many = House(1), House(1)
+    few, many = Harness(1), Harness(1)
     few.subscribe(0, "7.42.x")
     for n in range(10_000):
         many.subscribe(0, f"7.{n}.x")
@@ -372,48 +372,48 @@ def test_names_without_patterns_cost_nothing_at_all() -> None:
 
 
 def test_many_topics_published_to_leave_nothing_behind() -> None:
-    house = House(1)
-    everything = house.subscribe(0, ">")
-    some = house.subscribe(0, "topic.1.>")
+    harness = Harness(1)
+    everything = harness.subscribe(0, ">")
+    some = harness.subscribe(0, "topic.1.>")
 
     def publish(first: int) -> None:
         for n in range(first, first + 30_000):
-            house.publish(f"topic.{n % 10}.{n}", b"1")
+            harness.publish(f"topic.{n % 10}.{n}", b"1")
             if n % 100 == 0:
-                house.loop.turn()
-        house.loop.turn()
-        assert len(house.events(0)) == 30_000
+                harness.loop.turn()
+        harness.loop.turn()
+        assert len(harness.events(0)) == 30_000
 
     def blocks() -> int:
-        house.hub.routes.clear()
+        harness.hub.routes.clear()
         gc.collect()
         return sys.getallocatedblocks()
 
     publish(0)
-    assert len(house.hub.routes) <= 2 * house.hub.routes.limit
-    assert house.hub.filters == 2
-    assert len(house.hub._audiences) == 2
+    assert len(harness.hub.routes) <= 2 * harness.hub.routes.limit
+    assert harness.hub.filters == 2
+    assert len(harness.hub._audiences) == 2
     before = blocks()
     publish(30_000)
     # What did not come back from 30,000 topics is less than one object for ten of them.
     assert blocks() - before < 3_000
-    house.hub.unsubscribe(everything)
-    house.hub.unsubscribe(some)
-    assert_nothing_left(house.hub)
+    harness.hub.unsubscribe(everything)
+    harness.hub.unsubscribe(some)
+    assert_nothing_left(harness.hub)
 
 
-def test_many_names_subscribed_to_for_a_while_leave_nothing_behind(house: House, hub: Hub) -> None:
+def test_many_names_subscribed_to_for_a_while_leave_nothing_behind(harness: Harness, hub: Hub) -> None:
     for n in range(10_000):
-        subscription = house.subscribe(0, f"a.{n}.*" if n % 2 else f"a.{n}")
-        house.publish(f"a.{n}.x" if n % 2 else f"a.{n}", b"1")
+        subscription = harness.subscribe(0, f"a.{n}.*" if n % 2 else f"a.{n}")
+        harness.publish(f"a.{n}.x" if n % 2 else f"a.{n}", b"1")
         hub.unsubscribe(subscription)
     assert_nothing_left(hub)
 
 
-def test_an_audience_goes_with_the_last_route_to_it(house: House, hub: Hub) -> None:
-    subscription = house.subscribe(0, "a")
-    house.publish("a", b"1")
-    house.loop.turn()
+def test_an_audience_goes_with_the_last_route_to_it(harness: Harness, hub: Hub) -> None:
+    subscription = harness.subscribe(0, "a")
+    harness.publish("a", b"1")
+    harness.loop.turn()
     assert len(hub._audiences) == 1
     hub.unsubscribe(subscription)
     assert len(hub._audiences) == 0

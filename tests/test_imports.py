@@ -18,11 +18,11 @@ ROWS = (
     ("client",),
     ("daemon",),
     ("admin", "net"),
-    ("node", "watch"),
+    ("node", "health"),
     ("session", "hub", "auth", "engines"),
     ("rules",),
     ("messages", "topics"),
-    ("log", "systemd", "tally"),
+    ("log", "systemd", "metrics"),
     ("config",),
     ("errors",),
     ("_speedups", "__init__"),
@@ -76,12 +76,12 @@ def offences(module: str, imports: set[str]) -> list[str]:
     """What is wrong about the imports of one module."""
     here = room(module)
     if here not in ORDER:
-        return [f"{module} has no place in the order of the house"]
+        return [f"{module} has no place in the order of the harness"]
     wrong = []
     for name in sorted(imports):
         there = room(name)
         if there not in ORDER:
-            wrong.append(f"{module} imports {name}, which has no place in the order of the house")
+            wrong.append(f"{module} imports {name}, which has no place in the order of the harness")
         elif there != here and ORDER[there] < ORDER[here]:
             wrong.append(f"{module} imports {name}, which lies above it")
         elif there != here and there not in ONLY.get(here, {there}):
@@ -137,10 +137,10 @@ def test_an_import_that_breaks_the_order_is_found(module: str, source: str) -> N
         ("broker.cli", "from broker.client import connect"),
         ("broker.daemon", "from broker.engines.memory import MemoryEngine"),
         ("broker.engines.memory", "from broker.engines.base import Engine"),
-        ("broker.net.listener", "from broker.net.handshake import Gate, Handshake"),
+        ("broker.net.listener", "from broker.net.handshake import ConnectionLimiter, Handshake"),
         ("broker.session", "from broker.hub import Hub"),
         ("broker.session", "from . import __version__"),
-        ("broker.node", "import asyncio, msgspec\nfrom broker._speedups import Reactor"),
+        ("broker.node", "import asyncio, msgspec\nfrom broker._speedups import LoopContext"),
     ],
 )
 def test_an_import_that_goes_down_is_fine(module: str, source: str) -> None:

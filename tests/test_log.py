@@ -18,10 +18,10 @@ import pytest
 import structlog
 from websockets.asyncio.client import connect, unix_connect
 
-from broker.log import PRIORITIES, Few, StandardError, goes_to_journal, with_priority
-from broker.watch import MEMORY
+from broker.health import MEMORY
+from broker.log import PRIORITIES, LogRateLimiter, StandardError, goes_to_journal, with_priority
 from tests.fixtures_daemon import TIMEOUT, is_served, launched
-from tests.net.house import until
+from tests.net.harness import until
 
 ROOT = Path(__file__).parent.parent
 
@@ -210,7 +210,7 @@ class Clock:
         return self.now
 
 
-def passed(few: Few, event: str, method: str = "warning", **more: Any) -> dict[str, Any] | None:
+def passed(few: LogRateLimiter, event: str, method: str = "warning", **more: Any) -> dict[str, Any] | None:
     try:
         entry: dict[str, Any] = few(None, method, {"event": event, **more})
     except structlog.DropEvent:
@@ -220,31 +220,31 @@ def passed(few: Few, event: str, method: str = "warning", **more: Any) -> dict[s
 
 def test_what_comes_too_often_is_counted_instead() -> None:
     clock = Clock()
-    few = Few(clock)
-    assert sum(passed(few, "a") is not None for _ in range(1000)) == Few.MOST
+    few = LogRateLimiter(clock)
+    assert sum(passed(few, "a") is not None for _ in range(1000)) == LogRateLimiter.MOST
     assert passed(few, "b") == {"event": "b"}
-    clock.now += Few.WHILE
-    assert passed(few, "a") == {"event": "a", "left_out": 1000 - Few.MOST}
+    clock.now += LogRateLimiter.WHILE
+    assert passed(few, "a") == {"event": "a", "left_out": 1000 - LogRateLimiter.MOST}
     assert passed(few, "a") == {"event": "a"}
-    clock.now += Few.WHILE
+    clock.now += LogRateLimiter.WHILE
     assert passed(few, "a") == {"event": "a"}
 
 
 def test_debug_is_for_those_who_want_it_all() -> None:
-    few = Few(Clock())
+    few = LogRateLimiter(Clock())
     assert all(passed(few, "a", "debug") for _ in range(1000))
 
 
 def test_what_libraries_say_is_one_kind_for_each_library() -> None:
-    few = Few(Clock())
-    assert sum(passed(few, f"line {n}", logger="asyncio") is not None for n in range(1000)) == Few.MOST
+    few = LogRateLimiter(Clock())
+    assert sum(passed(few, f"line {n}", logger="asyncio") is not None for n in range(1000)) == LogRateLimiter.MOST
 
 
 def test_no_more_kinds_are_remembered_than_there_may_be() -> None:
-    few = Few(Clock())
-    for n in range(10 * Few.KINDS):
+    few = LogRateLimiter(Clock())
+    for n in range(10 * LogRateLimiter.KINDS):
         assert passed(few, f"event {n}")
-        assert len(few._seen) <= Few.KINDS
+        assert len(few._seen) <= LogRateLimiter.KINDS
 
 
 # The journal

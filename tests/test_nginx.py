@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.fixtures_certificates import Pair, make_pair, trusting
 from tests.fixtures_daemon import OWN_NETWORK, TIMEOUT, Daemon, has_networks, launched
-from tests.net.house import until
+from tests.net.harness import until
 from tests.test_systemd import activated, bound
 
 SITE = Path(__file__).parent.parent / "nginx" / "wsbroker.conf"

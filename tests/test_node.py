@@ -14,7 +14,7 @@ from broker.config import Config, Limits, Server
 from broker.engines.base import Done, Event, Position
 from tests.engines.late import LateEngine, LateServer
 from tests.fixtures_node import masked, serving
-from tests.net.house import request, until
+from tests.net.harness import request, until
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ async def engine(server: LateServer) -> LateEngine:
 
 
 async def test_what_came_with_the_request_is_carried_out_behind_the_welcome() -> None:
-    async with serving() as house:
-        reader, writer = await asyncio.open_connection(*house.address.split(":"))
+    async with serving() as harness:
+        reader, writer = await asyncio.open_connection(*harness.address.split(":"))
         commands = [b'{"op":"ping","id":%d}' % n for n in range(3)]
         first, half, *_ = (masked(command) for command in commands)
-        writer.write(request(host=house.address) + first + half[:7])
+        writer.write(request(host=harness.address) + first + half[:7])
         received = await reader.readuntil(b'{"op":"pong","id":0}')
         assert received.index(b"\r\n\r\n") < received.index(b'"op":"welcome"') < received.index(b'"op":"pong"')
         writer.write(half[7:])
@@ -45,55 +45,55 @@ async def test_what_came_with_the_request_is_carried_out_behind_the_welcome() ->
 
 
 async def test_connections_are_counted_and_each_has_a_session() -> None:
-    async with serving() as house:
-        clients = [await house.connect() for _ in range(5)]
-        assert house.node.connections == 5
-        assert set(house.node.sessions) == {client.session for client in clients}
-        assert all(house.session(client).peer.startswith("127.0.0.1:") for client in clients)
+    async with serving() as harness:
+        clients = [await harness.connect() for _ in range(5)]
+        assert harness.node.connections == 5
+        assert set(harness.node.sessions) == {client.session for client in clients}
+        assert all(harness.session(client).peer.startswith("127.0.0.1:") for client in clients)
         await clients[0].close()
-        await until(lambda: house.node.connections == 4)
-        assert set(house.node.sessions) == {client.session for client in clients[1:]}
+        await until(lambda: harness.node.connections == 4)
+        assert set(harness.node.sessions) == {client.session for client in clients[1:]}
 
 
 async def test_stop_cuts_off_who_is_left() -> None:
-    async with serving() as house:
-        client = await house.subscriber("a")
-        await house.node.stop()
+    async with serving() as harness:
+        client = await harness.subscriber("a")
+        await harness.node.stop()
         assert await client.closed() is None  # no close frame
-        assert house.node.sessions == {}
-        await house.node.start()  # for the end of the house
+        assert harness.node.sessions == {}
+        await harness.node.start()  # for the end of the harness
 
 
 # An engine in this process
 
 
-async def test_with_the_engine_in_this_process_the_fast_lane_is_taken() -> None:
-    async with serving() as house:
-        subscriber, publisher = await house.subscriber("a"), await house.connect()
+async def test_with_the_engine_in_this_process_the_fast_path_is_taken() -> None:
+    async with serving() as harness:
+        subscriber, publisher = await harness.subscriber("a"), await harness.connect()
         for n in range(10):
             await publisher.ask("publish", topic="a", data=n)
         assert await subscriber.data(10) == list(range(10))
-        assert house.node.reactor.fast_publishes == 9
+        assert harness.node.context.fast_publishes == 9
 
 
 # An engine somewhere else
 
 
-async def test_with_an_engine_elsewhere_there_is_no_fast_lane(engine: LateEngine) -> None:
-    async with serving(engine) as house:
-        subscriber, publisher = await house.subscriber("a", ">"), await house.connect()
+async def test_with_an_engine_elsewhere_there_is_no_fast_path(engine: LateEngine) -> None:
+    async with serving(engine) as harness:
+        subscriber, publisher = await harness.subscriber("a", ">"), await harness.connect()
         for n in range(10):
             assert (await publisher.ask("publish", topic="a", data=n))["receivers"] == 1
         assert await subscriber.data(10) == list(range(10))
         assert engine.published == 10
-        assert house.node.reactor.fast_publishes == 0
-        assert len(house.node.hub.routes) == 0
+        assert harness.node.context.fast_publishes == 0
+        assert len(harness.node.hub.routes) == 0
 
 
 async def test_an_engine_out_of_step_keeps_order_and_answers_each_once(engine: LateEngine) -> None:
-    async with serving(engine) as house:
-        subscriber = await house.subscriber("a.*", "a.1", ">")
-        publishers = [await house.connect() for _ in range(3)]
+    async with serving(engine) as harness:
+        subscriber = await harness.subscriber("a.*", "a.1", ">")
+        publishers = [await harness.connect() for _ in range(3)]
         for n in range(100):
             for place, publisher in enumerate(publishers):
                 await publisher.tell("publish", topic=f"a.{n % 4}", data=[place, n], id=n)
@@ -114,8 +114,8 @@ async def test_an_engine_out_of_step_keeps_order_and_answers_each_once(engine: L
 
 
 async def test_the_number_and_place_that_the_engine_gives_are_passed_on() -> None:
-    async with serving(LateServer(keeps=True).engine()) as house:
-        client = await house.subscriber("a")
+    async with serving(LateServer(keeps=True).engine()) as harness:
+        client = await harness.subscriber("a")
         for n in (1, 2):
             answer = await client.ask("publish", topic="a", data=n)
             assert answer == {"op": "ok", "receivers": 1, "queued": 0, "dropped": 0, "offset": n}
@@ -136,10 +136,10 @@ async def test_two_nodes_share_what_is_published(server: LateServer) -> None:
 
 
 async def test_the_engine_is_told_of_the_first_and_the_last_subscriber(engine: LateEngine) -> None:
-    async with serving(engine) as house:
-        one = await house.subscriber("a", "b.*")
+    async with serving(engine) as harness:
+        one = await harness.subscriber("a", "b.*")
         assert engine.asked == [("a", True), ("b.*", True)]
-        other = await house.subscriber("a")
+        other = await harness.subscriber("a")
         await one.ask("subscribe", topic="a", max_queue=1)
         await one.ask("unsubscribe", topic="a")
         await one.ask("unsubscribe", topic="a")
@@ -152,8 +152,8 @@ async def test_the_engine_is_told_of_the_first_and_the_last_subscriber(engine: L
 
 
 async def test_what_the_engine_cannot_do_is_unavailable(engine: LateEngine, server: LateServer) -> None:
-    async with serving(engine) as house:
-        subscriber, client = await house.subscriber("a"), await house.connect()
+    async with serving(engine) as harness:
+        subscriber, client = await harness.subscriber("a"), await harness.connect()
         engine.cut()
         error = {"op": "error", "code": "unavailable", "message": "the engine has lost its connection", "retry": True}
         assert await client.ask("publish", topic="a", data=1) == error
@@ -166,8 +166,8 @@ async def test_what_the_engine_cannot_do_is_unavailable(engine: LateEngine, serv
 
 
 async def test_at_the_bound_of_what_waits_publishers_get_unavailable(engine: LateEngine, server: LateServer) -> None:
-    async with serving(engine) as house:
-        client = await house.connect()
+    async with serving(engine) as harness:
+        client = await harness.connect()
         server.bound = 5
         server.hang()
         for n in range(8):
@@ -182,8 +182,8 @@ async def test_at_the_bound_of_what_waits_publishers_get_unavailable(engine: Lat
 async def test_reading_pauses_while_so_many_commands_are_under_way_and_goes_on(
     engine: LateEngine, server: LateServer
 ) -> None:
-    async with serving(engine, max_inflight=5) as house:
-        subscriber, client, other = await house.subscriber("a"), await house.connect(), await house.connect()
+    async with serving(engine, max_inflight=5) as harness:
+        subscriber, client, other = await harness.subscriber("a"), await harness.connect(), await harness.connect()
         server.hang()
         for n in range(200):
             await client.tell("publish", topic="a", data=n, id=n)
@@ -193,7 +193,7 @@ async def test_reading_pauses_while_so_many_commands_are_under_way_and_goes_on(
         for _ in range(20):
             assert await other.ask("ping") == {"op": "pong"}
         assert engine.published == 5
-        assert house.session(client).inflight == 5
+        assert harness.session(client).inflight == 5
         await other.tell("publish", topic="a", data="other", id=1)
         await until(lambda: engine.published == 6)
         server.go_on()
@@ -204,17 +204,17 @@ async def test_reading_pauses_while_so_many_commands_are_under_way_and_goes_on(
         data = await subscriber.data(201)
         data.remove("other")
         assert data == list(range(200))
-        assert house.session(client).inflight == 0
+        assert harness.session(client).inflight == 0
 
 
 async def test_a_reload_that_lets_more_be_under_way_halts_nobody(engine: LateEngine, server: LateServer) -> None:
-    async with serving(engine, max_inflight=2) as house:
-        client = await house.connect()
+    async with serving(engine, max_inflight=2) as harness:
+        client = await harness.connect()
         server.hang()
         for n in range(5):
             await client.tell("publish", topic="a", data=n, id=n)
         await until(lambda: engine.published == 2)
-        house.node.reconfigure(Config(server=Server(listen=["127.0.0.1:0"]), limits=Limits(max_inflight=64)))
+        harness.node.reconfigure(Config(server=Server(listen=["127.0.0.1:0"]), limits=Limits(max_inflight=64)))
         server.go_on()
         assert {(await client.next())["id"] for _ in range(5)} == set(range(5))
 
@@ -223,8 +223,8 @@ async def test_reading_goes_on_once_half_of_what_was_under_way_is_done(
     engine: LateEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[Done] = []
-    async with serving(engine, max_inflight=4) as house:
-        client, other = await house.connect(), await house.connect()
+    async with serving(engine, max_inflight=4) as harness:
+        client, other = await harness.connect(), await harness.connect()
         monkeypatch.setattr(engine, "publish", lambda event, tell: done.append(tell))
         for n in range(9):
             await client.tell("publish", topic="a", data=n, id=n)
@@ -249,25 +249,25 @@ async def test_who_is_slowed_down_is_not_read_earlier_because_an_answer_came(
     engine: LateEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "SLOW", 3600.0)
-    async with serving(engine) as house:
-        client, other = await house.connect(), await house.connect()
-        house.node.tighten(True)
+    async with serving(engine) as harness:
+        client, other = await harness.connect(), await harness.connect()
+        harness.node.set_memory_pressure(True)
         assert (await client.ask("publish", topic="a", data=1))["op"] == "ok"
         await client.tell("publish", topic="a", data=2, id=2)
         for _ in range(3):
             assert await other.ask("ping") == {"op": "pong"}
         assert engine.published == 1
-        house.session(client).connection.end_pause()
+        harness.session(client).connection.end_pause()
         assert (await client.answer(2))["op"] == "ok"
-        house.session(client).connection.end_pause()
+        harness.session(client).connection.end_pause()
 
 
 async def test_never_more_are_under_way_than_may_be(engine: LateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
 
-    async with serving(engine, max_inflight=3) as house:
-        client = await house.connect()
-        session = house.session(client)
+    async with serving(engine, max_inflight=3) as harness:
+        client = await harness.connect()
+        session = harness.session(client)
         publish = engine.publish
 
         def watch(*arguments: Any) -> None:
@@ -283,8 +283,8 @@ async def test_never_more_are_under_way_than_may_be(engine: LateEngine, monkeypa
 
 
 async def test_who_closes_while_reading_is_paused_is_heard(engine: LateEngine, server: LateServer) -> None:
-    async with serving(engine, max_inflight=2) as house:
-        client, subscriber = await house.connect(), await house.subscriber("a")
+    async with serving(engine, max_inflight=2) as harness:
+        client, subscriber = await harness.connect(), await harness.subscriber("a")
         server.hang()
         for n in range(4):
             await client.tell("publish", topic="a", data=n, id=n)
@@ -298,30 +298,30 @@ async def test_who_closes_while_reading_is_paused_is_heard(engine: LateEngine, s
 
 
 async def test_a_publisher_that_is_gone_is_not_missed(engine: LateEngine, server: LateServer) -> None:
-    async with serving(engine) as house:
-        client, subscriber = await house.subscriber("a", echo=False), await house.subscriber("a")
+    async with serving(engine) as harness:
+        client, subscriber = await harness.subscriber("a", echo=False), await harness.subscriber("a")
         server.hang()
         await client.tell("publish", topic="a", data=1, id=1)
         await until(lambda: engine.published == 1)
         client.socket.transport.abort()
-        await until(lambda: house.node.connections == 1)
+        await until(lambda: harness.node.connections == 1)
         server.go_on()
         assert await subscriber.data(1) == [1]
         assert (await subscriber.ask("publish", topic="a", data=2))["receivers"] == 1
 
 
 async def test_a_possible_hole_is_announced_to_each_subscriber_at_its_place(engine: LateEngine) -> None:
-    async with serving(engine) as house:
+    async with serving(engine) as harness:
         exact, pattern, both = [
-            await house.subscriber("a.b"),
-            await house.subscriber("a.*"),
-            await house.subscriber("a.b", ">"),
+            await harness.subscriber("a.b"),
+            await harness.subscriber("a.*"),
+            await harness.subscriber("a.b", ">"),
         ]
-        elsewhere = await house.subscriber("b", "$sys.>")
+        elsewhere = await harness.subscriber("b", "$sys.>")
         # All in one turn, and all the same in this order.
-        house.node.deliver(Event("a.b", b"1"))
-        house.node.lost("a.b")
-        house.node.deliver(Event("a.b", b"2"))
+        harness.node.deliver(Event("a.b", b"1"))
+        harness.node.lost("a.b")
+        harness.node.deliver(Event("a.b", b"2"))
         for client, topic in ((exact, "a.b"), (pattern, "a.*"), (both, "a.b")):
             assert await client.data(1) == [1]
             assert await client.text() == f'{{"op":"gap","topic":"{topic}","missed":null,"reason":"lost"}}'
@@ -331,11 +331,11 @@ async def test_a_possible_hole_is_announced_to_each_subscriber_at_its_place(engi
 
 
 async def test_a_hole_does_not_overtake_what_waits(engine: LateEngine) -> None:
-    async with serving(engine) as house:
-        client = await house.subscriber("a.*", credit=0)
-        house.node.deliver(Event("a.b", b"1"))
-        house.node.lost("a.b")
-        house.node.deliver(Event("a.b", b"2"))
+    async with serving(engine) as harness:
+        client = await harness.subscriber("a.*", credit=0)
+        harness.node.deliver(Event("a.b", b"1"))
+        harness.node.lost("a.b")
+        harness.node.deliver(Event("a.b", b"2"))
         await client.nothing()
         await client.ask("credit", topic="a.*", add=5)
         assert await client.data(1) == [1]
@@ -358,15 +358,15 @@ async def test_a_hole_between_nodes_is_announced(server: LateServer) -> None:
 
 
 async def test_what_is_under_way_when_the_engine_ends_is_answered(engine: LateEngine, server: LateServer) -> None:
-    async with serving(engine) as house:
-        client = await house.connect()
+    async with serving(engine) as harness:
+        client = await harness.connect()
         server.hang()
         await client.tell("publish", topic="a", data=1)
         await until(lambda: engine.published == 1)
-        session = house.session(client)
+        session = harness.session(client)
         assert session.inflight == 1
         await engine.stop()
         error = await client.next()
         assert error["code"] == "unavailable"
         assert session.inflight == 0
-        await engine.start(house.node.deliver, house.node.lost)  # for the end of the house
+        await engine.start(harness.node.deliver, harness.node.lost)  # for the end of the harness

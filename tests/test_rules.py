@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from broker.config import OVERFLOWS, Limits, TopicRule
 from broker.errors import ConfigError
-from broker.rules import Rules, Terms
+from broker.rules import Rules, SubscriptionPolicy
 from broker.topics import covers, matches, overlap
 from tests.test_topics import patterns, topics
 
@@ -25,7 +25,7 @@ def problems(*made: TopicRule) -> list[str]:
 
 
 def test_without_rules_all_is_as_in_the_limits() -> None:
-    assert rules().terms("a.b") == Terms(256, 65_536, "drop_oldest", OVERFLOWS)
+    assert rules().policy("a.b") == SubscriptionPolicy(256, 65_536, "drop_oldest", OVERFLOWS)
     assert rules().max_age("a") is None
 
 
@@ -36,16 +36,16 @@ def test_the_most_specific_rule_applies_and_it_alone() -> None:
         TopicRule("a.*", overflows=["close", "latest"]),
         TopicRule("a.b", max_queue_limit=100, max_age=2.0),
     )
-    assert found.terms("x") == Terms(1, 65_536, "drop_oldest", OVERFLOWS)
-    assert found.terms("a.c.d") == Terms(2, 65_536, "latest", OVERFLOWS)
-    assert found.terms("a.c") == Terms(256, 65_536, "close", ("close", "latest"))
-    assert found.terms("a.b") == Terms(100, 100, "drop_oldest", OVERFLOWS)
+    assert found.policy("x") == SubscriptionPolicy(1, 65_536, "drop_oldest", OVERFLOWS)
+    assert found.policy("a.c.d") == SubscriptionPolicy(2, 65_536, "latest", OVERFLOWS)
+    assert found.policy("a.c") == SubscriptionPolicy(256, 65_536, "close", ("close", "latest"))
+    assert found.policy("a.b") == SubscriptionPolicy(100, 100, "drop_oldest", OVERFLOWS)
     assert [found.max_age(topic) for topic in ("x", "a.c", "a.b", "x")] == [1.0, None, 2.0, 1.0]
 
 
 def test_a_pattern_is_ruled_by_what_holds_for_each_of_its_topics() -> None:
     found = rules(TopicRule("a.b", max_queue=1), TopicRule("a.*", max_queue=2), TopicRule("a.>", max_queue=3))
-    assert [found.terms(name).max_queue for name in ("a.b", "a.*", "a.>", "a.*.c", ">", "*.b")] == [
+    assert [found.policy(name).max_queue for name in ("a.b", "a.*", "a.>", "a.*.c", ">", "*.b")] == [
         1,
         2,
         3,
@@ -62,26 +62,26 @@ def test_a_wider_pattern_is_no_way_around_a_rule() -> None:
         TopicRule("prices.>", max_queue=100, max_queue_limit=100, overflow="drop_newest"),
         TopicRule("other", max_queue_limit=1, overflows=["close"]),
     )
-    assert found.terms("prices.*") == Terms(16, 16, "latest", ("latest", "close"))
-    assert found.terms("prices.>") == Terms(16, 16, "latest", ("latest", "close"))
-    assert found.terms("*.*") == Terms(9, 9, "latest", ("latest", "close"))
-    assert found.terms("x.*") == Terms(9, 9, "drop_oldest", OVERFLOWS)
-    assert found.terms(">") == Terms(1, 1, "close", ("close",))
-    assert found.terms("prices.a.>") == Terms(100, 100, "drop_newest", OVERFLOWS)
-    assert found.terms("$sys.>") == found.terms("x.a.*") == Terms(256, 65_536, "drop_oldest", OVERFLOWS)
+    assert found.policy("prices.*") == SubscriptionPolicy(16, 16, "latest", ("latest", "close"))
+    assert found.policy("prices.>") == SubscriptionPolicy(16, 16, "latest", ("latest", "close"))
+    assert found.policy("*.*") == SubscriptionPolicy(9, 9, "latest", ("latest", "close"))
+    assert found.policy("x.*") == SubscriptionPolicy(9, 9, "drop_oldest", OVERFLOWS)
+    assert found.policy(">") == SubscriptionPolicy(1, 1, "close", ("close",))
+    assert found.policy("prices.a.>") == SubscriptionPolicy(100, 100, "drop_newest", OVERFLOWS)
+    assert found.policy("$sys.>") == found.policy("x.a.*") == SubscriptionPolicy(256, 65_536, "drop_oldest", OVERFLOWS)
 
 
 def test_a_rule_is_not_made_stricter_by_less_specific_ones() -> None:
     found = rules(TopicRule(">", max_queue_limit=1), TopicRule("a.*", max_queue_limit=50))
-    assert found.terms("a.*").max_queue_limit == found.terms("a.b").max_queue_limit == 50
-    assert found.terms("a.>").max_queue_limit == 1
+    assert found.policy("a.*").max_queue_limit == found.policy("a.b").max_queue_limit == 50
+    assert found.policy("a.>").max_queue_limit == 1
 
 
 def test_what_makes_publishers_wait_is_nobodys_default_by_accident() -> None:
     found = rules(TopicRule("a", overflow="block", overflows=["block"]), TopicRule("b", overflows=["close"]))
-    assert found.terms("a").overflow == "block"
-    assert found.terms("*") == Terms(256, 65_536, None, ())
-    assert rules(TopicRule("a", overflow="block", overflows=["block"])).terms("*") == Terms(
+    assert found.policy("a").overflow == "block"
+    assert found.policy("*") == SubscriptionPolicy(256, 65_536, None, ())
+    assert rules(TopicRule("a", overflow="block", overflows=["block"])).policy("*") == SubscriptionPolicy(
         256, 65_536, None, ("block",)
     )
 
@@ -93,7 +93,7 @@ def test_no_pattern_has_more_than_each_of_its_topics(made: list[TopicRule], patt
     except ConfigError:  # twice the same
         return
     if matches(pattern, topic):
-        assert found.terms(pattern).max_queue_limit <= found.terms(topic).max_queue_limit
+        assert found.policy(pattern).max_queue_limit <= found.policy(topic).max_queue_limit
 
 
 @given(patterns, patterns, topics)

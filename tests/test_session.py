@@ -18,35 +18,35 @@ from broker.engines.memory import MemoryEngine
 from broker.errors import ERRORS, CloseCode
 from broker.session import is_local
 from tests.engines.late import LateServer
-from tests.fixtures_node import Client, House, serving
-from tests.net.house import until
+from tests.fixtures_node import Client, Harness, serving
+from tests.net.harness import until
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with serving() as house:
-        yield house
+async def harness() -> AsyncIterator[Harness]:
+    async with serving() as harness:
+        yield harness
 
 
 @pytest.fixture
-async def client(house: House) -> Client:
-    return await house.connect()
+async def client(harness: Harness) -> Client:
+    return await harness.connect()
 
 
 # The commands
 
 
-async def test_the_first_message_is_welcome(house: House) -> None:
-    client = await house.connect()
-    limits = house.node.limits
+async def test_the_first_message_is_welcome(harness: Harness) -> None:
+    client = await harness.connect()
+    limits = harness.node.limits
     assert list(client.welcome) == ["op", "version", "session", "server", "ping", "max_size", "max_queue"]
     assert client.welcome["version"] == 1
     assert client.welcome["server"].startswith("wsbroker/")
     assert client.welcome["ping"] == limits.ping_interval
     assert client.welcome["max_size"] == limits.max_size
     assert client.welcome["max_queue"] == limits.max_queue
-    assert client.session in house.node.sessions
-    assert (await house.connect()).session != client.session
+    assert client.session in harness.node.sessions
+    assert (await harness.connect()).session != client.session
 
 
 @pytest.mark.parametrize("topic", ["a", "a.b", "a.*", ">", "*.b.>", "$sys.x", "$sys.>", "größe.日本", "x" * 255])
@@ -56,9 +56,9 @@ async def test_subscribe_and_unsubscribe_are_answered_with_the_topic(client: Cli
     assert (await client.ask("unsubscribe", topic=topic))["code"] == "not_subscribed"
 
 
-async def test_a_publish_reaches_the_subscribers_and_is_answered_with_their_number(house: House) -> None:
-    one, other = await house.subscriber("a.*"), await house.subscriber("a.b")
-    publisher = await house.connect()
+async def test_a_publish_reaches_the_subscribers_and_is_answered_with_their_number(harness: Harness) -> None:
+    one, other = await harness.subscriber("a.*"), await harness.subscriber("a.b")
+    publisher = await harness.connect()
     assert await publisher.ask("publish", topic="a.b", data=1) == ok(2)
     assert await publisher.ask("publish", topic="a.c", data=2) == ok(1)
     assert await publisher.ask("publish", topic="b", data=3) == ok(0)
@@ -68,14 +68,14 @@ async def test_a_publish_reaches_the_subscribers_and_is_answered_with_their_numb
         await client.nothing()
 
 
-async def test_without_an_id_success_is_silent(house: House, client: Client) -> None:
+async def test_without_an_id_success_is_silent(harness: Harness, client: Client) -> None:
     await client.tell("subscribe", topic="a")
-    for n in range(3):  # the slow lane, and the fast one
+    for n in range(3):  # the slow path, and the fast one
         await client.tell("publish", topic="a", data=n)
     assert await client.data(3) == [0, 1, 2]
     await client.tell("unsubscribe", topic="a")
     await client.nothing()
-    assert house.node.reactor.fast_publishes == 2
+    assert harness.node.context.fast_publishes == 2
 
 
 async def test_ping_is_answered_with_or_without_an_id(client: Client) -> None:
@@ -87,7 +87,7 @@ async def test_ping_is_answered_with_or_without_an_id(client: Client) -> None:
 
 @pytest.mark.parametrize("id", [0, 7, 2**53 - 1, "", "x", 'ü\n"', "x" * 64], ids=repr)
 async def test_an_id_comes_back_as_it_was(client: Client, id: int | str) -> None:
-    for _ in range(2):  # the slow lane, and the fast one; and an id may come twice
+    for _ in range(2):  # the slow path, and the fast one; and an id may come twice
         await client.tell("publish", topic="a", data=1, id=id)
         assert await client.next() == {"op": "ok", "id": id, "receivers": 0, "queued": 0, "dropped": 0}
     await client.tell("subscribe", topic="a", id=id)
@@ -108,7 +108,7 @@ async def test_what_is_no_id_is_a_bad_command_without_one(client: Client, id: st
         assert error["message"].startswith("`id` must be an integer from 0 to 2^53-1 or a string")
 
 
-async def test_commands_in_binary_messages_are_answered_in_text(house: House, client: Client) -> None:
+async def test_commands_in_binary_messages_are_answered_in_text(harness: Harness, client: Client) -> None:
     await client.send(b'{"op":"subscribe","id":1,"topic":"a"}')
     assert await client.text() == '{"op":"ok","id":1,"topic":"a"}'
     for n in range(3):
@@ -116,7 +116,7 @@ async def test_commands_in_binary_messages_are_answered_in_text(house: House, cl
         assert await client.text() == f'{{"op":"event","topic":"a","data":"ü{n}"}}'
     await client.send(b'{"op":"ping"}')
     assert await client.text() == '{"op":"pong"}'
-    assert house.node.reactor.fast_publishes == 2
+    assert harness.node.context.fast_publishes == 2
 
 
 async def test_commands_are_carried_out_in_the_order_in_which_they_came(client: Client) -> None:
@@ -165,7 +165,7 @@ KEY_WITH_ESCAPES = '"\\u0041\\n"'
 
 
 @pytest.mark.parametrize("key", [None, '"k"', '""', '"größe"', KEY_WITH_ESCAPES])
-async def test_data_is_passed_on_byte_for_byte_by_both_lanes(house: House, client: Client, key: str | None) -> None:
+async def test_data_is_passed_on_byte_for_byte_by_both_lanes(harness: Harness, client: Client, key: str | None) -> None:
     await client.ask("subscribe", topic="t.>")
     for place, data in enumerate(DATA):
         given = "" if key is None else f'"key": {key} , '
@@ -180,29 +180,29 @@ async def test_data_is_passed_on_byte_for_byte_by_both_lanes(house: House, clien
         message = json.loads(events[0])
         assert list(message) == ["op", "topic", *([] if key is None else ["key"]), "data"]
         assert message.get("key") == (None if key is None else json.loads(key))
-    if key != KEY_WITH_ESCAPES:  # which the fast lane leaves to the other
-        assert house.node.reactor.fast_publishes == len(DATA)
+    if key != KEY_WITH_ESCAPES:  # which the fast path leaves to the other
+        assert harness.node.context.fast_publishes == len(DATA)
 
 
-async def test_events_come_in_the_order_of_publishing_whatever_happens_meanwhile(house: House) -> None:
-    subscriber = await house.subscriber("a.*", "a.b", "x")
-    publishers = [await house.connect() for _ in range(3)]
-    busybody = await house.connect()
+async def test_events_come_in_the_order_of_publishing_whatever_happens_meanwhile(harness: Harness) -> None:
+    subscriber = await harness.subscriber("a.*", "a.b", "x")
+    publishers = [await harness.connect() for _ in range(3)]
+    busybody = await harness.connect()
     for n in range(600):
         for place, publisher in enumerate(publishers):
             await publisher.tell("publish", topic="a.b", data=[place, n])
         if n % 7 == 0:
-            # Each of these sends the next publish through the slow lane.
+            # Each of these sends the next publish through the slow path.
             await busybody.tell("subscribe" if n % 2 else "unsubscribe", topic=f"a.{'>' if n % 3 else 'b'}")
     data = await subscriber.data(1800)
     for place in range(3):
         assert [n for by, n in data if by == place] == list(range(600))
     await subscriber.nothing()
-    assert 0 < house.node.reactor.fast_publishes < 1800
+    assert 0 < harness.node.context.fast_publishes < 1800
 
 
-async def test_who_has_unsubscribed_gets_nothing_more(house: House) -> None:
-    subscriber, publisher = await house.subscriber("a", "b"), await house.connect()
+async def test_who_has_unsubscribed_gets_nothing_more(harness: Harness) -> None:
+    subscriber, publisher = await harness.subscriber("a", "b"), await harness.connect()
     await publisher.ask("publish", topic="a", data=1)
     await subscriber.ask("unsubscribe", topic="a")
     assert await publisher.ask("publish", topic="a", data=2) == ok(0)
@@ -211,9 +211,9 @@ async def test_who_has_unsubscribed_gets_nothing_more(house: House) -> None:
     await subscriber.nothing()
 
 
-async def test_overlapping_subscriptions_deliver_once(house: House) -> None:
-    subscriber = await house.subscriber("a.b", "a.*", "a.>", "*.b", ">")
-    publisher = await house.connect()
+async def test_overlapping_subscriptions_deliver_once(harness: Harness) -> None:
+    subscriber = await harness.subscriber("a.b", "a.*", "a.>", "*.b", ">")
+    publisher = await harness.connect()
     for n in range(4):
         assert await publisher.ask("publish", topic="a.b", data=n) == ok(1)
     assert await subscriber.data(4) == [0, 1, 2, 3]
@@ -239,9 +239,11 @@ async def test_the_most_specific_subscription_decides(client: Client) -> None:
 
 
 @pytest.mark.parametrize("echo", [True, False, None])
-async def test_a_publisher_gets_its_own_events_unless_it_does_not_want_them(house: House, echo: bool | None) -> None:
+async def test_a_publisher_gets_its_own_events_unless_it_does_not_want_them(
+    harness: Harness, echo: bool | None
+) -> None:
     asked = {} if echo is None else {"echo": echo}
-    client, other = await house.subscriber("a", **asked), await house.subscriber("a")
+    client, other = await harness.subscriber("a", **asked), await harness.subscriber("a")
     for n in range(3):
         assert await client.ask("publish", topic="a", data=n) == ok(1 if echo is False else 2)
     assert await other.ask("publish", topic="a", data=3) == ok(2)
@@ -250,8 +252,8 @@ async def test_a_publisher_gets_its_own_events_unless_it_does_not_want_them(hous
     await client.nothing()
 
 
-async def test_events_that_are_not_wanted_do_not_upset_the_order_of_the_others(house: House) -> None:
-    client, other = await house.subscriber("a", echo=False), await house.subscriber("a")
+async def test_events_that_are_not_wanted_do_not_upset_the_order_of_the_others(harness: Harness) -> None:
+    client, other = await harness.subscriber("a", echo=False), await harness.subscriber("a")
     for n in range(300):
         await client.tell("publish", topic="a", data=["own", n])
         await other.tell("publish", topic="a", data=["other", n])
@@ -261,15 +263,15 @@ async def test_events_that_are_not_wanted_do_not_upset_the_order_of_the_others(h
         assert [n for by, n in both if by == who] == list(range(300))
 
 
-async def test_a_publisher_of_invalid_text_is_closed_and_no_subscriber_notices(house: House) -> None:
-    subscriber = await house.subscriber("a")
+async def test_a_publisher_of_invalid_text_is_closed_and_no_subscriber_notices(harness: Harness) -> None:
+    subscriber = await harness.subscriber("a")
     for _ in range(2):
-        publisher = await house.connect()
+        publisher = await harness.connect()
         assert await publisher.ask("publish", topic="a", data="fine") == ok(1)  # from here on there is a route
         await publisher.socket.send(b'{"op":"publish","topic":"a","data":"\xff"}', text=True)
         assert await publisher.closed() == Close(CloseCode.INVALID_DATA, "a text message is not UTF-8")
     # In a binary message it is just no JSON.
-    publisher = await house.connect()
+    publisher = await harness.connect()
     await publisher.send(b'{"op":"publish","id":1,"topic":"a","data":"\xff"}')
     assert (await publisher.next())["code"] == "bad_json"
     assert await subscriber.data(2) == ["fine", "fine"]
@@ -279,16 +281,16 @@ async def test_a_publisher_of_invalid_text_is_closed_and_no_subscriber_notices(h
 # Changing a subscription
 
 
-async def test_subscribing_again_changes_what_is_named_and_keeps_the_rest(house: House, client: Client) -> None:
+async def test_subscribing_again_changes_what_is_named_and_keeps_the_rest(harness: Harness, client: Client) -> None:
     def now() -> tuple[int, str, bool]:
-        subscriptions = house.session(client).subscriptions
+        subscriptions = harness.session(client).subscriptions
         assert subscriptions is not None
         assert list(subscriptions) == ["a"]
         subscription = subscriptions["a"]
         return subscription.max_queue, subscription.overflow, subscription.echo
 
     await client.ask("subscribe", topic="a")
-    assert now() == (house.node.limits.max_queue, "drop_oldest", True)
+    assert now() == (harness.node.limits.max_queue, "drop_oldest", True)
     for change, result in (
         ({"max_queue": 7}, (7, "drop_oldest", True)),
         ({"overflow": "drop_newest"}, (7, "drop_newest", True)),
@@ -316,15 +318,15 @@ async def test_echo_can_be_changed(client: Client) -> None:
     assert await client.data(2) == [0, 3]
 
 
-async def test_what_is_queued_is_brought_under_the_new_bound_with_a_gap(house: House) -> None:
-    subscriber, publisher = await house.deaf(), await house.connect()
+async def test_what_is_queued_is_brought_under_the_new_bound_with_a_gap(harness: Harness) -> None:
+    subscriber, publisher = await harness.deaf(), await harness.connect()
     await subscriber.tell("subscribe", topic="a", id=1, max_queue=50)
     await subscriber.until(b'"op":"ok"')
     sent = await fill(publisher, "a")
     for n in range(9):
         assert await publisher.ask("publish", topic="a", data=[n]) == ok(1, queued=1)
     await subscriber.tell("subscribe", topic="a", id=2, max_queue=4)
-    subscriptions = house.session(subscriber).subscriptions
+    subscriptions = harness.session(subscriber).subscriptions
     assert subscriptions is not None
     await until(lambda: subscriptions["a"].queued == 4)
     received = await subscriber.until(b'"id":2', b'"data":[8]')
@@ -393,7 +395,7 @@ LATER: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("command", "code", "message"), [*ERROR_CASES, *LATER])
 async def test_a_command_that_is_not_carried_out_is_answered_with_an_error(
-    house: House, client: Client, command: str, code: str, message: str
+    harness: Harness, client: Client, command: str, code: str, message: str
 ) -> None:
     for own in (None, 7, "x"):
         given = "" if own is None else f'"id":{json.dumps(own)}' + ("" if command == "{ID}" else ",")
@@ -411,7 +413,7 @@ async def test_a_command_that_is_not_carried_out_is_answered_with_an_error(
         assert message in error["message"]
         assert "$." not in error["message"]
     await client.nothing()
-    assert not house.session(client).subscriptions
+    assert not harness.session(client).subscriptions
 
 
 class Faulty(MemoryEngine):
@@ -427,8 +429,8 @@ class Faulty(MemoryEngine):
 
 
 async def test_unavailable_is_the_word_of_the_engine() -> None:
-    async with serving(Faulty()) as house:
-        client = await house.connect()
+    async with serving(Faulty()) as harness:
+        client = await harness.connect()
         error = {"op": "error", "code": "unavailable", "message": "the engine is busy", "retry": True}
         assert await client.ask("publish", topic="busy", data=1) == error
         await client.tell("publish", topic="busy", data=1)
@@ -437,8 +439,8 @@ async def test_unavailable_is_the_word_of_the_engine() -> None:
 
 
 async def test_a_fault_of_the_brokers_own_is_answered_logged_and_survived() -> None:
-    async with serving(Faulty(), max_inflight=2) as house:
-        client = await house.connect()
+    async with serving(Faulty(), max_inflight=2) as harness:
+        client = await harness.connect()
         with capture_logs() as logs:
             # More than may be under way: those that failed are not.
             for n in range(5):
@@ -453,7 +455,7 @@ async def test_a_fault_of_the_brokers_own_is_answered_logged_and_survived() -> N
         assert [entry["session"] for entry in logs if entry["log_level"] == "error"] == [client.session] * 6
         assert "secret" not in str([entry for entry in logs if entry["log_level"] == "error"])
         assert await client.ask("publish", topic="a", data=1) == ok(0)
-        assert house.session(client).inflight == 0
+        assert harness.session(client).inflight == 0
 
 
 def test_no_code_is_left_out() -> None:
@@ -473,7 +475,7 @@ async def test_the_tenth_bad_command_in_a_row_closes_the_connection(client: Clie
     for n in range(10):
         await client.send(BAD[n % len(BAD)].encode() if binary else BAD[n % len(BAD)])
     assert await client.closed() == Close(CloseCode.BAD_COMMANDS, "bad_commands")
-    errors = await client.left()
+    errors = await client.on_close()
     assert [error["code"] for error in errors] == ["bad_json", *["bad_command"] * 3, "bad_json"] * 2
 
 
@@ -489,8 +491,8 @@ async def test_the_tenth_bad_command_in_a_row_closes_the_connection(client: Clie
         '{"op":"subscribe","topic":"z","max_queue":65537}',
     ],
 )
-async def test_one_that_is_understood_begins_the_count_anew(house: House, client: Client, good: str) -> None:
-    await client.ask("publish", topic="a", data=0)  # `good` takes the fast lane if it can
+async def test_one_that_is_understood_begins_the_count_anew(harness: Harness, client: Client, good: str) -> None:
+    await client.ask("publish", topic="a", data=0)  # `good` takes the fast path if it can
     for _ in range(3):
         for n in range(9):
             await client.send(BAD[n % len(BAD)])
@@ -503,41 +505,41 @@ async def test_one_that_is_understood_begins_the_count_anew(house: House, client
     assert closed.code == CloseCode.BAD_COMMANDS
 
 
-async def test_who_is_closed_for_bad_commands_has_no_subscriptions_any_more(house: House) -> None:
-    client, publisher = await house.subscriber("a", ">"), await house.connect()
+async def test_who_is_closed_for_bad_commands_has_no_subscriptions_any_more(harness: Harness) -> None:
+    client, publisher = await harness.subscriber("a", ">"), await harness.connect()
     for _ in range(10):
         await client.send("?")
     # Nothing counts that is sent behind the tenth.
     await client.tell("publish", topic="b", data=1, id=1)
     await client.closed()
-    assert not any("id" in message for message in await client.left())
+    assert not any("id" in message for message in await client.on_close())
     assert await publisher.ask("publish", topic="a", data=1) == ok(0)
-    assert client.session not in house.node.sessions
+    assert client.session not in harness.node.sessions
 
 
 # Limits
 
 
 async def test_a_connection_may_have_so_many_subscriptions() -> None:
-    async with serving(max_subscriptions=3) as house:
-        client = await house.subscriber("a", "b.*", "c")
+    async with serving(max_subscriptions=3) as harness:
+        client = await harness.subscriber("a", "b.*", "c")
         error = await client.ask("subscribe", topic="d")
         assert (error["code"], error["retry"]) == ("limit", False)
         assert "at most 3 subscriptions" in error["message"]
-        assert house.node.hub.filters == 3
+        assert harness.node.hub.filters == 3
         # Those that there are can be changed, and when one goes another may come.
         assert (await client.ask("subscribe", topic="a", max_queue=5))["op"] == "ok"
         assert (await client.ask("unsubscribe", topic="c"))["op"] == "ok"
         assert (await client.ask("subscribe", topic="d"))["op"] == "ok"
         assert (await client.ask("subscribe", topic="e"))["code"] == "limit"
         # It is for each connection.
-        assert (await (await house.connect()).ask("subscribe", topic="e"))["op"] == "ok"
+        assert (await (await harness.connect()).ask("subscribe", topic="e"))["op"] == "ok"
 
 
 async def test_max_queue_has_a_default_and_a_ceiling() -> None:
-    async with serving(max_queue=10, max_queue_limit=20) as house:
-        client = await house.subscriber("a")
-        subscriptions = house.session(client).subscriptions
+    async with serving(max_queue=10, max_queue_limit=20) as harness:
+        client = await harness.subscriber("a")
+        subscriptions = harness.session(client).subscriptions
         assert subscriptions is not None
         assert subscriptions["a"].max_queue == 10
         assert (await client.ask("subscribe", topic="b", max_queue=20))["op"] == "ok"
@@ -547,8 +549,8 @@ async def test_max_queue_has_a_default_and_a_ceiling() -> None:
 
 
 async def test_json_may_be_nested_as_deeply_as_configured() -> None:
-    async with serving(max_depth=3) as house:
-        client = await house.subscriber("a")
+    async with serving(max_depth=3) as harness:
+        client = await harness.subscriber("a")
         for _ in range(2):
             await client.send('{"op":"publish","topic":"a","data":[[1]]}')
             assert await client.data(1) == [[[1]]]
@@ -559,9 +561,9 @@ async def test_json_may_be_nested_as_deeply_as_configured() -> None:
 # Slow subscribers
 
 
-async def test_the_answer_to_a_publish_counts_who_waits_and_who_lost_something(house: House) -> None:
-    slow, publisher = await house.deaf(), await house.connect()
-    fine = await house.subscriber("a")
+async def test_the_answer_to_a_publish_counts_who_waits_and_who_lost_something(harness: Harness) -> None:
+    slow, publisher = await harness.deaf(), await harness.connect()
+    fine = await harness.subscriber("a")
     await slow.tell("subscribe", topic="a", id=1, max_queue=2)
     await slow.until(b'"op":"ok"')
     sent = await fill(publisher, "a", receivers=2)
@@ -576,8 +578,8 @@ async def test_the_answer_to_a_publish_counts_who_waits_and_who_lost_something(h
     assert (await fine.data(sent + 3))[-3:] == [1, 2, 3]
 
 
-async def test_the_policy_close_parts_with_who_is_too_slow(house: House) -> None:
-    slow, publisher = await house.deaf(), await house.connect()
+async def test_the_policy_close_parts_with_who_is_too_slow(harness: Harness) -> None:
+    slow, publisher = await harness.deaf(), await harness.connect()
     await slow.tell("subscribe", topic="a", id=1, max_queue=2, overflow="close")
     await slow.until(b'"op":"ok"')
     await fill(publisher, "a")
@@ -588,24 +590,24 @@ async def test_the_policy_close_parts_with_who_is_too_slow(house: House) -> None
     [told] = [entry for entry in logs if entry["event"] == "parted with a slow client"]
     assert (told["session"], told["reason"], told["log_level"]) == (slow.session, "slow_consumer", "warning")
     assert told["dropped"] > 0
-    assert slow.session not in house.node.sessions
+    assert slow.session not in harness.node.sessions
     assert (await slow.until(b"slow_consumer")).endswith(bytes((0x88, 15, 4000 >> 8, 4000 & 255)) + b"slow_consumer")
 
 
 async def test_who_sends_commands_and_does_not_read_the_answers_is_closed() -> None:
-    async with serving(max_answers=1024) as house:
-        client = await house.deaf()
-        while client.session in house.node.sessions:
+    async with serving(max_answers=1024) as harness:
+        client = await harness.deaf()
+        while client.session in harness.node.sessions:
             await client.tell("ping", id="x" * 64)
         received = await client.until(b"not_reading")
         assert received.endswith(bytes((0x88, 13, 4003 >> 8, 4003 & 255)) + b"not_reading")
 
 
 async def test_who_gives_no_sign_of_life_is_named_in_the_log() -> None:
-    async with serving(ping_interval=0.05, ping_timeout=0.05, close_timeout=0.05) as house:
-        deaf = await house.deaf()
+    async with serving(ping_interval=0.05, ping_timeout=0.05, close_timeout=0.05) as harness:
+        deaf = await harness.deaf()
         with capture_logs() as logs:
-            await until(lambda: deaf.session not in house.node.sessions)
+            await until(lambda: deaf.session not in harness.node.sessions)
         [told] = [entry for entry in logs if entry["event"] == "client gave no sign of life"]
         assert (told["session"], told["log_level"]) == (deaf.session, "info")
 
@@ -613,12 +615,12 @@ async def test_who_gives_no_sign_of_life_is_named_in_the_log() -> None:
 # Flow control
 
 
-async def test_latest_gives_a_slow_client_the_newest_of_each_key(house: House) -> None:
-    slow, publisher = await house.deaf(), await house.connect()
+async def test_latest_gives_a_slow_client_the_newest_of_each_key(harness: Harness) -> None:
+    slow, publisher = await harness.deaf(), await harness.connect()
     await slow.tell("subscribe", topic="a", id=1, overflow="latest")
     await slow.until(b'"op":"ok"')
     await fill(publisher, "a")
-    for n in range(100):  # the slow lane writes keys in its own way
+    for n in range(100):  # the slow path writes keys in its own way
         key = "ü" if n % 2 else "k"
         escaped = json.dumps(key) if n % 3 else json.dumps(key, ensure_ascii=False)
         await publisher.send(f'{{"op":"publish","topic":"a","key":{escaped},"data":{n}}}')
@@ -633,8 +635,8 @@ async def test_latest_gives_a_slow_client_the_newest_of_each_key(house: House) -
 
 @pytest.mark.parametrize("lowat", [16_384, 0])
 async def test_what_a_slow_client_reads_first_is_not_megabytes_of_the_past(lowat: int) -> None:
-    async with serving(notsent_lowat=lowat) as house:
-        slow, publisher = await house.deaf(), await house.connect()
+    async with serving(notsent_lowat=lowat) as harness:
+        slow, publisher = await harness.deaf(), await harness.connect()
         await slow.tell("subscribe", topic="a", id=1, overflow="latest")
         await slow.until(b'"op":"ok"')
         for n in range(1000):
@@ -645,16 +647,16 @@ async def test_what_a_slow_client_reads_first_is_not_megabytes_of_the_past(lowat
         assert stale < 200_000 if lowat else stale > 0
 
 
-async def test_credit_lets_so_many_events_come(house: House) -> None:
-    client, publisher = await house.connect(), await house.connect()
+async def test_credit_lets_so_many_events_come(harness: Harness) -> None:
+    client, publisher = await harness.connect(), await harness.connect()
     assert await client.ask("subscribe", topic="a", credit=2, max_queue=3) == {"op": "ok", "topic": "a"}
     answers = [await publisher.ask("publish", topic="a", data=n) for n in range(6)]
     assert answers == [*[ok(1)] * 2, *[ok(1, queued=1)] * 3, ok(1, queued=1, dropped=1)]
     assert await client.data(2) == [0, 1]
     await client.nothing()
-    (standing,) = house.session(client).standings()
-    assert (standing.topic, standing.credit, standing.queued, standing.dropped) == ("a", 0, 3, 1)
-    assert standing.waiting >= 0
+    (stats,) = harness.session(client).subscription_stats()
+    assert (stats.topic, stats.credit, stats.queued, stats.dropped) == ("a", 0, 3, 1)
+    assert stats.waiting >= 0
     assert await client.ask("credit", topic="a", add=1) == {"op": "ok", "topic": "a"}
     assert await client.next() == {"op": "gap", "topic": "a", "missed": 1, "reason": "overflow"}
     assert await client.data(1) == [3]
@@ -676,13 +678,13 @@ async def test_credit_without_credit_is_a_mistake(client: Client) -> None:
 @pytest.mark.parametrize("lane", ["fast", "slow", "late"])
 async def test_under_block_publishers_wait_and_nobody_else(lane: str) -> None:
     server = LateServer()
-    async with serving(server.engine() if lane == "late" else None, max_inflight=1) as house:
-        slow, other = await house.connect(), await house.connect()
-        fine = await house.subscriber("a")
-        publisher = await house.connect()
+    async with serving(server.engine() if lane == "late" else None, max_inflight=1) as harness:
+        slow, other = await harness.connect(), await harness.connect()
+        fine = await harness.subscriber("a")
+        publisher = await harness.connect()
         assert (await slow.ask("subscribe", topic="a", overflow="block", max_queue=2, credit=1))["op"] == "ok"
         for n in range(6):
-            # What is written with an escape is not for the fast lane.
+            # What is written with an escape is not for the fast path.
             op = r"publi\u0073h" if lane == "slow" else "publish"
             await publisher.send(f'{{"op":"{op}","id":{n},"topic":"a","data":{n}}}')
         await publisher.tell("ping", id="last")
@@ -691,7 +693,7 @@ async def test_under_block_publishers_wait_and_nobody_else(lane: str) -> None:
         assert await fine.data(4) == [0, 1, 2, 3]
         for n in range(20):
             assert await other.ask("publish", topic="b", data=n) == ok(0)
-        assert house.session(publisher).connection.waits == 1
+        assert harness.session(publisher).connection.parked_publishes == 1
         assert await slow.data(1) == [0]
         await slow.tell("credit", topic="a", add=1)
         assert await slow.data(1) == [1]
@@ -704,8 +706,8 @@ async def test_under_block_publishers_wait_and_nobody_else(lane: str) -> None:
 
 
 async def test_who_makes_publishers_wait_for_too_long_is_closed() -> None:
-    async with serving(block_timeout=0.1) as house:
-        slow, publisher = await house.connect(), await house.connect()
+    async with serving(block_timeout=0.1) as harness:
+        slow, publisher = await harness.connect(), await harness.connect()
         await slow.ask("subscribe", topic="a", overflow="block", max_queue=1, credit=0)
         assert await publisher.ask("publish", topic="a", data=1) == ok(1, queued=1)
         assert await publisher.ask("publish", topic="a", data=2) == ok(1, queued=1)
@@ -714,8 +716,8 @@ async def test_who_makes_publishers_wait_for_too_long_is_closed() -> None:
 
 
 async def test_connections_that_wait_for_each_other_end_by_the_timeout() -> None:
-    async with serving(block_timeout=0.1) as house:
-        one, two = await house.connect(), await house.connect()
+    async with serving(block_timeout=0.1) as harness:
+        one, two = await harness.connect(), await harness.connect()
         for client, mine, theirs in ((one, "a", "b"), (two, "b", "a")):
             await client.ask("subscribe", topic=mine, overflow="block", max_queue=1, credit=0)
             await client.tell("publish", topic=theirs, data=0)
@@ -725,13 +727,13 @@ async def test_connections_that_wait_for_each_other_end_by_the_timeout() -> None
             await client.tell("credit", topic="a", add=5)  # it is not read any more
 
         def all_go_on() -> bool:
-            left = [house.node.sessions.get(client.session) for client in (one, two)]
-            return None in left and all(session is None or session.connection.waits == 0 for session in left)
+            left = [harness.node.sessions.get(client.session) for client in (one, two)]
+            return None in left and all(session is None or session.connection.parked_publishes == 0 for session in left)
 
         # Who is closed first lets the other one's publish go on; that one may be closed in the same sweep.
         await until(all_go_on)
         for client in (one, two):
-            if client.session not in house.node.sessions:
+            if client.session not in harness.node.sessions:
                 assert await client.closed() == Close(CloseCode.SLOW_CONSUMER, "slow_consumer")
 
 
@@ -740,8 +742,8 @@ async def test_connections_that_wait_for_each_other_end_by_the_timeout() -> None
 )
 async def test_who_may_ask_for_block_is_configured(block: str, rule: Any, allowed: bool) -> None:
     topics = [TopicRule("a", overflow=rule)]
-    async with serving(block=block, topics=topics) as house:
-        client = await house.connect()
+    async with serving(block=block, topics=topics) as harness:
+        client = await harness.connect()
         answer = await client.ask("subscribe", topic="a", overflow="block")
         assert answer.get("code") == (None if allowed else "forbidden")
 
@@ -760,11 +762,11 @@ def test_which_clients_are_on_this_machine(peer: str, local: bool) -> None:
 
 async def test_rules_give_defaults_and_ceilings() -> None:
     rule = TopicRule("a.*", max_queue=7, max_queue_limit=9, overflows=["latest", "close"])
-    async with serving(topics=[rule]) as house:
-        client = await house.subscriber("a.b", "b")
-        standings = {standing.topic: standing for standing in house.session(client).standings()}
-        assert (standings["a.b"].max_queue, standings["a.b"].overflow) == (7, "latest")
-        assert (standings["b"].max_queue, standings["b"].overflow) == (256, "drop_oldest")
+    async with serving(topics=[rule]) as harness:
+        client = await harness.subscriber("a.b", "b")
+        subscription_stats = {stats.topic: stats for stats in harness.session(client).subscription_stats()}
+        assert (subscription_stats["a.b"].max_queue, subscription_stats["a.b"].overflow) == (7, "latest")
+        assert (subscription_stats["b"].max_queue, subscription_stats["b"].overflow) == (256, "drop_oldest")
         assert (await client.ask("subscribe", topic="a.b", max_queue=9))["op"] == "ok"
         assert (await client.ask("subscribe", topic="a.b", max_queue=10))["code"] == "limit"
         error = await client.ask("subscribe", topic="a.b", overflow="drop_oldest")
@@ -773,10 +775,10 @@ async def test_rules_give_defaults_and_ceilings() -> None:
 
 async def test_rules_hold_for_wider_patterns_too() -> None:
     topics = [TopicRule("a.*", max_queue_limit=9, overflows=["latest"]), TopicRule("b", overflows=["close"])]
-    async with serving(topics=topics) as house:
-        client = await house.subscriber("a.>")
-        (standing,) = house.session(client).standings()
-        assert (standing.max_queue, standing.overflow) == (9, "latest")
+    async with serving(topics=topics) as harness:
+        client = await harness.subscriber("a.>")
+        (stats,) = harness.session(client).subscription_stats()
+        assert (stats.max_queue, stats.overflow) == (9, "latest")
         assert (await client.ask("subscribe", topic="*.*", max_queue=10))["code"] == "limit"
         assert (await client.ask("subscribe", topic="*.*", overflow="close"))["code"] == "forbidden"
         error = await client.ask("subscribe", topic=">")
@@ -784,16 +786,16 @@ async def test_rules_hold_for_wider_patterns_too() -> None:
             "forbidden",
             "the rules for these topics have no `overflow` in common",
         )
-        assert [standing.topic for standing in house.session(client).standings()] == ["a.>"]
+        assert [stats.topic for stats in harness.session(client).subscription_stats()] == ["a.>"]
 
 
 async def test_a_reload_changes_how_much_may_be_published() -> None:
-    async with serving() as house:
-        client = await house.connect()
+    async with serving() as harness:
+        client = await harness.connect()
         assert await client.ask("publish", topic="a", data=1) == ok(0)
 
         def reload(**limits: Any) -> None:
-            house.node.reconfigure(Config(server=Server(listen=["127.0.0.1:0"]), limits=Limits(**limits)))
+            harness.node.reconfigure(Config(server=Server(listen=["127.0.0.1:0"]), limits=Limits(**limits)))
 
         reload(publish_rate=0.001, publish_burst=2)
         answers = [await client.ask("publish", topic="a", data=1) for _ in range(3)]
@@ -802,27 +804,27 @@ async def test_a_reload_changes_how_much_may_be_published() -> None:
         reload(publish_rate=1e6, publish_burst=1000)
         assert await client.ask("publish", topic="a", data=1) == ok(0)
         reload()
-        before = house.node.reactor.fast_publishes
+        before = harness.node.context.fast_publishes
         for _ in range(50):
             assert await client.ask("publish", topic="a", data=1) == ok(0)
-        assert house.node.reactor.fast_publishes - before >= 49
+        assert harness.node.context.fast_publishes - before >= 49
 
 
 async def test_events_that_are_too_old_are_not_sent() -> None:
-    async with serving(topics=[TopicRule("young.*", max_age=0.05)]) as house:
-        client, publisher = await house.subscriber(">", credit=0), await house.connect()
+    async with serving(topics=[TopicRule("young.*", max_age=0.05)]) as harness:
+        client, publisher = await harness.subscriber(">", credit=0), await harness.connect()
         await publisher.ask("publish", topic="young.a", data=1)
         await publisher.ask("publish", topic="old", data=2)
-        session = house.session(client)
-        await until(lambda: session.standings()[0].waiting > 0.06)
+        session = harness.session(client)
+        await until(lambda: session.subscription_stats()[0].waiting > 0.06)
         await client.ask("credit", topic=">", add=5)
         assert await client.next() == {"op": "gap", "topic": ">", "missed": 1, "reason": "age"}
         assert await client.data(1) == [2]
 
 
 async def test_publishes_beyond_the_rate_are_refused_for_a_while() -> None:
-    async with serving(publish_rate=20.0, publish_burst=3) as house:
-        client, other = await house.connect(), await house.connect()
+    async with serving(publish_rate=20.0, publish_burst=3) as harness:
+        client, other = await harness.connect(), await harness.connect()
         answers = [await client.ask("publish", topic="a", data=n) for n in range(3)]
         assert answers == [ok(0)] * 3
         while (refused := await client.ask("publish", topic="a", data=3)) == ok(0):
@@ -833,11 +835,11 @@ async def test_publishes_beyond_the_rate_are_refused_for_a_while() -> None:
         assert await other.ask("publish", topic="a", data=1) == ok(0)
         await asyncio.sleep(refused["retry_after_ms"] / 1000)  # as it was told
         assert await client.ask("publish", topic="a", data=4) == ok(0)
-        assert house.node.reactor.fast_publishes > 0
+        assert harness.node.context.fast_publishes > 0
 
 
-async def test_who_falls_behind_is_logged_and_when_it_has_caught_up(house: House) -> None:
-    client, publisher = await house.subscriber("a", credit=0), await house.connect()
+async def test_who_falls_behind_is_logged_and_when_it_has_caught_up(harness: Harness) -> None:
+    client, publisher = await harness.subscriber("a", credit=0), await harness.connect()
     with capture_logs() as logs:
         await publisher.ask("publish", topic="a", data=1)
         await until(lambda: len(logs) == 1)
@@ -852,22 +854,22 @@ async def test_who_falls_behind_is_logged_and_when_it_has_caught_up(house: House
 # The end of a session
 
 
-async def test_what_a_client_leaves_behind_is_nothing(house: House) -> None:
-    publisher = await house.connect()
-    client = await house.subscriber("a", "a.*", ">")
-    assert len(house.node.sessions) == 2
+async def test_what_a_client_leaves_behind_is_nothing(harness: Harness) -> None:
+    publisher = await harness.connect()
+    client = await harness.subscriber("a", "a.*", ">")
+    assert len(harness.node.sessions) == 2
     await client.close()
-    await until(lambda: len(house.node.sessions) == 1)
-    assert house.node.hub.filters == 0
+    await until(lambda: len(harness.node.sessions) == 1)
+    assert harness.node.hub.filters == 0
     assert await publisher.ask("publish", topic="a", data=1) == ok(0)
 
 
-async def test_a_connection_that_breaks_is_left_behind_in_the_same_way(house: House) -> None:
-    publisher = await house.connect()
-    client = await house.subscriber("a", "a.*", ">")
+async def test_a_connection_that_breaks_is_left_behind_in_the_same_way(harness: Harness) -> None:
+    publisher = await harness.connect()
+    client = await harness.subscriber("a", "a.*", ">")
     client.socket.transport.abort()
-    await until(lambda: len(house.node.sessions) == 1)
-    assert house.node.hub.filters == 0
+    await until(lambda: len(harness.node.sessions) == 1)
+    assert harness.node.hub.filters == 0
     assert await publisher.ask("publish", topic="a", data=1) == ok(0)
 
 

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 
 from broker.systemd import Systemd, status
 from tests.fixtures_daemon import TIMEOUT, Daemon, launched
-from tests.net.house import request, until
+from tests.net.harness import request, until
 
 
 class Manager:
@@ -228,7 +228,7 @@ FAULTY = """
 reconfigure = Node.reconfigure
 
 def faulty(self, config):
-    if hasattr(self, "tally"):  # not at the start
+    if hasattr(self, "metrics"):  # not at the start
         raise LookupError("planted")
     reconfigure(self, config)
 
@@ -401,8 +401,8 @@ async def test_a_call_that_blocks_the_loop_starves_the_watchdog(tmp_path: Path) 
 
 
 HANGING = """
-import broker.watch
-broker.watch.HANGS = 0.3
+import broker.health
+broker.health.HANGS = 0.3
 
 def hanging(self, event, done):
     import time

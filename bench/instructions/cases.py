@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bench.instructions.house import House, document, frame, publish, text
+from bench.instructions.harness import Harness, document, frame, publish, text
 from broker import messages
 from broker._speedups import FrameReader, check_json, mask, valid_utf8
 
@@ -86,12 +86,12 @@ def encode_event() -> Round:
 
 def lane(payloads: Sequence[bytes], subscribers: int = 1, fast: bool = True) -> Round:
     """Messages of one publisher, read and sent in one turn; not `fast`: its session carries them out."""
-    house = House()
+    harness = Harness()
     for _ in range(subscribers):
-        house.subscribe("prices.eurusd")
-    publisher = house.connect()
-    house.reactor.flush()
-    turn = house.turns(publisher, *payloads)
+        harness.subscribe("prices.eurusd")
+    publisher = harness.connect()
+    harness.context.flush()
+    turn = harness.turns(publisher, *payloads)
     turn()  # installs the route
     if not fast:
         publisher.routes = None
@@ -99,34 +99,34 @@ def lane(payloads: Sequence[bytes], subscribers: int = 1, fast: bool = True) -> 
 
 
 def many_topics(**bridge: Any) -> Round:
-    """One publisher, which with `bridge` has a subscription on these terms itself."""
-    house = House()
+    """One publisher, which with `bridge` has a subscription on these policy itself."""
+    harness = Harness()
     topics = [f"prices.t{number:05}" for number in range(MANY)]
     for topic in topics:
-        house.subscribe(topic)
-    publisher = house.subscribe(**bridge) if bridge else house.connect()
-    house.reactor.flush()
-    turn = house.turns(publisher, *(publish(topic) for topic in topics))
+        harness.subscribe(topic)
+    publisher = harness.subscribe(**bridge) if bridge else harness.connect()
+    harness.context.flush()
+    turn = harness.turns(publisher, *(publish(topic) for topic in topics))
     turn()
     return turn
 
 
 def match_patterns() -> Round:
     """A topic that nobody published to before, beside many patterns."""
-    house = House()
+    harness = Harness()
     for number in range(MANY):
-        house.subscribe(f"prices.*.t{number:05}")
-    return partial(house.node.hub.audience, "prices.forex.t00500")
+        harness.subscribe(f"prices.*.t{number:05}")
+    return partial(harness.node.hub.audience, "prices.forex.t00500")
 
 
 def behind_queue() -> Round:
     """Subscribers who do not read, their queues at the bound: each event drops an older one."""
-    house = House()
+    harness = Harness()
     for _ in range(100):
-        house.subscribe("prices.eurusd", max_queue=BATCH).pause_writing()
-    publisher = house.connect()
-    house.reactor.flush()
-    turn = house.turns(publisher, publish())
+        harness.subscribe("prices.eurusd", max_queue=BATCH).pause_writing()
+    publisher = harness.connect()
+    harness.context.flush()
+    turn = harness.turns(publisher, publish())
     for _ in range(BATCH + 1):
         turn()
     return turn
@@ -134,13 +134,13 @@ def behind_queue() -> Round:
 
 def behind_catch_up() -> Round:
     """A subscriber whose socket is full while events come, and then takes them all."""
-    house = House()
-    reader = house.subscribe("prices.eurusd", max_queue=BATCH)
-    publisher = house.connect()
-    house.reactor.flush()
-    turn = house.turns(publisher, *[publish()] * BATCH)
+    harness = Harness()
+    reader = harness.subscribe("prices.eurusd", max_queue=BATCH)
+    publisher = harness.connect()
+    harness.context.flush()
+    turn = harness.turns(publisher, *[publish()] * BATCH)
     turn()
-    flush = house.reactor.flush
+    flush = harness.context.flush
 
     def run() -> None:
         reader.pause_writing()
@@ -153,10 +153,10 @@ def behind_catch_up() -> Round:
 
 def come_and_go() -> Round:
     """A client behind its handshake: welcome, a subscription, its end."""
-    house = House()
+    harness = Harness()
     command = frame(messages.encode_command(messages.Subscribe("prices.eurusd", id=1)))
-    house.subscribe("prices.eurusd")
-    connect, flush = house.connect, house.reactor.flush
+    harness.subscribe("prices.eurusd")
+    connect, flush = harness.connect, harness.context.flush
 
     def run() -> None:
         connection = connect()
@@ -181,8 +181,8 @@ CASES = (
     Case("utf8-mixed", "validate 1 kB in several scripts as UTF-8", 1, 50, partial(utf8, 1024, MIXED)),
     Case("json-publish", "check the JSON of a publish of 128 bytes", 1, 200, scan_publish),
     Case("json-16k", "check a JSON document of 16 kB", 1, 5, scan_document),
-    Case("decode-publish", "decode a publish in the slow lane", 1, 200, decode_publish),
-    Case("encode-event", "encode an event in the slow lane", 1, 200, encode_event),
+    Case("decode-publish", "decode a publish in the slow path", 1, 200, decode_publish),
+    Case("encode-event", "encode an event in the slow path", 1, 200, encode_event),
     Case("fast", "publish 128 bytes, 64 in a turn", BATCH, 5, partial(lane, [publish()] * BATCH)),
     Case("slow", "the same by the session", BATCH, 2, partial(lane, [publish()] * BATCH, fast=False)),
     Case("fast-turn", "publish 128 bytes, one in a turn", 1, 200, partial(lane, [publish()])),

@@ -61,7 +61,7 @@ def compiler(extension: bytes) -> str:
 
 
 def _build_of_python() -> str:
-    """Whether Python itself was optimised: the interpreter is a large part of the slow lane."""
+    """Whether Python itself was optimised: the interpreter is a large part of the slow path."""
     options = sysconfig.get_config_var("CONFIG_ARGS") or ""
     return " ".join(sorted(set(re.findall(r"--(?:enable-optimizations|with-lto|enable-shared)\b", options)))) or "-"
 

@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 
 from broker.admin.sessions import NOT_KEPT, Sessions
 from broker.config import Address
-from broker.net.gate import ADMIN
+from broker.net.limiter import ADMIN
 from broker.net.listener import PAUSE, Accepting, Acceptor, Port, why
 from broker.node import Node
 

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from broker.node import Node
-from broker.session import Session, Standing
+from broker.session import Session, SubscriptionStats
 
 LIMIT: Final = 100
 """So many sessions are listed unless `limit` says otherwise."""
@@ -32,8 +32,8 @@ class Sessions:
         if not (given.isascii() and given.isdecimal() and len(given) <= len(str(MOST)) and 1 <= int(given) <= MOST):
             return _answer({"error": f"limit must be from 1 to {MOST}"}, 400)
         found = []
-        for session, standings in self._node.standings(int(given)):
-            found.append(_summary(session, standings))
+        for session, subscription_stats in self._node.subscription_stats(int(given)):
+            found.append(_summary(session, subscription_stats))
             await asyncio.sleep(0)  # one may have a thousand subscriptions, and there are clients to serve
         return _answer({"total": len(self._node.sessions), "sessions": found})
 
@@ -42,26 +42,26 @@ class Sessions:
         session = self._node.sessions.get(request.match_info["id"])
         if session is None:
             return _answer({"error": "there is no such session"}, 404)
-        standings = session.standings()
-        return _answer({**_summary(session, standings), "subscriptions": standings})
+        subscription_stats = session.subscription_stats()
+        return _answer({**_summary(session, subscription_stats), "subscriptions": subscription_stats})
 
 
-def _summary(session: Session, standings: list[Standing]) -> dict[str, Any]:
+def _summary(session: Session, subscription_stats: list[SubscriptionStats]) -> dict[str, Any]:
     return {
         "session": session.id,
         "peer": session.peer,
         "bytes": session.connection.outbox,
-        "queued": sum(standing.queued for standing in standings),
-        "waiting": max((standing.waiting for standing in standings), default=0.0),
-        "dropped": sum(standing.dropped for standing in standings),
-        "held": session.connection.waits,
-        "subscriptions": len(standings),
-        "worst": max(standings, key=_rank, default=None),
+        "queued": sum(stats.queued for stats in subscription_stats),
+        "waiting": max((stats.waiting for stats in subscription_stats), default=0.0),
+        "dropped": sum(stats.dropped for stats in subscription_stats),
+        "held": session.connection.parked_publishes,
+        "subscriptions": len(subscription_stats),
+        "worst": max(subscription_stats, key=_rank, default=None),
     }
 
 
-def _rank(standing: Standing) -> tuple[int, int]:
-    return standing.queued, standing.dropped
+def _rank(stats: SubscriptionStats) -> tuple[int, int]:
+    return stats.queued, stats.dropped
 
 
 def _answer(content: object, status: int = 200) -> web.Response:

@@ -71,7 +71,7 @@ async def connect(
     stream = await open_stream(url, token=token, ca=ca, open_timeout=timeout)
     client = Client(stream)
     try:
-        await client.greet(timeout)
+        await client.make_upgrade_response(timeout)
         yield client
     finally:
         await stream.leave()
@@ -105,7 +105,7 @@ class Client:
         """Why the connection has ended; None as long as it has not."""
         return self._stream.failure
 
-    async def greet(self, timeout: float) -> None:
+    async def make_upgrade_response(self, timeout: float) -> None:
         """Wait for `welcome`, for `timeout` seconds at most. `connect` does it."""
         self._greeted = asyncio.get_running_loop().create_future()
         self._stream.attach(self)

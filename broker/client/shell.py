@@ -104,8 +104,8 @@ async def print_events(
     """
 
     async def events(client: Client) -> bool:
-        terms: dict[str, Any] = {"overflow": overflow, "max_queue": max_queue, "credit": credit}
-        await asyncio.gather(*(client.subscribe(topic, **terms) for topic in topics))
+        policy: dict[str, Any] = {"overflow": overflow, "max_queue": max_queue, "credit": credit}
+        await asyncio.gather(*(client.subscribe(topic, **policy) for topic in topics))
         await _print_batches(client, output, Credits(client, topics, credit) if credit else None)
         raise AssertionError("a connection ends with an exception")
 

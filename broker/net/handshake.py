@@ -3,7 +3,7 @@
 
 Bytes are collected until the head of the request is complete; whatever follows it stays untouched and is handed on.
 websockets reads the head, and its `ServerProtocol` checks what RFC 6455 asks of it; what is the broker's own to decide
-(path, Host, Origin, room) is decided here. Nothing in here outlives the upgrade: no reference to a handshake or its
+(path, Host, Origin, capacity) is decided here. Nothing in here outlives the upgrade: no reference to a handshake or its
 request is left behind, not even a cycle for the garbage collector.
 """
 
@@ -36,7 +36,7 @@ from websockets.typing import Subprotocol
 
 from broker import messages
 from broker.errors import REFUSALS
-from broker.net.gate import LINGER, Gate
+from broker.net.limiter import REFUSED_TIMEOUT, ConnectionLimiter
 
 HEALTH = "/healthz"
 HEALTH_METHODS = ("GET", "HEAD")
@@ -55,7 +55,7 @@ HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]/?#@:\s]*)(?::[0-9]*)?")
 # it.
 TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
-GREETING = (
+UPGRADE_RESPONSE = (
     b"HTTP/1.1 101 Switching Protocols\r\n"
     b"Upgrade: websocket\r\n"
     b"Connection: Upgrade\r\n"
@@ -82,7 +82,7 @@ REASONS = {
 }
 """What refusals are counted by."""
 
-LACKS = {"full": "the broker is full", "memory": "the broker is out of memory"}
+UNAVAILABLE = {"full": "the broker is full", "memory": "the broker is out of memory"}
 
 NONE: Mapping[str, str] = {}
 UPGRADE: Mapping[str, str] = {"Upgrade": "websocket"}
@@ -96,14 +96,14 @@ class Handshake(asyncio.Protocol):
     `loopback` says that its listener is reached from this machine only, `unix` that it is a Unix socket.
     """
 
-    __slots__ = ("_client", "_gate", "_head", "_loopback", "_transport", "_unix", "admitted", "began")
+    __slots__ = ("_client", "_head", "_limiter", "_loopback", "_transport", "_unix", "admitted", "began")
 
-    def __init__(self, gate: Gate, loopback: bool = False, unix: bool = False) -> None:
+    def __init__(self, limiter: ConnectionLimiter, loopback: bool = False, unix: bool = False) -> None:
         self.admitted = False
-        """Whether there is room for this connection; the gate's own."""
+        """Whether there is room for this connection; the limiter's own."""
         self.began = 0.0
-        """When it was accepted; the gate's own."""
-        self._gate = gate
+        """When it was accepted; the limiter's own."""
+        self._limiter = limiter
         self._loopback = loopback
         self._unix = unix
         # The client's address as a proxy that is believed has given it.
@@ -114,7 +114,7 @@ class Handshake(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if not self._gate.enter(self):
+        if not self._limiter.track(self):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -135,9 +135,9 @@ class Handshake(asyncio.Protocol):
                 return
             end += len(END)
             if end > MAX_HEAD:
-                raise Answer(431, f"the head of the request is longer than {MAX_HEAD} bytes")
+                raise HTTPResponse(431, f"the head of the request is longer than {MAX_HEAD} bytes")
             self._take(bytes(head[:end]), bytes(head[end:]))
-        except Answer as answer:
+        except HTTPResponse as answer:
             self._send(answer)
 
     def eof_received(self) -> None:
@@ -146,65 +146,67 @@ class Handshake(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._head = None
         self._transport = None
-        self._gate.leave(self)
+        self._limiter.leave(self)
 
     def expire(self) -> None:
         """End it: the time for the opening, or for reading the answer, is up."""
         if self._head is not None:
-            self._gate.count(0, "slow")
+            self._limiter.count(0, "slow")
             log.debug("too slow", peer=self._peer())
-        self._gate.leave(self)
+        self._limiter.leave(self)
         if self._transport is not None:
             self._transport.abort()
 
     def refuse_draining(self) -> None:
         """Refuse it: the broker shuts down before the request was complete."""
-        self._send(draining(self._gate))
+        self._send(draining(self._limiter))
 
     def _take(self, head: bytes, rest: bytes) -> None:
-        gate = self._gate
+        limiter = self._limiter
         request = parse(head)
         if forwarded := request.headers.get_all("X-Forwarded-For"):
-            self._client = gate.proxies.client(self._host(), forwarded)
+            self._client = limiter.proxies.client(self._host(), forwarded)
         hosts = request.headers.get_all("Host")
         check_host(hosts, request.protocol)
         path = path_of(request.path)
         if path == HEALTH:
             if request.method not in HEALTH_METHODS:
-                raise Answer(426, "only GET and HEAD are answered here", UPGRADE)
-            raise draining(gate) if gate.draining else Answer(200, "ok")
-        if path != gate.path:
-            raise Answer(404, f"there is nothing at this path; the WebSocket is at {gate.path}")
-        if gate.draining:
-            raise draining(gate)
+                raise HTTPResponse(426, "only GET and HEAD are answered here", UPGRADE)
+            raise draining(limiter) if limiter.draining else HTTPResponse(200, "ok")
+        if path != limiter.path:
+            raise HTTPResponse(404, f"there is nothing at this path; the WebSocket is at {limiter.path}")
+        if limiter.draining:
+            raise draining(limiter)
         peer = self._peer()
-        if gate.crowded(peer):
-            raise Answer(429, "there are too many connections of this address", later(gate))
-        if not gate.admit(self):
-            gate.turn_away()
-            reason = gate.lack or "full"
-            raise Answer(503, LACKS[reason], later(gate), reason)
-        greeting, window_bits = greet(request, NEGOTIATION_WITH_COMPRESSION if gate.compression else NEGOTIATION)
+        if limiter.over_address_limit(peer):
+            raise HTTPResponse(429, "there are too many connections of this address", later(limiter))
+        if not limiter.admit(self):
+            limiter.reject()
+            reason = limiter.unavailable_reason or "full"
+            raise HTTPResponse(503, UNAVAILABLE[reason], later(limiter), reason)
+        upgrade_response, window_bits = make_upgrade_response(
+            request, NEGOTIATION_WITH_COMPRESSION if limiter.compression else NEGOTIATION
+        )
         origins = request.headers.get_all("Origin")
-        if origins and not gate.origins.allow(origins[0], hosts[0], loopback=self._loopback):
+        if origins and not limiter.origins.allow(origins[0], hosts[0], loopback=self._loopback):
             log.info("origin refused", origin=origins[0], host=hosts[0], peer=self._peer())
-            raise Answer(403, "pages of this origin may not connect; those that may are listed in server.origins")
+            raise HTTPResponse(403, "pages of this origin may not connect; those that may are listed in server.origins")
         transport = self._transport
         assert transport is not None
         self._head = None
         self._transport = None
-        gate.let_in(self, peer)
-        gate.node.connect(transport, greeting, rest, peer, window_bits)
+        limiter.establish(self, peer)
+        limiter.node.connect(transport, upgrade_response, rest, peer, window_bits)
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: HTTPResponse) -> None:
         transport = self._transport
         assert transport is not None
         bodiless = self._head is not None and self._head[:5] == b"HEAD "
         self._head = None
         if answer.status >= 400:
-            self._gate.count(answer.status, answer.reason)
+            self._limiter.count(answer.status, answer.reason)
             log.debug("refused", status=answer.status, why=answer.text, peer=self._peer())
-        lingers = self._gate.linger(self)
+        lingers = self._limiter.drain_refused(self)
         transport.write(answer.serialize(bodiless=bodiless))
         # A socket that is closed while bytes from the client are unread answers with a reset, and the reset destroys
         # what the client has not read yet (RFC 9112, section 9.6). So say that nothing more comes, and read until the
@@ -241,17 +243,17 @@ def format_peer(name: Sequence[Any]) -> str:
 
 
 class SecureHandshake(Handshake):
-    """The same behind TLS. The gate counts it from the moment that its socket is accepted."""
+    """The same behind TLS. The limiter counts it from the moment that its socket is accepted."""
 
     __slots__ = ("_securing",)
 
-    def __init__(self, gate: Gate, loopback: bool = False) -> None:
-        super().__init__(gate, loopback)
+    def __init__(self, limiter: ConnectionLimiter, loopback: bool = False) -> None:
+        super().__init__(limiter, loopback)
         self._securing: asyncio.Task[None] | None = None
 
     def secure(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
         """Take over an accepted socket; the handshake of TLS may take `timeout` seconds."""
-        if self._gate.enter(self):
+        if self._limiter.track(self):
             self._securing = asyncio.get_running_loop().create_task(self._secure(sock, context, timeout))
         else:
             sock.close()
@@ -268,7 +270,7 @@ class SecureHandshake(Handshake):
     def refuse_draining(self) -> None:
         """Refuse it, or cut it off where it cannot be told why yet."""
         if self._transport is None:
-            self._gate.count(0, "draining")
+            self._limiter.count(0, "draining")
             self._head = None
             self.expire()
         else:
@@ -282,16 +284,16 @@ class SecureHandshake(Handshake):
             peer = "unknown"
         try:
             await loop.connect_accepted_socket(
-                lambda: self, sock, ssl=context, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=LINGER
+                lambda: self, sock, ssl=context, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=REFUSED_TIMEOUT
             )
         except OSError as exc:  # ssl.SSLError is one
-            self._gate.count(0, "tls")
+            self._limiter.count(0, "tls")
             log.debug("no TLS", reason=getattr(exc, "reason", None) or str(exc), peer=peer)
         finally:
             self._securing = None
             # A client that goes in the middle of it is reported by neither an exception nor `connection_lost`.
             if self._transport is None:
-                self._gate.leave(self)
+                self._limiter.leave(self)
 
 
 class Negotiation(ServerProtocol):
@@ -319,7 +321,7 @@ NEGOTIATION_WITH_COMPRESSION = Negotiation(
 once for all, and a connection holds nothing."""
 
 
-class Answer(Exception):  # noqa: N818 -- no error, but the end of the handshake
+class HTTPResponse(Exception):  # noqa: N818 -- no error, but the end of the handshake
     """An HTTP answer in place of the upgrade; the connection ends with it. `text` is for people."""
 
     def __init__(self, status: int, text: str, headers: Mapping[str, str] = NONE, reason: str = "") -> None:
@@ -352,20 +354,20 @@ class Answer(Exception):  # noqa: N818 -- no error, but the end of the handshake
 def check_start(head: bytes | bytearray, seen: int) -> None:
     """See early that what comes will never be a request, instead of waiting for its end.
 
-    The first `seen` bytes were checked before. Raises Answer.
+    The first `seen` bytes were checked before. Raises HTTPResponse.
     """
     if len(head) > MAX_HEAD:
-        raise Answer(431, f"the head of the request is longer than {MAX_HEAD} bytes")
+        raise HTTPResponse(431, f"the head of the request is longer than {MAX_HEAD} bytes")
     if head[0] not in TOKEN or BARE_LF.search(head, max(0, seen - 1)):
-        raise Answer(400, "this is not HTTP/1.1")
+        raise HTTPResponse(400, "this is not HTTP/1.1")
 
 
 def parse(head: bytes) -> Request:
-    """Read the head of a request. Raises Answer."""
+    """Read the head of a request. Raises HTTPResponse."""
     try:
         return read(head)
     except SecurityError:
-        raise Answer(431, "the head of the request has a line that is too long, or too many of them") from None
+        raise HTTPResponse(431, "the head of the request has a line that is too long, or too many of them") from None
     except MALFORMED:
         pass
     # A request with a body is none for websockets. It is HTTP all the same, and has a right to learn that its path is
@@ -373,9 +375,9 @@ def parse(head: bytes) -> Request:
     try:
         request = read(BODY_HEADERS.sub(b"", head))
     except (*MALFORMED, SecurityError):
-        raise Answer(400, "the request is malformed") from None
+        raise HTTPResponse(400, "the request is malformed") from None
     if "Upgrade" in request.headers:
-        raise Answer(400, "a request for a WebSocket has no body")
+        raise HTTPResponse(400, "a request for a WebSocket has no body")
     return request
 
 
@@ -400,11 +402,11 @@ def read(head: bytes) -> Request:
 
 
 def check_host(hosts: list[str], version: str) -> None:
-    """Ask for exactly one Host, and a possible one (RFC 9112, section 3.2); HTTP/1.0 may do without. Raises Answer."""
+    """Ask for exactly one valid Host (RFC 9112, section 3.2); HTTP/1.0 may do without. Raises HTTPResponse."""
     if len(hosts) == 1 and HOST.fullmatch(hosts[0]):
         return
     if hosts or version != "HTTP/1.0":
-        raise Answer(400, "the header Host is missing, doubled or malformed")
+        raise HTTPResponse(400, "the header Host is missing, doubled or malformed")
 
 
 def path_of(target: str) -> str:
@@ -414,11 +416,11 @@ def path_of(target: str) -> str:
     return target.partition("?")[0]
 
 
-def greet(request: Request, negotiation: Negotiation) -> tuple[bytes, int]:
+def make_upgrade_response(request: Request, negotiation: Negotiation) -> tuple[bytes, int]:
     """Give the answer with status 101, and the window of the client for compressed messages, in bits: 0 where
     compression is not agreed to (RFC 7692, section 7.1.2.1).
 
-    Raises Answer if RFC 6455, section 4.2.1, asks for more.
+    Raises HTTPResponse if RFC 6455, section 4.2.1, asks for more.
     """
     # `accept` would do the same, and wrap it in objects, with a date that status 101 does not need (RFC 9110, section
     # 6.6.1): 42 µs in place of 22.
@@ -431,27 +433,27 @@ def greet(request: Request, negotiation: Negotiation) -> tuple[bytes, int]:
     if agreed is not None:
         more += EXTENSIONS % agreed.encode()
         window_bits = cast(PerMessageDeflate, negotiation.extensions[0]).local_max_window_bits
-    return GREETING % (key.encode(), more), window_bits
+    return UPGRADE_RESPONSE % (key.encode(), more), window_bits
 
 
-def wrong(exc: InvalidHandshake) -> Answer:
+def wrong(exc: InvalidHandshake) -> HTTPResponse:
     """Give what is answered where websockets would not go on."""
     match exc:
         case InvalidMethod() | InvalidProtocol() | InvalidUpgrade():
-            return Answer(426, "this is a WebSocket; a plain request has nothing to find here", UPGRADE)
+            return HTTPResponse(426, "this is a WebSocket; a plain request has nothing to find here", UPGRADE)
         case InvalidHeaderValue(name="Sec-WebSocket-Version"):
             headers = {**UPGRADE, "Sec-WebSocket-Version": "13"}
-            return Answer(426, "this version of WebSocket is not spoken here", headers)
+            return HTTPResponse(426, "this version of WebSocket is not spoken here", headers)
         case InvalidHeader(name=name):
-            return Answer(400, f"the header {name} is missing, doubled or malformed")
+            return HTTPResponse(400, f"the header {name} is missing, doubled or malformed")
         case NegotiationError():
-            return Answer(400, str(exc))
-    return Answer(400, "the request is malformed")
+            return HTTPResponse(400, str(exc))
+    return HTTPResponse(400, "the request is malformed")
 
 
-def draining(gate: Gate) -> Answer:
-    return Answer(503, "the broker is shutting down", later(gate), "draining")
+def draining(limiter: ConnectionLimiter) -> HTTPResponse:
+    return HTTPResponse(503, "the broker is shutting down", later(limiter), "draining")
 
 
-def later(gate: Gate) -> dict[str, str]:
-    return {"Retry-After": str(gate.retry_after())}
+def later(limiter: ConnectionLimiter) -> dict[str, str]:
+    return {"Retry-After": str(limiter.retry_after())}

@@ -16,8 +16,8 @@ from typing import Protocol
 import structlog
 
 from broker.config import Address
-from broker.net.gate import DOORS, Gate
 from broker.net.handshake import Handshake, SecureHandshake
+from broker.net.limiter import DOORS, ConnectionLimiter
 from broker.net.tls import Tls
 
 # A listening socket gives DOORS connections in one turn of the event loop while others are waiting.
@@ -179,23 +179,23 @@ class Port(abc.ABC):
 class Listener(Port):
     """One address for clients. With `tls`, those on TCP have to speak TLS."""
 
-    def __init__(self, gate: Gate, *, notsent_lowat: int = 0, tls: Tls | None = None) -> None:
+    def __init__(self, limiter: ConnectionLimiter, *, notsent_lowat: int = 0, tls: Tls | None = None) -> None:
         super().__init__(notsent_lowat=notsent_lowat)
-        self._gate = gate
+        self._limiter = limiter
         self._tls = tls
 
     def _entrance(self, sock: socket.socket) -> Accepting:
         if self._tls is None or sock.family == socket.AF_UNIX:
-            return Entrance(self._gate, sock)
-        return SecureEntrance(self._gate, sock, self._tls)
+            return Entrance(self._limiter, sock)
+        return SecureEntrance(self._limiter, sock, self._tls)
 
 
 class Entrance:
     """One bound socket: makes a handshake for each connection, and opens further doors while there is a crowd."""
 
-    def __init__(self, gate: Gate, sock: socket.socket) -> None:
+    def __init__(self, limiter: ConnectionLimiter, sock: socket.socket) -> None:
         self.address = named(sock)
-        self._gate = gate
+        self._limiter = limiter
         self._sock = sock
         self._unix = sock.family == socket.AF_UNIX
         self._loopback = not self._unix and ipaddress.ip_address(self.address.host).is_loopback
@@ -219,7 +219,7 @@ class Entrance:
             if self._calm == CALM and len(self._doors) > 1:
                 # Not now: uvloop is about to take the connection out of one of them.
                 asyncio.get_running_loop().call_soon(self._narrow)
-        return Handshake(self._gate, self._loopback, self._unix)
+        return Handshake(self._limiter, self._loopback, self._unix)
 
     async def open(self) -> None:
         """Accept from now on. Raises OSError."""
@@ -240,7 +240,7 @@ class Entrance:
 
     async def _widen(self) -> None:
         try:
-            while len(self._doors) < self._gate.room.doors:
+            while len(self._doors) < self._limiter.capacity.doors:
                 await self._add(self._sock.dup())
         except OSError as exc:
             log.warning("no further doors", address=str(self.address), reason=why(exc))
@@ -307,17 +307,17 @@ class Acceptor(abc.ABC):
 
 class SecureEntrance(Acceptor):
     """One bound socket for TLS. It accepts by itself: of a connection that does not get through the handshake of TLS,
-    asyncio's server would tell nobody, and the gate counts them all."""
+    asyncio's server would tell nobody, and the limiter counts them all."""
 
-    def __init__(self, gate: Gate, sock: socket.socket, tls: Tls) -> None:
+    def __init__(self, limiter: ConnectionLimiter, sock: socket.socket, tls: Tls) -> None:
         super().__init__(sock)
-        self._gate = gate
+        self._limiter = limiter
         self._tls = tls
         self._loopback = ipaddress.ip_address(self.address.host).is_loopback
 
     def take(self, sock: socket.socket) -> None:
         """Begin the handshake of TLS."""
-        SecureHandshake(self._gate, self._loopback).secure(sock, self._tls.context, self._gate.open_timeout)
+        SecureHandshake(self._limiter, self._loopback).secure(sock, self._tls.context, self._limiter.open_timeout)
 
 
 def remove_stale(path: Path) -> None:

@@ -22,7 +22,7 @@ from broker.config import Config, parse_address
 from broker.engines.memory import MemoryEngine
 from broker.node import Node
 from tests.fixtures_daemon import TIMEOUT, launched
-from tests.net.house import until
+from tests.net.harness import until
 from tests.test_systemd import activated, bound
 
 LOOPBACK = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")

@@ -12,15 +12,15 @@ from prometheus_client import CollectorRegistry
 from broker.admin.server import Admin, AdminPort
 from broker.config import parse_address
 from tests.admin.test_server import Reply, get
-from tests.fixtures_node import House, serving
-from tests.net.house import until
+from tests.fixtures_node import Harness, serving
+from tests.net.harness import until
 
 
 class Desk:
     """An admin listener for a node in the process of the test."""
 
-    def __init__(self, house: House, address: str) -> None:
-        self.house = house
+    def __init__(self, harness: Harness, address: str) -> None:
+        self.harness = harness
         self.address = address
 
     async def ask(self, path: str) -> Reply:
@@ -35,13 +35,13 @@ async def desk() -> AsyncIterator[Desk]:
 
 @asynccontextmanager
 async def opened(**limits: Any) -> AsyncIterator[Desk]:
-    async with serving(**limits) as house:
-        admin = Admin(CollectorRegistry(), lambda: None, house.node)
+    async with serving(**limits) as harness:
+        admin = Admin(CollectorRegistry(), lambda: None, harness.node)
         await admin.start()
         port = AdminPort(admin)
         await port.open(parse_address("127.0.0.1:0"))
         try:
-            yield Desk(house, port.addresses[0])
+            yield Desk(harness, port.addresses[0])
         finally:
             port.close()
             await admin.stop()
@@ -55,8 +55,8 @@ async def test_nobody_is_there(desk: Desk) -> None:
 
 
 async def test_those_furthest_behind_come_first(desk: Desk) -> None:
-    publisher = await desk.house.connect()
-    clients = [await desk.house.subscriber("a.*", credit=0, max_queue=bound) for bound in (2, 5, 3)]
+    publisher = await desk.harness.connect()
+    clients = [await desk.harness.subscriber("a.*", credit=0, max_queue=bound) for bound in (2, 5, 3)]
     for n in range(6):
         await publisher.ask("publish", topic="a.b", data=n)
     found = (await desk.ask("/v1/sessions")).json
@@ -79,8 +79,8 @@ async def test_those_furthest_behind_come_first(desk: Desk) -> None:
 
 
 async def test_one_is_told_of_with_all_its_subscriptions(desk: Desk) -> None:
-    publisher = await desk.house.connect()
-    client = await desk.house.subscriber("quiet")
+    publisher = await desk.harness.connect()
+    client = await desk.harness.subscriber("quiet")
     await client.ask("subscribe", topic="a", overflow="latest", max_queue=7, credit=1)
     for n in range(4):
         await publisher.ask("publish", topic="a", data=n)
@@ -102,21 +102,21 @@ async def test_one_is_told_of_with_all_its_subscriptions(desk: Desk) -> None:
 
 
 async def test_a_publisher_that_waits_is_seen(desk: Desk) -> None:
-    lender = await desk.house.subscriber("a", overflow="block", max_queue=1, credit=0)
-    publisher = await desk.house.connect()
+    lender = await desk.harness.subscriber("a", overflow="block", max_queue=1, credit=0)
+    publisher = await desk.harness.connect()
     for n in range(2):
         await publisher.tell("publish", topic="a", data=n)
-    await until(lambda: desk.house.session(publisher).connection.waits == 1)
+    await until(lambda: desk.harness.session(publisher).connection.parked_publishes == 1)
     assert (await desk.ask(f"/v1/sessions/{publisher.session}")).json["held"] == 1
     assert (await desk.ask(f"/v1/sessions/{lender.session}")).json["held"] == 0
     await lender.ask("credit", topic="a", add=2)
 
 
 async def test_who_is_not_there_is_not_found(desk: Desk) -> None:
-    client = await desk.house.connect()
+    client = await desk.harness.connect()
     assert (await desk.ask(f"/v1/sessions/{client.session}")).status == 200
     await client.close()
-    await until(lambda: not desk.house.node.sessions)
+    await until(lambda: not desk.harness.node.sessions)
     reply = await desk.ask(f"/v1/sessions/{client.session}")
     assert (reply.status, reply.json) == (404, {"error": "there is no such session"})
 
@@ -129,10 +129,10 @@ async def test_a_limit_that_is_none_is_refused(desk: Desk, limit: str) -> None:
 
 async def test_who_leaves_while_it_is_put_together_does_no_harm() -> None:
     async with opened() as desk:
-        clients = [await desk.house.subscriber("a", "b") for _ in range(20)]
-        listed = desk.house.node.standings(1000)
-        assert next(listed)[0].id in desk.house.node.sessions
+        clients = [await desk.harness.subscriber("a", "b") for _ in range(20)]
+        listed = desk.harness.node.subscription_stats(1000)
+        assert next(listed)[0].id in desk.harness.node.sessions
         for client in clients:
             await client.close()
-        await until(lambda: not desk.house.node.sessions)
-        assert [standings for _, standings in listed] == [[]] * 19
+        await until(lambda: not desk.harness.node.sessions)
+        assert [subscription_stats for _, subscription_stats in listed] == [[]] * 19

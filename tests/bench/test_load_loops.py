@@ -48,12 +48,12 @@ async def test_latencies_of_an_open_loop_count_from_the_intended_time() -> None:
 
 
 async def test_tells_what_a_server_does_not_take() -> None:
-    standing = True
+    stats = True
 
     async def stand(subscribers: Iterable[ServerConnection], message: str) -> None:
-        nonlocal standing
-        if standing:
-            standing = False
+        nonlocal stats
+        if stats:
+            stats = False
             await asyncio.sleep(0.6)
         await send_to_each(subscribers, message)
 

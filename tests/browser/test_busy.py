@@ -20,13 +20,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 LAST = 300
 
 WATCH = """
-async ({ url, terms, last }) => {
+async ({ url, policy, last }) => {
     const socket = new WebSocket(url, "wsbroker.v1");
     const seen = [];
     let subscribed, done;
     window.complete = new Promise((resolve) => { done = resolve; });
     const ready = new Promise((resolve) => { subscribed = resolve; });
-    socket.onopen = () => socket.send(JSON.stringify({ op: "subscribe", id: 1, topic: "busy", ...terms }));
+    socket.onopen = () => socket.send(JSON.stringify({ op: "subscribe", id: 1, topic: "busy", ...policy }));
     socket.onmessage = ({ data }) => {
         const message = JSON.parse(data);
         if (message.op === "ok" && message.id === 1) subscribed();
@@ -39,7 +39,7 @@ async ({ url, terms, last }) => {
             request.open("GET", "/busy", false);
             request.send();
         }
-        if (terms.credit) socket.send('{"op":"credit","topic":"busy","add":1}');
+        if (policy.credit) socket.send('{"op":"credit","topic":"busy","add":1}');
         if (message.data === last) done(seen);
     };
     await ready;
@@ -85,7 +85,7 @@ def busy_site() -> Iterator[Site]:
 
 
 @pytest.mark.parametrize(
-    ("terms", "expected"),
+    ("policy", "expected"),
     [
         ({"overflow": "latest", "credit": 1}, [0, ["conflated", LAST - 1], LAST]),
         ({"max_queue": 1000}, list(range(LAST + 1))),
@@ -93,10 +93,10 @@ def busy_site() -> Iterator[Site]:
     ids=["latest", "plain"],
 )
 async def test_what_a_page_sees_when_it_is_free_again(
-    window: Window, broker: RunningBroker, busy_site: Site, terms: dict[str, Any], expected: list[Any]
+    window: Window, broker: RunningBroker, busy_site: Site, policy: dict[str, Any], expected: list[Any]
 ) -> None:
     page = await window.open(busy_site.address)
-    await page.evaluate(WATCH, {"url": broker.url, "terms": terms, "last": LAST})
+    await page.evaluate(WATCH, {"url": broker.url, "policy": policy, "last": LAST})
     async with connect(broker.url) as publisher:
         await publisher.publish("busy", 0, key="k")
         assert await asyncio.to_thread(busy_site.busy.wait, PATIENCE)

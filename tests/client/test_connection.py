@@ -22,7 +22,7 @@ def event(topic: str, data: bytes) -> bytes:
 
 
 def sending(*messages: bytes) -> Behaviour:
-    """Make a behaviour: greet, then send these, then answer commands with `ok`."""
+    """Make a behaviour: make_upgrade_response, then send these, then answer commands with `ok`."""
 
     async def send(fake: FakeBroker, connection: ServerConnection) -> None:
         await connection.send(WELCOME, text=True)
@@ -37,7 +37,7 @@ def sending(*messages: bytes) -> Behaviour:
 
 
 def refusing(*errors: dict[str, Any]) -> Behaviour:
-    """Make a behaviour: greet, and answer each command with the next of these errors."""
+    """Make a behaviour: make_upgrade_response, and answer each command with the next of these errors."""
 
     async def refuse(fake: FakeBroker, connection: ServerConnection) -> None:
         rest = iter(errors)
@@ -69,7 +69,7 @@ async def take_all(client: Client) -> tuple[list[Any], ClientError]:
     raise AssertionError("the iteration ended without an exception")
 
 
-# The greeting
+# The upgrade_response
 
 
 def test_the_default_address_is_where_a_broker_without_configuration_listens() -> None:

@@ -15,7 +15,7 @@ from websockets.asyncio.server import ServerConnection
 
 from tests.client.fake import FakeBroker, answer, closing, running
 from tests.fixtures_command import DEVNULL, Process, Result, finish, start, wsbroker
-from tests.net.house import until
+from tests.net.harness import until
 
 # The commands bring their own loop.
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])

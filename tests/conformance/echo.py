@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import uvloop
 
-from broker._speedups import Audience, Connection, Filter, Reactor, Subscription
+from broker._speedups import Audience, Connection, Filter, LoopContext, Subscription
 from broker.config import Address, Config, Limits, Server
-from broker.net.gate import Gate, Room
+from broker.metrics import Metrics
+from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import Listener
-from broker.tally import Tally
 
 TEXT, BINARY = 1, 2
 
@@ -37,7 +37,7 @@ class Echo:
         """Let texts go back as events, which are compressed. (Answers are not, and what is binary has no other way.)"""
         only = Filter("echo")
         self.subscription = Subscription(self.connection, only, max_queue=MAX_EVENTS, overflow="close")
-        self.audience = Audience(self.connection.reactor, (only,))
+        self.audience = Audience(self.connection.context, (only,))
 
     def message(self, payload: bytes, text: bool) -> None:
         """Answer with the same payload, text with text and binary with binary."""
@@ -46,7 +46,7 @@ class Echo:
         else:
             self.connection.answer(payload, TEXT if text else BINARY)
 
-    def left(self, code: int, reason: str) -> None:
+    def on_close(self, code: int, reason: str) -> None:
         """Nothing: an echo has nobody to tell."""
 
 
@@ -55,10 +55,10 @@ class EchoNode:
 
     draining = False
 
-    def __init__(self, reactor: Reactor) -> None:
-        self.reactor = reactor
-        self.tally = Tally()
-        self.departed: Callable[[str], None] | None = None
+    def __init__(self, context: LoopContext) -> None:
+        self.context = context
+        self.metrics = Metrics()
+        self.on_disconnect: Callable[[str], None] | None = None
 
     def peers(self) -> list[str]:
         """Nobody counts addresses here."""
@@ -67,15 +67,15 @@ class EchoNode:
     @property
     def connections(self) -> int:
         """How many connections are established."""
-        return self.reactor.connections
+        return self.context.connections
 
     def connect(
-        self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
     ) -> None:
         """Begin to echo on a socket whose handshake was taken."""
-        connection = Connection(self.reactor, None)
+        connection = Connection(self.context, None)
         connection.session = echo = Echo(connection)
-        connection.start(transport, greeting, window_bits)
+        connection.start(transport, upgrade_response, window_bits)
         if connection.deflates:
             echo.subscribe()
         connection.feed(rest)
@@ -88,7 +88,7 @@ async def serve() -> None:
         server=Server(anonymous=True, compression=True),
         limits=Limits(max_size=MAX_SIZE, max_fragments=MAX_FRAGMENTS),
     )
-    reactor = Reactor(
+    context = LoopContext(
         loop,
         encode_gap=lambda topic, missed, reason: b"",
         max_size=config.limits.max_size,
@@ -96,8 +96,8 @@ async def serve() -> None:
         max_answers=MAX_ANSWERS,
         max_outbox=MAX_OUTBOX,
     )
-    reactor.start()
-    listener = Listener(Gate(config, EchoNode(reactor), Room(connections=100, extra=10), loop))
+    context.start()
+    listener = Listener(ConnectionLimiter(config, EchoNode(context), Capacity(connections=100, extra=10), loop))
     await listener.open(Address(host="127.0.0.1", port=0))
     print(f"ws://{listener.addresses[0]}/", flush=True)
     await loop.create_future()

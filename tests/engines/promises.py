@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from broker.engines.base import Done, Engine, Event, NoHistory, Position, Unavailable
-from tests.net.house import until
+from tests.net.harness import until
 
 PATIENCE = 10.0
 """Seconds after which a check that waits has failed."""
@@ -110,13 +110,13 @@ class Node:
 @asynccontextmanager
 async def nodes(kind: Kind, count: int = 2) -> AsyncIterator[list[Node]]:
     """Started nodes that share a server: as many as wanted, or as the engine allows."""
-    house = [Node(kind.engine()) for _ in range(min(count, kind.most_nodes))]
-    for node in house:
+    harness = [Node(kind.engine()) for _ in range(min(count, kind.most_nodes))]
+    for node in harness:
         await node.start()
     try:
-        yield house
+        yield harness
     finally:
-        for node in house:
+        for node in harness:
             await node.stop()
 
 
@@ -128,63 +128,63 @@ async def some_turns() -> None:
 
 async def order(kind: Kind) -> None:
     """1. Events of a topic are delivered on every node in one order, each publisher's in the order it published."""
-    async with nodes(kind, 3) as house:
+    async with nodes(kind, 3) as harness:
         topics = [f"t.{n}" for n in range(5)]
-        for node in house:
+        for node in harness:
             node.engine.interest("t.*", True)
         for n in range(100):
             for topic in topics:
-                for place, node in enumerate(house):
+                for place, node in enumerate(harness):
                     node.publish(topic, [place, n])
             if n % 10 == 0:
                 await asyncio.sleep(0)
-        await asyncio.gather(*(node.answered() for node in house))
-        await until(lambda: all(len(node.delivered) >= 500 * len(house) for node in house))
+        await asyncio.gather(*(node.answered() for node in harness))
+        await until(lambda: all(len(node.delivered) >= 500 * len(harness) for node in harness))
         for topic in topics:
-            orders = [node.data(topic) for node in house]
+            orders = [node.data(topic) for node in harness]
             assert all(one == orders[0] for one in orders)
             decoded = [msgspec.json.decode(data) for data in orders[0]]
-            for place in range(len(house)):
+            for place in range(len(harness)):
                 assert [n for by, n in decoded if by == place] == list(range(100))
-            offsets = [event.offset for event in house[0].delivered if event.topic == topic]
+            offsets = [event.offset for event in harness[0].delivered if event.topic == topic]
             assert offsets == (list(range(1, len(offsets) + 1)) if kind.keeps else [None] * len(offsets))
 
 
 async def once(kind: Kind) -> None:
     """2. A node gets each event of a topic that it has interest in once, whatever the number of its interests."""
-    async with nodes(kind) as house:
-        for node in house:
+    async with nodes(kind) as harness:
+        for node in harness:
             for topic in ("a.b", "a.*", "a.>", ">"):
                 node.engine.interest(topic, True)
         for n in range(50):
-            house[n % len(house)].publish("a.b", n)
-        await asyncio.gather(*(node.answered() for node in house))
-        await until(lambda: all(len(node.delivered) >= 50 for node in house))
+            harness[n % len(harness)].publish("a.b", n)
+        await asyncio.gather(*(node.answered() for node in harness))
+        await until(lambda: all(len(node.delivered) >= 50 for node in harness))
         await some_turns()
-        for node in house:
+        for node in harness:
             assert Counter(node.data("a.b")) == Counter(str(n) for n in range(50))
         # With one interest less it still has one.
-        house[-1].engine.interest("a.*", False)
-        house[0].publish("a.b", 50)
-        await house[0].answered()
-        await until(lambda: "50" in house[-1].data("a.b"))
+        harness[-1].engine.interest("a.*", False)
+        harness[0].publish("a.b", 50)
+        await harness[0].answered()
+        await until(lambda: "50" in harness[-1].data("a.b"))
         await some_turns()
-        assert house[-1].data("a.b").count("50") == 1
+        assert harness[-1].data("a.b").count("50") == 1
 
 
 async def unchanged(kind: Kind) -> None:
     """2, too: it is the event that was published. Who published it is known on its own node alone."""
-    async with nodes(kind) as house:
-        for node in house:
+    async with nodes(kind) as harness:
+        for node in harness:
             node.engine.interest("a", True)
-        sent = house[0].publish("a", {"x": [1.50, "ü"]}, key="k")
-        await until(lambda: all(node.delivered for node in house))
-        for node in house:
+        sent = harness[0].publish("a", {"x": [1.50, "ü"]}, key="k")
+        await until(lambda: all(node.delivered for node in harness))
+        for node in harness:
             [event] = node.delivered
             assert (event.topic, bytes(event.data), event.key) == ("a", b'{"x":[1.5,"\xc3\xbc"]}', "k")
-            assert event.origin is (house[0] if node is house[0] else None)
-        assert house[0].delivered[0] is sent  # its receipt is read after `done`
-        await house[0].answered()
+            assert event.origin is (harness[0] if node is harness[0] else None)
+        assert harness[0].delivered[0] is sent  # its receipt is read after `done`
+        await harness[0].answered()
 
 
 async def delivered_then_done(kind: Kind) -> None:
@@ -209,40 +209,40 @@ async def delivered_then_done(kind: Kind) -> None:
 
 async def done_once(kind: Kind) -> None:
     """4. `done` comes exactly once, with the position of the event, which is the one that it is delivered with."""
-    async with nodes(kind) as house:
-        house[-1].engine.interest("a", True)
+    async with nodes(kind) as harness:
+        harness[-1].engine.interest("a", True)
         for n in range(50):
-            house[0].publish("a", n)
-        await house[0].answered()
-        await until(lambda: len(house[-1].delivered) >= 50)
+            harness[0].publish("a", n)
+        await harness[0].answered()
+        await until(lambda: len(harness[-1].delivered) >= 50)
         await some_turns()
-        assert len(house[0].answers) == 50
-        assert len({id(event) for event, _ in house[0].answers}) == 50
+        assert len(harness[0].answers) == 50
+        assert len({id(event) for event, _ in harness[0].answers}) == 50
         positions = {}
-        for event, position in house[0].answers:
+        for event, position in harness[0].answers:
             assert isinstance(position, Position)
             assert (position.epoch is None) == (position.offset is None) == (not kind.keeps)
             positions[bytes(event.data)] = position.offset
-        assert {bytes(event.data): event.offset for event in house[-1].delivered} == positions
+        assert {bytes(event.data): event.offset for event in harness[-1].delivered} == positions
 
 
 async def refused_means_nothing(kind: Kind) -> None:
     """4. With an error nothing was kept, and nothing is delivered."""
-    async with nodes(kind) as house:
-        house[-1].engine.interest("a", True)
+    async with nodes(kind) as harness:
+        harness[-1].engine.interest("a", True)
         kind.hang()
         for n in range(2 * kind.bound):
-            house[0].publish("a", n)
-        await until(lambda: len(house[0].answers) > 0)
+            harness[0].publish("a", n)
+        await until(lambda: len(harness[0].answers) > 0)
         kind.go_on()
-        await house[0].answered()
-        refused = {bytes(event.data) for event, result in house[0].answers if isinstance(result, Unavailable)}
-        taken = {bytes(event.data) for event, result in house[0].answers if isinstance(result, Position)}
+        await harness[0].answered()
+        refused = {bytes(event.data) for event, result in harness[0].answers if isinstance(result, Unavailable)}
+        taken = {bytes(event.data) for event, result in harness[0].answers if isinstance(result, Position)}
         assert refused
         assert taken
-        await until(lambda: len(house[-1].delivered) >= len(taken))
+        await until(lambda: len(harness[-1].delivered) >= len(taken))
         await some_turns()
-        assert {bytes(event.data) for event in house[-1].delivered} == taken
+        assert {bytes(event.data) for event in harness[-1].delivered} == taken
 
 
 async def never_blocks(kind: Kind) -> None:
@@ -279,24 +279,24 @@ async def no_silent_loss(kind: Kind) -> None:
 
 async def ends(kind: Kind) -> None:
     """7. When `stop` has returned, each publish has been answered once, and nothing is called back any more."""
-    async with nodes(kind) as house:
-        for node in house:
+    async with nodes(kind) as harness:
+        for node in harness:
             node.engine.interest("a", True)
         for n in range(50):
-            house[0].publish("a", n)
-            house[-1].publish("a", n)
+            harness[0].publish("a", n)
+            harness[-1].publish("a", n)
             if n % 10 == 0:
                 await asyncio.sleep(0)
-        await house[0].stop()
-        taken = {id(event) for event, result in house[0].answers if isinstance(result, Position)}
-        assert {id(event) for event in house[0].delivered if event.origin is house[0]} == taken
-        assert len({id(event) for event, _ in house[0].answers}) == len(house[0].answers) == house[0].published
-        before = list(house[0].told)
-        if house[-1] is not house[0]:
-            house[-1].publish("a", 50)
-            await house[-1].answered()
+        await harness[0].stop()
+        taken = {id(event) for event, result in harness[0].answers if isinstance(result, Position)}
+        assert {id(event) for event in harness[0].delivered if event.origin is harness[0]} == taken
+        assert len({id(event) for event, _ in harness[0].answers}) == len(harness[0].answers) == harness[0].published
+        before = list(harness[0].told)
+        if harness[-1] is not harness[0]:
+            harness[-1].publish("a", 50)
+            await harness[-1].answered()
         await some_turns()
-        assert house[0].told == before
+        assert harness[0].told == before
 
 
 async def ends_although_the_server_hangs(kind: Kind) -> None:

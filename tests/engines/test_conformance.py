@@ -235,7 +235,7 @@ class Empty(LateEngine):
 async def test_a_broken_promise_is_noticed(
     engine: type[LateEngine], check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.net.house.TIMEOUT", 0.3)
+    monkeypatch.setattr("tests.net.harness.TIMEOUT", 0.3)
 
     class Broken(LateWithHistory):
         def engine(self) -> Engine:

@@ -166,10 +166,10 @@ async def test_it_waits_longer_each_time_and_never_too_long(page: Page) -> None:
         pass  # whose port nobody listens on any more
     await page.evaluate(CONNECT, broker.url)
     waits = "() => states.filter(({ name }) => name === 'waiting').map(({ delay }) => delay)"
-    for losses in range(10):
-        await page.wait_for_function(f"(losses) => ({waits})().length === losses + 1", arg=losses)
-        delay = (await page.evaluate(waits))[losses]
-        longest = min(30_000, 250 * 2**losses)
+    for failures in range(10):
+        await page.wait_for_function(f"(failures) => ({waits})().length === failures + 1", arg=failures)
+        delay = (await page.evaluate(waits))[failures]
+        longest = min(30_000, 250 * 2**failures)
         assert longest / 2 <= delay <= longest
         await page.clock.run_for(math.ceil(delay))
 

@@ -22,12 +22,12 @@ from websockets.uri import parse_uri
 from broker.config import Config
 from broker.engines.memory import MemoryEngine
 from broker.errors import REFUSALS
-from broker.net import gate as gates
 from broker.net import handshake as handshakes
-from broker.net.gate import Gate, Room
+from broker.net import limiter as limiters
 from broker.net.handshake import MAX_HEAD, Handshake
+from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.node import Node as RealNode
-from tests.net.house import House, Reply, house, request, until
+from tests.net.harness import Harness, Reply, harness, request, until
 
 FRAMES = Frame(Opcode.TEXT, b"first").serialize(mask=True) + Frame(Opcode.TEXT, b"second").serialize(mask=True)
 
@@ -58,15 +58,15 @@ def check(reply: Reply, status: int) -> None:
     assert reply.body.endswith("\n")
 
 
-async def refused(opened: House, request: bytes, status: int) -> Reply:
+async def refused(opened: Harness, request: bytes, status: int) -> Reply:
     reply = await opened.ask(request)
     check(reply, status)
     assert opened.node.taken == []
-    assert opened.gate.refused.get(status, 0) == (1 if status in REFUSALS else 0)
+    assert opened.limiter.refused.get(status, 0) == (1 if status in REFUSALS else 0)
     return reply
 
 
-async def all_received(opened: House, data: bytes) -> None:
+async def all_received(opened: Harness, data: bytes) -> None:
     """Waits until just this came on the one connection that is established."""
     [connection] = opened.node.established
     await until(lambda: connection.received == data)
@@ -76,7 +76,7 @@ async def all_received(opened: House, data: bytes) -> None:
 
 
 async def test_a_good_request_is_answered_as_in_the_example_of_the_rfc() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         client.send(request())
         assert await client.head() == (
@@ -94,7 +94,7 @@ async def test_a_good_request_is_answered_as_in_the_example_of_the_rfc() -> None
 
 
 async def test_the_client_side_of_websockets_is_content_with_the_answer() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         protocol = ClientProtocol(parse_uri(f"ws://{opened.address}/"), subprotocols=[Subprotocol("wsbroker.v1")])
         protocol.send_request(protocol.connect())
         client = await opened.connect()
@@ -119,7 +119,7 @@ async def test_the_client_side_of_websockets_is_content_with_the_answer() -> Non
     ],
 )
 async def test_these_requests_are_good_too(lines: tuple[str, ...]) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.upgrade(request(*lines))
         assert len(opened.node.taken) == 1
         await client.close()
@@ -164,7 +164,7 @@ async def test_compression_is_agreed_to_as_far_as_it_can_be(
     offers: list[str], answer: str | None, window_bits: int
 ) -> None:
     lines = ["Sec-WebSocket-Protocol: wsbroker.v1", *(f"Sec-WebSocket-Extensions: {offer}" for offer in offers)]
-    async with house(compression=True) as opened:
+    async with harness(compression=True) as opened:
         client = await opened.connect()
         client.send(request("GET / HTTP/1.1", *lines) + FRAMES)
         head = (await client.head()).decode().split("\r\n")
@@ -178,7 +178,7 @@ async def test_compression_is_agreed_to_as_far_as_it_can_be(
 
 
 async def test_compression_is_not_agreed_to_unless_it_is_on() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         client.send(request("GET / HTTP/1.1", "Sec-WebSocket-Extensions: permessage-deflate"))
         assert b"extensions" not in (await client.head()).lower()
@@ -187,14 +187,14 @@ async def test_compression_is_not_agreed_to_unless_it_is_on() -> None:
 
 @pytest.mark.parametrize("offer", ["permessage-deflate;", "deflate; =1", ";", "a b", 'a; b="c', 'a; b="c d"'])
 async def test_an_offer_that_cannot_be_read_is_refused(offer: str) -> None:
-    async with house(compression=True) as opened:
+    async with harness(compression=True) as opened:
         data = request("GET / HTTP/1.1", f"Sec-WebSocket-Extensions: {offer}")
         assert "Sec-WebSocket-Extensions" in (await refused(opened, data, 400)).body
 
 
 async def test_the_client_side_of_websockets_understands_what_was_agreed_to() -> None:
     bits = [None, 8, 9, 12, 15]
-    async with house(compression=True) as opened:
+    async with harness(compression=True) as opened:
         for no_server, no_client, server, client in itertools.product(
             [False, True], [False, True], bits, [True, *bits]
         ):
@@ -219,14 +219,14 @@ async def test_the_client_side_of_websockets_understands_what_was_agreed_to() ->
 
 
 async def test_a_browsers_way_of_writing_is_understood() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         data = request(without="Connection").replace(b"Upgrade: websocket", b"UPGRADE: WebSocket")
         await opened.upgrade(data[:-2] + b"connection: keep-alive, Upgrade\r\n\r\n")
 
 
 async def test_a_request_may_be_split_anywhere(arrivals: asyncio.Queue[int]) -> None:
     data = request("GET / HTTP/1.1", "Sec-WebSocket-Protocol: wsbroker.v1") + FRAMES
-    async with house() as opened:
+    async with harness() as opened:
         for place in range(1, len(data)):
             client = await opened.connect()
             client.send(data[:place])
@@ -245,7 +245,7 @@ async def test_a_request_may_be_split_anywhere(arrivals: asyncio.Queue[int]) -> 
 
 
 async def test_a_request_may_come_byte_by_byte(arrivals: asyncio.Queue[int]) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         for byte in request():
             client.send(bytes([byte]))
@@ -255,7 +255,7 @@ async def test_a_request_may_come_byte_by_byte(arrivals: asyncio.Queue[int]) -> 
 
 
 async def test_what_follows_the_request_at_once_is_handed_on_untouched() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.upgrade(request() + FRAMES)
         client.send(b"later")
         await asyncio.wait_for(opened.node.heard.wait(), 10)
@@ -264,7 +264,7 @@ async def test_what_follows_the_request_at_once_is_handed_on_untouched() -> None
 
 
 async def test_what_follows_may_be_a_lot() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         client.send(request() + b"x" * 1_000_000)
         await client.head()
@@ -284,7 +284,7 @@ async def test_what_follows_may_be_a_lot() -> None:
     ],
 )
 async def test_the_subprotocol_is_the_brokers_own_or_none(offered: list[str], chosen: str | None) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         lines = [f"Sec-WebSocket-Protocol: {value}" for value in offered]
         client = await opened.connect()
         client.send(request("GET / HTTP/1.1", *lines))
@@ -299,7 +299,7 @@ async def test_the_subprotocol_is_the_brokers_own_or_none(offered: list[str], ch
 
 @pytest.mark.parametrize("offered", ["mqtt", "wsbroker.v2", "WSBROKER.V1", "mqtt, bearer.abc", "bearer"])
 async def test_who_offers_only_other_subprotocols_is_refused(offered: str) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         reply = await refused(opened, request("GET / HTTP/1.1", f"Sec-WebSocket-Protocol: {offered}"), 400)
         assert "wsbroker.v1" in reply.body
         assert "abc" not in reply.body
@@ -319,7 +319,7 @@ async def test_who_offers_only_other_subprotocols_is_refused(offered: str) -> No
     ],
 )
 async def test_another_method_or_version_is_no_request_for_a_websocket(line: str) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         reply = await refused(opened, request(line), 426)
         assert reply.headers["upgrade"] == "websocket"
         assert reply.headers["connection"] == "close, Upgrade"
@@ -327,24 +327,24 @@ async def test_another_method_or_version_is_no_request_for_a_websocket(line: str
 
 @pytest.mark.parametrize("without", ["Upgrade", "Connection"])
 async def test_a_plain_request_is_none_either(without: str) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         await refused(opened, request(without=without), 426)
 
 
 async def test_a_post_with_a_body_is_none_either() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         body = b'{"a":1}'
         head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         await refused(opened, head.encode() + body, 426)
 
 
 async def test_a_chunked_one_is_none_either() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         await refused(opened, b"PUT / HTTP/1.1\r\nHost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 426)
 
 
 async def test_a_head_request_is_answered_without_a_body() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         client.send(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = await client.rest()
@@ -355,7 +355,7 @@ async def test_a_head_request_is_answered_without_a_body() -> None:
 
 
 async def test_another_version_of_websocket_is_told_which_one_is_spoken() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         data = request(without="Sec-WebSocket-Version")[:-2] + b"Sec-WebSocket-Version: 8\r\n\r\n"
         reply = await refused(opened, data, 426)
         assert reply.headers["sec-websocket-version"] == "13"
@@ -374,7 +374,7 @@ async def test_another_version_of_websocket_is_told_which_one_is_spoken() -> Non
     ],
 )
 async def test_there_must_be_one_host(data: bytes) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         reply = await refused(opened, data, 400)
         assert "Host" in reply.body
 
@@ -395,14 +395,14 @@ async def test_there_must_be_one_host(data: bytes) -> None:
     ],
 )
 async def test_the_headers_of_a_request_for_a_websocket_must_be_right(data: bytes) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         reply = await refused(opened, data, 400)
         assert "the header " in reply.body
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 5", "Transfer-Encoding: chunked"])
 async def test_a_request_for_a_websocket_has_no_body(length: str) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         await refused(opened, request("GET / HTTP/1.1", length) + b"hello", 400)
 
 
@@ -427,18 +427,18 @@ async def test_a_request_for_a_websocket_has_no_body(length: str) -> None:
     ],
 )
 async def test_garbage_is_called_so(data: bytes) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         await refused(opened, data, 400)
 
 
 async def test_garbage_in_the_second_piece_is_called_so_too(arrivals: asyncio.Queue[int]) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         client.send(b"GET / HTTP/1.1\r")
         await arrivals.get()
         client.send(b"\nHost: x")
         await arrivals.get()
-        assert opened.gate.refused == {}
+        assert opened.limiter.refused == {}
         client.send(b"\n")
         check(await client.reply(), 400)
 
@@ -455,41 +455,41 @@ async def test_garbage_in_the_second_piece_is_called_so_too(arrivals: asyncio.Qu
     ],
 )
 async def test_a_head_that_is_too_long_is_refused(data: bytes) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         await refused(opened, data, 431)
 
 
 async def test_a_head_of_just_the_limit_is_taken() -> None:
     start = request("GET / HTTP/1.1", "A: " + "a" * 8100)
-    room = MAX_HEAD - len(start) - len(b"B: \r\n")
-    for size, status in ((room, 101), (room + 1, 431)):
-        async with house() as opened:
+    capacity = MAX_HEAD - len(start) - len(b"B: \r\n")
+    for size, status in ((capacity, 101), (capacity + 1, 431)):
+        async with harness() as opened:
             client = await opened.connect()
             client.send(start[:-2] + b"B: " + b"b" * size + b"\r\n\r\n" + FRAMES)
             assert (await client.head()).startswith(f"HTTP/1.1 {status} ".encode())
 
 
 async def test_a_path_where_there_is_nothing() -> None:
-    async with house(path="/ws") as opened:
+    async with harness(path="/ws") as opened:
         await refused(opened, request("GET / HTTP/1.1"), 404)
-    async with house(path="/ws") as opened:
+    async with harness(path="/ws") as opened:
         reply = await refused(opened, b"GET /favicon.ico HTTP/1.1\r\nHost: x\r\n\r\n", 404)
         assert "/ws" in reply.body
-    async with house(path="/ws") as opened:
+    async with harness(path="/ws") as opened:
         await refused(opened, b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404)
-    async with house(path="/ws") as opened:
+    async with harness(path="/ws") as opened:
         await opened.upgrade(request("GET /ws?a=/b HTTP/1.1"))
 
 
 async def test_a_page_of_another_site_is_refused() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         with capture_logs() as logs:
             await refused(opened, request("GET / HTTP/1.1", "Origin: http://evil.example"), 403)
         assert [entry["origin"] for entry in logs if entry["event"] == "origin refused"] == ["http://evil.example"]
 
 
 async def test_pages_of_the_own_host_of_this_machine_and_listed_ones_are_welcome_on_loopback() -> None:
-    async with house(origins=["https://app.example"]) as opened:
+    async with harness(origins=["https://app.example"]) as opened:
         for origin in ("http://broker.example", "http://localhost:5173", "https://app.example"):
             client = await opened.upgrade(request("GET / HTTP/1.1", f"Origin: {origin}"))
             await client.close()
@@ -497,7 +497,7 @@ async def test_pages_of_the_own_host_of_this_machine_and_listed_ones_are_welcome
 
 
 async def test_a_request_with_two_origins_is_refused() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         lines = ("Origin: http://broker.example", "Origin: http://evil.example")
         await refused(opened, request("GET / HTTP/1.1", *lines), 400)
 
@@ -515,13 +515,13 @@ async def test_a_request_with_two_origins_is_refused() -> None:
     ],
 )
 async def test_a_load_balancer_learns_that_all_is_well(data: bytes) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         reply = await refused(opened, data, 200)
         assert reply.body == "ok\n"
 
 
 async def test_a_load_balancer_learns_that_the_broker_drains() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         opened.node.draining = True
         reply = await refused(opened, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 503)
         assert "shutting down" in reply.body
@@ -530,7 +530,7 @@ async def test_a_load_balancer_learns_that_the_broker_drains() -> None:
 
 @pytest.mark.parametrize("draining", [False, True])
 async def test_health_is_asked_for_with_get_and_head_alone(draining: bool) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         opened.node.draining = draining
         head = await opened.ask_raw(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 " if draining else b"HTTP/1.1 200 ")
@@ -542,7 +542,7 @@ async def test_health_is_asked_for_with_get_and_head_alone(draining: bool) -> No
 
 
 async def test_a_full_broker_is_healthy() -> None:
-    async with house(room=Room(connections=0, extra=5)) as opened:
+    async with harness(capacity=Capacity(connections=0, extra=5)) as opened:
         assert (await opened.ask(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")).status == 200
 
 
@@ -551,27 +551,27 @@ async def test_a_full_broker_is_healthy() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", request()[:-1]])
 async def test_who_takes_too_long_is_closed_without_an_answer(sent: bytes) -> None:
-    async with house(open_timeout=0.1) as opened:
+    async with harness(open_timeout=0.1) as opened:
         client = await opened.connect()
         client.send(sent)
         with contextlib.suppress(ConnectionResetError):
             assert await client.rest() == b""
-        assert opened.gate.connections == 0
-        assert opened.gate.refused == {0: 1}
+        assert opened.limiter.connections == 0
+        assert opened.limiter.refused == {0: 1}
 
 
 async def test_who_sends_a_little_from_time_to_time_takes_too_long_as_well() -> None:
-    async with house(open_timeout=0.1) as opened:
+    async with harness(open_timeout=0.1) as opened:
         client = await opened.connect()
         client.send(b"GET / HTTP/1.1\r\n")
-        while not opened.gate.refused:
+        while not opened.limiter.refused:
             client.send(b"A: a\r\n")
             await asyncio.sleep(0.005)
-        assert opened.gate.refused == {0: 1}
+        assert opened.limiter.refused == {0: 1}
 
 
 async def test_who_was_in_time_is_not_touched_by_the_sweep() -> None:
-    async with house(open_timeout=0.1) as opened:
+    async with harness(open_timeout=0.1) as opened:
         kept = await opened.upgrade(request())
         late = await opened.connect()
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
@@ -583,26 +583,26 @@ async def test_who_was_in_time_is_not_touched_by_the_sweep() -> None:
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", request()[:-1]])
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_who_goes_away_half_way_leaves_nothing_behind(sent: bytes, how: str) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         client.send(sent)
-        await until(lambda: opened.gate.connections == 1)
+        await until(lambda: opened.limiter.connections == 1)
         await getattr(client, how)()
-        await until(lambda: opened.gate.connections == 0)
-        assert opened.gate.refused == {}
+        await until(lambda: opened.limiter.connections == 0)
+        assert opened.limiter.refused == {}
         assert opened.node.taken == []
 
 
 async def test_who_goes_away_right_after_the_request_leaves_nothing_behind() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         client.send(request())
         await client.reset()
-        await until(lambda: opened.gate.connections == 0)
+        await until(lambda: opened.limiter.connections == 0)
 
 
 async def test_an_answer_arrives_whatever_the_client_goes_on_sending() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         body = b"x" * 20_000_000
         client.send(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
@@ -611,7 +611,7 @@ async def test_an_answer_arrives_whatever_the_client_goes_on_sending() -> None:
 
 
 async def test_a_client_that_has_said_all_it_wants_to_say_gets_its_answer() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
         client.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
         client.writer.write_eof()
@@ -619,53 +619,53 @@ async def test_a_client_that_has_said_all_it_wants_to_say_gets_its_answer() -> N
 
 
 async def test_a_refused_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "LINGER", 0.05)
-    async with house() as opened:
+    monkeypatch.setattr(limiters, "REFUSED_TIMEOUT", 0.05)
+    async with harness() as opened:
         client = await opened.connect()
         client.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
         check(await client.reply(), 404)
-        assert opened.gate.connections == 1
-        await until(lambda: opened.gate.connections == 0)
+        assert opened.limiter.connections == 1
+        await until(lambda: opened.limiter.connections == 0)
 
 
 async def test_a_shutdown_refuses_those_who_are_about_to_ask() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         silent = await opened.connect()
         midway = await opened.connect()
         midway.send(request()[:50])
-        await until(lambda: opened.gate.connections == 2)
-        opened.gate.close()
+        await until(lambda: opened.limiter.connections == 2)
+        opened.limiter.close()
         for client in (silent, midway):
             reply = await client.reply()
             check(reply, 503)
             assert 1 <= int(reply.headers["retry-after"]) <= 6
             await client.close()
-        await opened.gate.wait_empty(10)
-        assert opened.gate.connections == 0
+        await opened.limiter.wait_empty(10)
+        assert opened.limiter.connections == 0
 
 
 async def test_who_asks_during_a_shutdown_is_refused() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         opened.node.draining = True
         reply = await refused(opened, request(), 503)
         assert "retry-after" in reply.headers
 
 
 async def test_a_shutdown_does_not_wait_for_ever_for_a_refused_client() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         client = await opened.connect()
-        await until(lambda: opened.gate.connections == 1)
-        opened.gate.close()
-        await opened.gate.wait_empty(0)
-        await until(lambda: opened.gate.connections == 0)
+        await until(lambda: opened.limiter.connections == 1)
+        opened.limiter.close()
+        await opened.limiter.wait_empty(0)
+        await until(lambda: opened.limiter.connections == 0)
         await client.close()
 
 
-# Room
+# Capacity
 
 
 async def test_the_surplus_is_told_to_come_back_and_let_in_when_there_is_room() -> None:
-    async with house(room=Room(connections=2, extra=5)) as opened:
+    async with harness(capacity=Capacity(connections=2, extra=5)) as opened:
         first = await opened.upgrade(request())
         await opened.upgrade(request())
         reply = await opened.ask(request())
@@ -675,14 +675,14 @@ async def test_the_surplus_is_told_to_come_back_and_let_in_when_there_is_room() 
         await first.close()
         await until(lambda: opened.node.connections == 1)
         await opened.upgrade(request())
-        assert opened.gate.refused == {503: 1}
+        assert opened.limiter.refused == {503: 1}
 
 
 async def test_a_surplus_client_is_let_in_when_there_is_room_by_the_time_it_asks() -> None:
-    async with house(room=Room(connections=1, extra=5)) as opened:
+    async with harness(capacity=Capacity(connections=1, extra=5)) as opened:
         first = await opened.upgrade(request())
         waiting = await opened.connect()
-        await until(lambda: opened.gate.connections == 2)
+        await until(lambda: opened.limiter.connections == 2)
         await first.close()
         await until(lambda: opened.node.connections == 0)
         waiting.send(request())
@@ -690,34 +690,34 @@ async def test_a_surplus_client_is_let_in_when_there_is_room_by_the_time_it_asks
 
 
 async def test_those_who_have_not_asked_yet_take_up_room() -> None:
-    async with house(room=Room(connections=2, extra=5)) as opened:
+    async with harness(capacity=Capacity(connections=2, extra=5)) as opened:
         await opened.connect()
         await opened.connect()
-        await until(lambda: opened.gate.connections == 2)
+        await until(lambda: opened.limiter.connections == 2)
         check(await opened.ask(request()), 503)
 
 
 async def test_beyond_the_extra_ones_a_connection_is_closed_at_once() -> None:
-    async with house(room=Room(connections=1, extra=2)) as opened:
+    async with harness(capacity=Capacity(connections=1, extra=2)) as opened:
         await opened.upgrade(request())
         waiting = [await opened.connect() for _ in range(2)]
-        await until(lambda: opened.gate.connections == 3)
+        await until(lambda: opened.limiter.connections == 3)
         surplus = await opened.connect()
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await surplus.head()
-        assert opened.gate.refused == {0: 1}
+        assert opened.limiter.refused == {0: 1}
         for client in waiting:
             client.send(request())
             check(await client.reply(), 503)
 
 
 async def test_refused_ones_that_read_their_answer_take_up_no_room_but_are_bounded() -> None:
-    async with house(room=Room(connections=1, extra=2)) as opened:
+    async with harness(capacity=Capacity(connections=1, extra=2)) as opened:
         for _ in range(4):
             client = await opened.connect()
             client.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
             check(await client.reply(), 404)
-            assert opened.gate.connections <= 2
+            assert opened.limiter.connections <= 2
         await opened.upgrade(request())
 
 
@@ -731,7 +731,7 @@ def left() -> list[object]:
 
 @pytest.mark.parametrize("pieces", [1, 3])
 async def test_nothing_of_the_handshake_is_alive_after_the_upgrade(pieces: int) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         gc.collect()
         assert left() == []
         gc.disable()
@@ -755,8 +755,8 @@ async def test_nothing_of_it_is_alive_with_the_real_node_either() -> None:
     loop = asyncio.get_running_loop()
     node = RealNode(Config(), MemoryEngine(), loop)
     await node.start()
-    async with house() as opened:
-        opened.gate.node = node
+    async with harness() as opened:
+        opened.limiter.node = node
         gc.collect()
         gc.disable()
         try:
@@ -772,12 +772,12 @@ async def test_nothing_of_it_is_alive_with_the_real_node_either() -> None:
 
 
 async def test_nothing_is_scheduled_for_a_connection_once_it_is_established() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         before = len(asyncio.all_tasks())
         await opened.upgrade(request())
-        assert opened.gate.connections == 1
+        assert opened.limiter.connections == 1
         assert len(asyncio.all_tasks()) == before
-        await until(lambda: opened.gate._sweeper is None)
+        await until(lambda: opened.limiter._sweeper is None)
 
 
 def test_the_limits_of_websockets_are_those_that_the_head_is_measured_for() -> None:
@@ -786,14 +786,14 @@ def test_the_limits_of_websockets_are_those_that_the_head_is_measured_for() -> N
     assert 2 * http11.MAX_LINE_LENGTH == handshakes.MAX_HEAD
 
 
-async def test_a_gate_counts_no_one_twice() -> None:
+async def test_a_limiter_counts_no_one_twice() -> None:
     loop = asyncio.get_running_loop()
-    async with house() as opened:
-        gate = Gate(Config(), opened.node, Room(1, 0), loop)
-        handshake = Handshake(gate)
-        assert gate.enter(handshake)
-        assert gate.admit(handshake)
-        gate.leave(handshake)
-        gate.leave(handshake)
-        assert gate.enter(Handshake(gate))
-        assert not gate.enter(Handshake(gate))
+    async with harness() as opened:
+        limiter = ConnectionLimiter(Config(), opened.node, Capacity(1, 0), loop)
+        handshake = Handshake(limiter)
+        assert limiter.track(handshake)
+        assert limiter.admit(handshake)
+        limiter.leave(handshake)
+        limiter.leave(handshake)
+        assert limiter.track(Handshake(limiter))
+        assert not limiter.track(Handshake(limiter))

@@ -12,24 +12,24 @@ from pathlib import Path
 import pytest
 
 from broker.config import Config, parse_address
-from broker.net.gate import DOORS, Gate, Room
+from broker.net.limiter import DOORS, Capacity, ConnectionLimiter
 from broker.net.listener import CALM, CannotListenError, Entrance, Listener
-from tests.net.house import House, Node, house, request, until
+from tests.net.harness import Harness, Node, harness, request, until
 
 
 def nowhere() -> Listener:
     """A listener that is not open yet."""
-    return Listener(Gate(Config(), Node(), Room(10, 10), asyncio.get_running_loop()))
+    return Listener(ConnectionLimiter(Config(), Node(), Capacity(10, 10), asyncio.get_running_loop()))
 
 
-def entrance(opened: House) -> Entrance:
+def entrance(opened: Harness) -> Entrance:
     [only] = opened.listener._entrances
     assert isinstance(only, Entrance)
     return only
 
 
 async def test_ipv4() -> None:
-    async with house("127.0.0.1:0") as opened:
+    async with harness("127.0.0.1:0") as opened:
         client = await opened.upgrade(request())
         host, port = client.writer.get_extra_info("sockname")
         assert opened.node.taken[0].peer == f"{host}:{port}"
@@ -37,14 +37,14 @@ async def test_ipv4() -> None:
 
 
 async def test_ipv6() -> None:
-    async with house("[::1]:0") as opened:
+    async with harness("[::1]:0") as opened:
         client = await opened.upgrade(request())
         assert opened.address.startswith("[::1]:")
         assert opened.node.taken[0].peer == f"[::1]:{client.writer.get_extra_info('sockname')[1]}"
 
 
 async def test_a_name_stands_for_all_its_addresses_with_one_port() -> None:
-    async with house("localhost:0") as opened:
+    async with harness("localhost:0") as opened:
         assert "127.0.0.1:" in " ".join(opened.listener.addresses)
         assert len({address.rpartition(":")[2] for address in opened.listener.addresses}) == 1
         for address in opened.listener.addresses:
@@ -53,17 +53,17 @@ async def test_a_name_stands_for_all_its_addresses_with_one_port() -> None:
 
 
 async def test_all_addresses_of_the_machine_for_either_version_of_ip() -> None:
-    async with house("0.0.0.0:0") as opened:
+    async with harness("0.0.0.0:0") as opened:
         port = opened.address.rpartition(":")[2]
         await opened.upgrade(request(), f"127.0.0.1:{port}")
         # The port is free for IPv6, which is another address.
-        async with house(f"[::]:{port}") as other:
+        async with harness(f"[::]:{port}") as other:
             await other.upgrade(request(), f"[::1]:{port}")
 
 
 async def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
-    async with house(f"unix:{path}") as opened:
+    async with harness(f"unix:{path}") as opened:
         await opened.upgrade(request())
         assert opened.address == f"unix:{path}"
         assert opened.node.taken[0].peer == "unix:"
@@ -74,7 +74,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
 async def test_the_mode_of_other_files_is_left_alone(tmp_path: Path) -> None:
     before = os.umask(0o022)
     os.umask(before)
-    async with house(f"unix:{tmp_path}/broker.sock"):
+    async with harness(f"unix:{tmp_path}/broker.sock"):
         after = os.umask(before)
         assert after == before
 
@@ -82,14 +82,14 @@ async def test_the_mode_of_other_files_is_left_alone(tmp_path: Path) -> None:
 async def test_pages_of_this_machine_are_welcome_on_loopback_alone(tmp_path: Path) -> None:
     page = request("GET / HTTP/1.1", "Origin: http://localhost:5173")
     for listen in ("127.0.0.1:0", "127.9.9.9:0", "[::1]:0"):
-        async with house(listen) as opened:
+        async with harness(listen) as opened:
             await opened.upgrade(page)
-    async with house("0.0.0.0:0") as opened:
+    async with harness("0.0.0.0:0") as opened:
         client = await opened.connect(f"127.0.0.1:{opened.address.rpartition(':')[2]}")
         client.send(page)
         assert (await client.reply()).status == 403
     # Behind a Unix socket stands a proxy, and before that the world.
-    async with house(f"unix:{tmp_path}/broker.sock") as opened:
+    async with harness(f"unix:{tmp_path}/broker.sock") as opened:
         assert (await opened.ask(page)).status == 403
 
 
@@ -97,7 +97,7 @@ async def test_pages_of_this_machine_are_welcome_on_loopback_alone(tmp_path: Pat
 
 
 async def test_an_address_in_use_is_named() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         with pytest.raises(CannotListenError, match=rf"^cannot listen on {opened.address}: the address is in use$"):
             await nowhere().open(parse_address(opened.address))
         await opened.upgrade(request())
@@ -115,14 +115,14 @@ async def test_a_file_that_a_dead_process_left_is_replaced(tmp_path: Path) -> No
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
         dead.listen()
-    async with house(f"unix:{path}") as opened:
+    async with harness(f"unix:{path}") as opened:
         await opened.upgrade(request())
     assert not path.exists()
 
 
 async def test_a_unix_socket_in_use_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
-    async with house(f"unix:{path}") as opened:
+    async with harness(f"unix:{path}") as opened:
         second = nowhere()
         with pytest.raises(CannotListenError, match=r"broker\.sock: the address is in use"):
             await second.open(parse_address(f"unix:{path}"))
@@ -160,7 +160,7 @@ async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 async def test_a_file_that_another_broker_put_in_its_place_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
-    async with house(f"unix:{path}"):
+    async with harness(f"unix:{path}"):
         path.rename(tmp_path / "moved")
         path.write_text("another's")
     assert path.exists()
@@ -170,7 +170,7 @@ async def test_a_file_that_another_broker_put_in_its_place_is_not_removed(tmp_pa
 
 
 async def test_after_closing_nobody_is_accepted_and_nobody_is_cut_off() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         established = await opened.upgrade(request())
         opened.listener.close()
         opened.listener.close()
@@ -182,10 +182,10 @@ async def test_after_closing_nobody_is_accepted_and_nobody_is_cut_off() -> None:
 
 
 async def test_an_address_can_be_listened_on_again_at_once() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         address = opened.address
         await opened.upgrade(request())
-    async with house(address) as opened:
+    async with harness(address) as opened:
         await opened.upgrade(request())
 
 
@@ -194,7 +194,7 @@ async def test_an_address_can_be_listened_on_again_at_once() -> None:
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0"])
 async def test_accepted_sockets_inherit_the_bound_on_what_the_kernel_holds_back(listen: str) -> None:
-    async with house(listen) as opened:
+    async with harness(listen) as opened:
         await opened.upgrade(request())
         sock = opened.node.established[0].transport.get_extra_info("socket")
         with socket.socket(fileno=os.dup(sock.fileno())) as same:
@@ -205,9 +205,9 @@ async def test_accepted_sockets_inherit_the_bound_on_what_the_kernel_holds_back(
 # A crowd
 
 
-async def accepted_in_a_turn(opened: House, crowd: int) -> list[int]:
+async def accepted_in_a_turn(opened: Harness, crowd: int) -> list[int]:
     """How many of a crowd that waits were accepted in each turn of the loop."""
-    before = opened.gate.connections
+    before = opened.limiter.connections
     there = parse_address(opened.address)
     waiting = []
     for _ in range(crowd):
@@ -217,38 +217,38 @@ async def accepted_in_a_turn(opened: House, crowd: int) -> list[int]:
     counts = [before]
     while counts[-1] < before + crowd:
         await asyncio.sleep(0)
-        counts.append(opened.gate.connections)
+        counts.append(opened.limiter.connections)
     for sock in waiting:
         sock.close()
-    await until(lambda: opened.gate.connections == before)
+    await until(lambda: opened.limiter.connections == before)
     return [after - before for before, after in itertools.pairwise(counts)]
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_before_a_crowd_further_doors_are_opened_and_closed_again_after_it(kind: str, tmp_path: Path) -> None:
-    async with house("127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/broker.sock") as opened:
+    async with harness("127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/broker.sock") as opened:
         assert len(entrance(opened)._doors) == 1
         assert max(await accepted_in_a_turn(opened, 100)) == DOORS
         assert len(entrance(opened)._doors) == DOORS
         for _ in range(CALM):
             client = await opened.connect()
-            await until(lambda: opened.gate.connections == 1)
+            await until(lambda: opened.limiter.connections == 1)
             await client.close()
-            await until(lambda: opened.gate.connections == 0)
+            await until(lambda: opened.limiter.connections == 0)
         assert len(entrance(opened)._doors) == 1
         await opened.upgrade(request())
         assert max(await accepted_in_a_turn(opened, 100)) == DOORS
 
 
 async def test_a_few_at_a_time_are_no_crowd() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         for _ in range(10):
             await accepted_in_a_turn(opened, 3)
         assert len(entrance(opened)._doors) == 1
 
 
 async def test_closing_closes_every_door() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         await accepted_in_a_turn(opened, 100)
         opened.listener.close()
         with pytest.raises(ConnectionRefusedError):
@@ -256,10 +256,10 @@ async def test_closing_closes_every_door() -> None:
 
 
 async def test_a_listener_may_be_closed_while_a_crowd_comes() -> None:
-    async with house() as opened:
+    async with harness() as opened:
         there = parse_address(opened.address)
         waiting = [socket.create_connection((there.host, there.port)) for _ in range(20)]
-        await until(lambda: opened.gate.connections > 3)
+        await until(lambda: opened.limiter.connections > 3)
         opened.listener.close()
         for sock in waiting:
             sock.close()
@@ -268,11 +268,11 @@ async def test_a_listener_may_be_closed_while_a_crowd_comes() -> None:
 
 
 async def test_hundreds_at_once_all_get_in() -> None:
-    async with house(room=Room(300, 100)) as opened:
+    async with harness(capacity=Capacity(300, 100)) as opened:
         clients = await asyncio.gather(*(opened.upgrade(request()) for _ in range(300)))
         assert opened.node.connections == 300
-        assert opened.gate.connections == 300
+        assert opened.limiter.connections == 300
         for client in clients:
             await client.close()
-        await until(lambda: opened.gate.connections == 0)
-        assert opened.gate.refused == {}
+        await until(lambda: opened.limiter.connections == 0)
+        assert opened.limiter.refused == {}

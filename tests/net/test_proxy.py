@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker.net.proxy import Proxies, network_of, parse
-from tests.net.house import house, request
+from tests.net.harness import harness, request
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_what_a_client_is_counted_by(peer: str, network: str | None) -> None:
 
 
 async def test_a_request_by_a_unix_socket_is_believed(tmp_path: Path) -> None:
-    async with house(f"unix:{tmp_path}/ws.sock") as opened:
+    async with harness(f"unix:{tmp_path}/ws.sock") as opened:
         await opened.upgrade(request("GET / HTTP/1.1", "X-Forwarded-For: 192.0.2.9, 203.0.113.7"))
         await opened.upgrade(request("GET / HTTP/1.1"))
         assert [taken.peer for taken in opened.node.taken] == ["203.0.113.7", "unix:"]
 
 
 async def test_a_request_by_tcp_is_not(tmp_path: Path) -> None:
-    async with house() as opened:
+    async with harness() as opened:
         await opened.upgrade(request("GET / HTTP/1.1", "X-Forwarded-For: 203.0.113.7"))
         assert opened.node.taken[0].peer.startswith("127.0.0.1:")

@@ -18,11 +18,11 @@ from websockets.sync.client import connect as connect_sync
 
 from broker.config import Server, parse_address
 from broker.errors import ConfigError
-from broker.net.gate import Room
+from broker.net.limiter import Capacity
 from broker.net.tls import Tls, load
 from tests.fixtures_certificates import Pair, encrypt_key, loaded, make_pair, trusting
 from tests.fixtures_node import PATIENCE, masked, serving
-from tests.net.house import TIMEOUT, House, house, request, until
+from tests.net.harness import TIMEOUT, Harness, harness, request, until
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_key_and_certificate_may_be_in_one_file(pair: Pair, tmp_path: Path) -> N
 
 
 async def test_versions_below_1_2_are_refused(pair: Pair) -> None:
-    async with house(tls=Tls(loaded(pair))) as opened:
+    async with harness(tls=Tls(loaded(pair))) as opened:
         old = trusting(pair)
         with pytest.warns(DeprecationWarning, match="TLSv1"):
             old.minimum_version = ssl.TLSVersion.TLSv1
@@ -106,41 +106,41 @@ async def test_versions_below_1_2_are_refused(pair: Pair) -> None:
             _, writer = await open_tls(opened, context)
             assert writer.get_extra_info("ssl_object").version() == version.name.replace("v1_", "v1.")
             await close(writer)
-        await until(lambda: opened.gate.connections == 0)
+        await until(lambda: opened.limiter.connections == 0)
 
 
 async def test_a_client_is_refused_in_http_as_without_tls(pair: Pair) -> None:
-    async with house(tls=Tls(loaded(pair))) as opened:
+    async with harness(tls=Tls(loaded(pair))) as opened:
         reader, writer = await open_tls(opened, trusting(pair))
         writer.write(request("GET /elsewhere HTTP/1.1"))
         assert (await asyncio.wait_for(reader.read(), TIMEOUT)).startswith(b"HTTP/1.1 404 ")
         await close(writer)
-        await until(lambda: opened.gate.connections == 0)
-        assert opened.gate.refused == {404: 1}
+        await until(lambda: opened.limiter.connections == 0)
+        assert opened.limiter.refused == {404: 1}
 
 
 async def test_a_refused_one_that_never_closes_is_cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.net.gate.LINGER", 0.1)
-    async with house(tls=Tls(loaded(pair))) as opened:
+    monkeypatch.setattr("broker.net.limiter.REFUSED_TIMEOUT", 0.1)
+    async with harness(tls=Tls(loaded(pair))) as opened:
         silent = await asyncio.to_thread(raw_tls, opened, pair)
         silent.sendall(request("GET /elsewhere HTTP/1.1"))
-        await until(lambda: opened.gate.refused == {404: 1})
-        await until(lambda: opened.gate.connections == 0)
+        await until(lambda: opened.limiter.refused == {404: 1})
+        await until(lambda: opened.limiter.connections == 0)
         silent.close()
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00\x01\x00"])
 async def test_the_time_for_the_opening_covers_tls(pair: Pair, sent: bytes) -> None:
-    async with house(tls=Tls(loaded(pair)), open_timeout=0.1) as opened:
+    async with harness(tls=Tls(loaded(pair)), open_timeout=0.1) as opened:
         client = await opened.connect()
         client.send(sent)
         assert await client.rest() == b""
-        await until(lambda: opened.gate.connections == 0)
-        assert opened.gate.refused == {0: 1}
+        await until(lambda: opened.limiter.connections == 0)
+        assert opened.limiter.refused == {0: 1}
 
 
 async def test_who_does_not_speak_tls_is_closed_and_counted(pair: Pair) -> None:
-    async with house(tls=Tls(loaded(pair))) as opened:
+    async with harness(tls=Tls(loaded(pair))) as opened:
         client = await opened.connect()
         client.send(request())
         try:
@@ -148,29 +148,29 @@ async def test_who_does_not_speak_tls_is_closed_and_counted(pair: Pair) -> None:
         except ConnectionResetError:
             answer = b""
         assert b"HTTP/" not in answer
-        await until(lambda: opened.gate.connections == 0)
-        assert opened.gate.refused == {0: 1}
+        await until(lambda: opened.limiter.connections == 0)
+        assert opened.limiter.refused == {0: 1}
 
 
 async def test_who_goes_in_the_middle_of_it_is_forgotten(pair: Pair) -> None:
-    async with house(tls=Tls(loaded(pair))) as opened:
+    async with harness(tls=Tls(loaded(pair))) as opened:
         for way in ("close", "reset"):
             client = await opened.connect()
             client.send(b"\x16\x03\x01")
-            await until(lambda: opened.gate.connections == 1)
+            await until(lambda: opened.limiter.connections == 1)
             await (client.close() if way == "close" else client.reset())
-            await until(lambda: opened.gate.connections == 0)
+            await until(lambda: opened.limiter.connections == 0)
 
 
 async def test_every_socket_counts_from_the_first_moment(pair: Pair) -> None:
-    async with house(tls=Tls(loaded(pair)), room=Room(2, 2)) as opened:
+    async with harness(tls=Tls(loaded(pair)), capacity=Capacity(2, 2)) as opened:
         silent = [await opened.connect() for _ in range(4)]
-        await until(lambda: opened.gate.connections == 4)
+        await until(lambda: opened.limiter.connections == 4)
         assert await (await opened.connect()).rest() == b""
-        assert opened.gate.refused == {0: 1}
+        assert opened.limiter.refused == {0: 1}
         for client in silent[2:]:
             await client.close()
-        await until(lambda: opened.gate.connections == 2)
+        await until(lambda: opened.limiter.connections == 2)
         # There is no place, but enough beside them to be told so.
         reader, writer = await open_tls(opened, trusting(pair))
         writer.write(request())
@@ -179,19 +179,19 @@ async def test_every_socket_counts_from_the_first_moment(pair: Pair) -> None:
 
 
 async def test_the_end_cuts_off_who_has_not_finished_it(pair: Pair) -> None:
-    async with house(tls=Tls(loaded(pair))) as opened:
+    async with harness(tls=Tls(loaded(pair))) as opened:
         in_tls = await opened.connect()
         reader, writer = await open_tls(opened, trusting(pair))
-        await until(lambda: opened.gate.connections == 2)
-        opened.gate.close()
+        await until(lambda: opened.limiter.connections == 2)
+        opened.limiter.close()
         assert await in_tls.rest() == b""
         assert (await asyncio.wait_for(reader.read(), TIMEOUT)).startswith(b"HTTP/1.1 503 ")
         await close(writer)
-        await until(lambda: opened.gate.connections == 0)
+        await until(lambda: opened.limiter.connections == 0)
 
 
 async def test_a_crowd_gets_in(pair: Pair) -> None:
-    async with house(tls=Tls(loaded(pair))) as opened:
+    async with harness(tls=Tls(loaded(pair))) as opened:
         context = trusting(pair)
         clients = await asyncio.gather(*(open_tls(opened, context) for _ in range(100)))
         for _, writer in clients:
@@ -207,20 +207,20 @@ async def test_without_descriptors_it_waits_instead_of_spinning(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("broker.net.listener.PAUSE", 0.05)
-    async with house(tls=Tls(loaded(pair))) as opened:
+    async with harness(tls=Tls(loaded(pair))) as opened:
         there = parse_address(opened.address)
         waiting = socket.create_connection((there.host, there.port))
         with no_descriptors_left():
             await asyncio.sleep(0.12)  # some pauses
         assert 1 <= capfd.readouterr().out.count("cannot accept") <= 4
-        await until(lambda: opened.gate.connections == 1)
+        await until(lambda: opened.limiter.connections == 1)
         waiting.close()
 
 
 async def test_a_new_certificate_is_for_new_connections(pair: Pair, tmp_path: Path) -> None:
     tls = Tls(loaded(pair))
     other = make_pair(tmp_path, "other")
-    async with house(tls=tls) as opened:
+    async with harness(tls=tls) as opened:
         _, first = await open_tls(opened, trusting(pair))
         tls.context = loaded(other)
         _, second = await open_tls(opened, trusting(other))
@@ -236,22 +236,22 @@ async def test_a_new_certificate_is_for_new_connections(pair: Pair, tmp_path: Pa
 
 
 async def test_commands_events_and_the_close_go_over_it(pair: Pair) -> None:
-    async with serving(pair=pair) as house:
-        subscriber, publisher = await house.subscriber("a"), await house.connect()
+    async with serving(pair=pair) as harness:
+        subscriber, publisher = await harness.subscriber("a"), await harness.connect()
         for n in range(300):
             await publisher.tell("publish", topic="a", data=n)
         assert await subscriber.data(300) == list(range(300))
-        assert house.node.reactor.fast_publishes > 0
-        assert house.session(subscriber).peer.startswith("127.0.0.1:")
+        assert harness.node.context.fast_publishes > 0
+        assert harness.session(subscriber).peer.startswith("127.0.0.1:")
         await subscriber.close()
-        await until(lambda: house.node.connections == 1)
+        await until(lambda: harness.node.connections == 1)
 
 
 async def test_a_blocking_client(pair: Pair) -> None:
-    async with serving(pair=pair) as house:
+    async with serving(pair=pair) as harness:
 
         def talk() -> Any:
-            with connect_sync(house.url, ssl=house.context, proxy=None) as client:
+            with connect_sync(harness.url, ssl=harness.context, proxy=None) as client:
                 client.recv()
                 client.send('{"op":"ping","id":1}')
                 return json.loads(client.recv())
@@ -260,8 +260,8 @@ async def test_a_blocking_client(pair: Pair) -> None:
 
 
 async def test_large_messages_both_ways(pair: Pair) -> None:
-    async with serving(pair=pair, max_size=2**24, max_outbox=2**25) as house:
-        subscriber, publisher = await house.subscriber("a"), await house.connect()
+    async with serving(pair=pair, max_size=2**24, max_outbox=2**25) as harness:
+        subscriber, publisher = await harness.subscriber("a"), await harness.connect()
         for size in (16_384, 65_536, 1_000_000, 8_000_000):
             await publisher.tell("publish", topic="a", data="x" * size)
             [data] = await subscriber.data(1)
@@ -270,9 +270,9 @@ async def test_large_messages_both_ways(pair: Pair) -> None:
 
 
 async def test_many_large_ones_at_once_arrive_in_order(pair: Pair) -> None:
-    async with serving(pair=pair, max_queue=10_000, max_outbox=2**27) as house:
-        subscribers = [await house.subscriber("a") for _ in range(3)]
-        publisher = await house.connect()
+    async with serving(pair=pair, max_queue=10_000, max_outbox=2**27) as harness:
+        subscribers = [await harness.subscriber("a") for _ in range(3)]
+        publisher = await harness.connect()
         for n in range(200):
             await publisher.tell("publish", topic="a", data=[n, "x" * 100_000])
         for subscriber in subscribers:
@@ -280,18 +280,18 @@ async def test_many_large_ones_at_once_arrive_in_order(pair: Pair) -> None:
 
 
 async def test_a_slow_reader_misses_events_and_is_told_how_many(pair: Pair) -> None:
-    async with serving(pair=pair, max_queue=8, ping_interval=0) as house:
-        slow = await house.subscriber("a")
-        other = await house.subscriber("a", max_queue=10_000)
-        publisher = await house.connect()
+    async with serving(pair=pair, max_queue=8, ping_interval=0) as harness:
+        slow = await harness.subscriber("a")
+        other = await harness.subscriber("a", max_queue=10_000)
+        publisher = await harness.connect()
         slow.socket.transport.pause_reading()
-        session = house.session(slow)
+        session = harness.session(slow)
         count = 0
         while not session.connection.blocked or not session.subscriptions["a"].dropped:  # type: ignore[index]
             answer = await publisher.ask("publish", topic="a", data=[count, "x" * 50_000])
             assert answer["receivers"] == 2
             count += 1
-        assert house.node.reactor.queued <= 8
+        assert harness.node.context.queued <= 8
         assert [n for n, _ in await other.data(count)] == list(range(count))
         slow.socket.transport.resume_reading()
         seen = missed = 0
@@ -313,9 +313,9 @@ async def test_a_slow_reader_misses_events_and_is_told_how_many(pair: Pair) -> N
 
 
 async def test_a_client_that_is_held_back_is_read_again(pair: Pair) -> None:
-    async with serving(pair=pair) as house:
-        client = await house.connect()
-        connection = house.session(client).connection
+    async with serving(pair=pair) as harness:
+        client = await harness.connect()
+        connection = harness.session(client).connection
         connection.pause()
         await client.tell("ping", id=1)
         await client.tell("publish", topic="a", id=2, data="x" * 600_000)
@@ -327,43 +327,43 @@ async def test_a_client_that_is_held_back_is_read_again(pair: Pair) -> None:
 
 
 async def test_a_frame_that_breaks_the_rules_is_answered_with_1002(pair: Pair) -> None:
-    async with serving(pair=pair, close_timeout=0.2) as house:
-        client = await house.connect()
+    async with serving(pair=pair, close_timeout=0.2) as harness:
+        client = await harness.connect()
         client.socket.transport.write(b"\xff\xff\xff\xff")
         closed = await client.closed()
         assert closed is not None
         assert closed.code == 1002
-        await until(lambda: not house.node.connections)
+        await until(lambda: not harness.node.connections)
 
 
 async def test_a_client_that_never_closes_is_cut_off(pair: Pair) -> None:
-    async with serving(pair=pair, close_timeout=0.1) as house:
-        host, _, port = house.address.rpartition(":")
+    async with serving(pair=pair, close_timeout=0.1) as harness:
+        host, _, port = harness.address.rpartition(":")
         silent = await asyncio.to_thread(raw_tls_at, host, int(port), pair)
-        silent.sendall(request(host=house.address))
-        await until(lambda: len(house.node.sessions) == 1)
+        silent.sendall(request(host=harness.address))
+        await until(lambda: len(harness.node.sessions) == 1)
         silent.sendall(masked(b"\x03\xe8", opcode=8))  # type: ignore[arg-type]  # its close, and then nothing more
-        await until(lambda: not house.node.connections)
+        await until(lambda: not harness.node.connections)
         silent.close()
 
 
 async def test_a_drain_reaches_everybody(pair: Pair) -> None:
-    async with serving(pair=pair, max_queue=1000) as house:
-        clients = [await house.subscriber("a") for _ in range(20)]
-        publisher = await house.connect()
+    async with serving(pair=pair, max_queue=1000) as harness:
+        clients = [await harness.subscriber("a") for _ in range(20)]
+        publisher = await harness.connect()
         for n in range(100):
             await publisher.tell("publish", topic="a", data=[n, "x" * 10_000], id=n)
         assert (await publisher.answer(99))["op"] == "ok"
-        await house.node.drain(PATIENCE)
-        assert house.node.connections == 0
-        answers = await publisher.left()
+        await harness.node.drain(PATIENCE)
+        assert harness.node.connections == 0
+        answers = await publisher.on_close()
         assert [message["op"] for message in answers] == ["ok"] * 99 + ["bye"]
         for client in clients:
             assert await client.closed() == Close(1001, "going_away")
-            assert [message["op"] for message in await client.left()] == ["event"] * 100 + ["bye"]
+            assert [message["op"] for message in await client.on_close()] == ["event"] * 100 + ["bye"]
 
 
-async def open_tls(opened: House, context: ssl.SSLContext) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def open_tls(opened: Harness, context: ssl.SSLContext) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     there = parse_address(opened.address)
     return await asyncio.wait_for(asyncio.open_connection(there.host, there.port, ssl=context), TIMEOUT)
 
@@ -373,7 +373,7 @@ async def close(writer: asyncio.StreamWriter) -> None:
     await asyncio.gather(asyncio.wait_for(writer.wait_closed(), TIMEOUT), return_exceptions=True)
 
 
-def raw_tls(opened: House, pair: Pair) -> ssl.SSLSocket:
+def raw_tls(opened: Harness, pair: Pair) -> ssl.SSLSocket:
     """A client that does nothing by itself, the answer to the end of TLS included."""
     there = parse_address(opened.address)
     return raw_tls_at(there.host, there.port, pair)

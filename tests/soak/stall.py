@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from tests.fixtures_broker import RunningBroker
 from tests.fixtures_node import masked
-from tests.net.house import request
+from tests.net.harness import request
 from tests.speedups.transports import frames_in
 from tests.speedups.wire import TEXT
 
@@ -90,9 +90,9 @@ class Peer:
     def tell(self, **command: Any) -> None:
         self.sock.sendall(masked(json.dumps(command).encode()))
 
-    def subscribe(self, **terms: Any) -> None:
+    def subscribe(self, **policy: Any) -> None:
         self.received = b""
-        self.tell(op="subscribe", id=1, topic="load", max_queue=MAX_QUEUE, **terms)
+        self.tell(op="subscribe", id=1, topic="load", max_queue=MAX_QUEUE, **policy)
         self._until(b'"op":"ok","id":1,"topic":"load"}')
         self.received = b""
 
@@ -181,13 +181,13 @@ def event(number: int) -> bytes:
     return b"\x81\x7e" + len(text).to_bytes(2, "big") + text
 
 
-def read_again(peer: Peer, terms: dict[str, Any], first: int, end: int) -> None:
+def read_again(peer: Peer, policy: dict[str, Any], first: int, end: int) -> None:
     """Read all there is, and check that it is the stream of the policy."""
-    overflow = terms["overflow"]
+    overflow = policy["overflow"]
     numbers: list[int] = []
     missed: dict[str, int] = {}
     data = b""
-    if "credit" in terms:
+    if "credit" in policy:
         peer.tell(op="credit", topic="load", add=10 * MAX_QUEUE)
     while len(numbers) + sum(missed.values()) < end - first:
         more = peer.sock.recv(1 << 20)

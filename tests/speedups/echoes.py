@@ -39,14 +39,14 @@ class Echo:
     def message(self, payload: bytes, text: bool) -> None:
         self.connection.answer(payload, TEXT if text else BINARY)
 
-    def left(self, code: int, reason: str) -> None:
+    def on_close(self, code: int, reason: str) -> None:
         pass
 
 
 def served(pieces: Iterable[bytes | bytearray], max_size: int = MAX_SIZE, window_bits: int = 0) -> Outcome:
     """Let the native connection read a stream that comes in pieces. `window_bits` 15 lets it be compressed."""
     loop, pipe = Loop(), Pipe()
-    connection = Connection(loop.reactor(max_size=max_size, buffer_size=64))
+    connection = Connection(loop.context(max_size=max_size, buffer_size=64))
     connection.session = Echo(connection)
     connection.start(pipe, window_bits=window_bits)
     for piece in pieces:

@@ -1,6 +1,6 @@
 """What outbox and fan-out are to do, in plain Python, beside the native code that does it.
 
-`World` is one node without its network: a reactor, a hub and clients. Each of its methods does one thing to the native
+`World` is one node without its network: a context, a hub and clients. Each of its methods does one thing to the native
 code and compares what comes of it with what the rules say. What a client is sent is checked as it reads: whatever was
 published for a subscription must be there, in the order of its topic, each event once, or be counted in a gap at its
 place.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker import messages
-from broker._speedups import Connection, Reactor, Subscription
+from broker._speedups import Connection, LoopContext, Subscription
 from broker.hub import Hub
 from broker.topics import matches, rank
 from tests.speedups.transports import SlowPipe, Turning, frames_in
@@ -115,7 +115,7 @@ class Client:
     def __init__(self, world: World, transport: SlowPipe) -> None:
         self.world = world
         self.transport = transport
-        self.connection = Connection(world.reactor, self)
+        self.connection = Connection(world.context, self)
         self.interests: dict[str, Interest] = {}
         """Those that have not ended, by topic."""
         self.finishing = False
@@ -140,7 +140,7 @@ class Client:
         """No message comes here: the routes are there before the publishes."""
         raise AssertionError(payload)
 
-    def left(self, code: int, reason: str) -> None:
+    def on_close(self, code: int, reason: str) -> None:
         """Give up all subscriptions, as the real session does."""
         self.gone = True
         self._last = list(self.interests.values())
@@ -219,14 +219,14 @@ class Client:
 
 
 class World:
-    """A reactor, a hub and their clients. `exact` says that the byte bound is never reached, so that the rules tell
+    """A context, a hub and their clients. `exact` says that the byte bound is never reached, so that the rules tell
     which events are lost; without it only what was read is compared with what was published.
     """
 
     def __init__(self, loop: Turning, *, max_outbox: int = 1 << 30, exact: bool = True) -> None:
         self.loop: Any = loop
         self.exact = exact
-        self.reactor = Reactor(
+        self.context = LoopContext(
             loop.as_loop(),
             encode_gap=messages.encode_gap,
             max_outbox=max_outbox,
@@ -234,13 +234,13 @@ class World:
             ping_interval=0,
             buffer_size=4096,
         )
-        self.hub = Hub(self.reactor)
+        self.hub = Hub(self.context)
         self.clients: list[Client] = []
         self.sizes: dict[int, int] = {}
         """The length of each event's frame."""
         self._numbers = 0
         self._dead: list[weakref.ref[Connection]] = []
-        self._references = sys.getrefcount(self.reactor)
+        self._references = sys.getrefcount(self.context)
 
     # What is done.
 
@@ -272,7 +272,7 @@ class World:
         return interest
 
     def publish(self, topic: str, size: int = 0, origin: Client | None = None, fast: bool = False) -> int:
-        """Publish an event of about `size` bytes, and check the receipt, or (by the fast lane) note what it must say.
+        """Publish an event of about `size` bytes, and check the receipt, or (by the fast path) note what it must say.
 
         Returns the event's number.
         """
@@ -295,7 +295,13 @@ class World:
             assert interest.look() == 0
 
         receipt: Receipt | None = None
-        if fast and origin is not None and not origin.gone and not origin.connection.doomed and len(data) < 30_000:
+        if (
+            fast
+            and origin is not None
+            and not origin.gone
+            and not origin.connection.close_pending
+            and len(data) < 30_000
+        ):
             if topic not in self.hub.routes:
                 prefix = messages.encode_event(topic, b"0").removesuffix(b',"data":0}')
                 self.hub.routes.install(topic, self.hub.audience(topic), prefix)
@@ -336,14 +342,14 @@ class World:
         """Let all read what there is, then leave."""
         self._part()
         self.clients.clear()
-        assert self.reactor.connections == self.reactor.subscriptions == self.reactor.queued == self.hub.filters == 0
+        assert self.context.connections == self.context.subscriptions == self.context.queued == self.hub.filters == 0
 
     def forget(self) -> None:
         """Check, after `end`, that nothing is left of all that there was. The caller holds no client any more."""
         self.hub.routes.clear()
         gc.collect()
         assert all(ref() is None for ref in self._dead)
-        assert sys.getrefcount(self.reactor) == self._references
+        assert sys.getrefcount(self.context) == self._references
 
     def _part(self) -> None:
         self.turn()
@@ -375,11 +381,11 @@ class World:
                 if self.exact and interest.native.queued:
                     held += sum(self.sizes[number] for number in interest.open[-interest.native.queued :])
             plain = all(interest.plain for interest in client.interests.values())
-            if self.exact and plain and not client.connection.doomed:
+            if self.exact and plain and not client.connection.close_pending:
                 assert 0 <= client.connection.outbox - held <= LANE
-            assert client.connection.outbox <= self.reactor.max_outbox + LANE
-        assert self.reactor.queued == queued
-        assert self.reactor.subscriptions == sum(len(client.interests) for client in self.clients)
+            assert client.connection.outbox <= self.context.max_outbox + LANE
+        assert self.context.queued == queued
+        assert self.context.subscriptions == sum(len(client.interests) for client in self.clients)
 
     def _interests(self) -> list[Interest]:
         return [interest for client in self.clients for interest in client.interests.values()]
@@ -392,23 +398,23 @@ class World:
         queued = dropped = 0
         for interest in members:
             full = interest.queued >= interest.max_queue
-            losses = interest.native.dropped - interest.dropped
+            dropped = interest.native.dropped - interest.dropped
             blocked = interest.client.connection.blocked
             if interest.behind:
-                lost = losses > 0
-                if not interest.blocked and interest.client.connection.doomed:
+                lost = dropped > 0
+                if not interest.blocked and interest.client.connection.close_pending:
                     interest.vague = True  # it was written to make room; now it waits for its end
                 if self.exact and (interest.blocked or not full):
-                    assert losses == (full or interest.vague)
+                    assert dropped == (full or interest.vague)
             elif interest.native.behind:
                 # A full batch went out first, and this client could not take it; of what was lost this event is the
                 # last. Its socket is full, so as soon as the queue is full each further event costs one.
                 if not self.exact:
                     return None
-                doomed = interest.vague = interest.client.connection.doomed
-                lost = losses > 0 and (doomed or interest.native.queued >= interest.max_queue)
+                close_pending = interest.vague = interest.client.connection.close_pending
+                lost = dropped > 0 and (close_pending or interest.native.queued >= interest.max_queue)
             else:
-                assert losses == 0
+                assert dropped == 0
                 continue
             gives_way = interest.overflow == "drop_oldest" and not interest.vague and interest.native.queued > 0
             kept = not lost or gives_way
@@ -417,7 +423,7 @@ class World:
         return len(members), queued, dropped
 
     def _account(self, interest: Interest) -> None:
-        if interest.client.connection.doomed:
+        if interest.client.connection.close_pending:
             interest.vague = True
         lost = interest.look()
         if interest.vague or not self.exact:

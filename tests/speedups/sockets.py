@@ -12,7 +12,7 @@ from typing import Any
 from websockets.frames import Frame
 from websockets.streams import StreamReader
 
-from broker._speedups import Connection, Reactor
+from broker._speedups import Connection, LoopContext
 from broker.messages import encode_gap
 
 PATIENCE = 10.0
@@ -22,8 +22,8 @@ PATIENCE = 10.0
 class Peer:
     """The session of a connection in place of the broker's: it remembers, and may `do` something with a message."""
 
-    def __init__(self, reactor: Reactor) -> None:
-        self.connection = Connection(reactor)
+    def __init__(self, context: LoopContext) -> None:
+        self.connection = Connection(context)
         self.connection.session = self
         self.messages: list[tuple[bytes, bool]] = []
         self.do: Callable[[bytes, bool], None] = lambda payload, text: None
@@ -35,7 +35,7 @@ class Peer:
         self.do(payload, text)
         self._tell()
 
-    def left(self, code: int, reason: str) -> None:
+    def on_close(self, code: int, reason: str) -> None:
         self.ends.append((code, reason))
         self._tell()
 
@@ -135,10 +135,10 @@ class Client:
 class Server:
     """Accepts connections and gives each to a native connection."""
 
-    def __init__(self, reactor: Reactor) -> None:
-        self.reactor = reactor
+    def __init__(self, context: LoopContext) -> None:
+        self.context = context
         self.accepted: asyncio.Queue[Peer] = asyncio.Queue()
-        self.greeting = b""
+        self.upgrade_response = b""
         self.clients: list[Client] = []
         self.port = 0
 
@@ -152,7 +152,7 @@ class Server:
     async def until_empty(self) -> None:
         """Wait until the last connection is gone."""
         async with asyncio.timeout(PATIENCE):
-            while self.reactor.connections:  # noqa: ASYNC110 -- a connection's last breath is told to nobody
+            while self.context.connections:  # noqa: ASYNC110 -- a connection's last breath is told to nobody
                 await asyncio.sleep(0.001)
 
     def accept(self) -> asyncio.Protocol:
@@ -166,8 +166,8 @@ class _Accept(asyncio.Protocol):
         self.server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        peer = Peer(self.server.reactor)
-        peer.connection.start(transport, self.server.greeting)
+        peer = Peer(self.server.context)
+        peer.connection.start(transport, self.server.upgrade_response)
         self.server.accepted.put_nowait(peer)
 
 
@@ -175,8 +175,8 @@ class _Accept(asyncio.Protocol):
 async def running(**limits: Any) -> AsyncIterator[Server]:
     """A server with these limits; at the end all its connections must go."""
     loop = asyncio.get_running_loop()
-    server = Server(Reactor(loop, encode_gap=encode_gap, **limits))
-    server.reactor.start()
+    server = Server(LoopContext(loop, encode_gap=encode_gap, **limits))
+    server.context.start()
     listening = await loop.create_server(server.accept, "127.0.0.1", 0)
     server.port = listening.sockets[0].getsockname()[1]
     try:
@@ -186,4 +186,4 @@ async def running(**limits: Any) -> AsyncIterator[Server]:
             client.close()
         listening.close()
         await server.until_empty()
-        server.reactor.stop()
+        server.context.stop()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import broker._speedups
-from broker._speedups import Audience, Connection, Filter, Reactor, Subscription
+from broker._speedups import Audience, Connection, Filter, LoopContext, Subscription
 from broker.config import Config
 from broker.engines.memory import MemoryEngine
 from broker.node import Node
@@ -54,10 +54,10 @@ async def test_messages_go_to_the_session_with_their_kind() -> None:
 
 async def test_the_greeting_comes_ahead_of_all() -> None:
     async with running() as server:
-        server.greeting = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+        server.upgrade_response = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
         client, peer = await server.connect()
         peer.connection.answer(b"hello")
-        assert await client.raw(len(server.greeting)) == server.greeting
+        assert await client.raw(len(server.upgrade_response)) == server.upgrade_response
         assert await client.frame() == (TEXT, b"hello")
 
 
@@ -153,7 +153,7 @@ async def test_who_answers_pings_lives() -> None:
 
 
 class Time:
-    """The clock of a reactor: it goes on when a test says so, and the sweep comes as often as it would."""
+    """The clock of a context: it goes on when a test says so, and the sweep comes as often as it would."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -161,10 +161,10 @@ class Time:
     def __call__(self) -> float:
         return self.now
 
-    def pass_by(self, seconds: float, reactor: Reactor, loop: Loop, tick: float = 0.5) -> None:
+    def pass_by(self, seconds: float, context: LoopContext, loop: Loop, tick: float = 0.5) -> None:
         for _ in range(round(seconds / tick)):
             self.now += tick
-            reactor.sweep()
+            context.sweep()
             loop.turn()
 
 
@@ -179,7 +179,7 @@ def test_pings_come_at_their_interval(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     pinged = []
     for _ in range(1000):
-        time.pass_by(0.5, connection.reactor, loop)
+        time.pass_by(0.5, connection.context, loop)
         if pipe.take():
             pinged.append(time.now)
             connection.data_received(client_frame(PONG))
@@ -192,14 +192,14 @@ def test_pings_come_at_their_interval(time: Time) -> None:
 
 def test_pings_come_at_their_interval_whenever_somebody_connects(time: Time) -> None:
     loop = Loop()
-    reactor = loop.reactor(ping_interval=25, ping_timeout=10, close_timeout=5)
+    context = loop.context(ping_interval=25, ping_timeout=10, close_timeout=5)
     pipes: list[Pipe] = []
     pinged: dict[int, list[float]] = {}
     for step in range(400):
         if step % 3 == 0 and len(pipes) < 100:
             pipes.append(Pipe())
-            Connection(reactor).start(pipes[-1])
-        time.pass_by(0.5, reactor, loop)
+            Connection(context).start(pipes[-1])
+        time.pass_by(0.5, context, loop)
         for number, pipe in enumerate(pipes):
             if pipe.take():
                 pinged.setdefault(number, []).append(time.now)
@@ -215,7 +215,7 @@ def test_pings_come_at_their_interval_whenever_somebody_connects(time: Time) -> 
 def test_anything_that_comes_is_a_sign_of_life(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     for byte in client_frame(TEXT, bytes(100)):
-        time.pass_by(9, connection.reactor, loop)
+        time.pass_by(9, connection.context, loop)
         connection.data_received(bytes([byte]))
     assert connection.state == OPEN
     pipe.lose()
@@ -224,15 +224,15 @@ def test_anything_that_comes_is_a_sign_of_life(time: Time) -> None:
 def test_silence_ends_it_at_the_timeout_and_not_before(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     while not pipe.take():
-        time.pass_by(0.5, connection.reactor, loop)
-    time.pass_by(9.5, connection.reactor, loop)
+        time.pass_by(0.5, connection.context, loop)
+    time.pass_by(9.5, connection.context, loop)
     assert connection.state == OPEN
-    time.pass_by(1, connection.reactor, loop)
+    time.pass_by(1, connection.context, loop)
     assert connection.state == CLOSING
     assert closed_with(server_frames(pipe.take())) == 4001
-    time.pass_by(4, connection.reactor, loop)
+    time.pass_by(4, connection.context, loop)
     assert not pipe.is_closing()
-    time.pass_by(1.5, connection.reactor, loop)
+    time.pass_by(1.5, connection.context, loop)
     assert pipe.is_closing()
     pipe.lose()
 
@@ -241,9 +241,9 @@ def test_who_has_lived_long_may_still_fall_silent(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     for _ in range(3):
         while not pipe.take():
-            time.pass_by(0.5, connection.reactor, loop)
+            time.pass_by(0.5, connection.context, loop)
         connection.data_received(client_frame(PONG) + client_frame(TEXT, b"alive"))
-    time.pass_by(36, connection.reactor, loop)
+    time.pass_by(36, connection.context, loop)
     assert connection.state == CLOSING
     pipe.lose()
 
@@ -251,13 +251,13 @@ def test_who_has_lived_long_may_still_fall_silent(time: Time) -> None:
 def test_time_in_which_the_loop_stood_still_does_not_count(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     while not pipe.take():
-        time.pass_by(0.5, connection.reactor, loop)
-    time.pass_by(3600, connection.reactor, loop, tick=3600)
+        time.pass_by(0.5, connection.context, loop)
+    time.pass_by(3600, connection.context, loop, tick=3600)
     assert connection.state == OPEN
-    time.pass_by(8, connection.reactor, loop)
+    time.pass_by(8, connection.context, loop)
     assert connection.state == OPEN
     connection.data_received(client_frame(PONG))
-    time.pass_by(10, connection.reactor, loop)
+    time.pass_by(10, connection.context, loop)
     assert connection.state == OPEN
     pipe.lose()
 
@@ -265,39 +265,39 @@ def test_time_in_which_the_loop_stood_still_does_not_count(time: Time) -> None:
 def test_who_is_not_listened_to_is_not_closed_for_silence(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     connection.pause()
-    time.pass_by(1000, connection.reactor, loop)
+    time.pass_by(1000, connection.context, loop)
     assert connection.state == OPEN
     connection.resume()
     loop.turn()
-    time.pass_by(40, connection.reactor, loop)
+    time.pass_by(40, connection.context, loop)
     assert connection.state == CLOSING
     pipe.lose()
 
 
 def test_no_interval_is_no_pings(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=0, ping_timeout=10, close_timeout=5)
-    time.pass_by(1000, connection.reactor, loop)
+    time.pass_by(1000, connection.context, loop)
     assert connection.state == OPEN
     assert pipe.take() == b""
     connection.close()
-    time.pass_by(6, connection.reactor, loop)
+    time.pass_by(6, connection.context, loop)
     assert pipe.is_closing()
     pipe.lose()
 
 
 def test_who_has_gone_is_not_swept(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
-    reactor = connection.reactor
+    context = connection.context
     others = [Pipe() for _ in range(5)]
     for other in others:
-        Connection(reactor).start(other)
+        Connection(context).start(other)
     others[0].lose()  # the first of the list, one amid it, and the last
     others[2].connection = None  # this one forgot to say good-bye
     others[4].lose()
     pipe.lose()
     del connection
     gc.collect()
-    time.pass_by(40, reactor, loop)
+    time.pass_by(40, context, loop)
     for alive in (others[1], others[3]):
         assert closed_with(server_frames(alive.take())) == 4001
         alive.lose()
@@ -407,7 +407,7 @@ def test_finish_sends_what_is_queued_and_close_forgets_it() -> None:
         interest = Filter("a")
         subscription = Subscription(connection, interest, max_queue=5)
         connection.pause_writing()
-        assert Audience(connection.reactor, (interest,)).publish("a", b"event") == (1, 1, 0)
+        assert Audience(connection.context, (interest,)).publish("a", b"event") == (1, 1, 0)
         loop.turn()
         getattr(connection, end)(1001, "")
         loop.turn()
@@ -417,7 +417,7 @@ def test_finish_sends_what_is_queued_and_close_forgets_it() -> None:
         assert server_frames(pipe.take()) == expected
         assert subscription.connection is None
         assert connection.session is None
-        assert connection.reactor.subscriptions == 0
+        assert connection.context.subscriptions == 0
         with pytest.raises(ValueError, match="not open"):
             Subscription(connection, interest, max_queue=5)
         pipe.lose()
@@ -547,7 +547,7 @@ async def test_a_pause_stops_the_client_and_loses_nothing() -> None:
         done, _ = await asyncio.wait([sending], timeout=0.2)
         assert not done
         assert len(peer.messages) == 1
-        assert server.reactor.bytes_in <= 256 * 1024
+        assert server.context.bytes_in <= 256 * 1024
         peer.do = lambda payload, text: None
         peer.connection.resume()
         await sending
@@ -600,13 +600,13 @@ def test_what_a_transport_still_hands_over_in_a_pause_is_kept() -> None:
 
 def test_a_client_whose_commands_take_long_gives_way_to_others() -> None:
     connection, pipe, loop = _on_a_pipe()
-    other = Connection(connection.reactor)
+    other = Connection(connection.context)
     other.session = Remember(other)
     assert isinstance(connection.session, Remember)
     slow, quick = connection.session.messages, other.session.messages
     other_pipe = Pipe()
     other.start(other_pipe)
-    connection.reactor.command_time = 0.0  # each is one too many
+    connection.context.command_time = 0.0  # each is one too many
     commands = [b"%d" % number for number in range(10)]
     stream = b"".join(map(client_frame, [TEXT] * 10, commands))
     connection.data_received(stream[:-1])
@@ -621,7 +621,7 @@ def test_a_client_whose_commands_take_long_gives_way_to_others() -> None:
     loop.turn()
     assert pipe.is_reading()
     assert other_pipe.is_reading()
-    connection.reactor.command_time = 3600.0
+    connection.context.command_time = 3600.0
     connection.data_received(stream)
     assert slow == commands * 2
     assert pipe.is_reading()
@@ -633,7 +633,7 @@ def test_a_close_is_heard_behind_commands_that_take_long() -> None:
     connection, pipe, loop = _on_a_pipe(close_timeout=PATIENCE)
     session = connection.session
     assert isinstance(session, Remember)
-    connection.reactor.command_time = 0.0
+    connection.context.command_time = 0.0
     connection.data_received(client_frame(TEXT, b"a") + client_frame(TEXT, b"b") + close_frame(1000, ""))
     assert session.messages == [b"a"]
     loop.turn()
@@ -790,7 +790,7 @@ async def served() -> AsyncIterator[tuple[Client, Client, Client]]:
         await node.stop()
 
 
-@pytest.mark.parametrize("warm", [False, True], ids=["slow lane", "fast lane"])
+@pytest.mark.parametrize("warm", [False, True], ids=["slow path", "fast path"])
 async def test_text_that_is_not_utf8_closes_its_sender_alone(
     served: tuple[Client, Client, Client], *, warm: bool
 ) -> None:
@@ -862,13 +862,13 @@ class Remember:
         if len(self.messages) - 1 in self.pause_at:
             self.connection.pause()
 
-    def left(self, code: int, reason: str) -> None:
+    def on_close(self, code: int, reason: str) -> None:
         pass
 
 
 def _on_a_pipe(**limits: float) -> tuple[Connection, Pipe, Loop]:
     loop, pipe = Loop(), Pipe()
-    connection = Connection(loop.reactor(**limits))
+    connection = Connection(loop.context(**limits))
     connection.session = Remember(connection)
     connection.start(pipe)
     return connection, pipe, loop

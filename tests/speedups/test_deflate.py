@@ -340,7 +340,7 @@ def test_an_event_is_deflated_once_for_all(world: World) -> None:
         for client in clients:
             client.transport.drain(None)
     assert all(len(client.stream) == 6 for client in clients)
-    assert world.reactor.deflated == 6
+    assert world.context.deflated == 6
     assert all(compressed(client) == [True] * 6 for client in clients)
 
 
@@ -355,13 +355,13 @@ def test_who_waits_alone_has_an_event_deflated_once_too(world: World) -> None:
         world.publish("a", 1000)
     world.turn()
     # What is dropped costs nothing.
-    assert world.reactor.deflated == 1
+    assert world.context.deflated == 1
     for _ in range(3):
         for client in clients:
             client.transport.drain(None)
         world.turn()
     assert all(compressed(client) == [True] * 3 for client in clients)
-    assert world.reactor.deflated == 3
+    assert world.context.deflated == 3
 
 
 def test_nothing_is_deflated_where_nobody_agreed_to_it(world: World) -> None:
@@ -373,7 +373,7 @@ def test_nothing_is_deflated_where_nobody_agreed_to_it(world: World) -> None:
     world.turn()
     for client in clients:
         client.transport.drain(None)
-    assert world.reactor.deflated == 0
+    assert world.context.deflated == 0
     assert not any(any(compressed(client)) for client in clients)
 
 
@@ -388,7 +388,7 @@ def test_what_is_short_or_does_not_shrink_is_sent_as_it_is(world: World) -> None
     world.loop.turn()
     frames = raw_frames(client.transport.received)
     assert [frame.rsv1 for frame in frames] == [False, True, False, True]
-    assert world.reactor.deflated == 3
+    assert world.context.deflated == 3
     read = Oracle().read(frames)
     assert read == [b"a" * (SHORTEST - 1), b"a" * SHORTEST, noise, b"a" * 65536]
     client.transport.received.clear()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker._speedups import Audience, Connection, Filter, Reactor, Routes, Subscription
+from broker._speedups import Audience, Connection, Filter, LoopContext, RouteCache, Subscription
 from broker.hub import Hub
 from broker.messages import encode_event
 from tests.speedups.model import World
@@ -91,8 +91,8 @@ def test_nobody_is_sent_anything_by_an_event_for_nobody(world: World) -> None:
     world.publish("b")
     world.turn()
     assert client.transport.writes == writes
-    assert world.reactor.published == 1
-    assert world.reactor.delivered == 0
+    assert world.context.published == 1
+    assert world.context.delivered == 0
 
 
 class BrokenPipe(Pipe):
@@ -106,12 +106,12 @@ class BrokenPipe(Pipe):
 @pytest.mark.parametrize("place", range(3))
 def test_a_fault_of_one_member_is_not_one_of_the_others(topics: list[str], place: int) -> None:
     loop = Loop()
-    reactor = loop.reactor()
-    hub = Hub(reactor)
+    context = loop.context()
+    hub = Hub(context)
     pipes = [BrokenPipe() if i == place else Pipe() for i in range(3)]
     kept = []
     for pipe in pipes:
-        connection = Connection(reactor)
+        connection = Connection(context)
         connection.start(pipe)
         kept += [
             hub.subscribe(connection, topic, max_queue=9, overflow="drop_oldest", echo=True) for topic in set(topics)
@@ -132,11 +132,11 @@ def test_a_fault_of_one_member_is_not_one_of_the_others(topics: list[str], place
 
 
 def test_an_audience_that_cannot_be_made_leaves_no_trace() -> None:
-    reactor = Loop().reactor()
+    context = Loop().context()
     known = Filter("a")
     with pytest.raises(TypeError):
-        Audience(reactor, (known, "b"))  # type: ignore[arg-type]
-    connection = Connection(reactor)
+        Audience(context, (known, "b"))  # type: ignore[arg-type]
+    connection = Connection(context)
     connection.start(Pipe())
     Subscription(connection, known, max_queue=1).cancel()  # would tell it
 
@@ -155,9 +155,9 @@ def test_the_counters_count_deliveries_and_bytes(world: World) -> None:
         world.turn()
     for client in clients:
         client.transport.drain(None)
-    assert world.reactor.published == 7
-    assert world.reactor.delivered + sum(world.reactor.losses.values()) == 3 * 7
-    assert world.reactor.bytes_out == sum(len(client.transport.received) for client in clients)
+    assert world.context.published == 7
+    assert world.context.delivered + sum(world.context.dropped_events.values()) == 3 * 7
+    assert world.context.bytes_out == sum(len(client.transport.received) for client in clients)
 
 
 # The members
@@ -192,14 +192,14 @@ def test_members_are_the_subscribers_of_the_filters_each_connection_once(
 ) -> None:
     """Whatever part of them is behind: those stand at the other end of the array."""
     loop = Loop()
-    reactor = loop.reactor()
+    context = loop.context()
     filters = [Filter(name) for name in ("a.b", "a.*", ">")]
-    audience = Audience(reactor, tuple(filters))
+    audience = Audience(context, tuple(filters))
     pipes, expected, behind = [], set(), 0
     for chosen, blocked, _ in plan:
         pipe = SlowPipe(loop)
         pipes.append(pipe)
-        connection = Connection(reactor)
+        connection = Connection(context)
         pipe.attach(connection)
         if blocked:
             connection.pause_writing()
@@ -229,7 +229,7 @@ def test_members_are_the_subscribers_of_the_filters_each_connection_once(
             loop.turn()
         assert server_frames(bytes(pipe.received)) == [(TEXT, payload)] * 2 * bool(chosen)
         pipe.lose()
-    assert reactor.subscriptions == reactor.connections == 0
+    assert context.subscriptions == context.connections == 0
 
 
 def test_who_comes_in_the_middle_of_a_turn_gets_what_comes_after_him(world: World) -> None:
@@ -279,7 +279,7 @@ def test_a_connection_that_closes_takes_its_subscriptions_out_of_the_batches_und
 def test_an_audience_outlives_its_members_and_filters_outlive_audiences(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     a, b = Filter("a"), Filter("b")
-    audiences = [Audience(world.reactor, (a, b)) for _ in range(5)]
+    audiences = [Audience(world.context, (a, b)) for _ in range(5)]
     subscription = Subscription(client.connection, a, max_queue=5)
     assert [audience.receivers for audience in audiences] == [1] * 5
     del audiences[1], audiences[2]
@@ -290,7 +290,7 @@ def test_an_audience_outlives_its_members_and_filters_outlive_audiences(world: W
     assert (sys.getrefcount(a), sys.getrefcount(b)) == (references[0] - 3, references[1] - 3)
     Subscription(client.connection, b, max_queue=5)  # it goes at once: nobody holds it
     assert b.subscribers == 0
-    assert world.reactor.subscriptions == 0
+    assert world.context.subscriptions == 0
 
 
 # Who must not see his own
@@ -354,33 +354,33 @@ def test_set_apart_a_queue_that_is_full_goes_to_the_socket_first(world: World) -
 
 
 @pytest.fixture
-def readers() -> Iterator[tuple[Loop, Reactor, list[SlowPipe], Audience]]:
+def readers() -> Iterator[tuple[Loop, LoopContext, list[SlowPipe], Audience]]:
     """Fifty subscribers of one topic; all of them but the first have stopped reading."""
     loop = Loop()
-    reactor = loop.reactor()
+    context = loop.context()
     topic = Filter("a")
     pipes = [SlowPipe(loop) for _ in range(50)]
     for pipe in pipes:
-        pipe.attach(Connection(reactor))
+        pipe.attach(Connection(context))
         pipe.subscriptions = [Subscription(pipe.protocol, topic, max_queue=20)]
     for pipe in pipes[1:]:
         pipe.protocol.pause_writing()
-    yield loop, reactor, pipes, Audience(reactor, (topic,))
+    yield loop, context, pipes, Audience(context, (topic,))
     for pipe in pipes:
         pipe.lose()
-    assert reactor.subscriptions == reactor.connections == reactor.queued == 0
+    assert context.subscriptions == context.connections == context.queued == 0
 
 
-Readers = tuple[Loop, Reactor, list[SlowPipe], Audience]
+Readers = tuple[Loop, LoopContext, list[SlowPipe], Audience]
 
 
 def test_an_event_that_waits_for_many_is_held_once(readers: Readers) -> None:
-    loop, reactor, _, audience = readers
+    loop, context, _, audience = readers
     before = sys.getallocatedblocks()
     for _ in range(10):
         audience.publish("a", encode_event("a", b"[0]"))
     loop.turn()
-    assert reactor.queued == 490
+    assert context.queued == 490
     # An event is an object and its frame; and then there is what a turn of the loop leaves in caches.
     assert sys.getallocatedblocks() - before < 50
 
@@ -391,7 +391,7 @@ def test_topics_and_keys_are_let_go_of(readers: Readers, fast: bool) -> None:
     topic, key = "a.topic.of.its.own", b"a key of its own"
     references = sys.getrefcount(topic), sys.getrefcount(key)
     if fast:
-        routes = pipes[0].protocol.routes = Routes()
+        routes = pipes[0].protocol.routes = RouteCache()
         routes.install(topic, audience, b'{"op":"event","topic":"a.topic.of.its.own"')
         pipes[0].send(TEXT, b'{"op":"publish","topic":"a.topic.of.its.own","key":"k","data":[0]}')
     else:
@@ -406,12 +406,12 @@ def test_topics_and_keys_are_let_go_of(readers: Readers, fast: bool) -> None:
     assert (sys.getrefcount(topic), sys.getrefcount(key)) == references
 
 
-def test_a_reactor_with_audiences_and_nobody_is_collected() -> None:
+def test_a_context_with_audiences_and_nobody_is_collected() -> None:
     loop = Loop()
-    reactor = Reactor(loop.as_loop(), encode_gap=lambda *_: b"")
-    audience = Audience(reactor, (Filter("a"),))
+    context = LoopContext(loop.as_loop(), encode_gap=lambda *_: b"")
+    audience = Audience(context, (Filter("a"),))
     assert audience.publish("a", b"{}") == (0, 0, 0)
-    references = sys.getrefcount(reactor)
+    references = sys.getrefcount(context)
     del audience
     gc.collect()
-    assert sys.getrefcount(reactor) == references - 1
+    assert sys.getrefcount(context) == references - 1

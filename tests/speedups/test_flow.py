@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from broker import messages
-from broker._speedups import Connection, Reactor, Subscription
+from broker._speedups import Connection, LoopContext, Subscription
 from broker.config import OVERFLOWS
 from broker.hub import UNLIMITED, Hub
 from broker.topics import is_pattern, matches, overlap, rank
@@ -109,7 +109,10 @@ class Account:
     def beyond(self) -> int:
         """How many of the queued events may be beyond the bound, under `block` alone."""
         queued = self.log[-self.native.queued :]
-        return sum(event.origin is None or event.origin.gone or event.origin.connection.waits > 0 for event in queued)
+        return sum(
+            event.origin is None or event.origin.gone or event.origin.connection.parked_publishes > 0
+            for event in queued
+        )
 
     def complete(self) -> None:
         """The client has read all there is."""
@@ -130,7 +133,7 @@ class Client:
     def __init__(self, world: Flow, transport: SlowPipe) -> None:
         self.world = world
         self.transport = transport
-        self.connection = Connection(world.reactor, self)
+        self.connection = Connection(world.context, self)
         self.accounts: dict[str, Account] = {}
         """All that it ever had, by topic or pattern: none is made a second time."""
         self.live: dict[str, Account] = {}
@@ -147,7 +150,7 @@ class Client:
     def message(self, payload: bytes, text: bool) -> None:
         raise AssertionError(payload)
 
-    def left(self, code: int, reason: str) -> None:
+    def on_close(self, code: int, reason: str) -> None:
         self.gone = True
         self.sent = [account for account in self.live.values() if not account.stands_aside]
         if self.finished and code == 1001:
@@ -196,7 +199,7 @@ class Flow(RuleBasedStateMachine):
     )
     def begin(self, first: list[tuple[int, str, str, int]], count: int) -> None:
         self.loop = Loop()
-        self.reactor = Reactor(
+        self.context = LoopContext(
             self.loop.as_loop(),
             encode_gap=messages.encode_gap,
             max_outbox=self.max_outbox,
@@ -204,9 +207,9 @@ class Flow(RuleBasedStateMachine):
             block_timeout=0.0001,
             buffer_size=4096,
         )
-        self.reactor.max_age = {"a.c": 0.004, "b": 3600.0}.get
-        self.reactor.catch_up = self.catch_up
-        self.hub = Hub(self.reactor)
+        self.context.max_age = {"a.c": 0.004, "b": 3600.0}.get
+        self.context.catch_up = self.catch_up
+        self.hub = Hub(self.context)
         self.clients: list[Client] = []
         self.numbers = 0
         self.forgotten = 0
@@ -215,7 +218,7 @@ class Flow(RuleBasedStateMachine):
         for who, name, overflow, max_queue in first:
             self.subscribe(who, name, overflow, max_queue, None, True)
 
-    # Who is there, and on which terms.
+    # Who is there, and on which policy.
 
     @rule(kind=st.integers(0, 1))
     def connect(self, kind: int) -> None:
@@ -293,7 +296,7 @@ class Flow(RuleBasedStateMachine):
     def publish(self, topic: str, key: str | None, size: int, who: int | None, fast: bool, count: int) -> None:
         for _ in range(count):
             origin = None if who is None else self.present(who)
-            if origin is not None and (origin.connection.waits or not origin.transport.reading):
+            if origin is not None and (origin.connection.parked_publishes or not origin.transport.reading):
                 return  # it is not read
             self.publish_one(topic, key, size, origin, fast and origin is not None)
 
@@ -311,7 +314,7 @@ class Flow(RuleBasedStateMachine):
             receivers += 1
             account.log.append(Published(number, topic, key, payload, origin))
             client.owner[number] = account
-        if fast and origin is not None and not origin.connection.doomed:
+        if fast and origin is not None and not origin.connection.close_pending:
             prefix = messages.encode_event(topic, b"0").removesuffix(b',"data":0}')
             self.hub.routes.install(topic, self.hub.audience(topic), prefix)
             origin.connection.routes = self.hub.routes
@@ -392,7 +395,7 @@ class Flow(RuleBasedStateMachine):
     def sweep(self, how: int) -> None:
         """Seldom: who makes publishers wait is then closed."""
         if how == 0:
-            self.reactor.sweep()
+            self.context.sweep()
 
     # What holds.
 
@@ -401,7 +404,7 @@ class Flow(RuleBasedStateMachine):
         if not hasattr(self, "clients"):
             return
         queued = 0
-        waiting = sum(client.connection.waits for client in self.clients)
+        waiting = sum(client.connection.parked_publishes for client in self.clients)
         for client in self.clients:
             client.look()
             for account in client.live.values() if not client.gone else ():
@@ -410,12 +413,12 @@ class Flow(RuleBasedStateMachine):
                 # Each publisher that waits has one event beyond the bound; or more, after the bound was lowered.
                 beyond = waiting + STRAYS + 1 + (max(BOUNDS) if "block" in account.policies else 0)
                 most = native.max_queue + (beyond if native.overflow == "block" else 0)
-                assert native.queued <= most or client.connection.doomed
-                # Who has too many strays is doomed: what comes for it in this turn is lost, and nobody waits for it.
-                if account.policies == {"block"} and self.max_outbox > 6000 and not client.connection.doomed:
+                assert native.queued <= most or client.connection.close_pending
+                # A connection with too many strays is to be closed: its events of this turn are dropped.
+                if account.policies == {"block"} and self.max_outbox > 6000 and not client.connection.close_pending:
                     assert native.queued <= account.most + account.beyond
                 assert native.behind or not native.queued
-        assert self.reactor.queued == queued
+        assert self.context.queued == queued
 
     def present(self, who: int) -> Client | None:
         clients = [client for client in self.clients if not client.gone]
@@ -452,16 +455,16 @@ class Flow(RuleBasedStateMachine):
             client.look()
             if client.gone:
                 continue
-            assert client.unanswered == client.connection.waits == client.connection.outbox == 0
-            assert not client.connection.is_behind
+            assert client.unanswered == client.connection.parked_publishes == client.connection.outbox == 0
+            assert not client.connection.lagging
             for account in client.live.values():
                 account.complete()
         for client in self.clients:
             client.transport.lose()
         self.loop.turn()
-        reactor = self.reactor
-        assert reactor.connections == reactor.subscriptions == reactor.queued == self.hub.filters == 0
-        assert reactor.laggards == reactor.publishers_waiting == 0
+        context = self.context
+        assert context.connections == context.subscriptions == context.queued == self.hub.filters == 0
+        assert context.lagging_connections == context.parked_publishers == 0
 
     def read_all(self) -> None:
         for _ in range(10_000):

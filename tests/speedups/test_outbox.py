@@ -183,7 +183,7 @@ class Traffic(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         """What the hub does before the audience of a topic changes."""
-        self.world.reactor.flush_batches()
+        self.world.context.flush_batches()
 
     @invariant()
     def hold(self) -> None:
@@ -296,7 +296,7 @@ def test_what_is_lost_is_counted_where_it_would_have_stood(
     world.turn()
     assert interest.native.queued == 3
     assert interest.native.dropped == 3
-    assert world.reactor.losses[overflow, "overflow"] == 3
+    assert world.context.dropped_events[overflow, "overflow"] == 3
     assert catch_up(world, client) == [first, *(numbers[item] if isinstance(item, int) else item for item in read)]
     assert not interest.native.behind
 
@@ -354,11 +354,11 @@ def test_the_policy_close_parts_with_the_client_at_the_end_of_the_turn(world: Wo
     fall_behind(world, client)
     for _ in range(4):
         world.publish("a")
-    assert client.connection.doomed
+    assert client.connection.close_pending
     taking_part = [not client.gone]
     world.turn()
     assert [*taking_part, not client.gone] == [True, False]
-    assert world.reactor.queued == 0
+    assert world.context.queued == 0
     client.transport.drain(None)
     world.turn()
     assert server_frames(bytes(client.transport.received))[-1] == (CLOSE, (4000).to_bytes(2, "big") + b"slow_consumer")
@@ -399,7 +399,7 @@ def test_a_change_to_close_parts_with_who_is_too_far_behind(world: World) -> Non
     for _ in range(3):
         world.publish("a")
     world.subscribe(client, "a", 3, "close")
-    assert not client.connection.doomed
+    assert not client.connection.close_pending
     world.subscribe(client, "a", 2, "close")
     world.turn()
     assert client.gone
@@ -435,7 +435,7 @@ def test_unsubscribing_forgets_the_queue(world: World) -> None:
     for _ in range(5):
         world.publish("a")
     client.drop(interest)
-    assert world.reactor.queued == 0
+    assert world.context.queued == 0
     assert client.connection.outbox == 0
     assert catch_up(world, client) == [first]
 
@@ -456,9 +456,9 @@ def test_a_subscription_that_cannot_be_made_leaves_nothing_behind(world: World) 
     with pytest.raises(KeyError):
         Subscription(client.connection, a, max_queue=1, overflow="no such policy")
     with pytest.raises(ValueError, match="open"):
-        Subscription(Connection(world.reactor), a, max_queue=1)
+        Subscription(Connection(world.context), a, max_queue=1)
     assert a.subscribers == 0
-    assert world.reactor.subscriptions == 0
+    assert world.context.subscriptions == 0
 
 
 # The lane
@@ -481,7 +481,7 @@ def test_who_does_not_read_answers_is_closed(world: World) -> None:
     client.connection.answer(b'{"op":"pong"}')
     world.turn()
     while client.connection.outbox <= MAX_ANSWERS:
-        assert not client.connection.doomed
+        assert not client.connection.close_pending
         client.connection.answer(b'{"op":"pong"}' + b" " * 4000)
     world.turn()
     client.transport.drain(None)
@@ -495,7 +495,7 @@ def test_the_answers_of_one_turn_are_bounded_too(world: World) -> None:
     client.transport.block()
     for _ in range(2000):
         client.connection.answer(b'{"op":"pong"}' + b" " * 200)
-    assert client.connection.doomed
+    assert client.connection.close_pending
     world.account()
 
 
@@ -632,10 +632,10 @@ def test_a_more_specific_subscription_does_not_overtake_what_waits(
 def test_nor_where_no_answer_goes_ahead_of_it() -> None:
     """A batch for which nothing else waits is sent as it is. Here something does, and the socket has room for both."""
     loop = Loop()
-    reactor = loop.reactor()
-    hub = Hub(reactor)
+    context = loop.context()
+    hub = Hub(context)
     pipe = SlowSocket(loop)
-    pipe.attach(Connection(reactor))
+    pipe.attach(Connection(context))
     pipe.subscriptions = [hub.subscribe(pipe.protocol, "a.*", max_queue=9, overflow="drop_oldest", echo=True)]
     hub.audience("a.b").publish("a.b", b"x" * 9000)
     loop.turn()

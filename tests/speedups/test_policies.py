@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker import messages
-from broker._speedups import Allowance, Connection, Reactor, Subscription
+from broker._speedups import Connection, LoopContext, Subscription, TokenBucket
 from broker.hub import Hub
 from tests.speedups.transports import SlowPipe, SlowSocket
 from tests.speedups.turns import Loop
@@ -24,13 +24,13 @@ SLOW_CONSUMER = (4000).to_bytes(2, "big") + b"slow_consumer"
 
 
 class Place:
-    """A reactor with a hub and clients; time passes in its sweeps alone."""
+    """A context with a hub and clients; time passes in its sweeps alone."""
 
     def __init__(self, **limits: Any) -> None:
         self.loop = Loop()
         limits = {"ping_interval": 0, **limits}
-        self.reactor = Reactor(self.loop.as_loop(), encode_gap=messages.encode_gap, **limits)
-        self.hub = Hub(self.reactor)
+        self.context = LoopContext(self.loop.as_loop(), encode_gap=messages.encode_gap, **limits)
+        self.hub = Hub(self.context)
         self.peers: list[Peer] = []
 
     def client(self, kind: type[SlowPipe] = SlowPipe) -> Peer:
@@ -52,14 +52,14 @@ class Peer:
     def __init__(self, place: Place, transport: SlowPipe) -> None:
         self.place = place
         self.transport = transport
-        self.connection = Connection(place.reactor, self)
+        self.connection = Connection(place.context, self)
         self.subscriptions: dict[str, Subscription] = {}
         self.commands: list[bytes] = []
         transport.attach(self.connection)
 
-    def subscribe(self, topic: str, max_queue: int = 100, **terms: Any) -> Subscription:
-        terms = {"overflow": "drop_oldest", "echo": True, **terms}
-        made = self.place.hub.subscribe(self.connection, topic, max_queue=max_queue, **terms)
+    def subscribe(self, topic: str, max_queue: int = 100, **policy: Any) -> Subscription:
+        policy = {"overflow": "drop_oldest", "echo": True, **policy}
+        made = self.place.hub.subscribe(self.connection, topic, max_queue=max_queue, **policy)
         self.subscriptions[topic] = made
         return made
 
@@ -103,7 +103,7 @@ class Peer:
     def message(self, payload: bytes, text: bool) -> None:
         self.commands.append(payload)
 
-    def left(self, code: int, reason: str) -> None:
+    def on_close(self, code: int, reason: str) -> None:
         for subscription in self.subscriptions.values():
             self.place.hub.unsubscribe(subscription)
 
@@ -117,8 +117,15 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         peer.transport.lose()
         peer.transport.discard()
     place.turn()
-    reactor = place.reactor
-    assert reactor.connections == reactor.subscriptions == reactor.queued == reactor.laggards == place.hub.filters == 0
+    context = place.context
+    assert (
+        context.connections
+        == context.subscriptions
+        == context.queued
+        == context.lagging_connections
+        == place.hub.filters
+        == 0
+    )
 
 
 IMPATIENT = pytest.mark.parametrize("place", [{"block_timeout": 0.0001}], indirect=True)
@@ -293,7 +300,7 @@ def test_a_subscription_without_credit_holds_up_no_other(place: Place) -> None:
         place.publish("b", 10 + n)
         place.turn()
     assert client.read() == [10, 11, 12]
-    assert client.connection.is_behind
+    assert client.connection.lagging
 
 
 def test_credit_is_given_back_for_what_the_socket_did_not_take(place: Place) -> None:
@@ -351,7 +358,7 @@ def test_those_who_wait_for_each_other_go_out_in_their_order(place: Place) -> No
     assert client.read() == [2], "what waits may be of `a.b`, for all that its pattern says"
     widest.add_credit(1)
     assert client.read() == [2, 1, 4, 3, 5], "in turn, but in their order for each topic"
-    assert not client.connection.is_behind
+    assert not client.connection.lagging
 
 
 def test_a_new_subscription_of_other_topics_leaves_the_turns_as_they_are(place: Place) -> None:
@@ -477,7 +484,7 @@ def test_a_farewell_waits_for_the_socket_but_not_for_credit(place: Place) -> Non
 
 
 def test_what_has_waited_for_too_long_is_not_sent(place: Place) -> None:
-    place.reactor.max_age = {"young": 0.02, "old": 3600.0, "any": None}.get
+    place.context.max_age = {"young": 0.02, "old": 3600.0, "any": None}.get
     client = place.client()
     subscription = client.subscribe(">")
     client.stop()
@@ -487,12 +494,12 @@ def test_what_has_waited_for_too_long_is_not_sent(place: Place) -> None:
     time.sleep(0.05)  # nothing tells when it has passed: it is the age that is tested
     assert subscription.waiting > 0.02
     assert client.read() == [("age", 2), 2, ("age", 1), 4]
-    assert sum(n for (_, reason), n in place.reactor.losses.items() if reason == "age") == 3
-    assert sum(place.reactor.losses.values()) == 3
+    assert sum(n for (_, reason), n in place.context.dropped_events.items() if reason == "age") == 3
+    assert sum(place.context.dropped_events.values()) == 3
 
 
 def test_at_the_bound_it_is_what_is_too_old_that_goes(place: Place) -> None:
-    place.reactor.max_age = {"young": 0.02, "old": None}.get
+    place.context.max_age = {"young": 0.02, "old": None}.get
     client = place.client()
     client.subscribe("*", max_queue=3)
     client.stop()
@@ -532,7 +539,7 @@ def test_a_publisher_waits_until_its_event_has_found_room(place: Place) -> None:
     # Two find room, the third one waits for it, and is out all the same.
     assert one.seen() == ["ok", "ok"]
     assert quick.seen() == [0, 1, 2]
-    assert (subscription.queued, one.connection.waits) == (3, 1)
+    assert (subscription.queued, one.connection.parked_publishes) == (3, 1)
     assert one.commands == []
     # Others are not held up, unless they publish there too.
     other.send(op="publish", id=1, topic="b", data=1)
@@ -544,7 +551,7 @@ def test_a_publisher_waits_until_its_event_has_found_room(place: Place) -> None:
     assert one.seen() == ["ok"] * 4
     assert other.seen() == ["ok"]
     assert len(one.commands) == 1
-    assert one.connection.waits == other.connection.waits == 0
+    assert one.connection.parked_publishes == other.connection.parked_publishes == 0
 
 
 def test_publishers_are_let_go_in_their_order_as_room_comes(place: Place) -> None:
@@ -575,8 +582,8 @@ def test_a_subscriber_that_makes_publishers_wait_for_too_long_is_closed(place: P
         one.send(op="publish", id=n, topic="a", data=n)
     place.turn()
     assert one.seen() == ["ok"]
-    while not slow.connection.doomed:
-        place.reactor.sweep()
+    while not slow.connection.close_pending:
+        place.context.sweep()
     place.turn()
     assert one.seen() == ["ok", "ok"]
     assert len(one.commands) == 1, "there is no subscriber any more, so it is the session's"
@@ -593,9 +600,9 @@ def test_a_circle_of_connections_that_wait_for_each_other_ends(place: Place) -> 
     for topic, peer in zip("ab", reversed(peers), strict=True):
         for n in range(3):
             peer.send(op="publish", id=n, topic=topic, data=n)
-    assert [peer.connection.waits for peer in peers] == [1, 1]
-    while not all(peer.connection.doomed for peer in peers):
-        place.reactor.sweep()
+    assert [peer.connection.parked_publishes for peer in peers] == [1, 1]
+    while not all(peer.connection.close_pending for peer in peers):
+        place.context.sweep()
     place.turn()
     assert [peer.read()[-1] for peer in peers] == [SLOW_CONSUMER] * 2
 
@@ -648,7 +655,7 @@ def test_where_nobody_can_be_made_to_wait_the_queue_is_bounded_all_the_same(plac
     slow.stop()
     for n in range(66):
         place.publish("a", n)
-    assert not slow.connection.doomed
+    assert not slow.connection.close_pending
     assert subscription.queued == 66
     place.publish("a", 66)
     place.turn()
@@ -666,19 +673,19 @@ def test_what_nobody_waits_for_is_not_counted_once_it_has_found_room(place: Plac
     assert subscription.queued == 3
     one.send(op="publish", id=1, topic="a", data="mine")
     place.turn()
-    assert (one.seen(), one.connection.waits, place.reactor.publishers_waiting) == ([], 1, 1)
+    assert (one.seen(), one.connection.parked_publishes, place.context.parked_publishers) == ([], 1, 1)
     subscription.add_credit(1)
     place.turn()
     assert one.seen() == [], "one of those before it is beyond the bound still"
     subscription.add_credit(1)
     place.turn()
-    assert (one.seen(), one.connection.waits, place.reactor.publishers_waiting) == (["ok"], 0, 0)
+    assert (one.seen(), one.connection.parked_publishes, place.context.parked_publishers) == (["ok"], 0, 0)
     # Nor do they add up to the bound of what nobody waits for.
     for n in range(200):
         place.publish("a", n)
         subscription.add_credit(1)
         place.turn()
-    assert not slow.connection.doomed
+    assert not slow.connection.close_pending
 
 
 def test_those_who_left_and_those_who_wait_keep_their_places(place: Place) -> None:
@@ -713,13 +720,13 @@ def test_nobody_is_closed_for_what_nobody_waits_for(place: Place) -> None:
     one.send(op="publish", id=1, topic="a", data=1)
     one.transport.lose()
     for _ in range(20):
-        place.reactor.sweep()
+        place.context.sweep()
         time.sleep(0.002)  # the sweep has a clock of its own, which moves with this one
-    assert not slow.connection.doomed
+    assert not slow.connection.close_pending
 
 
 def test_what_is_too_old_makes_room_for_a_publisher_that_waits(place: Place) -> None:
-    place.reactor.max_age = {"a": 0.02}.get
+    place.context.max_age = {"a": 0.02}.get
     slow, one = place.client(), publisher(place)
     slow.subscribe("a", max_queue=1, overflow="block", credit=0)
     route(place, "a")
@@ -728,7 +735,7 @@ def test_what_is_too_old_makes_room_for_a_publisher_that_waits(place: Place) -> 
     place.turn()
     assert one.seen() == ["ok"]
     time.sleep(0.05)  # it is the age that is tested
-    place.reactor.sweep()
+    place.context.sweep()
     place.turn()
     assert one.seen() == ["ok", "ok"]
     slow.subscriptions["a"].add_credit(5)
@@ -743,7 +750,7 @@ def test_a_publisher_that_blocks_itself_ends_by_reading(place: Place) -> None:
     for n in range(3):
         one.send(op="publish", id=n, topic="a", data=n)
     place.turn()
-    assert one.connection.waits == 1
+    assert one.connection.parked_publishes == 1
     # An answer goes ahead of the events of its turn, and comes in the turn in which its event has found room.
     assert one.read() == ["ok", 0, 1, "ok", "ok", 2]
 
@@ -789,7 +796,7 @@ def test_a_hole_is_announced_where_it_is(place: Place, overflow: str) -> None:
     place.publish("a", 1, "k")
     for client in (ready, full, dry):
         for _ in range(2):
-            client.subscriptions["a"].lose_track()
+            client.subscriptions["a"].announce_loss()
     place.publish("a", 2, "l")
     lender.add_credit(5)
     for client in (ready, full, dry):
@@ -800,7 +807,7 @@ def test_a_hole_is_announced_where_it_is(place: Place, overflow: str) -> None:
 
 def test_a_hole_without_anything_behind_it_is_announced_too(place: Place) -> None:
     client = place.client()
-    client.subscribe("a").lose_track()
+    client.subscribe("a").announce_loss()
     assert client.read() == [("lost", None)]
 
 
@@ -809,7 +816,7 @@ def test_a_hole_without_anything_behind_it_is_announced_too(place: Place) -> Non
 
 def test_under_replay_nothing_is_held_and_all_is_fed(place: Place) -> None:
     catching_up: list[Subscription] = []
-    place.reactor.catch_up = catching_up.append
+    place.context.catch_up = catching_up.append
     client = place.client()
     subscription = client.subscribe("a", max_queue=3, overflow="replay")
     place.publish("a", 0)
@@ -857,7 +864,7 @@ def test_what_was_left_to_history_is_lost_with_another_policy(place: Place) -> N
 
 def test_who_stays_behind_is_told_of_once_and_when_it_has_caught_up(place: Place) -> None:
     told: list[tuple[Connection, bool]] = []
-    place.reactor.watch = lambda connection, behind: told.append((connection, behind))
+    place.context.on_lagging = lambda connection, behind: told.append((connection, behind))
     client, brief = place.client(), place.client()
     for peer in (client, brief):
         peer.subscribe("a")
@@ -865,23 +872,23 @@ def test_who_stays_behind_is_told_of_once_and_when_it_has_caught_up(place: Place
         place.publish("a", 1)
     brief.read()
     deadline = time.monotonic() + 30
-    place.reactor.sweep()
+    place.context.sweep()
     assert told == []
-    assert place.reactor.laggards == 1
+    assert place.context.lagging_connections == 1
     while not told and time.monotonic() < deadline:
-        place.reactor.sweep()
-    place.reactor.sweep()
+        place.context.sweep()
+    place.context.sweep()
     assert told == [(client.connection, True)]
     client.read()
-    place.reactor.sweep()
-    place.reactor.sweep()
+    place.context.sweep()
+    place.context.sweep()
     assert told == [(client.connection, True), (client.connection, False)]
-    assert place.reactor.laggards == 0
+    assert place.context.lagging_connections == 0
 
 
 def test_who_catches_up_between_two_looks_is_not_told_of(place: Place) -> None:
     told: list[bool] = []
-    place.reactor.watch = lambda connection, behind: told.append(behind)
+    place.context.on_lagging = lambda connection, behind: told.append(behind)
     burst, fed = place.client(), place.client()
     burst.subscribe("a")
     lender = fed.subscribe("a", credit=0)
@@ -889,43 +896,43 @@ def test_who_catches_up_between_two_looks_is_not_told_of(place: Place) -> None:
     burst.stop()
     place.publish("a", 1)
     while time.monotonic() < end:
-        place.reactor.sweep()  # at which they are behind
+        place.context.sweep()  # at which they are behind
         burst.read()
         lender.add_credit(1)
         fed.read()
         burst.stop()
         place.publish("a", 1)
         time.sleep(0.01)
-    assert place.reactor.laggards == 2
+    assert place.context.lagging_connections == 2
     assert told == []
 
 
-# The allowance
+# The token_bucket
 
 
-def test_an_allowance_lets_a_burst_through_and_then_says_how_long_to_wait() -> None:
-    allowance = Allowance(100, 3)
-    assert [allowance.take() for _ in range(3)] == [0, 0, 0]
-    wait = allowance.take()
+def test_an_token_bucket_lets_a_burst_through_and_then_says_how_long_to_wait() -> None:
+    token_bucket = TokenBucket(100, 3)
+    assert [token_bucket.take() for _ in range(3)] == [0, 0, 0]
+    wait = token_bucket.take()
     assert 0 < wait <= 0.01
     time.sleep(wait)  # as it was told
-    assert allowance.take() == 0
-    allowance.change(0.001, 1)
-    assert (allowance.rate, allowance.burst) == (0.001, 1)
-    assert allowance.take() > 100
+    assert token_bucket.take() == 0
+    token_bucket.change(0.001, 1)
+    assert (token_bucket.rate, token_bucket.burst) == (0.001, 1)
+    assert token_bucket.take() > 100
     with pytest.raises(ValueError, match="positive"):
-        allowance.change(0, 1)
+        token_bucket.change(0, 1)
     with pytest.raises(ValueError, match="positive"):
-        Allowance(0, 1)
+        TokenBucket(0, 1)
 
 
-def test_the_fast_lane_takes_what_the_allowance_gives(place: Place) -> None:
+def test_the_fast_path_takes_what_the_token_bucket_gives(place: Place) -> None:
     peer = place.client()
-    peer.connection.allowance = Allowance(0.001, 2, place.hub.routes)
+    peer.connection.token_bucket = TokenBucket(0.001, 2, place.hub.routes)
     route(place, "a")
     for n in range(4):
         peer.send(op="publish", id=n, topic="a", data=n)
     place.turn()
     assert peer.seen() == ["ok", "ok"]
     assert len(peer.commands) == 2
-    assert place.reactor.fast_publishes == 2
+    assert place.context.fast_publishes == 2

@@ -6,12 +6,12 @@ from asyncio import AbstractEventLoop, BaseProtocol, Transport
 from collections.abc import Callable
 from typing import Any, cast
 
-from broker._speedups import Connection, Reactor
+from broker._speedups import Connection, LoopContext
 from broker.messages import encode_gap
 
 
 class Loop:
-    """As much of an event loop as a Reactor asks for. Time does not pass in it: what is called later never is."""
+    """As much of an event loop as a LoopContext asks for. Time does not pass in it: what is called later never is."""
 
     def __init__(self) -> None:
         self.faults: list[dict[str, Any]] = []
@@ -42,11 +42,11 @@ class Loop:
         """The same as a loop, for whoever asks for no more of it."""
         return cast(AbstractEventLoop, self)
 
-    def reactor(self, **limits: Any) -> Reactor:
-        """A reactor on this loop."""
-        reactor = Reactor(self.as_loop(), encode_gap=encode_gap, **limits)
-        reactor.command_time = 3600.0  # what takes its time here is the machine
-        return reactor
+    def context(self, **limits: Any) -> LoopContext:
+        """A context on this loop."""
+        context = LoopContext(self.as_loop(), encode_gap=encode_gap, **limits)
+        context.command_time = 3600.0  # what takes its time here is the machine
+        return context
 
 
 class Pipe(Transport):

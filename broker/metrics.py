@@ -31,7 +31,7 @@ class Histogram:
         self.sum += value
 
 
-class Tally:
+class Metrics:
     """What one node has counted since its start."""
 
     __slots__ = ("closed", "commands", "connected", "engine", "errors", "handshakes")
@@ -42,7 +42,7 @@ class Tally:
         self.closed: Counter[int] = Counter()
         """Those that took part no more, by close code; 0 stands for codes that are nobody's."""
         self.commands: Counter[str] = Counter()
-        """Commands that the fast lane did not take, by op; `""` stands for what could not be read."""
+        """Commands that the fast path did not take, by op; `""` stands for what could not be read."""
         self.errors: Counter[str] = Counter()
         """Commands that were not carried out, by error code."""
         self.handshakes = Histogram()

@@ -52,14 +52,14 @@ cdef enum:
 
 
 @cython.final
-cdef class Reactor:
+cdef class LoopContext:
     """What all connections of one event loop share: the receive buffer, the limits, the flush, the keep-alive sweep.
 
     `loop` is the event loop; times are in seconds, sizes in bytes. `encode_gap(topic, missed, reason)` makes the
     protocol's `gap` message. `ping_interval` 0 turns keep-alive off.
 
     `max_age(topic)` gives the age in seconds beyond which an event is not worth sending, or None; it is asked for
-    events that have to wait. `watch(connection, behind)` is told of a connection that has been behind for a while, and
+    events that have to wait. `on_lagging(connection, lagging)` is told of a connection that has been behind for a while, and
     when it is so no more. `catch_up(subscription)` is to feed what a subscription with the policy `replay` lags behind;
     it is called when there is room. Each may be None.
     """
@@ -71,14 +71,14 @@ cdef class Reactor:
         bytearray buffer
         list dirty  # audiences with a batch
         list dirty_connections  # connections with something to send, or to settle
-        list doomed
+        list close_pending
         dict holding  # keys: subscriptions with events beyond the bound, for which publishers may wait (`block`)
         dict behind  # keys: connections for which something waits, or waited since the last sweep
         # For how long the commands of one connection may be carried out before the others have their turn, in seconds:
-        # 4 ms are some 200 of those that cost little, or one that costs much. The fast lane is not counted.
+        # 4 ms are some 200 of those that cost little, or one that costs much. The fast path is not counted.
         public double command_time
         public object max_age
-        public object watch
+        public object on_lagging
         public object catch_up
         bint scheduled
         object flush_method
@@ -90,7 +90,7 @@ cdef class Reactor:
         # The audiences whose members are known, the one found last first, and how many members they have room for.
         PyObject* known_first
         PyObject* known_last
-        readonly uint64_t slots
+        readonly uint64_t member_slots
         public size_t max_size
         public uint32_t max_fragments
         public size_t max_outbox
@@ -134,7 +134,7 @@ cdef class Reactor:
         self.buffer = bytearray(buffer_size)
         self.dirty = []
         self.dirty_connections = []
-        self.doomed = []
+        self.close_pending = []
         self.holding = {}
         self.behind = {}
         self.flush_method = self.flush
@@ -157,15 +157,15 @@ cdef class Reactor:
         free(self.pending)
 
     @property
-    def losses(self):
+    def dropped_events(self):
         """How many events subscriptions have lost so far, by (policy, reason), the reason as in their gaps."""
         return {(policy, REASON_NAMES[reason]): self.lost[number][reason]
                 for policy, number in OVERFLOW.items() for reason in range(REASONS)}
 
     @property
-    def laggards(self):
+    def lagging_connections(self):
         """How many connections are behind: something waits for them that they cannot take now."""
-        return sum([connection.is_behind for connection in self.behind])
+        return sum([connection.lagging for connection in self.behind])
 
     def start(self):
         """Begin the keep-alive sweep."""
@@ -194,15 +194,15 @@ cdef class Reactor:
         a bound every topic published to would keep a list of all who subscribed to a wide pattern.
         """
         cdef uint64_t most = 2 * <uint64_t> self.subscriptions + FREE_SLOTS
-        if self.slots + wanted <= most:
+        if self.member_slots + wanted <= most:
             return 0
         self.send_batches()
-        while self.known_last != NULL and self.slots + wanted > most:
+        while self.known_last != NULL and self.member_slots + wanted > most:
             (<Audience> self.known_last).drop_members()
         return 0
 
     cdef void add_known(self, Audience audience) noexcept:
-        self.slots += audience.slots
+        self.member_slots += audience.member_slots
         audience.known_previous = NULL
         audience.known_next = self.known_first
         if self.known_first != NULL:
@@ -212,7 +212,7 @@ cdef class Reactor:
         self.known_first = <PyObject*> audience
 
     cdef void remove_known(self, Audience audience) noexcept:
-        self.slots -= audience.slots
+        self.member_slots -= audience.member_slots
         if audience.known_previous != NULL:
             (<Audience> audience.known_previous).known_next = audience.known_next
         else:
@@ -262,12 +262,12 @@ cdef class Reactor:
                 except Exception as error:
                     self.give_up(connection, error)
             if self.holding:
-                # Room has come, if any, where something was written or given up: all of these are in the list.
+                # Capacity has come, if any, where something was written or given up: all of these are in the list.
                 for connection in connections:
                     if connection.holding:
                         self.make_way(connection)
-        while self.doomed:
-            connection = self.doomed.pop()
+        while self.close_pending:
+            connection = self.close_pending.pop()
             connection.close(connection.close_code, connection.close_reason)
         now = exact_time()
         self.writing += now - began
@@ -411,7 +411,7 @@ cdef class Reactor:
         return 0
 
     @property
-    def publishers_waiting(self):
+    def parked_publishers(self):
         """How many connections are not read until an event of theirs has found room (`block`)."""
         cdef Subscription subscription
         cdef Hold hold
@@ -429,7 +429,7 @@ cdef class Reactor:
         cdef uint64_t now = now_ms()
         for connection in list(self.behind):
             if connection.is_lagging():
-                if not connection.told and now - connection.behind_since >= TELL_AFTER:
+                if not connection.told and now - connection.lagging_since >= TELL_AFTER:
                     connection.told = True
                     news.append((connection, True))
                 continue
@@ -438,9 +438,9 @@ cdef class Reactor:
             if connection.told:
                 connection.told = False
                 news.append((connection, False))
-        if self.watch is not None:
+        if self.on_lagging is not None:
             for connection, behind in news:
-                self.watch(connection, behind)
+                self.on_lagging(connection, behind)
         return 0
 
     cdef int ping(self, Connection connection) except -1:

@@ -18,21 +18,21 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from broker import watch
-from broker.watch import MEMORY, TICK, Watch, most_descriptors, open_descriptors
+from broker import health
+from broker.health import MEMORY, TICK, HealthMonitor, most_descriptors, open_descriptors
 from tests.admin.test_server import descriptors, get
 from tests.fixtures_daemon import TIMEOUT, launched, mute
-from tests.fixtures_node import House, masked, serving
-from tests.net.house import until
+from tests.fixtures_node import Harness, masked, serving
+from tests.net.harness import until
 
 STOOD = "the event loop stood still"
 
 
 @asynccontextmanager
-async def watched(house: House, levels: list[int] | None = None) -> AsyncIterator[Watch]:
+async def watched(harness: Harness, levels: list[int] | None = None) -> AsyncIterator[HealthMonitor]:
     """A watch over the loop of the test."""
-    found = Watch(
-        asyncio.get_running_loop(), house.node.reactor, (lambda level: None) if levels is None else levels.append
+    found = HealthMonitor(
+        asyncio.get_running_loop(), harness.node.context, (lambda level: None) if levels is None else levels.append
     )
     found.start()
     try:
@@ -41,9 +41,9 @@ async def watched(house: House, levels: list[int] | None = None) -> AsyncIterato
         found.stop()
 
 
-async def warning(house: House, hold_up: Any) -> dict[str, Any]:
+async def warning(harness: Harness, hold_up: Any) -> dict[str, Any]:
     """What is logged when the loop is held up."""
-    async with watched(house) as found:
+    async with watched(harness) as found:
         with capture_logs() as logs:
             ticks = sum(found.lag.counts)
             hold_up()
@@ -64,35 +64,35 @@ def working() -> None:
 
 
 async def test_a_call_that_waits_is_named() -> None:
-    async with serving() as house:
-        entry = await warning(house, waiting)
+    async with serving() as harness:
+        entry = await warning(harness, waiting)
         assert entry["cause"] == "a call that waits"
-        assert entry["where"].startswith("waiting (test_watch.py:")
+        assert entry["where"].startswith("waiting (test_health.py:")
 
 
 async def test_a_call_that_works_is_named() -> None:
-    async with serving() as house:
-        entry = await warning(house, working)
+    async with serving() as harness:
+        entry = await warning(harness, working)
         assert entry["cause"] == "a call that works"
-        assert "working (test_watch.py:" in entry["where"]
+        assert "working (test_health.py:" in entry["where"]
 
 
 async def test_a_fan_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "LATE", 0.001)  # what this test can bring about in a moment
-    async with serving() as house:
-        clients = [await house.subscriber("a") for _ in range(40)]
-        audience = house.node.hub.audience("a")
+    monkeypatch.setattr(health, "LATE", 0.001)  # what this test can bring about in a moment
+    async with serving() as harness:
+        clients = [await harness.subscriber("a") for _ in range(40)]
+        audience = harness.node.hub.audience("a")
         for client in clients:
             client.socket.transport.pause_reading()  # they are in the same loop, and would hold it up too
 
         async def attempt() -> dict[str, Any]:
-            async with watched(house) as found:
+            async with watched(harness) as found:
                 with capture_logs() as logs:
                     ticks = sum(found.lag.counts)
                     time.sleep(TICK)  # noqa: ASYNC251 -- from now on the tick is late
                     for _ in range(100):
                         audience.publish("a", b'{"op":"event"}')
-                        house.node.reactor.flush()
+                        harness.node.context.flush()
                     await until(lambda: sum(found.lag.counts) > ticks)
             return dict(next((entry for entry in logs if entry["event"] == STOOD), {}))
 
@@ -108,10 +108,10 @@ async def test_a_fan_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_what_waits_before_something_is_written_is_named_and_not_the_writing() -> None:
-    async with serving() as house:
-        client = await house.connect()
-        connection = house.session(client).connection
-        async with watched(house) as found:
+    async with serving() as harness:
+        client = await harness.connect()
+        connection = harness.session(client).connection
+        async with watched(harness) as found:
             with capture_logs() as logs:
                 ticks = sum(found.lag.counts)
                 # In one turn of the loop: something to write comes up, something waits, and it is written.
@@ -120,12 +120,12 @@ async def test_what_waits_before_something_is_written_is_named_and_not_the_writi
                 await until(lambda: sum(found.lag.counts) > ticks)
         [entry] = [entry for entry in logs if entry["event"] == STOOD]
         assert entry["cause"] == "a call that waits"
-        assert entry["where"].startswith("waiting (test_watch.py:")
+        assert entry["where"].startswith("waiting (test_health.py:")
 
 
 async def test_of_a_loop_that_never_turns_again_the_thread_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "HANGS", 0.4)
-    async with serving() as house, watched(house):
+    monkeypatch.setattr(health, "HANGS", 0.4)
+    async with serving() as harness, watched(harness):
         with capture_logs() as logs:
 
             def forever() -> None:
@@ -135,7 +135,7 @@ async def test_of_a_loop_that_never_turns_again_the_thread_tells(monkeypatch: py
 
             forever()
         [entry] = [entry for entry in logs if entry["event"] == "the event loop hangs"]
-        assert "forever (test_watch.py:" in entry["where"]
+        assert "forever (test_health.py:" in entry["where"]
         assert entry["seconds"] > 0.4
 
 
@@ -151,7 +151,7 @@ async def test_a_process_that_was_stopped_is_told_from_one_that_hangs() -> None:
 
 
 async def test_it_warns_now_and_then_only() -> None:
-    async with serving() as house, watched(house) as found:
+    async with serving() as harness, watched(harness) as found:
         with capture_logs() as logs:
             for _ in range(2):
                 ticks = sum(found.lag.counts)
@@ -176,21 +176,21 @@ async def test_it_warns_now_and_then_only() -> None:
 async def test_around_a_bound_it_does_not_open_and_close(
     memory: list[int], levels: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving() as house:
-        found = Watch(asyncio.get_running_loop(), house.node.reactor, lambda level: None)
+    async with serving() as harness:
+        found = HealthMonitor(asyncio.get_running_loop(), harness.node.context, lambda level: None)
         found.max_memory = 100
         seen = []
         for now in memory:
-            monkeypatch.setattr(Watch, "memory", now)
+            monkeypatch.setattr(HealthMonitor, "memory", now)
             found._weigh()
             seen.append(found.level)
         assert seen == levels
 
 
 async def test_the_levels_of_memory() -> None:
-    async with serving() as house:
+    async with serving() as harness:
         levels: list[int] = []
-        async with watched(house, levels) as found:
+        async with watched(harness, levels) as found:
             with capture_logs() as logs:
                 for bound, level in ((found.memory * 100 // 95, 1), (1, 2), (None, 0)):
                     found.max_memory = bound

@@ -7,38 +7,38 @@ from itertools import pairwise
 import pytest
 
 import broker._speedups
-from broker._speedups import Audience, Connection, Filter, Reactor, Subscription
+from broker._speedups import Audience, Connection, Filter, LoopContext, Subscription
 from broker.messages import encode_event
 from tests.speedups.turns import Loop, Pipe
 from tests.speedups.wire import PONG, client_frame, closed_with, server_frames
 
 FREE_SLOTS = 65536
-"""Members that may be remembered beyond those that the number of subscriptions allows (`reactor.pxi`)."""
+"""Members that may be remembered beyond those that the number of subscriptions allows (`context.pxi`)."""
 
 
 class TestMembers:
     """Of audiences that overlap widely, only so many lists of members are kept."""
 
     def test_what_is_remembered_is_bounded_by_the_subscriptions(self) -> None:
-        loop, reactor, pipes = _crowd(500)
+        loop, context, pipes = _crowd(500)
         wide = Filter(">")
         subscriptions = [Subscription(pipe.connection, wide, max_queue=9) for pipe in pipes if pipe.connection]
-        audiences = [Audience(reactor, (Filter(f"t.{number}"), wide)) for number in range(400)]
+        audiences = [Audience(context, (Filter(f"t.{number}"), wide)) for number in range(400)]
         for audience in audiences:
             assert audience.receivers == 500
-            assert reactor.slots <= 2 * reactor.subscriptions + FREE_SLOTS
-        assert reactor.slots > FREE_SLOTS // 2  # it remembers what it may
+            assert context.member_slots <= 2 * context.subscriptions + FREE_SLOTS
+        assert context.member_slots > FREE_SLOTS // 2  # it remembers what it may
         for subscription in subscriptions:
             subscription.cancel()
-        assert reactor.slots == 0
+        assert context.member_slots == 0
         del audiences
         _part(pipes, loop)
 
     def test_nobody_misses_an_event_because_an_audience_was_forgotten(self) -> None:
-        loop, reactor, pipes = _crowd(300)
+        loop, context, pipes = _crowd(300)
         wide = Filter(">")
         subscriptions = [Subscription(pipe.connection, wide, max_queue=9) for pipe in pipes if pipe.connection]
-        audiences = [Audience(reactor, (wide, Filter(f"t.{number}"))) for number in range(300)]
+        audiences = [Audience(context, (wide, Filter(f"t.{number}"))) for number in range(300)]
         # In one turn, and each topic twice: what is forgotten in between is sent first, and found again.
         for round_ in range(2):
             for number, audience in enumerate(audiences):
@@ -67,10 +67,10 @@ class TestPings:
         return clock
 
     def test_a_short_interval_is_kept(self, clock: list[float]) -> None:
-        loop, reactor, (pipe,) = _crowd(1, ping_interval=1, ping_timeout=10)
+        loop, context, (pipe,) = _crowd(1, ping_interval=1, ping_timeout=10)
         pinged = []
         for _ in range(300):
-            _pass_by(clock, reactor, loop)
+            _pass_by(clock, context, loop)
             if pipe.take():
                 pinged.append(clock[0])
                 assert pipe.connection is not None
@@ -80,46 +80,46 @@ class TestPings:
         _part([pipe], loop)
 
     def test_silence_ends_it_at_the_timeout(self, clock: list[float]) -> None:
-        loop, reactor, (pipe,) = _crowd(1, ping_interval=1, ping_timeout=10)
+        loop, context, (pipe,) = _crowd(1, ping_interval=1, ping_timeout=10)
         while not pipe.take():
-            _pass_by(clock, reactor, loop)
+            _pass_by(clock, context, loop)
         asked = clock[0]
         connection = pipe.connection
         assert connection is not None
         while connection.state == 1:
-            _pass_by(clock, reactor, loop)
+            _pass_by(clock, context, loop)
         assert 10 <= clock[0] - asked < 11.5
         assert closed_with(server_frames(pipe.take())) == 4001
         _part([pipe], loop)
 
     @pytest.mark.parametrize(("interval", "timeout"), [(25, 10), (1, 10)])
     def test_who_takes_what_waits_for_it_is_alive(self, clock: list[float], interval: float, timeout: float) -> None:
-        loop, reactor, (pipe,) = _crowd(1, ping_interval=interval, ping_timeout=timeout)
+        loop, context, (pipe,) = _crowd(1, ping_interval=interval, ping_timeout=timeout)
         connection = pipe.connection
         assert connection is not None
         # A slow reader: our ping stands behind much that it has to read first, and all the time it reads.
         for _ in range(100):
             connection.pause_writing()
             for _ in range(40):
-                _pass_by(clock, reactor, loop)
+                _pass_by(clock, context, loop)
             connection.resume_writing()
         assert connection.state == 1
         _part([pipe], loop)
 
 
-def _crowd(size: int, **limits: float) -> tuple[Loop, Reactor, list[Pipe]]:
+def _crowd(size: int, **limits: float) -> tuple[Loop, LoopContext, list[Pipe]]:
     loop = Loop()
-    reactor = loop.reactor(**limits)
+    context = loop.context(**limits)
     pipes = [Pipe() for _ in range(size)]
     for pipe in pipes:
-        Connection(reactor, _Silent()).start(pipe)
-    return loop, reactor, pipes
+        Connection(context, _Silent()).start(pipe)
+    return loop, context, pipes
 
 
-def _pass_by(clock: list[float], reactor: Reactor, loop: Loop) -> None:
+def _pass_by(clock: list[float], context: LoopContext, loop: Loop) -> None:
     """Let a tenth of a second pass."""
     clock[0] += 0.1
-    reactor.sweep()
+    context.sweep()
     loop.turn()
 
 
@@ -132,4 +132,4 @@ def _part(pipes: list[Pipe], loop: Loop) -> None:
 class _Silent:
     def message(self, payload: bytes, text: bool) -> None: ...
 
-    def left(self, code: int, reason: str) -> None: ...
+    def on_close(self, code: int, reason: str) -> None: ...

@@ -1,6 +1,6 @@
 """Who may come in now: counts every connection of the process, and sends away who takes too long over the opening.
 
-There is one gate for all listeners. It keeps this law: at no moment are there more than `room.connections`
+There is one limiter for all listeners. It keeps this law: at no moment are there more than `room.connections`
 connections that are established or on their way to it, nor more than `room.extra` beside them that are being told why
 they may not come in. So the process never runs out of descriptors, which uvloop would answer by closing connections
 without a word.
@@ -20,14 +20,14 @@ import structlog
 
 from broker.config import Config
 from broker.errors import ConfigError
+from broker.metrics import Metrics
 from broker.net.origin import Origins
 from broker.net.proxy import Proxies, network_of
-from broker.tally import Tally
 
 if TYPE_CHECKING:
     from broker.net.handshake import Handshake
 
-LINGER = 2.0
+REFUSED_TIMEOUT = 2.0
 """Seconds that a refused client has to read its answer and close. nginx gives 5 (lingering_timeout) and 30 in all;
 here it is one answer of a few hundred bytes, and each second holds a descriptor."""
 
@@ -60,27 +60,27 @@ class Node(Protocol):
         """Whether the broker is shutting down."""
 
     @property
-    def tally(self) -> Tally:
+    def metrics(self) -> Metrics:
         """Where it is counted."""
 
-    departed: Callable[[str], None] | None
+    on_disconnect: Callable[[str], None] | None
     """Called with the address of each client that leaves."""
 
     def peers(self) -> Iterable[str]:
         """Give the addresses of all clients."""
 
     def connect(
-        self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
     ) -> None:
         """Take over a socket whose request is a good one.
 
-        Must give the transport another protocol and send `greeting`, the answer with status 101. `rest` is what the
-        client sent behind its request, `peer` its address. `window_bits` is 0 unless compression was agreed to, then
-        the largest window that the client has for messages from the broker.
+        Must give the transport another protocol and send `upgrade_response`, the answer with status 101. `rest` is what
+        the client sent behind its request, `peer` its address. `window_bits` is 0 unless compression was agreed to,
+        then the largest window that the client has for messages from the broker.
         """
 
 
-class Room(msgspec.Struct, frozen=True):
+class Capacity(msgspec.Struct, frozen=True):
     """How many connections there is room for."""
 
     connections: int
@@ -93,7 +93,7 @@ class Room(msgspec.Struct, frozen=True):
     """Of each listening socket, from the same."""
 
     @classmethod
-    def of(cls, files: int, max_connections: int | None) -> Room:
+    def of(cls, files: int, max_connections: int | None) -> Capacity:
         """Divide up `files`, the limit of open descriptors (RLIMIT_NOFILE).
 
         `max_connections` is the configured bound, if there is one.
@@ -115,32 +115,32 @@ class Room(msgspec.Struct, frozen=True):
         return cls(wanted, extra, admin=reserve // 6 if few else ADMIN, doors=2 if few else DOORS)
 
 
-class Gate:
+class ConnectionLimiter:
     """Counts, bounds and times the openings of all listeners, by one sweep for all of them."""
 
-    def __init__(self, config: Config, node: Node, room: Room, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, config: Config, node: Node, capacity: Capacity, loop: asyncio.AbstractEventLoop) -> None:
         self.node = node
         self.path = config.server.path
         self.compression = config.server.compression
         self.origins = Origins(config.server.origins)
         self.proxies = Proxies(config.server.trusted_proxies)
-        self.room = room
+        self.capacity = capacity
         self.closing = False
         self.refused: dict[int, int] = {}
         """How many were refused, by HTTP status; 0 stands for those that were closed without an answer."""
         self.reasons: Counter[str] = Counter()
         """The same by reason, which tells full from draining."""
-        self.tight = False
+        self.memory_pressure = False
         """Whether the process takes up as much memory as it may: nobody new is let in then."""
         self._loop = loop
         self.open_timeout = config.limits.open_timeout
         self._spread = config.limits.reconnect_spread
         # Both are in the order of their deadlines, since each group has one time limit for all of its members.
-        self.tally = node.tally
+        self.metrics = node.metrics
         self._opening: dict[Handshake, float] = {}
-        self._lingering: dict[Handshake, float] = {}
+        self._refused: dict[Handshake, float] = {}
         self._admitted = 0
-        self._tick = min(self.open_timeout, LINGER) / 4
+        self._tick = min(self.open_timeout, REFUSED_TIMEOUT) / 4
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
         self._opened: asyncio.Future[None] | None = None
@@ -150,35 +150,35 @@ class Gate:
         """How many clients there are of each address; None where nobody asks."""
         self._limit_addresses(config.limits.max_connections_per_address)
 
-    def reconfigure(self, config: Config, room: Room) -> None:
+    def reconfigure(self, config: Config, capacity: Capacity) -> None:
         """Go by these limits and origins from now on. Who is in already stays."""
         self.compression = config.server.compression
         self.origins = Origins(config.server.origins)
         self.proxies = Proxies(config.server.trusted_proxies)
-        self.room = room
+        self.capacity = capacity
         self.open_timeout = config.limits.open_timeout
         self._spread = config.limits.reconnect_spread
-        self._tick = min(self.open_timeout, LINGER) / 4
+        self._tick = min(self.open_timeout, REFUSED_TIMEOUT) / 4
         self._limit_addresses(config.limits.max_connections_per_address)
 
     @property
     def connections(self) -> int:
         """All connections of the process, whatever their state."""
-        return self.node.connections + len(self._opening) + len(self._lingering)
+        return self.node.connections + len(self._opening) + len(self._refused)
 
     @property
     def draining(self) -> bool:
         """Whether nobody is let in any more."""
         return self.closing or self.node.draining
 
-    def enter(self, handshake: Handshake) -> bool:
+    def track(self, handshake: Handshake) -> bool:
         """Take note of a socket that was accepted, and set `handshake.admitted`.
 
         False: there is no descriptor to spare, not even for as long as an answer takes. It must be closed at once.
         """
         if not self.admit(handshake) and not self._has_extra():
-            self.turn_away()
-            self.count(0, self.lack or "full")
+            self.reject()
+            self.count(0, self.unavailable_reason or "full")
             return False
         handshake.began = time.monotonic()  # the loop's own clock has milliseconds
         self._opening[handshake] = self._loop.time() + self.open_timeout
@@ -187,13 +187,13 @@ class Gate:
         return True
 
     @property
-    def lack(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """What there is not enough of to let anybody in: `memory`, or room (`full`); None if there is."""
-        if self.tight:
+        if self.memory_pressure:
             return "memory"
-        return "full" if self.node.connections + self._admitted >= self.room.connections else None
+        return "full" if self.node.connections + self._admitted >= self.capacity.connections else None
 
-    def crowded(self, peer: str) -> bool:
+    def over_address_limit(self, peer: str) -> bool:
         """Whether there are as many clients of this address as there may be."""
         if self._addresses is None:
             return False
@@ -205,7 +205,7 @@ class Gate:
 
         Asked again when its request is complete, for a place may have become free.
         """
-        if not handshake.admitted and self.lack is None:
+        if not handshake.admitted and self.unavailable_reason is None:
             handshake.admitted = True
             self._admitted += 1
         return handshake.admitted
@@ -213,18 +213,18 @@ class Gate:
     def leave(self, handshake: Handshake) -> None:
         """Take note that this handshake is over, in whatever way. Idempotent."""
         if self._opening.pop(handshake, None) is None:
-            self._lingering.pop(handshake, None)
+            self._refused.pop(handshake, None)
         self._dismiss(handshake)
         self._tell()
 
-    def let_in(self, handshake: Handshake, peer: str) -> None:
+    def establish(self, handshake: Handshake, peer: str) -> None:
         """Take note that this handshake has ended well: the node counts the connection from here on."""
         if self._addresses is not None and (network := network_of(peer)) is not None:
             self._addresses[network] += 1
-        self.tally.handshakes.observe(time.monotonic() - handshake.began)
+        self.metrics.handshakes.observe(time.monotonic() - handshake.began)
         self.leave(handshake)
 
-    def linger(self, handshake: Handshake) -> bool:
+    def drain_refused(self, handshake: Handshake) -> bool:
         """Take note that this handshake was refused.
 
         False: too many others read their answer just now, it must be closed without waiting.
@@ -233,7 +233,7 @@ class Gate:
         self._dismiss(handshake)
         stays = self._has_extra()
         if stays:
-            self._lingering[handshake] = self._loop.time() + LINGER
+            self._refused[handshake] = self._loop.time() + REFUSED_TIMEOUT
         self._tell()
         return stays
 
@@ -254,10 +254,10 @@ class Gate:
 
     async def wait_empty(self, timeout: float) -> None:
         """Wait until the last handshake is over, at most `timeout` seconds; who is left then is cut off."""
-        if self._opening or self._lingering:
+        if self._opening or self._refused:
             self._empty = self._loop.create_future()
             await asyncio.wait([self._empty], timeout=timeout)
-        for handshake in [*self._opening, *self._lingering]:
+        for handshake in [*self._opening, *self._refused]:
             handshake.expire()
 
     async def wait_open(self, timeout: float) -> None:
@@ -275,11 +275,11 @@ class Gate:
             return
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
-        if self._empty is not None and not self._lingering and not self._empty.done():
+        if self._empty is not None and not self._refused and not self._empty.done():
             self._empty.set_result(None)
 
     def _has_extra(self) -> bool:
-        return len(self._lingering) + len(self._opening) - self._admitted < self.room.extra
+        return len(self._refused) + len(self._opening) - self._admitted < self.capacity.extra
 
     def _dismiss(self, handshake: Handshake) -> None:
         if handshake.admitted:
@@ -288,7 +288,7 @@ class Gate:
 
     def _sweep(self) -> None:
         now = self._loop.time()
-        for group in (self._opening, self._lingering):
+        for group in (self._opening, self._refused):
             late = []
             for handshake, deadline in group.items():
                 if deadline > now:
@@ -296,18 +296,18 @@ class Gate:
                 late.append(handshake)
             for handshake in late:
                 handshake.expire()
-        waiting = self._opening or self._lingering
+        waiting = self._opening or self._refused
         self._sweeper = self._loop.call_later(self._tick, self._sweep) if waiting else None
 
     def _limit_addresses(self, most: int | None) -> None:
         """Begin to count the clients of each address, or cease to."""
         if most is None:
-            self._addresses = self.node.departed = None
+            self._addresses = self.node.on_disconnect = None
             return
         self._most_of_address = most
         if self._addresses is None:
             self._addresses = Counter(filter(None, map(network_of, self.node.peers())))
-            self.node.departed = self._depart
+            self.node.on_disconnect = self._depart
 
     def _depart(self, peer: str) -> None:
         network = network_of(peer)
@@ -317,16 +317,16 @@ class Gate:
         if self._addresses[network] <= 0:  # only who is there takes up memory
             del self._addresses[network]
 
-    def turn_away(self) -> None:
+    def reject(self) -> None:
         """Take note that a surplus connection is not let in. That memory is short is told of elsewhere."""
-        if self.tight:
+        if self.memory_pressure:
             return
         self._turned_away += 1
         now = self._loop.time()
         if now - self._warned < WARN_EVERY:
             return
         log.warning(
-            "full", connections=self.node.connections, room=self.room.connections, turned_away=self._turned_away
+            "full", connections=self.node.connections, capacity=self.capacity.connections, rejected=self._turned_away
         )
         self._warned = now
         self._turned_away = 0

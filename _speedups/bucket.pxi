@@ -1,21 +1,21 @@
 # How much one connection may publish: a bucket of tokens, which fills up with time.
 #
-# The law of this file: connections without an allowance never come here. The routes of one that has an allowance stand
-# in it, and not in the connection, so that the fast lane of all others has nothing to ask.
+# The law of this file: connections without an token_bucket never come here. The routes of one that has an token_bucket stand
+# in it, and not in the connection, so that the fast path of all others has nothing to ask.
 
 
 @cython.final
-cdef class Allowance:
+cdef class TokenBucket:
     """`rate` events a second on the average, `burst` at once. `routes` are those of the connection, or None."""
 
     cdef:
-        public Routes routes
+        public RouteCache routes
         readonly double rate
         readonly double burst
         double tokens
         double filled  # when tokens were last added, by `exact_time`: who waits as long as it was told is not refused
 
-    def __init__(self, double rate, double burst, Routes routes=None):
+    def __init__(self, double rate, double burst, RouteCache routes=None):
         if not rate > 0 or not burst >= 1:
             raise ValueError("a rate is positive, and a burst holds one event at least")
         self.rate = rate
@@ -49,15 +49,15 @@ cdef class Allowance:
 
 
 cdef bint publish_within(Connection connection, const unsigned char* data, size_t size, bint checked) except -1:
-    """As `fast_publish`, for a connection with an allowance. Without a token the session refuses it."""
-    cdef Allowance allowance = connection.allowance
+    """As `fast_publish`, for a connection with an token_bucket. Without a token the session refuses it."""
+    cdef TokenBucket token_bucket = connection.token_bucket
     cdef bint published
-    if allowance.routes is None or not allowance.fill():
+    if token_bucket.routes is None or not token_bucket.fill():
         return False
-    connection.routes = allowance.routes
+    connection.routes = token_bucket.routes
     try:
         published = fast_publish(connection, data, size, checked)
     finally:
         connection.routes = None
-    allowance.tokens -= published
+    token_bucket.tokens -= published
     return published

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from broker.config import Config, Limits, Server, parse_address
-from broker.net.gate import Gate, Room
+from broker.metrics import Metrics
+from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import Listener
 from broker.net.tls import Tls
-from broker.tally import Tally
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 """The key of the example in RFC 6455, section 1.3."""
@@ -49,7 +49,7 @@ class Connection(asyncio.BufferedProtocol):
 class Taken(NamedTuple):
     """What a node was given."""
 
-    greeting: bytes
+    upgrade_response: bytes
     rest: bytes
     peer: str
     window_bits: int
@@ -60,12 +60,12 @@ class Node:
 
     def __init__(self) -> None:
         self.draining = False
-        self.tally = Tally()
+        self.metrics = Metrics()
         self.taken: list[Taken] = []
         self.established: list[Connection] = []
         self.heard = asyncio.Event()
         self.left = asyncio.Event()
-        self.departed: Callable[[str], None] | None = None
+        self.on_disconnect: Callable[[str], None] | None = None
 
     def peers(self) -> list[str]:
         return []
@@ -75,13 +75,13 @@ class Node:
         return len(self.established)
 
     def connect(
-        self, transport: asyncio.Transport, greeting: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
     ) -> None:
         connection = Connection(self, transport)
         self.established.append(connection)
-        self.taken.append(Taken(greeting, rest, peer, window_bits))
+        self.taken.append(Taken(upgrade_response, rest, peer, window_bits))
         transport.set_protocol(connection)
-        transport.write(greeting)
+        transport.write(upgrade_response)
 
 
 class Reply(NamedTuple):
@@ -132,11 +132,11 @@ class Client:
         await self.close()
 
 
-class House:
-    """A listener, its gate, and its node."""
+class Harness:
+    """A listener, its limiter, and its node."""
 
-    def __init__(self, gate: Gate, node: Node, listener: Listener) -> None:
-        self.gate = gate
+    def __init__(self, limiter: ConnectionLimiter, node: Node, listener: Listener) -> None:
+        self.limiter = limiter
         self.node = node
         self.listener = listener
         self.clients: list[Client] = []
@@ -180,26 +180,26 @@ class House:
 
 
 @asynccontextmanager
-async def house(
+async def harness(
     listen: str = "127.0.0.1:0",
     *,
-    room: Room | None = None,
+    capacity: Capacity | None = None,
     origins: list[str] | None = None,
     path: str = "/",
     open_timeout: float = TIMEOUT,
     tls: Tls | None = None,
     compression: bool = False,
-) -> AsyncIterator[House]:
-    """A house that listens, and is empty again at the end."""
+) -> AsyncIterator[Harness]:
+    """A harness that listens, and is empty again at the end."""
     config = Config(
         server=Server(listen=[listen], origins=origins or [], path=path, compression=compression),
         limits=Limits(open_timeout=open_timeout),
     )
     node = Node()
-    gate = Gate(config, node, room or Room(1000, 100), asyncio.get_running_loop())
-    listener = Listener(gate, notsent_lowat=config.limits.notsent_lowat, tls=tls)
+    limiter = ConnectionLimiter(config, node, capacity or Capacity(1000, 100), asyncio.get_running_loop())
+    listener = Listener(limiter, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await listener.open(parse_address(listen))
-    opened = House(gate, node, listener)
+    opened = Harness(limiter, node, listener)
     try:
         yield opened
     finally:
@@ -208,8 +208,8 @@ async def house(
             await client.close()
         for connection in list(node.established):
             connection.transport.abort()
-        gate.close()
-        await gate.wait_empty(TIMEOUT)
+        limiter.close()
+        await limiter.wait_empty(TIMEOUT)
         await until(lambda: not node.established)
 
 

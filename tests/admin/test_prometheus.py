@@ -15,15 +15,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from websockets.exceptions import InvalidStatus
 
-from broker.admin.metrics import FAMILIES, PREFIX, Metrics
-from broker.net.gate import Gate
+from broker.admin.prometheus import FAMILIES, PREFIX, MetricsCollector
+from broker.health import HealthMonitor
+from broker.metrics import KNOWN_CODES, Metrics
 from broker.net.handshake import REASONS
+from broker.net.limiter import ConnectionLimiter
 from broker.node import Node
-from broker.tally import KNOWN_CODES, Tally
-from broker.watch import Watch
 from tests.engines.late import LateServer
-from tests.fixtures_node import House, serving
-from tests.net.house import until
+from tests.fixtures_node import Harness, serving
+from tests.net.harness import until
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = ROOT / "docs" / "metrics.md"
@@ -34,15 +34,15 @@ class Broker:
 
     engine = "memory"
 
-    def __init__(self, house: House) -> None:
-        self.house = house
-        self.node: Node = house.node
-        self.gate: Gate = house.gate
-        self.watch = Watch(asyncio.get_running_loop(), house.node.reactor, lambda level: None)
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.node: Node = harness.node
+        self.limiter: ConnectionLimiter = harness.limiter
+        self.health = HealthMonitor(asyncio.get_running_loop(), harness.node.context, lambda level: None)
         self.started = time.time()
         self.draining = False
         self._registry = CollectorRegistry()
-        self._registry.register(Metrics(self))
+        self._registry.register(MetricsCollector(self))
 
     def value(self, name: str, **labels: str) -> float:
         """A sample as it is now; 0 if there is none."""
@@ -52,27 +52,27 @@ class Broker:
 
 @asynccontextmanager
 async def measured(**limits: Any) -> AsyncIterator[Broker]:
-    async with serving(**limits) as house:
-        broker = Broker(house)
-        broker.watch.start()
+    async with serving(**limits) as harness:
+        broker = Broker(harness)
+        broker.health.start()
         try:
             yield broker
         finally:
-            broker.watch.stop()
+            broker.health.stop()
 
 
 async def slow(broker: Broker, **fields: Any) -> None:
     """A subscriber of `a` that reads nothing, and so much published that it is behind."""
-    deaf = await broker.house.deaf()
+    deaf = await broker.harness.deaf()
     await deaf.tell("subscribe", topic="a", id=1, **fields)
     await deaf.until(b'"op":"ok"')
-    publisher = await broker.house.connect()
+    publisher = await broker.harness.connect()
     for _ in range(100):
         await publisher.ask("publish", topic="a", data="x" * 20_000)
 
 
 async def connections(broker: Broker) -> None:
-    client = await broker.house.connect()
+    client = await broker.harness.connect()
     assert broker.value("connections") == 1
     await client.close()
     await until(lambda: broker.value("connections") == 0)
@@ -84,46 +84,46 @@ async def connections_max(broker: Broker) -> None:
 
 async def connections_opened(broker: Broker) -> None:
     for count in (1, 2):
-        await (await broker.house.connect()).close()
+        await (await broker.harness.connect()).close()
         assert broker.value("connections_opened_total") == count
 
 
 async def connections_refused(broker: Broker) -> None:
-    broker.gate.close()
+    broker.limiter.close()
     with pytest.raises(InvalidStatus):
-        await broker.house.connect()
+        await broker.harness.connect()
     assert broker.value("connections_refused_total", reason="draining") == 1
 
 
 async def sessions_closed(broker: Broker) -> None:
     for code, label in ((1000, "1000"), (4242, "other")):
-        client = await broker.house.connect()
+        client = await broker.harness.connect()
         await client.socket.close(code)
         await until(lambda label=label: broker.value("sessions_closed_total", code=label) == 1)  # type: ignore[misc]
 
 
 async def commands(broker: Broker) -> None:
-    client = await broker.house.connect()
-    for _ in range(3):  # the first by the slow lane, the others by the fast one
+    client = await broker.harness.connect()
+    for _ in range(3):  # the first by the slow path, the others by the fast one
         await client.ask("publish", topic="a", data=1)
     await client.ask("ping")
     await client.send("nonsense")
     await client.next()
-    assert broker.node.reactor.fast_publishes == 2
+    assert broker.node.context.fast_publishes == 2
     assert broker.value("commands_total", op="publish") == 3
     assert broker.value("commands_total", op="ping") == 1
     assert broker.value("commands_total", op="invalid") == 1
 
 
 async def errors(broker: Broker) -> None:
-    client = await broker.house.connect()
+    client = await broker.harness.connect()
     await client.ask("publish", topic="a b", data=1)
     assert broker.value("errors_total", code="bad_topic") == 1
     assert broker.value("errors_total", code="limit") == 0
 
 
 async def events_published(broker: Broker) -> None:
-    client = await broker.house.connect()
+    client = await broker.harness.connect()
     for _ in range(3):
         await client.ask("publish", topic="a", data=1)
     assert broker.value("events_published_total") == 3
@@ -131,8 +131,8 @@ async def events_published(broker: Broker) -> None:
 
 async def events_delivered(broker: Broker) -> None:
     for _ in range(2):
-        await broker.house.subscriber("a")
-    await (await broker.house.connect()).ask("publish", topic="a", data=1)
+        await broker.harness.subscriber("a")
+    await (await broker.harness.connect()).ask("publish", topic="a", data=1)
     assert broker.value("events_delivered_total") == 2
 
 
@@ -148,52 +148,52 @@ async def events_queued(broker: Broker) -> None:
 
 
 async def subscriptions(broker: Broker) -> None:
-    client = await broker.house.subscriber("a", "b")
+    client = await broker.harness.subscriber("a", "b")
     assert broker.value("subscriptions") == 2
     await client.ask("unsubscribe", topic="a")
     assert broker.value("subscriptions") == 1
 
 
-async def subscribers_behind(broker: Broker) -> None:
-    await broker.house.subscriber("a")
-    assert broker.value("subscribers_behind") == 0
+async def subscribers_lagging(broker: Broker) -> None:
+    await broker.harness.subscriber("a")
+    assert broker.value("subscribers_lagging") == 0
     await slow(broker)
-    assert broker.value("subscribers_behind") == 1
+    assert broker.value("subscribers_lagging") == 1
     # However many subscriptions it has; and whoever goes is not any more.
-    deaf = broker.house.clients[1]
+    deaf = broker.harness.clients[1]
     await deaf.tell("subscribe", topic="b", id=2)
     await until(lambda: broker.value("subscriptions") == 3)
-    assert broker.value("subscribers_behind") == 1
+    assert broker.value("subscribers_lagging") == 1
     await deaf.close()
-    await until(lambda: broker.value("subscribers_behind") == 0)
+    await until(lambda: broker.value("subscribers_lagging") == 0)
 
 
-async def publishers_waiting(broker: Broker) -> None:
-    lender = await broker.house.subscriber("a", "b", overflow="block", max_queue=1, credit=0)
-    publishers = [await broker.house.connect() for _ in range(2)]
+async def publishers_parked(broker: Broker) -> None:
+    lender = await broker.harness.subscriber("a", "b", overflow="block", max_queue=1, credit=0)
+    publishers = [await broker.harness.connect() for _ in range(2)]
     for publisher in publishers:
         await publisher.tell("publish", topic="a", data=1)
         await publisher.tell("publish", topic="a", data=1)
-    await until(lambda: broker.value("publishers_waiting") == 2)
+    await until(lambda: broker.value("publishers_parked") == 2)
     await lender.ask("credit", topic="a", add=9)
-    await until(lambda: broker.value("publishers_waiting") == 0)
+    await until(lambda: broker.value("publishers_parked") == 0)
 
 
 async def topics(broker: Broker) -> None:
-    await broker.house.subscriber("a", "b.*")
-    await broker.house.subscriber("a")
+    await broker.harness.subscriber("a", "b.*")
+    await broker.harness.subscriber("a")
     assert broker.value("topics") == 2
 
 
 async def received_bytes(broker: Broker) -> None:
-    client = await broker.house.connect()
+    client = await broker.harness.connect()
     before = broker.value("received_bytes_total")
     await client.ask("publish", topic="a", data="x" * 1000)
     assert 1000 < broker.value("received_bytes_total") - before < 1100
 
 
 async def sent_bytes(broker: Broker) -> None:
-    client = await broker.house.subscriber("a")
+    client = await broker.harness.subscriber("a")
     before = broker.value("sent_bytes_total")
     await client.tell("publish", topic="a", data="x" * 1000)
     await client.data(1)
@@ -201,14 +201,14 @@ async def sent_bytes(broker: Broker) -> None:
 
 
 async def handshake_seconds(broker: Broker) -> None:
-    await broker.house.connect()
+    await broker.harness.connect()
     assert broker.value("handshake_seconds_count") == 1
     assert broker.value("handshake_seconds_bucket", le="+Inf") == 1
     assert 0 < broker.value("handshake_seconds_sum") < 10
 
 
 async def write_seconds(broker: Broker) -> None:
-    client = await broker.house.subscriber("a")
+    client = await broker.harness.subscriber("a")
     before = broker.value("write_seconds_count"), broker.value("write_seconds_sum")
     await client.tell("publish", topic="a", data=1)
     await client.data(1)
@@ -229,19 +229,19 @@ async def engine_up(broker: Broker) -> None:
 
 async def engine_seconds(broker: Broker) -> None:
     server = LateServer()
-    async with serving(server.engine()) as house:
-        other = Broker(house)
-        await (await house.connect()).ask("publish", topic="a", data=1)
+    async with serving(server.engine()) as harness:
+        other = Broker(harness)
+        await (await harness.connect()).ask("publish", topic="a", data=1)
         assert other.value("engine_seconds_count") == 1
         assert other.value("engine_seconds_sum") > 0
     # The memory engine is not another process.
-    await (await broker.house.connect()).ask("publish", topic="a", data=1)
+    await (await broker.harness.connect()).ask("publish", topic="a", data=1)
     assert broker.value("engine_seconds_count") == 0
 
 
 async def open_fds(broker: Broker) -> None:
     before = broker.value("open_fds")
-    await broker.house.deaf()
+    await broker.harness.deaf()
     assert broker.value("open_fds") == before + 2  # the client's is in this process too
 
 
@@ -257,9 +257,9 @@ async def memory_bytes(broker: Broker) -> None:
 
 async def memory_level(broker: Broker) -> None:
     assert broker.value("memory_level") == 0
-    broker.watch.max_memory = 1
+    broker.health.max_memory = 1
     await until(lambda: broker.value("memory_level") == 2)
-    broker.watch.max_memory = None
+    broker.health.max_memory = None
     await until(lambda: broker.value("memory_level") == 0)
 
 
@@ -280,7 +280,7 @@ async def start_time_seconds(broker: Broker) -> None:
 
 
 async def build_info(broker: Broker) -> None:
-    [metric] = [metric for metric in Metrics(broker).collect() if metric.name == "wsbroker_build_info"]
+    [metric] = [metric for metric in MetricsCollector(broker).collect() if metric.name == "wsbroker_build_info"]
     assert list(metric.samples[0].labels) == ["version", "python", "engine"]
     assert metric.samples[0].value == 1
 
@@ -300,8 +300,8 @@ MOVES: dict[str, Callable[[Broker], Awaitable[None]]] = {
         events_dropped,
         events_queued,
         subscriptions,
-        subscribers_behind,
-        publishers_waiting,
+        subscribers_lagging,
+        publishers_parked,
         topics,
         received_bytes,
         sent_bytes,
@@ -330,7 +330,7 @@ async def test_it_moves_when_it_should(name: str) -> None:
 
 async def test_counters_only_grow_and_names_follow_the_rules() -> None:
     async with measured() as broker:
-        for metric in Metrics(broker).collect():
+        for metric in MetricsCollector(broker).collect():
             assert re.fullmatch(r"wsbroker_[a-z_]+", metric.name)
             assert metric.documentation.endswith(".")
             assert not {"topic", "identity", "session", "key"} & {k for s in metric.samples for k in s.labels}
@@ -339,10 +339,10 @@ async def test_counters_only_grow_and_names_follow_the_rules() -> None:
 
 
 def test_a_close_code_of_a_client_s_own_is_no_label_of_its_own() -> None:
-    tally = Tally()
+    metrics = Metrics()
     for code in range(3000, 5000):
-        tally.close(code)
-    assert set(tally.closed) <= KNOWN_CODES | {0}
+        metrics.close(code)
+    assert set(metrics.closed) <= KNOWN_CODES | {0}
 
 
 # The docs

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import structlog
 
-from broker._speedups import Reactor, trim_memory
-from broker.tally import Histogram
+from broker._speedups import LoopContext, trim_memory
+from broker.metrics import Histogram
 
 TICK: Final = 0.25
 """Seconds between two looks."""
@@ -53,22 +53,25 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 log = structlog.get_logger(__name__)
 
 
-class Watch:
+class HealthMonitor:
     """The watch over one event loop.
 
-    `tight(level)` is called when the memory passes a bound: 0 all is well, 1 nobody new, 2 publishers are slowed.
+    `memory_pressure(level)` is called when the memory passes a bound: 0 normal, 1 no new connections, 2 publishers are
+    slowed down.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, tight: Callable[[int], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, context: LoopContext, memory_pressure: Callable[[int], None]
+    ) -> None:
         self.lag = Histogram()
         """How late the ticks came, in seconds."""
         self.max_memory: int | None = None
         """Bytes of memory that the process may take up."""
         self.level = 0
-        """How short of memory the broker is, as told to `tight`."""
+        """How short of memory the broker is, as told to `memory_pressure`."""
         self._loop = loop
-        self._reactor = reactor
-        self._tight = tight
+        self._context = context
+        self._tight = memory_pressure
         # Kept open: when it matters most there may be no descriptor for it.
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -112,8 +115,8 @@ class Watch:
         self._due = self._loop.time() + TICK
         self._cpu = time.process_time()
         self._wanted = self._wanted_cpu()
-        self._delivered = self._reactor.delivered
-        self._reactor.writing = 0.0
+        self._delivered = self._context.delivered
+        self._context.writing = 0.0
         self._where = None
         self._told = False
         self._timer = self._loop.call_at(self._due, self._tick)
@@ -130,11 +133,11 @@ class Watch:
 
     def _culprit(self, late: float) -> dict[str, Any]:
         """Say what held the loop up, as far as can be told."""
-        if self._reactor.writing > late / 2:
+        if self._context.writing > late / 2:
             return {
                 "cause": "fan-out",
-                "deliveries": self._reactor.delivered - self._delivered,
-                "writing": round(self._reactor.writing, 3),
+                "deliveries": self._context.delivered - self._delivered,
+                "writing": round(self._context.writing, 3),
             }
         busy = time.process_time() - self._cpu
         if self._where is not None:

@@ -76,16 +76,16 @@ class Wire(asyncio.Transport):
         raise RuntimeError("the socket of a case failed")
 
 
-class House:
+class Harness:
     """One node and its clients, on the broker's defaults but for the keep-alive."""
 
     def __init__(self) -> None:
         self._wire = Wire()  # one for all clients
         limits = Limits(ping_interval=0)
         self.node = Node(Config(limits=limits), MemoryEngine(), cast(asyncio.AbstractEventLoop, Loop()))
-        self.node.reactor.command_time = 3600.0  # under callgrind everything takes long
+        self.node.context.command_time = 3600.0  # under callgrind everything takes long
         asyncio.run(self.node.engine.start(self.node.deliver, self.node.lost))
-        self.reactor = self.node.reactor
+        self.context = self.node.context
 
     def connect(self) -> Connection:
         """A client that was told `welcome`."""
@@ -96,7 +96,7 @@ class House:
         """A client that subscribed to a topic."""
         connection = self.connect()
         connection.feed(frame(messages.encode_command(messages.Subscribe(topic, **options))))
-        self.reactor.flush()
+        self.context.flush()
         return connection
 
     def turns(self, connection: Connection, *payloads: bytes) -> Callable[[], None]:
@@ -109,7 +109,7 @@ class House:
         if len(frames) > len(buffer):
             raise ValueError("more than one read takes")
         buffer[: len(frames)] = frames
-        updated, flush, size = connection.buffer_updated, self.reactor.flush, len(frames)
+        updated, flush, size = connection.buffer_updated, self.context.flush, len(frames)
 
         def turn() -> None:
             updated(size)

@@ -5,52 +5,52 @@ from __future__ import annotations
 import pytest
 
 from broker.errors import ConfigError
-from broker.net.gate import RESERVE, Room
-from tests.net.house import house, request
+from broker.net.limiter import RESERVE, Capacity
+from tests.net.harness import harness, request
 
 
 @pytest.mark.parametrize("files", [96, 256, 1024, 20_000, 1 << 20])
 def test_all_who_are_let_in_or_refused_fit_into_the_limit_of_open_files(files: int) -> None:
-    room = Room.of(files, None)
-    assert room.connections >= files * 2 // 5
-    reserve = files - room.connections - room.extra
+    capacity = Capacity.of(files, None)
+    assert capacity.connections >= files * 2 // 5
+    reserve = files - capacity.connections - capacity.extra
     assert reserve == min(RESERVE, files * 3 // 8)
     # Some 18 are of the process itself.
-    assert 20 + room.admin + room.doors <= reserve
+    assert 20 + capacity.admin + capacity.doors <= reserve
 
 
 async def test_who_reads_why_it_was_refused_takes_nobodys_place() -> None:
-    async with house(room=Room(2, 10)) as opened:
+    async with harness(capacity=Capacity(2, 10)) as opened:
         await opened.upgrade(request())
         for _ in range(3):
             client = await opened.connect()
             client.send(request("GET /elsewhere HTTP/1.1"))
             assert (await client.head()).startswith(b"HTTP/1.1 404 ")
-        assert opened.gate.connections == 4
-        lacks = [opened.gate.lack]
+        assert opened.limiter.connections == 4
+        lacks = [opened.limiter.unavailable_reason]
         await opened.upgrade(request())
-        lacks.append(opened.gate.lack)
-        opened.gate.tight = True
-        assert [*lacks, opened.gate.lack] == [None, "full", "memory"]
+        lacks.append(opened.limiter.unavailable_reason)
+        opened.limiter.memory_pressure = True
+        assert [*lacks, opened.limiter.unavailable_reason] == [None, "full", "memory"]
 
 
 def test_a_configured_bound_is_kept() -> None:
-    assert Room.of(1024, 10).connections == 10
+    assert Capacity.of(1024, 10).connections == 10
 
 
 def test_a_bound_that_there_are_no_descriptors_for_is_a_mistake() -> None:
-    most = Room.of(1024, None).connections
-    assert Room.of(1024, most).connections == most
+    most = Capacity.of(1024, None).connections
+    assert Capacity.of(1024, most).connections == most
     with pytest.raises(ConfigError, match=rf"limits\.max_connections.*1024.*at most {most}"):
-        Room.of(1024, most + 1)
+        Capacity.of(1024, most + 1)
 
 
 def test_few_files_are_enough_for_some_clients() -> None:
-    assert Room.of(64, None) == Room(connections=16, extra=16, admin=5, doors=2)
+    assert Capacity.of(64, None) == Capacity(connections=16, extra=16, admin=5, doors=2)
 
 
 def test_a_limit_that_leaves_nothing_for_clients_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match=r"limits\.max_connections.*48 open files"):
-        Room.of(48, None)
+        Capacity.of(48, None)
     with pytest.raises(ConfigError, match=r"limits\.max_connections.*48 open files"):
-        Room.of(48, 1)
+        Capacity.of(48, 1)

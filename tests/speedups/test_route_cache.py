@@ -1,4 +1,4 @@
-"""The fast lane of publishing does what the slow lane does: the same commands give the same bytes to everybody.
+"""The fast path of publishing does what the slow path does: the same commands give the same bytes to everybody.
 
 Two nodes get the same messages from the same clients. On one the routes are known, so that the native code carries
 out what it can; on the other every message goes to the session.
@@ -16,7 +16,7 @@ import structlog
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from broker._speedups import Audience, Filter, Routes
+from broker._speedups import Audience, Filter, RouteCache
 from broker.config import Config, Limits
 from broker.engines.memory import MemoryEngine
 from broker.node import Node
@@ -40,13 +40,13 @@ def _quiet() -> Iterator[None]:
 LIMITS = Limits(max_size=2000, max_queue=3, max_queue_limit=10, max_outbox=1024, max_answers=1024, max_subscriptions=5)
 
 
-class House:
+class Harness:
     """A node whose clients are pipes."""
 
     def __init__(self, clients: int, *, fast: bool) -> None:
         self.loop = Loop()
         self.node = Node(Config(limits=LIMITS), MemoryEngine(), self.loop.as_loop())
-        self.node.reactor.command_time = 3600.0  # a machine with other things to do is not to change what comes when
+        self.node.context.command_time = 3600.0  # a machine with other things to do is not to change what comes when
         _finish(self.node.engine.start(self.node.deliver, self.node.lost))
         self.pipes = [Pipe() for _ in range(clients)]
         for pipe in self.pipes:
@@ -174,34 +174,34 @@ STEPS = st.lists(st.one_of(*[SEND] * 8, BLOCK, st.none()), min_size=5, max_size=
 def test_both_lanes_do_the_same(
     subscribes: list[tuple[int, bytes]], steps: list[tuple[int, bytes, int] | tuple[int, bool] | None]
 ) -> None:
-    fast, slow = House(CLIENTS, fast=True), House(CLIENTS, fast=False)
-    for house in (fast, slow):
+    fast, slow = Harness(CLIENTS, fast=True), Harness(CLIENTS, fast=False)
+    for harness in (fast, slow):
         for client, message in subscribes:
-            house.send(client, message)
+            harness.send(client, message)
         for topic in TOPICS[:3]:
-            house.send(0, f'{{"op":"publish","topic":"{topic}","data":0}}'.encode())
+            harness.send(0, f'{{"op":"publish","topic":"{topic}","data":0}}'.encode())
     _assert_same(fast, slow)
     for step in steps:
         if step is None:
             _assert_same(fast, slow)
             continue
-        for house in (fast, slow):
+        for harness in (fast, slow):
             if len(step) == 3:
-                house.send(*step)
+                harness.send(*step)
             else:
-                house.block(step[0], blocked=step[1])
+                harness.block(step[0], blocked=step[1])
     _assert_same(fast, slow)
     for client in range(CLIENTS):
-        for house in (fast, slow):
-            house.block(client, blocked=False)
+        for harness in (fast, slow):
+            harness.block(client, blocked=False)
     _assert_same(fast, slow)
-    assert slow.node.reactor.fast_publishes == 0
-    event(f"fast publishes: {min(fast.node.reactor.fast_publishes, 10)}")
-    for house in (fast, slow):
-        house.end()
+    assert slow.node.context.fast_publishes == 0
+    event(f"fast publishes: {min(fast.node.context.fast_publishes, 10)}")
+    for harness in (fast, slow):
+        harness.end()
 
 
-# What the fast lane takes, and what it leaves
+# What the fast path takes, and what it leaves
 
 
 TAKEN = [
@@ -237,64 +237,64 @@ LEFT = [
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("message", TAKEN)
-def test_a_plain_publish_takes_the_fast_lane(message: bytes, opcode: int) -> None:
-    house = _warm_house()
-    before = house.node.reactor.fast_publishes
-    house.send(0, message, opcode)
-    assert house.node.reactor.fast_publishes == before + 1
-    house.end()
+def test_a_plain_publish_takes_the_fast_path(message: bytes, opcode: int) -> None:
+    harness = _warm_harness()
+    before = harness.node.context.fast_publishes
+    harness.send(0, message, opcode)
+    assert harness.node.context.fast_publishes == before + 1
+    harness.end()
 
 
 @pytest.mark.parametrize("message", LEFT)
 def test_what_is_not_plain_is_left_to_the_session(message: bytes) -> None:
-    house = _warm_house()
-    before = house.node.reactor.fast_publishes
-    house.send(0, message)
-    assert house.node.reactor.fast_publishes == before
-    house.end()
+    harness = _warm_harness()
+    before = harness.node.context.fast_publishes
+    harness.send(0, message)
+    assert harness.node.context.fast_publishes == before
+    harness.end()
 
 
 @pytest.mark.parametrize("message", TAKEN)
 def test_what_lies_behind_a_message_is_not_part_of_it(message: bytes) -> None:
     # The key of zeros leaves the bytes as they are, so that the message goes on behind its frame.
-    house = _warm_house()
-    before = house.node.reactor.fast_publishes
+    harness = _warm_harness()
+    before = harness.node.context.fast_publishes
     for size in range(len(message.rstrip())):
         pipe = Pipe()
-        house.node.connect(pipe, b"", b"", "test")
+        harness.node.connect(pipe, b"", b"", "test")
         assert pipe.connection is not None
         pipe.connection.data_received(client_frame(BINARY, message[:size], key=bytes(4)) + message[size:])
         pipe.lose()
-    assert house.node.reactor.fast_publishes == before
-    house.end()
+    assert harness.node.context.fast_publishes == before
+    harness.end()
 
 
 def test_data_is_passed_on_byte_for_byte() -> None:
     data = b'{ "a" :\t[1.50, -0e0,"\\u00e9\\/ \xc3\xa9"],\r\n"a":{} }'
     event = (TEXT, b'{"op":"event","topic":"a","data":' + data + b"}")
-    house = _warm_house()
-    house.send(1, b'{"op":"subscribe","topic":"a"}')
-    for _ in range(2):  # by the slow lane, which installs the route, and by the fast one
-        house.send(0, b'{"op":"publish","topic":"a","data":' + data + b"}")
-    assert house.node.reactor.fast_publishes == 1
-    assert server_frames(house.turn()[1]) == [event, event]
-    house.end()
+    harness = _warm_harness()
+    harness.send(1, b'{"op":"subscribe","topic":"a"}')
+    for _ in range(2):  # by the slow path, which installs the route, and by the fast one
+        harness.send(0, b'{"op":"publish","topic":"a","data":' + data + b"}")
+    assert harness.node.context.fast_publishes == 1
+    assert server_frames(harness.turn()[1]) == [event, event]
+    harness.end()
 
 
 def test_a_text_that_is_not_utf8_reaches_nobody() -> None:
-    for house in (House(2, fast=True), House(2, fast=False)):
-        house.send(1, b'{"op":"subscribe","topic":"a"}')
-        house.send(0, b'{"op":"publish","topic":"a","data":"warm"}')
-        house.turn()
-        house.send(0, b'{"op":"publish","topic":"a","data":"\xff"}', BINARY)
-        house.send(0, b'{"op":"publish","topic":"a","data":"ok"}', TEXT)
-        house.send(0, b'{"op":"publish","topic":"a","data":"\xc3("}', TEXT)
-        house.send(0, b'{"op":"publish","topic":"a","data":"behind"}', TEXT)
-        publisher, subscriber = (server_frames(got) for got in house.turn())
+    for harness in (Harness(2, fast=True), Harness(2, fast=False)):
+        harness.send(1, b'{"op":"subscribe","topic":"a"}')
+        harness.send(0, b'{"op":"publish","topic":"a","data":"warm"}')
+        harness.turn()
+        harness.send(0, b'{"op":"publish","topic":"a","data":"\xff"}', BINARY)
+        harness.send(0, b'{"op":"publish","topic":"a","data":"ok"}', TEXT)
+        harness.send(0, b'{"op":"publish","topic":"a","data":"\xc3("}', TEXT)
+        harness.send(0, b'{"op":"publish","topic":"a","data":"behind"}', TEXT)
+        publisher, subscriber = (server_frames(got) for got in harness.turn())
         assert msgspec.json.decode(publisher[0][1])["code"] == "bad_json"
         assert publisher[1][1].startswith((1007).to_bytes(2))
         assert subscriber == [(TEXT, b'{"op":"event","topic":"a","data":"ok"}')]
-        house.end()
+        harness.end()
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 15, 16, 17, 31, 33, 48])
@@ -303,66 +303,66 @@ def test_a_byte_that_is_not_ascii_is_seen_wherever_it_stands(size: int) -> None:
     for place in range(size + 1):
         head, tail = b"x" * place, b"x" * (size - place)
         for message in (b'{"op":"publish","topic":"a","data":"%s"}', b' { "op": "publish", "topic":"a", "data":"%s" }'):
-            house = _warm_house()
-            house.send(1, b'{"op":"subscribe","topic":"a"}')
-            house.send(0, b'{"op":"publish","topic":"a","data":0}')
-            house.turn()
-            before = house.node.reactor.fast_publishes
+            harness = _warm_harness()
+            harness.send(1, b'{"op":"subscribe","topic":"a"}')
+            harness.send(0, b'{"op":"publish","topic":"a","data":0}')
+            harness.turn()
+            before = harness.node.context.fast_publishes
             good = head + "é".encode() + tail
-            house.send(0, message % good)
-            house.send(0, message % (head + b"\xff" + tail))
-            house.send(0, message % b"behind")
-            publisher, subscriber = (server_frames(got) for got in house.turn())
-            assert house.node.reactor.fast_publishes == before + 1
+            harness.send(0, message % good)
+            harness.send(0, message % (head + b"\xff" + tail))
+            harness.send(0, message % b"behind")
+            publisher, subscriber = (server_frames(got) for got in harness.turn())
+            assert harness.node.context.fast_publishes == before + 1
             assert subscriber == [(TEXT, b'{"op":"event","topic":"a","data":"%s"}' % good)]
             assert publisher[0][1].startswith((1007).to_bytes(2))
-            house.end()
+            harness.end()
 
 
 def test_a_good_publish_ends_a_row_of_mistakes() -> None:
-    for house in (_warm_house(), House(1, fast=False)):
+    for harness in (_warm_harness(), Harness(1, fast=False)):
         for _ in range(3):
             for _ in range(9):
-                house.send(0, b"x")
-            house.send(0, b'{"op":"publish","topic":"a","data":1}')
-        connection = house.pipes[0].connection
+                harness.send(0, b"x")
+            harness.send(0, b'{"op":"publish","topic":"a","data":1}')
+        connection = harness.pipes[0].connection
         assert connection is not None
         assert (connection.mistakes, connection.state) == (0, 1)
-        house.end()
+        harness.end()
 
 
-# Routes are withdrawn in time
+# RouteCache are withdrawn in time
 
 
 @pytest.mark.parametrize("pattern", ["a", "*", ">"])
 def test_who_subscribes_gets_the_next_event(pattern: str) -> None:
-    house = _warm_house()
-    house.send(0, b'{"op":"publish","topic":"a","data":1}')
-    house.send(1, f'{{"op":"subscribe","topic":"{pattern}"}}'.encode())
-    house.send(0, b'{"op":"publish","topic":"a","data":2}')
-    house.send(1, f'{{"op":"unsubscribe","topic":"{pattern}"}}'.encode())
-    house.send(0, b'{"op":"publish","topic":"a","data":3}')
-    assert server_frames(house.turn()[1]) == [(TEXT, b'{"op":"event","topic":"a","data":2}')]
-    house.end()
+    harness = _warm_harness()
+    harness.send(0, b'{"op":"publish","topic":"a","data":1}')
+    harness.send(1, f'{{"op":"subscribe","topic":"{pattern}"}}'.encode())
+    harness.send(0, b'{"op":"publish","topic":"a","data":2}')
+    harness.send(1, f'{{"op":"unsubscribe","topic":"{pattern}"}}'.encode())
+    harness.send(0, b'{"op":"publish","topic":"a","data":3}')
+    assert server_frames(harness.turn()[1]) == [(TEXT, b'{"op":"event","topic":"a","data":2}')]
+    harness.end()
 
 
 def test_who_has_left_is_no_receiver() -> None:
-    house = _warm_house()
-    house.send(1, b'{"op":"subscribe","topic":"a"}')
-    house.send(0, b'{"op":"publish","id":1,"topic":"a","data":1}')
-    house.send(0, b'{"op":"publish","id":2,"topic":"a","data":1}')
-    house.pipes[1].lose()
-    house.send(0, b'{"op":"publish","id":3,"topic":"a","data":1}')
-    house.send(0, b'{"op":"publish","id":4,"topic":"a","data":1}')
-    answers = [msgspec.json.decode(payload) for _, payload in server_frames(house.turn()[0])]
+    harness = _warm_harness()
+    harness.send(1, b'{"op":"subscribe","topic":"a"}')
+    harness.send(0, b'{"op":"publish","id":1,"topic":"a","data":1}')
+    harness.send(0, b'{"op":"publish","id":2,"topic":"a","data":1}')
+    harness.pipes[1].lose()
+    harness.send(0, b'{"op":"publish","id":3,"topic":"a","data":1}')
+    harness.send(0, b'{"op":"publish","id":4,"topic":"a","data":1}')
+    answers = [msgspec.json.decode(payload) for _, payload in server_frames(harness.turn()[0])]
     assert [(answer["id"], answer["receivers"]) for answer in answers] == [(1, 1), (2, 1), (3, 0), (4, 0)]
-    house.end()
+    harness.end()
 
 
 def test_remembers_the_topics_last_used_and_no_more_than_twice_as_many() -> None:
     loop = Loop()
-    audience = Audience(loop.reactor(), (Filter("a"),))
-    routes = Routes(limit=4)
+    audience = Audience(loop.context(), (Filter("a"),))
+    routes = RouteCache(limit=4)
     for number in range(100):
         routes.install(f"t{number}", audience, b"")
         assert len(routes) <= 8
@@ -378,8 +378,8 @@ def test_remembers_the_topics_last_used_and_no_more_than_twice_as_many() -> None
 
 
 def test_a_topic_installed_again_is_there_once() -> None:
-    audience = Audience(Loop().reactor(), (Filter("a"),))
-    routes = Routes(limit=2)
+    audience = Audience(Loop().context(), (Filter("a"),))
+    routes = RouteCache(limit=2)
     for name in ("a", "b", "c", "a", "b", "c"):
         routes.install(name, audience, b"")
     for name in ("a", "b", "c"):
@@ -390,49 +390,49 @@ def test_a_topic_installed_again_is_there_once() -> None:
 
 def test_more_topics_than_are_looked_up_without_a_dictionary() -> None:
     """Whatever place they share in the table of recent ones, each event goes out under its own topic."""
-    house = House(2, fast=True)
-    house.send(1, b'{"op":"subscribe","topic":">"}')
+    harness = Harness(2, fast=True)
+    harness.send(1, b'{"op":"subscribe","topic":">"}')
     topics = [f"{'x' * (number % 11)}.{number}".removeprefix(".") for number in range(700)]
     for number in range(3):
         for topic in topics:
-            house.send(0, f'{{"op":"publish","topic":"{topic}","data":{number}}}'.encode())
-    events = [msgspec.json.decode(payload) for _, payload in server_frames(house.turn()[1])][-2100:]
+            harness.send(0, f'{{"op":"publish","topic":"{topic}","data":{number}}}'.encode())
+    events = [msgspec.json.decode(payload) for _, payload in server_frames(harness.turn()[1])][-2100:]
     assert [(event["topic"], event["data"]) for event in events] == [
         (topic, number) for number in range(3) for topic in topics
     ]
-    assert house.node.reactor.fast_publishes == 2 * len(topics)
-    house.end()
+    assert harness.node.context.fast_publishes == 2 * len(topics)
+    harness.end()
 
 
 def test_a_topic_that_was_used_a_moment_ago_is_withdrawn_all_the_same() -> None:
-    house = _warm_house()
+    harness = _warm_harness()
     for expected in (1, 2):
-        house.send(0, b'{"op":"publish","topic":"a","data":1}')
-        assert house.node.reactor.fast_publishes == expected
-    house.node.hub.routes.withdraw("a")
-    house.send(0, b'{"op":"publish","topic":"a","data":1}')
-    assert house.node.reactor.fast_publishes == 2, "this one went to the session, which installs the route again"
-    house.send(0, b'{"op":"publish","topic":"a","data":1}')
-    assert house.node.reactor.fast_publishes == 3
-    house.node.hub.routes.clear()
-    house.send(0, b'{"op":"publish","topic":"a","data":1}')
-    assert house.node.reactor.fast_publishes == 3
-    house.end()
+        harness.send(0, b'{"op":"publish","topic":"a","data":1}')
+        assert harness.node.context.fast_publishes == expected
+    harness.node.hub.routes.withdraw("a")
+    harness.send(0, b'{"op":"publish","topic":"a","data":1}')
+    assert harness.node.context.fast_publishes == 2, "this one went to the session, which installs the route again"
+    harness.send(0, b'{"op":"publish","topic":"a","data":1}')
+    assert harness.node.context.fast_publishes == 3
+    harness.node.hub.routes.clear()
+    harness.send(0, b'{"op":"publish","topic":"a","data":1}')
+    assert harness.node.context.fast_publishes == 3
+    harness.end()
 
 
 # Details
 
 
-def _warm_house() -> House:
+def _warm_harness() -> Harness:
     """Two clients, and routes to two topics."""
-    house = House(2, fast=True)
+    harness = Harness(2, fast=True)
     for topic in ("a", "é.한"):
-        house.send(0, f'{{"op":"publish","topic":"{topic}","data":0}}'.encode())
-    assert len(house.node.hub.routes) == 2
-    return house
+        harness.send(0, f'{{"op":"publish","topic":"{topic}","data":0}}'.encode())
+    assert len(harness.node.hub.routes) == 2
+    return harness
 
 
-def _assert_same(fast: House, slow: House) -> None:
+def _assert_same(fast: Harness, slow: Harness) -> None:
     """End the turn on both nodes: every client got the same, and stands the same."""
     theirs, ours = slow.turn(), fast.turn()
     assert ours == theirs

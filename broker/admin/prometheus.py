@@ -13,10 +13,10 @@ from prometheus_client.registry import Collector
 
 from broker import __version__
 from broker.errors import ERRORS
-from broker.net.gate import Gate
+from broker.health import HealthMonitor, most_descriptors, open_descriptors
+from broker.metrics import Histogram
+from broker.net.limiter import ConnectionLimiter
 from broker.node import Node
-from broker.tally import Histogram
-from broker.watch import Watch, most_descriptors, open_descriptors
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -48,9 +48,9 @@ FAMILIES: Final = (
     ),
     Family("events_queued", "gauge", "Events that wait for slow subscribers."),
     Family("subscriptions", "gauge", "Subscriptions."),
-    Family("subscribers_behind", "gauge", "Clients for whom something waits that they cannot take now."),
+    Family("subscribers_lagging", "gauge", "Clients for whom something waits that they cannot take now."),
     Family(
-        "publishers_waiting", "gauge", "Clients that are not read while an event of theirs waits for room (`block`)."
+        "publishers_parked", "gauge", "Clients that are not read while an event of theirs waits for room (`block`)."
     ),
     Family("topics", "gauge", "Different topics and patterns that are subscribed to."),
     Family("received_bytes", "counter", "Bytes from clients, without those of TLS."),
@@ -88,8 +88,8 @@ class Source(Protocol):
     """Where the numbers are: `broker.daemon.Daemon`."""
 
     node: Node
-    gate: Gate
-    watch: Watch
+    limiter: ConnectionLimiter
+    health: HealthMonitor
     started: float
 
     @property
@@ -101,7 +101,7 @@ class Source(Protocol):
         """Whether clients are sent away."""
 
 
-class Metrics(Collector):
+class MetricsCollector(Collector):
     """Reads everything at each scrape."""
 
     def __init__(self, source: Source) -> None:
@@ -129,36 +129,36 @@ class Metrics(Collector):
 
     def _values(self) -> dict[str, float | Values]:
         source = self._source
-        node, gate, reactor, tally = source.node, source.gate, source.node.reactor, source.node.tally
+        node, limiter, context, metrics = source.node, source.limiter, source.node.context, source.node.metrics
         usage = resource.getrusage(resource.RUSAGE_SELF)
         most = most_descriptors()
         open_now = open_descriptors()
-        commands: dict[tuple[str, ...], float] = {(op or "invalid",): count for op, count in tally.commands.items()}
-        commands["publish",] = commands.get(("publish",), 0) + reactor.fast_publishes
+        commands: dict[tuple[str, ...], float] = {(op or "invalid",): count for op, count in metrics.commands.items()}
+        commands["publish",] = commands.get(("publish",), 0) + context.fast_publishes
         return {
-            "connections": reactor.connections,
-            "connections_max": gate.room.connections,
-            "connections_opened": tally.connected,
-            "connections_refused": {(reason,): count for reason, count in gate.reasons.items()},
-            "sessions_closed": {(str(int(code)) if code else "other",): n for code, n in tally.closed.items()},
+            "connections": context.connections,
+            "connections_max": limiter.capacity.connections,
+            "connections_opened": metrics.connected,
+            "connections_refused": {(reason,): count for reason, count in limiter.reasons.items()},
+            "sessions_closed": {(str(int(code)) if code else "other",): n for code, n in metrics.closed.items()},
             "commands": commands,
             # All of them from the start: one that comes up for the first time is then seen as an increase.
-            "errors": {(code,): tally.errors[code] for code in ERRORS},
-            "events_published": reactor.published,
-            "events_delivered": reactor.delivered,
-            "events_dropped": reactor.losses,
-            "events_queued": reactor.queued,
-            "subscriptions": reactor.subscriptions,
-            "subscribers_behind": reactor.laggards,
-            "publishers_waiting": reactor.publishers_waiting,
+            "errors": {(code,): metrics.errors[code] for code in ERRORS},
+            "events_published": context.published,
+            "events_delivered": context.delivered,
+            "events_dropped": context.dropped_events,
+            "events_queued": context.queued,
+            "subscriptions": context.subscriptions,
+            "subscribers_lagging": context.lagging_connections,
+            "publishers_parked": context.parked_publishers,
             "topics": node.hub.filters,
-            "received_bytes": reactor.bytes_in,
-            "sent_bytes": reactor.bytes_out,
+            "received_bytes": context.bytes_in,
+            "sent_bytes": context.bytes_out,
             "engine_up": {(source.engine,): 1},
             "open_fds": most if open_now is None else open_now,
             "max_fds": most,
-            "memory_bytes": source.watch.memory,
-            "memory_level": source.watch.level,
+            "memory_bytes": source.health.memory,
+            "memory_level": source.health.level,
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "draining": source.draining,
             "start_time_seconds": source.started,
@@ -167,13 +167,13 @@ class Metrics(Collector):
 
     def _histograms(self) -> dict[str, Histogram]:
         source = self._source
-        writes = Histogram(source.node.reactor.write_times[0])
-        _, writes.counts, writes.sum = source.node.reactor.write_times
+        writes = Histogram(source.node.context.write_times[0])
+        _, writes.counts, writes.sum = source.node.context.write_times
         return {
-            "handshake_seconds": source.node.tally.handshakes,
+            "handshake_seconds": source.node.metrics.handshakes,
             "write_seconds": writes,
-            "loop_lag_seconds": source.watch.lag,
-            "engine_seconds": source.node.tally.engine,
+            "loop_lag_seconds": source.health.lag,
+            "engine_seconds": source.node.metrics.engine,
         }
 
 

@@ -231,17 +231,17 @@ class Daemon:
             self._later[self.reload] = None
             return
         if self.state == "draining":
-            log.warning("not reloaded", problem="the broker is shutting down")
+            log.warning("reload failed", problem="the broker is shutting down")
             return
         self._systemd.notify(reloading())
         try:
             self._trouble = self._reload()
         except ConfigError as error:
             for problem in error.problems:
-                log.error("not reloaded", problem=problem)
+                log.error("reload failed", problem=problem)
             self._trouble = f"; the configuration was not read again: {error.problems[0]}"
         except Exception:
-            log.exception("not reloaded", problem=FAULT)
+            log.exception("reload failed", problem=FAULT)
             self._trouble = f"; the configuration was not read again: {FAULT}"
         finally:
             self._systemd.notify("READY=1", self._status())
@@ -266,7 +266,7 @@ class Daemon:
         later = sorted(changed & fixed)
         if not later:
             return ""
-        log.warning("these settings change with a restart only", settings=later)
+        log.warning("settings need a restart", settings=later)
         return f"; changed since the start, which needs a restart: {', '.join(later)}"
 
     def retire(self) -> None:
@@ -381,9 +381,9 @@ class Daemon:
             for address in self._admin_port.addresses:
                 log.info("admin listener", address=address)
         if any(name != ADMIN for name, _ in self._systemd.sockets) and "systemd" not in self.config.server.listen:
-            log.warning("systemd has passed sockets, and server.listen does not name systemd")
+            log.warning("sockets passed by systemd are not used: server.listen does not name systemd")
         if any(name == ADMIN for name, _ in self._systemd.sockets) and self.config.server.admin != "systemd":
-            log.warning("systemd has passed a socket named admin, and server.admin is not systemd")
+            log.warning("admin socket passed by systemd is not used: server.admin is not systemd")
         log.info(
             "ready", version=__version__, engine=self.config.server.engine, max_connections=self.capacity.connections
         )

@@ -127,7 +127,7 @@ class HealthMonitor:
         self.lag.observe(max(late, 0.0))
         if late > LATE and now - self._warned >= WARN_EVERY:
             self._warned = now
-            log.warning("the event loop stood still", seconds=round(late, 3), **self._culprit(late))
+            log.warning("event loop blocked", seconds=round(late, 3), **self._culprit(late))
         self._weigh()
         self._set()
 
@@ -137,15 +137,15 @@ class HealthMonitor:
             return {
                 "cause": "fan-out",
                 "deliveries": self._context.delivered - self._delivered,
-                "writing": round(self._context.writing, 3),
+                "write_seconds": round(self._context.writing, 3),
             }
         busy = time.process_time() - self._cpu
         if self._where is not None:
             works = self._wanted_cpu() - self._wanted > late / 2
-            return {"cause": "a call that works" if works else "a call that waits", "where": self._where}
+            return {"cause": "busy call" if works else "blocking call", "where": self._where}
         if busy < late / 2:
-            return {"cause": "the process did not run", "cpu": round(busy, 3)}
-        return {"cause": "unknown", "cpu": round(busy, 3)}
+            return {"cause": "process not scheduled", "cpu_seconds": round(busy, 3)}
+        return {"cause": "unknown", "cpu_seconds": round(busy, 3)}
 
     def _wanted_cpu(self) -> float:
         """For how long the main thread, which is the loop's, has run or would have, in seconds: on a busy machine it
@@ -205,13 +205,13 @@ class HealthMonitor:
             self._where = place(frame)
             if late > HANGS:
                 self._told = True
-                log.error("the event loop hangs", seconds=round(late, 3), where=self._where)
+                log.error("event loop hangs", seconds=round(late, 3), where=self._where)
 
 
 MEMORY: Final = (
-    "there is memory again",
-    "memory is short: nobody new is let in",
-    "memory is used up: publishers are slowed down",
+    "memory back to normal",
+    "memory low: new connections refused",
+    "memory limit reached: publishers throttled",
 )
 
 
@@ -235,6 +235,6 @@ def open_descriptors() -> int | None:
         return None
 
 
-def most_descriptors() -> int:
+def max_descriptors() -> int:
     """How many there may be."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

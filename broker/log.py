@@ -119,10 +119,10 @@ class LogRateLimiter:
             self._seen.clear()
         seen = self._seen.setdefault(kind, [now, 0])
         if now - seen[0] >= self.WHILE:
-            left_out = int(seen[1]) - self.MOST
+            suppressed = int(seen[1]) - self.MOST
             seen[:] = now, 0
-            if left_out > 0:
-                entry["left_out"] = left_out
+            if suppressed > 0:
+                entry["suppressed"] = suppressed
         seen[1] += 1
         if seen[1] > self.MOST:
             raise structlog.DropEvent
@@ -155,7 +155,7 @@ class StandardError:
         if lost and takes_more():
             StandardError.dropped = 0
             # An error, so that it is below no level. It comes back here, with nothing to tell.
-            log.error("lines of the log were dropped: nobody took them", lines=lost)
+            log.error("log lines dropped: standard error blocked", lines=lost)
             if StandardError.dropped:
                 StandardError.dropped = lost
         data = line.encode("utf-8", "backslashreplace") if isinstance(line, str) else line
@@ -205,7 +205,7 @@ def report_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
     Not in the loop's own way, which prints the arguments of callbacks, payloads among them.
     """
     what, _, _ = str(context.get("message")).partition("(")
-    log.error("fault", message=what.rstrip(), exc_info=context.get("exception"))
+    log.error("unhandled exception", message=what.rstrip(), exc_info=context.get("exception"))
 
 
 def complain(config: Log, text: str) -> None:

@@ -230,11 +230,11 @@ class Node:
         if not isinstance(session, Session):
             return
         if not behind:
-            log.info("subscriber has caught up", session=session.id, peer=session.peer)
+            log.info("subscriber caught up", session=session.id, peer=session.peer)
             return
         worst = max(session.subscription_stats(), key=lambda stats: stats.queued, default=None)
         what = msgspec.structs.asdict(worst) if worst is not None else {}
-        log.warning("subscriber is behind", session=session.id, peer=session.peer, **what)
+        log.warning("subscriber lagging", session=session.id, peer=session.peer, **what)
 
     # The end.
 
@@ -264,7 +264,7 @@ class Node:
             await asyncio.sleep(0)
         await _until(lambda: not self.connections, deadline)
         if self.connections:
-            log.warning("cut off who did not go in time", connections=self.connections)
+            log.warning("drain timed out: remaining connections closed", connections=self.connections)
             for session in waiting:
                 session.connection.abort()
 
@@ -286,7 +286,7 @@ class Node:
             await asyncio.sleep(POLL if sent >= due else 0)
         await _until(lambda: not self.connections, began + timeout)
         if self.connections:
-            log.warning("cut off who did not go in time", connections=self.connections)
+            log.warning("drain timed out: remaining connections closed", connections=self.connections)
         for session in waiting:
             session.connection.abort()
         await _until(lambda: not self.connections, loop.time() + POLL)

@@ -61,21 +61,21 @@ class Node(Protocol):
 
 
 class SubscriptionStats(msgspec.Struct, frozen=True):
-    """How one subscription stands."""
+    """The state of one subscription, for operators."""
 
     topic: str
     """The topic or pattern, as it was subscribed to."""
     overflow: str
     max_queue: int
     credit: int | None
-    """How many events may still come; None for any number."""
+    """Events that may still be sent; None: without a bound."""
     queued: int
-    """Events that wait."""
-    waiting: float
-    """For how long the oldest of them has, in seconds."""
+    """Events in the queue."""
+    oldest_queued_seconds: float
+    """For how long the oldest of them has been queued."""
     dropped: int
-    """Events that were lost since the subscription began, whatever the reason."""
-    lost: dict[str, int]
+    """Events dropped since the subscription began, for any reason."""
+    dropped_by_reason: dict[str, int]
     """The same by reason, as in a `gap`."""
 
 
@@ -122,7 +122,7 @@ class Session:
             self._refuse(error, None if command is None else command.id)
         except Exception:
             connection.mistakes = 0
-            log.exception("a command failed", session=self.id, peer=self.peer)
+            log.exception("command failed", session=self.id, peer=self.peer)
             failure = CommandError("internal", f"the broker failed; its log has more under session {self.id}")
             self._refuse(failure, None if command is None else command.id)
 
@@ -131,9 +131,9 @@ class Session:
         subscriptions, self.subscriptions = self.subscriptions, None
         if code in TOO_SLOW:
             dropped = sum(subscription.dropped for subscription in (subscriptions or {}).values())
-            log.warning("parted with a slow client", session=self.id, peer=self.peer, reason=reason, dropped=dropped)
+            log.warning("closed a slow client", session=self.id, peer=self.peer, reason=reason, dropped=dropped)
         elif code == CloseCode.PING_TIMEOUT:
-            log.info("client gave no sign of life", session=self.id, peer=self.peer)
+            log.info("ping timeout", session=self.id, peer=self.peer)
         for subscription in (subscriptions or {}).values():
             self.node.unsubscribe(subscription)
         self.node.remove(self)
@@ -151,9 +151,9 @@ class Session:
                 max_queue=subscription.max_queue,
                 credit=None if subscription.credit == UNLIMITED else subscription.credit,
                 queued=subscription.queued,
-                waiting=round(subscription.waiting, 3),
+                oldest_queued_seconds=round(subscription.waiting, 3),
                 dropped=subscription.dropped,
-                lost=subscription.lost_by_reason,
+                dropped_by_reason=subscription.lost_by_reason,
             )
             for topic, subscription in (self.subscriptions or {}).items()
         ]

@@ -76,7 +76,7 @@ class Systemd:
     def _fail(self, reason: str) -> None:
         if not self._failed:
             self._failed = True
-            log.warning("systemd cannot be told how it goes", socket=self._address, reason=reason)
+            log.warning("cannot notify systemd", socket=self._address, reason=reason)
 
     def close(self) -> None:
         """Tell nothing more, and close what was passed."""

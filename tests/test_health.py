@@ -19,13 +19,13 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from broker import health
-from broker.health import MEMORY, TICK, HealthMonitor, most_descriptors, open_descriptors
+from broker.health import MEMORY, TICK, HealthMonitor, max_descriptors, open_descriptors
 from tests.admin.test_server import descriptors, get
 from tests.fixtures_daemon import TIMEOUT, launched, mute
 from tests.fixtures_node import Harness, masked, serving
 from tests.net.harness import until
 
-STOOD = "the event loop stood still"
+STOOD = "event loop blocked"
 
 
 @asynccontextmanager
@@ -66,14 +66,14 @@ def working() -> None:
 async def test_a_call_that_waits_is_named() -> None:
     async with serving() as harness:
         entry = await warning(harness, waiting)
-        assert entry["cause"] == "a call that waits"
+        assert entry["cause"] == "blocking call"
         assert entry["where"].startswith("waiting (test_health.py:")
 
 
 async def test_a_call_that_works_is_named() -> None:
     async with serving() as harness:
         entry = await warning(harness, working)
-        assert entry["cause"] == "a call that works"
+        assert entry["cause"] == "busy call"
         assert "working (test_health.py:" in entry["where"]
 
 
@@ -101,7 +101,7 @@ async def test_a_fan_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             if (entry := await attempt()).get("cause") == "fan-out":
                 break
         assert entry["cause"] == "fan-out"
-        assert entry["writing"] > 0
+        assert entry["write_seconds"] > 0
         assert entry["deliveries"] == 100 * len(clients)
         for client in clients:
             client.socket.transport.resume_reading()
@@ -119,7 +119,7 @@ async def test_what_waits_before_something_is_written_is_named_and_not_the_writi
                 connection.answer(b'{"op":"pong"}')
                 await until(lambda: sum(found.lag.counts) > ticks)
         [entry] = [entry for entry in logs if entry["event"] == STOOD]
-        assert entry["cause"] == "a call that waits"
+        assert entry["cause"] == "blocking call"
         assert entry["where"].startswith("waiting (test_health.py:")
 
 
@@ -129,12 +129,12 @@ async def test_of_a_loop_that_never_turns_again_the_thread_tells(monkeypatch: py
         with capture_logs() as logs:
 
             def forever() -> None:
-                while not any(entry["event"] == "the event loop hangs" for entry in logs):
+                while not any(entry["event"] == "event loop hangs" for entry in logs):
                     time.sleep(0.01)
                 time.sleep(0.3)  # it is told once
 
             forever()
-        [entry] = [entry for entry in logs if entry["event"] == "the event loop hangs"]
+        [entry] = [entry for entry in logs if entry["event"] == "event loop hangs"]
         assert "forever (test_health.py:" in entry["where"]
         assert entry["seconds"] > 0.4
 
@@ -146,7 +146,7 @@ async def test_a_process_that_was_stopped_is_told_from_one_that_hangs() -> None:
         await asyncio.sleep(1)
         daemon.signal(signal.SIGCONT)
         line = await daemon.until(STOOD)
-        assert "cause='the process did not run'" in line
+        assert "cause='process not scheduled'" in line
         assert re.search(r"seconds=(0\.[789]|1\.)", line)
 
 
@@ -281,7 +281,7 @@ def test_descriptors_are_counted() -> None:
     file = os.open(os.devnull, os.O_RDONLY)
     assert open_descriptors() == before + 1
     os.close(file)
-    assert before < most_descriptors()
+    assert before < max_descriptors()
 
 
 async def test_sixty_four_descriptors_are_enough_for_some_and_the_others_are_told() -> None:

@@ -116,7 +116,7 @@ async def test_a_log_that_is_not_read_drops_lines_and_says_how_many(form: str, s
     # What was cut off is ended before anything else comes.
     assert second.startswith("\n") == bool(torn)
     note, *rest = second.strip().splitlines()
-    assert "lines of the log were dropped" in note
+    assert "log lines dropped" in note
     assert re.search(rf"lines['\"]?[=:]{dropped}\b", note), note
     # As many of the new ones as there is room for, without a wait in between.
     assert len(rest) == 2 if size == 50 else 1 <= len(rest) <= 2
@@ -224,7 +224,7 @@ def test_what_comes_too_often_is_counted_instead() -> None:
     assert sum(passed(few, "a") is not None for _ in range(1000)) == LogRateLimiter.MOST
     assert passed(few, "b") == {"event": "b"}
     clock.now += LogRateLimiter.WHILE
-    assert passed(few, "a") == {"event": "a", "left_out": 1000 - LogRateLimiter.MOST}
+    assert passed(few, "a") == {"event": "a", "suppressed": 1000 - LogRateLimiter.MOST}
     assert passed(few, "a") == {"event": "a"}
     clock.now += LogRateLimiter.WHILE
     assert passed(few, "a") == {"event": "a"}

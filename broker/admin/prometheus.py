@@ -1,4 +1,4 @@
-"""The metrics. All numbers are counted elsewhere; they are read when somebody asks for them."""
+"""Prometheus metrics. Numbers are counted elsewhere and read at each scrape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from broker import __version__
 from broker.errors import ERRORS
-from broker.health import HealthMonitor, most_descriptors, open_descriptors
+from broker.health import HealthMonitor, max_descriptors, open_descriptors
 from broker.metrics import Histogram
 from broker.net.limiter import ConnectionLimiter
 from broker.node import Node
@@ -31,46 +31,46 @@ class Family(msgspec.Struct, frozen=True):
 
 
 FAMILIES: Final = (
-    Family("connections", "gauge", "Clients that are connected."),
-    Family("connections_max", "gauge", "Clients that there is room for."),
-    Family("connections_opened", "counter", "Clients that connected."),
-    Family("connections_refused", "counter", "Connections that did not become a client's.", ("reason",)),
-    Family("sessions_closed", "counter", "Clients that left or were sent away, by close code.", ("code",)),
-    Family("commands", "counter", "Commands that came, by op; `invalid` are those that could not be read.", ("op",)),
-    Family("errors", "counter", "Commands that were answered with an error, by its code.", ("code",)),
-    Family("events_published", "counter", "Events that were published."),
-    Family("events_delivered", "counter", "Events that were handed to a subscriber's socket."),
+    Family("connections", "gauge", "Established connections."),
+    Family("connections_max", "gauge", "Limit of connections."),
+    Family("connections_opened", "counter", "Connections established since the start."),
+    Family("connections_refused", "counter", "Connections refused before they were established, by reason.", ("reason",)),
+    Family("sessions_closed", "counter", "Connections closed, by close code.", ("code",)),
+    Family("commands", "counter", "Commands received, by op; `invalid` could not be parsed.", ("op",)),
+    Family("errors", "counter", "Commands answered with an error, by error code.", ("code",)),
+    Family("events_published", "counter", "Events published."),
+    Family("events_delivered", "counter", "Events written to the sockets of subscribers."),
     Family(
         "events_dropped",
         "counter",
-        "Events that a subscriber lost, by its overflow policy and the reason in the gap.",
+        "Events dropped for a subscriber, by overflow policy and by the reason in the gap.",
         ("policy", "reason"),
     ),
-    Family("events_queued", "gauge", "Events that wait for slow subscribers."),
-    Family("subscriptions", "gauge", "Subscriptions."),
-    Family("subscribers_lagging", "gauge", "Clients for whom something waits that they cannot take now."),
+    Family("events_queued", "gauge", "Events queued for slow subscribers."),
+    Family("subscriptions", "gauge", "Live subscriptions."),
+    Family("subscribers_lagging", "gauge", "Connections with queued data: their socket is full, or a subscription has no credit."),
     Family(
-        "publishers_parked", "gauge", "Clients that are not read while an event of theirs waits for room (`block`)."
+        "publishers_parked", "gauge", "Connections not read because an event of theirs is parked (`block`)."
     ),
-    Family("topics", "gauge", "Different topics and patterns that are subscribed to."),
-    Family("received_bytes", "counter", "Bytes from clients, without those of TLS."),
-    Family("sent_bytes", "counter", "Bytes to clients, without those of TLS."),
-    Family("handshake_seconds", "histogram", "From accepting a client to the answer to its handshake."),
+    Family("topics", "gauge", "Distinct topics and patterns with subscribers."),
+    Family("received_bytes", "counter", "Bytes received from clients, without TLS overhead."),
+    Family("sent_bytes", "counter", "Bytes sent to clients, without TLS overhead."),
+    Family("handshake_seconds", "histogram", "From accepting a connection to the answer to its handshake."),
     Family(
         "write_seconds",
         "histogram",
-        "From the first event or answer of a turn of the event loop until all of the turn were handed to the sockets.",
+        "From the first event or answer of an event loop turn to the last write of the turn.",
     ),
-    Family("loop_lag_seconds", "histogram", "How late the event loop is, measured four times a second."),
-    Family("engine_up", "gauge", "Whether the engine answers.", ("engine",)),
-    Family("engine_seconds", "histogram", "From a publish to its answer, where the engine is another process."),
-    Family("open_fds", "gauge", "Descriptors that are open."),
-    Family("max_fds", "gauge", "Descriptors that may be open."),
+    Family("loop_lag_seconds", "histogram", "Delay of the event loop, sampled four times a second."),
+    Family("engine_up", "gauge", "1 while the engine is available.", ("engine",)),
+    Family("engine_seconds", "histogram", "From a publish to the engine's answer, where the engine is another process."),
+    Family("open_fds", "gauge", "Open file descriptors."),
+    Family("max_fds", "gauge", "Limit of open file descriptors."),
     Family("memory_bytes", "gauge", "Resident memory of the process."),
-    Family("memory_level", "gauge", "0: memory is fine; 1: nobody new is let in; 2: publishers are slowed down."),
+    Family("memory_pressure", "gauge", "0: normal; 1: new connections are refused; 2: publishers are throttled."),
     Family("cpu_seconds", "counter", "CPU time of the process."),
-    Family("draining", "gauge", "1 while clients are sent away."),
-    Family("start_time_seconds", "gauge", "When the broker was ready, in seconds since 1970."),
+    Family("draining", "gauge", "1 while the broker drains or retires."),
+    Family("start_time_seconds", "gauge", "When the broker became ready, in seconds since 1970."),
     Family("build_info", "gauge", "Always 1.", ("version", "python", "engine")),
 )
 
@@ -85,7 +85,7 @@ Values = (
 
 
 class Source(Protocol):
-    """Where the numbers are: `broker.daemon.Daemon`."""
+    """What the collector reads from: `broker.daemon.Daemon`."""
 
     node: Node
     limiter: ConnectionLimiter
@@ -98,7 +98,7 @@ class Source(Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether clients are sent away."""
+        """Whether the broker drains or retires."""
 
 
 class MetricsCollector(Collector):
@@ -108,30 +108,30 @@ class MetricsCollector(Collector):
         self._source = source
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is asked for before there is somebody to answer."""
+        """Skip the collection that a registry does at registration: the node may not exist yet."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
         """Give each family with its values as they are now."""
-        found = self._values()
-        histograms = self._histograms()
+        values = self._collect_values()
+        histograms = self._collect_histograms()
         for family in FAMILIES:
             name = PREFIX + family.name
             if family.kind == "histogram":
-                yield histogram(name, family.meaning, histograms[family.name])
+                yield convert_histogram(name, family.meaning, histograms[family.name])
                 continue
             kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
             metric = kind(name, family.meaning, labels=family.labels)
-            value = found[family.name]
+            value = values[family.name]
             for labels, number in (value if isinstance(value, Mapping) else {(): value}).items():
                 metric.add_metric(labels, number)
             yield metric
 
-    def _values(self) -> dict[str, float | Values]:
+    def _collect_values(self) -> dict[str, float | Values]:
         source = self._source
         node, limiter, context, metrics = source.node, source.limiter, source.node.context, source.node.metrics
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        most = most_descriptors()
+        max_open = max_descriptors()
         open_now = open_descriptors()
         commands: dict[tuple[str, ...], float] = {(op or "invalid",): count for op, count in metrics.commands.items()}
         commands["publish",] = commands.get(("publish",), 0) + context.fast_publishes
@@ -142,7 +142,7 @@ class MetricsCollector(Collector):
             "connections_refused": {(reason,): count for reason, count in limiter.reasons.items()},
             "sessions_closed": {(str(int(code)) if code else "other",): n for code, n in metrics.closed.items()},
             "commands": commands,
-            # All of them from the start: one that comes up for the first time is then seen as an increase.
+            # Every code from the start, so that Prometheus sees the first error of a code as an increase.
             "errors": {(code,): metrics.errors[code] for code in ERRORS},
             "events_published": context.published,
             "events_delivered": context.delivered,
@@ -155,17 +155,17 @@ class MetricsCollector(Collector):
             "received_bytes": context.bytes_in,
             "sent_bytes": context.bytes_out,
             "engine_up": {(source.engine,): 1},
-            "open_fds": most if open_now is None else open_now,
-            "max_fds": most,
+            "open_fds": max_open if open_now is None else open_now,
+            "max_fds": max_open,
             "memory_bytes": source.health.memory,
-            "memory_level": source.health.level,
+            "memory_pressure": source.health.level,
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "draining": source.draining,
             "start_time_seconds": source.started,
             "build_info": {(__version__, platform.python_version(), source.engine): 1},
         }
 
-    def _histograms(self) -> dict[str, Histogram]:
+    def _collect_histograms(self) -> dict[str, Histogram]:
         source = self._source
         writes = Histogram(source.node.context.write_times[0])
         _, writes.counts, writes.sum = source.node.context.write_times
@@ -177,14 +177,14 @@ class MetricsCollector(Collector):
         }
 
 
-def histogram(name: str, meaning: str, found: Histogram) -> Metric:
-    """Give it as Prometheus wants it, with each bucket holding those before it."""
+def convert_histogram(name: str, meaning: str, histogram: Histogram) -> Metric:
+    """Convert to a Prometheus histogram, with cumulative buckets."""
     buckets, count = [], 0
-    for bound, number in zip((*map(format_bound, found.bounds), "+Inf"), found.counts, strict=True):
+    for bound, number in zip((*map(format_bound, histogram.bounds), "+Inf"), histogram.counts, strict=True):
         count += number
         buckets.append((bound, float(count)))
     metric = HistogramMetricFamily(name, meaning)
-    metric.add_metric([], buckets, found.sum)
+    metric.add_metric([], buckets, histogram.sum)
     return metric
 
 

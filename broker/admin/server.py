@@ -13,7 +13,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from broker.admin.sessions import NOT_KEPT, Sessions
+from broker.admin.sessions import NO_STORE, Sessions
 from broker.config import Address
 from broker.net.limiter import ADMIN
 from broker.net.listener import PAUSE, Accepting, Acceptor, Port, why
@@ -54,7 +54,7 @@ class Admin:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/v1/sessions", self._sessions.list),
-                web.get("/v1/sessions/{id}", self._sessions.one),
+                web.get("/v1/sessions/{id}", self._sessions.show),
             ]
         )
         app.on_response_prepare.append(_name_server)
@@ -118,17 +118,17 @@ class Admin:
             self._refilling = asyncio.get_running_loop().call_later(PAUSE, self._refill)
 
     async def _livez(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "alive"}, headers=NOT_KEPT)
+        return web.json_response({"status": "alive"}, headers=NO_STORE)
 
     async def _readyz(self, request: web.Request) -> web.Response:
         reason = self._unready()
         if reason is None:
-            return web.json_response({"status": "ready"}, headers=NOT_KEPT)
-        return web.json_response({"status": "not ready", "reason": reason}, status=503, headers=NOT_KEPT)
+            return web.json_response({"status": "ready"}, headers=NO_STORE)
+        return web.json_response({"status": "not ready", "reason": reason}, status=503, headers=NO_STORE)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._registry), headers={**NOT_KEPT, "Content-Type": content_type})
+        return web.Response(body=encode(self._registry), headers={**NO_STORE, "Content-Type": content_type})
 
 
 @web.middleware

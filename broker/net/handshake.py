@@ -73,12 +73,12 @@ MALFORMED = (ValueError, EOFError, NotImplementedError)
 REASONS = {
     200: "",
     400: "malformed",
-    401: "token",
+    401: "unauthorized",
     403: "origin",
-    404: "path",
-    426: "no_websocket",
-    429: "address",
-    431: "too_long",
+    404: "not_found",
+    426: "upgrade_required",
+    429: "address_limit",
+    431: "header_too_large",
 }
 """What refusals are counted by."""
 
@@ -151,8 +151,8 @@ class Handshake(asyncio.Protocol):
     def expire(self) -> None:
         """End it: the time for the opening, or for reading the answer, is up."""
         if self._head is not None:
-            self._limiter.count(0, "slow")
-            log.debug("too slow", peer=self._peer())
+            self._limiter.count(0, "timeout")
+            log.debug("handshake timeout", peer=self._peer())
         self._limiter.leave(self)
         if self._transport is not None:
             self._transport.abort()
@@ -205,7 +205,7 @@ class Handshake(asyncio.Protocol):
         self._head = None
         if answer.status >= 400:
             self._limiter.count(answer.status, answer.reason)
-            log.debug("refused", status=answer.status, why=answer.text, peer=self._peer())
+            log.debug("request refused", status=answer.status, reason=answer.text, peer=self._peer())
         lingers = self._limiter.drain_refused(self)
         transport.write(answer.serialize(bodiless=bodiless))
         # A socket that is closed while bytes from the client are unread answers with a reset, and the reset destroys
@@ -288,7 +288,7 @@ class SecureHandshake(Handshake):
             )
         except OSError as exc:  # ssl.SSLError is one
             self._limiter.count(0, "tls")
-            log.debug("no TLS", reason=getattr(exc, "reason", None) or str(exc), peer=peer)
+            log.debug("TLS handshake failed", reason=getattr(exc, "reason", None) or str(exc), peer=peer)
         finally:
             self._securing = None
             # A client that goes in the middle of it is reported by neither an exception nor `connection_lost`.

@@ -243,7 +243,7 @@ class Entrance:
             while len(self._doors) < self._limiter.capacity.doors:
                 await self._add(self._sock.dup())
         except OSError as exc:
-            log.warning("no further doors", address=str(self.address), reason=why(exc))
+            log.warning("cannot open more acceptors", address=str(self.address), reason=why(exc))
 
     def _narrow(self) -> None:
         for door in self._doors[1:]:

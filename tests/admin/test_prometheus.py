@@ -255,12 +255,12 @@ async def memory_bytes(broker: Broker) -> None:
     assert broker.value("memory_bytes") - before > 0.9 * len(ballast)
 
 
-async def memory_level(broker: Broker) -> None:
-    assert broker.value("memory_level") == 0
+async def memory_pressure(broker: Broker) -> None:
+    assert broker.value("memory_pressure") == 0
     broker.health.max_memory = 1
-    await until(lambda: broker.value("memory_level") == 2)
+    await until(lambda: broker.value("memory_pressure") == 2)
     broker.health.max_memory = None
-    await until(lambda: broker.value("memory_level") == 0)
+    await until(lambda: broker.value("memory_pressure") == 0)
 
 
 async def cpu_seconds(broker: Broker) -> None:
@@ -313,7 +313,7 @@ MOVES: dict[str, Callable[[Broker], Awaitable[None]]] = {
         open_fds,
         max_fds,
         memory_bytes,
-        memory_level,
+        memory_pressure,
         cpu_seconds,
         draining,
         start_time_seconds,
@@ -359,7 +359,7 @@ def test_the_docs_have_them_all() -> None:
 
 
 def test_the_docs_have_every_reason_of_a_refusal() -> None:
-    reasons = set(REASONS.values()) - {""} | {"full", "memory", "draining", "slow", "tls"}
+    reasons = set(REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls"}
     assert (
         set(re.findall(r"^\| `([a-z_]+)` \| (?!counter|gauge|histogram)", DOCUMENT.read_text(), re.MULTILINE))
         == reasons

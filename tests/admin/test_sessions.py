@@ -66,10 +66,10 @@ async def test_those_furthest_behind_come_first(desk: Desk) -> None:
         client.session for client in (clients[1], clients[2], clients[0], publisher)
     ]
     first = found["sessions"][0]
-    assert first["bytes"] == sum(len(f'..{{"op":"event","topic":"a.b","data":{n}}}') for n in range(5))
+    assert first["outbox_bytes"] == sum(len(f'..{{"op":"event","topic":"a.b","data":{n}}}') for n in range(5))
     assert first["subscriptions"] == 1
     assert first["worst"]["topic"] == "a.*"
-    assert first["waiting"] == first["worst"]["waiting"] >= 0
+    assert first["oldest_queued_seconds"] == first["worst"]["oldest_queued_seconds"] >= 0
     host, _, port = first["peer"].rpartition(":")
     assert (host, port.isdecimal()) == ("127.0.0.1", True)
     assert found["sessions"][3]["worst"] is None
@@ -88,7 +88,7 @@ async def test_one_is_told_of_with_all_its_subscriptions(desk: Desk) -> None:
     assert [each["topic"] for each in found["subscriptions"]] == ["quiet", "a"]
     worst = found["subscriptions"][1]
     assert found["worst"] == worst
-    assert worst.pop("waiting") == found["waiting"] >= 0
+    assert worst.pop("oldest_queued_seconds") == found["oldest_queued_seconds"] >= 0
     assert worst == {
         "topic": "a",
         "overflow": "latest",
@@ -96,7 +96,7 @@ async def test_one_is_told_of_with_all_its_subscriptions(desk: Desk) -> None:
         "credit": 0,
         "queued": 1,
         "dropped": 2,
-        "lost": {"overflow": 0, "conflated": 2, "age": 0},
+        "dropped_by_reason": {"overflow": 0, "conflated": 2, "age": 0},
     }
     assert found["subscriptions"][0]["credit"] is None
 
@@ -107,8 +107,8 @@ async def test_a_publisher_that_waits_is_seen(desk: Desk) -> None:
     for n in range(2):
         await publisher.tell("publish", topic="a", data=n)
     await until(lambda: desk.harness.session(publisher).connection.parked_publishes == 1)
-    assert (await desk.ask(f"/v1/sessions/{publisher.session}")).json["held"] == 1
-    assert (await desk.ask(f"/v1/sessions/{lender.session}")).json["held"] == 0
+    assert (await desk.ask(f"/v1/sessions/{publisher.session}")).json["parked"] == 1
+    assert (await desk.ask(f"/v1/sessions/{lender.session}")).json["parked"] == 0
     await lender.ask("credit", topic="a", add=2)
 
 

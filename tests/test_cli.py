@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 # What several commands share
 
 
-def test_what_is_written_down_twice_is_the_same() -> None:
+def test_duplicated_constants_are_equal() -> None:
     assert cli.URL == DEFAULT_URL
     assert get_args(Overflow) == cli.OVERFLOWS
 
@@ -49,7 +49,7 @@ async def test_help_lists_the_commands() -> None:
     assert all(re.search(rf"^  {name} ", result.out, re.MULTILINE) for name in cli.wsbroker.commands)
 
 
-async def test_no_command_is_help_and_an_error() -> None:
+async def test_missing_command_prints_help_and_fails() -> None:
     result = await wsbroker()
     assert result.status == 2
     assert "Usage: wsbroker" in result.err
@@ -70,13 +70,13 @@ async def test_no_command_is_help_and_an_error() -> None:
         (["serve", "--log-level", "loud"], "'loud' is not one of 'debug'"),
     ],
 )
-async def test_a_wrong_command_line_is_explained(arguments: list[str], wrong: str) -> None:
+async def test_invalid_command_line_is_explained(arguments: list[str], wrong: str) -> None:
     result = await wsbroker(*arguments)
     assert (result.status, result.out) == (2, "")
     assert wrong in result.err
 
 
-async def test_a_wrong_command_line_may_be_explained_in_json() -> None:
+async def test_invalid_command_line_can_be_explained_in_json() -> None:
     result = await wsbroker("pub", "--json", "--kye", "k", "t")
     assert result.status == 2
     error = json.loads(result.err)
@@ -91,7 +91,7 @@ async def test_a_key_that_is_not_utf8_is_refused() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["config", "default"], ["config", "schema"], ["version"], ["check"]])
-async def test_a_closed_pipe_is_quiet_and_a_full_disk_is_not(arguments: list[str]) -> None:
+async def test_closed_pipe_is_silent_and_a_full_disk_is_reported(arguments: list[str]) -> None:
     source, closed = os.pipe()
     os.close(source)
     full = os.open("/dev/full", os.O_WRONLY)
@@ -105,7 +105,7 @@ async def test_a_closed_pipe_is_quiet_and_a_full_disk_is_not(arguments: list[str
         os.close(full)
 
 
-def test_a_command_loads_what_it_needs_and_no_more() -> None:
+def test_command_imports_only_what_it_needs() -> None:
     code = "import sys; from broker.cli import main; {}; print(*sys.modules)"
     for run, without in (
         ("main(['version'])", {"broker.daemon", "broker.client", "broker.config", "asyncio", "uvloop", "structlog"}),
@@ -123,7 +123,7 @@ def test_a_command_loads_what_it_needs_and_no_more() -> None:
 # serve
 
 
-async def test_serve_takes_addresses_and_the_form_of_the_log(tmp_path: Path) -> None:
+async def test_serve_accepts_addresses_and_log_format(tmp_path: Path) -> None:
     addresses = [f"unix:{tmp_path}/a", f"unix:{tmp_path}/b"]
     listen = [word for address in addresses for word in ("--listen", address)]
     async with start("serve", *listen, "--log-format", "json", "--log-level", "debug") as process:
@@ -139,7 +139,7 @@ async def test_serve_takes_addresses_and_the_form_of_the_log(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])
-async def test_every_mistake_of_the_configuration_is_said(command: str, tmp_path: Path) -> None:
+async def test_every_mistake_in_the_configuration_is_reported(command: str, tmp_path: Path) -> None:
     file = tmp_path / "wsbroker.toml"
     file.write_text("[limits]\nmax_sise = 1\nmax_queue = 0\n")
     environ = {"WSBROKER_LOG__LEVEL": "loud"}
@@ -152,7 +152,7 @@ async def test_every_mistake_of_the_configuration_is_said(command: str, tmp_path
         assert key in result.err
 
 
-async def test_serve_says_mistakes_in_the_form_of_its_log() -> None:
+async def test_serve_reports_mistakes_in_its_log_format() -> None:
     result = await wsbroker("serve", "--listen", "nowhere", "--log-format", "json")
     assert result.status == 78
     error = json.loads(result.err)
@@ -169,7 +169,7 @@ async def test_serve_does_not_start_where_it_cannot_listen(tmp_path: Path) -> No
 # check and config
 
 
-async def test_a_good_configuration_is_said_to_be_good() -> None:
+async def test_check_accepts_a_valid_configuration() -> None:
     result = await wsbroker("check", environ={"WSBROKER_SERVER__LISTEN": "127.0.0.1:1,unix:/run/x"})
     assert result == Result(0, "The configuration is good: serve listens on 127.0.0.1:1, unix:/run/x.\n", "")
 
@@ -180,7 +180,7 @@ def few_files() -> None:
 
 
 @pytest.mark.parametrize("command", [["check"], ["serve", "--listen", "127.0.0.1:0"]])
-def test_check_says_as_serve_does_that_connections_do_not_fit(command: list[str]) -> None:
+def test_check_reports_too_many_connections_like_serve(command: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "broker", *command],
         cwd=ROOT,
@@ -200,7 +200,7 @@ def test_check_says_as_serve_does_that_connections_do_not_fit(command: list[str]
 
 @pytest.mark.parametrize(("module", "command"), [("click", "version"), ("uvloop", "serve"), ("asyncio", "sub")])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_ctrl_c_during_the_imports_is_quiet(tmp_path: Path, module: str, command: str, ignored: bool) -> None:
+def test_ctrl_c_during_imports_is_silent(tmp_path: Path, module: str, command: str, ignored: bool) -> None:
     # In place of the real module, one that is interrupted.
     fake = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('went on', flush=True)\nos._exit(0)\n"
     (tmp_path / f"{module}.py").write_text(fake)
@@ -228,13 +228,13 @@ async def test_check_reports_in_json() -> None:
     assert "limits.max_size" in errors[0]["message"]
 
 
-async def test_a_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+async def test_missing_configuration_file_is_a_mistake(tmp_path: Path) -> None:
     result = await wsbroker("check", "--config", str(tmp_path / "none.toml"))
     assert result.status == 78
     assert "none.toml" in result.err
 
 
-async def test_the_default_file_is_a_good_file(tmp_path: Path) -> None:
+async def test_default_configuration_file_is_valid(tmp_path: Path) -> None:
     result = await wsbroker("config", "default")
     assert result == Result(0, default_toml(), "")
     file = tmp_path / "wsbroker.toml"
@@ -251,7 +251,7 @@ async def test_the_schema_is_one_json_document() -> None:
 # version
 
 
-async def test_version_names_what_the_broker_is_made_of() -> None:
+async def test_version_lists_the_dependencies() -> None:
     result = await wsbroker("version")
     assert (result.status, result.err) == (0, "")
     names = [line.split()[0] for line in result.out.splitlines()]
@@ -273,7 +273,7 @@ async def test_version_names_what_the_broker_is_made_of() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["version", "pub t 1", "sub t", "serve"])
-def test_a_missing_extension_is_one_line(arguments: str) -> None:
+def test_missing_extension_is_reported_in_one_line(arguments: str) -> None:
     words = arguments.split()
     code = f"import sys; sys.modules['broker._speedups'] = None; import broker.cli; sys.exit(broker.cli.main({words}))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -297,11 +297,11 @@ def test_a_missing_extension_is_one_line(arguments: str) -> None:
         (["pub", "t", "\udcff", "--text"], "bad_json: the text is not UTF-8: invalid start byte"),
     ],
 )
-async def test_bad_data_is_found_without_a_broker(arguments: list[str], wrong: str) -> None:
+async def test_invalid_data_is_refused_without_connecting(arguments: list[str], wrong: str) -> None:
     assert await wsbroker(*arguments, "--url", "unix:/nowhere") == Result(65, "", f"wsbroker: {wrong}\n")
 
 
-async def test_nobody_at_the_address() -> None:
+async def test_connect_to_an_unused_address_has_its_exit_status() -> None:
     result = await wsbroker("pub", "t", "1", "--url", "unix:/nowhere")
     assert result == Result(69, "", "wsbroker: cannot connect to unix:/nowhere: No such file or directory\n")
     result = await wsbroker("sub", "t", "--url", "unix:/nowhere", "--json")
@@ -309,7 +309,7 @@ async def test_nobody_at_the_address() -> None:
     assert json.loads(result.err) == {"error": "unreachable", "message": message, "retry": False}
 
 
-async def test_somebody_else_at_the_address() -> None:
+async def test_connect_to_another_server_has_its_exit_status() -> None:
     async with running(saying(b"hello")) as fake:
         result = await wsbroker("sub", "t", "--url", fake.url, "--json")
         assert (result.status, json.loads(result.err)["error"]) == (76, "not_a_broker")
@@ -357,7 +357,7 @@ def test_an_error_has_its_exit_status(code: str, capsys: pytest.CaptureFixture[s
     assert status == (75 if error.retry else expected)
 
 
-async def test_an_end_that_nobody_announced() -> None:
+async def test_lost_connection_has_its_exit_status() -> None:
     async def cut(fake: FakeBroker, connection: ServerConnection) -> None:
         async for _ in fake.commands(connection):
             connection.transport.abort()
@@ -368,13 +368,13 @@ async def test_an_end_that_nobody_announced() -> None:
         assert json.loads(result.err)["code"] == 1006
 
 
-async def test_what_comes_from_the_other_side_does_not_command_the_terminal() -> None:
+async def test_control_characters_from_the_server_are_not_printed() -> None:
     async with running(closing(4999, "\x1b[31mred\x07")) as fake:
         result = await wsbroker("pub", "t", "1", "--url", fake.url)
     assert result.err == "wsbroker: the broker closed the connection: 4999 �[31mred�\n"
 
 
-async def test_streams_that_are_closed_from_the_start() -> None:
+async def test_commands_work_with_closed_standard_streams() -> None:
     async with running() as fake:
         for redirect, arguments, status in (
             ("<&-", "pub t", 66),

@@ -56,7 +56,7 @@ def command(op: str, **fields: Any) -> str:
 # websockets, asyncio
 
 
-async def test_asyncio_subscribes_publishes_receives_and_closes(broker: RunningBroker, topic: str) -> None:
+async def test_websockets_asyncio_subscribes_publishes_receives_and_closes(broker: RunningBroker, topic: str) -> None:
     async with websockets.asyncio.client.connect(broker.url, subprotocols=PROTOCOL) as client:
         assert client.subprotocol == "wsbroker.v1"
         welcome = json.loads(await client.recv())
@@ -80,7 +80,7 @@ async def test_asyncio_subscribes_publishes_receives_and_closes(broker: RunningB
         assert client.protocol.close_rcvd.code == 1000
 
 
-async def test_asyncio_is_closed_with_bye_and_1001() -> None:
+async def test_websockets_asyncio_is_closed_with_bye_and_1001() -> None:
     with start_broker() as broker:
         async with websockets.asyncio.client.connect(broker.url) as client:
             assert json.loads(await client.recv())["op"] == "welcome"
@@ -94,7 +94,7 @@ async def test_asyncio_is_closed_with_bye_and_1001() -> None:
         assert await asyncio.to_thread(broker.program.wait) == 0
 
 
-async def test_asyncio_may_send_its_commands_as_binary_and_in_fragments(broker: RunningBroker, topic: str) -> None:
+async def test_websockets_asyncio_may_send_binary_and_fragmented_commands(broker: RunningBroker, topic: str) -> None:
     async with websockets.asyncio.client.connect(broker.url) as client:
         await client.recv()
         await client.send(command("subscribe", id=1, topic=topic).encode())
@@ -104,7 +104,7 @@ async def test_asyncio_may_send_its_commands_as_binary_and_in_fragments(broker: 
         assert json.loads(await client.recv())["data"] == "x" * 1000
 
 
-async def test_asyncio_with_many_clients_sees_one_order(broker: RunningBroker, topic: str) -> None:
+async def test_websockets_asyncio_clients_see_one_order(broker: RunningBroker, topic: str) -> None:
     async def subscribe() -> list[int]:
         async with websockets.asyncio.client.connect(broker.url) as client:
             await client.recv()
@@ -135,7 +135,7 @@ async def test_asyncio_with_many_clients_sees_one_order(broker: RunningBroker, t
 # websockets, sync
 
 
-def test_sync_subscribes_publishes_receives_and_closes(broker: RunningBroker, topic: str) -> None:
+def test_websockets_sync_subscribes_publishes_receives_and_closes(broker: RunningBroker, topic: str) -> None:
     with websockets.sync.client.connect(broker.url, subprotocols=PROTOCOL) as client:
         assert client.subprotocol == "wsbroker.v1"
         assert json.loads(client.recv(PATIENCE))["op"] == "welcome"
@@ -150,7 +150,7 @@ def test_sync_subscribes_publishes_receives_and_closes(broker: RunningBroker, to
     assert client.protocol.close_rcvd.code == 1000
 
 
-def test_sync_is_closed_with_bye_and_1001() -> None:
+def test_websockets_sync_is_closed_with_bye_and_1001() -> None:
     with start_broker() as broker, websockets.sync.client.connect(broker.url) as client:
         assert json.loads(client.recv(PATIENCE))["op"] == "welcome"
         broker.program.terminate()
@@ -173,7 +173,7 @@ async def take(client: Client, count: int) -> list[Any]:
     return messages
 
 
-async def test_our_client_subscribes_publishes_receives_and_closes(broker: RunningBroker, topic: str) -> None:
+async def test_broker_client_subscribes_publishes_receives_and_closes(broker: RunningBroker, topic: str) -> None:
     async with connect(broker.url) as client:
         assert client.welcome.server == f"wsbroker/{__version__}"
         await client.subscribe(f"{topic}.*", max_queue=10, overflow="drop_newest")
@@ -190,7 +190,7 @@ async def test_our_client_subscribes_publishes_receives_and_closes(broker: Runni
             await client.publish("$mine", 1)
 
 
-async def test_our_client_is_closed_with_bye_and_1001() -> None:
+async def test_broker_client_is_closed_with_bye_and_1001() -> None:
     with start_broker() as broker:
         async with connect(broker.url) as client:
             broker.program.terminate()
@@ -201,7 +201,7 @@ async def test_our_client_is_closed_with_bye_and_1001() -> None:
         assert await asyncio.to_thread(broker.program.wait) == 0
 
 
-async def test_data_that_the_broker_does_not_take_fails_here_and_not_there(broker: RunningBroker, topic: str) -> None:
+async def test_invalid_data_is_refused_by_the_client(broker: RunningBroker, topic: str) -> None:
     """What the client lets through the broker takes, at the limits of depth and size as well."""
     failures: list[tuple[int | None, str]] = []
     async with connect(broker.url) as client:
@@ -250,7 +250,7 @@ async def lines_of(process: Process) -> list[Any]:
             found.append(line)
 
 
-async def test_what_pub_publishes_sub_prints(broker: RunningBroker, topic: str) -> None:
+async def test_sub_prints_what_pub_publishes(broker: RunningBroker, topic: str) -> None:
     lines = b'1\n{ "a" : "b" }\n"end"\n'
     async with start("sub", f"{topic}.*", "--url", broker.url) as one, start("sub", ">", "--url", broker.url) as all_:
         await until_subscribed(broker.url, f"{topic}.x", 2)
@@ -262,7 +262,7 @@ async def test_what_pub_publishes_sub_prints(broker: RunningBroker, topic: str) 
             ]
 
 
-async def test_a_unix_socket_serves_the_commands(tmp_path: Path) -> None:
+async def test_pub_and_sub_work_over_a_unix_socket(tmp_path: Path) -> None:
     url = f"unix:{tmp_path}/ws.sock"
     async with start("serve", "--listen", url) as serving:
         assert serving.stderr is not None
@@ -279,7 +279,7 @@ async def test_a_unix_socket_serves_the_commands(tmp_path: Path) -> None:
         assert (await finish(serving)).status == 0
 
 
-async def test_every_event_or_a_gap_in_its_place_is_printed(broker: RunningBroker, topic: str) -> None:
+async def test_sub_prints_every_event_or_a_gap_at_its_place(broker: RunningBroker, topic: str) -> None:
     """20,000 lines as fast as they go: what `sub` does not print, gaps count."""
     count = 20_000
     async with start("sub", topic, "--url", broker.url) as process:
@@ -299,7 +299,7 @@ async def test_every_event_or_a_gap_in_its_place_is_printed(broker: RunningBroke
         assert expected == count
 
 
-def test_pub_needs_no_more_memory_for_more_lines(broker: RunningBroker, topic: str) -> None:
+def test_memory_of_pub_does_not_grow_with_the_input(broker: RunningBroker, topic: str) -> None:
     def peak(lines: int) -> int:
         """The most memory that `pub` had for so many lines of 500 bytes, in bytes."""
         line = b'"' + b"x" * 497 + b'"\n'
@@ -327,7 +327,7 @@ async def feed(process: Process) -> None:
             await process.stdin.drain()
 
 
-async def test_what_pub_says_was_published_was_delivered_also_at_a_shutdown() -> None:
+async def test_events_reported_by_pub_are_delivered_during_a_shutdown() -> None:
     # Queues that nothing overflows, and the time to empty them: whatever is missing then was lost.
     environ = {
         "WSBROKER_LIMITS__MAX_QUEUE": str(2**24),

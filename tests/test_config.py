@@ -51,7 +51,7 @@ def setting(loaded: Config, key: str) -> Any:
 
 
 class TestLayers:
-    def test_without_anything_all_is_default(self) -> None:
+    def test_empty_configuration_has_the_defaults(self) -> None:
         assert load(None, {}, {}) == Config()
 
     def test_the_defaults_are_those_of_the_design(self) -> None:
@@ -90,23 +90,23 @@ class TestLayers:
         )
         assert Config().log == Log("text", "info")
 
-    def test_a_file_goes_before_the_defaults(self, file: Path) -> None:
+    def test_file_overrides_the_defaults(self, file: Path) -> None:
         file.write_text('[limits]\nmax_size = 65536\nopen_timeout = 3\n[log]\nlevel = "debug"\n')
         loaded = load(file, {}, {})
         assert loaded.limits == msgspec.structs.replace(Limits(), max_size=65536, open_timeout=3.0)
         assert loaded.log == Log(level="debug")
 
-    def test_the_environment_goes_before_the_file(self, file: Path) -> None:
+    def test_environment_overrides_the_file(self, file: Path) -> None:
         file.write_text("[limits]\nmax_size = 65536\nmax_depth = 10\n")
         limits = load(file, {"WSBROKER_LIMITS__MAX_SIZE": "100"}, {}).limits
         assert (limits.max_size, limits.max_depth) == (100, 10)
 
-    def test_flags_go_before_the_environment(self, file: Path) -> None:
+    def test_flags_override_the_environment(self, file: Path) -> None:
         file.write_text('[log]\nlevel = "debug"\n')
         environ = {"WSBROKER_LOG__LEVEL": "error", "WSBROKER_LOG__FORMAT": "json"}
         assert load(file, environ, {"log.level": "warning"}).log == Log("json", "warning")
 
-    def test_flags_that_were_not_given_say_nothing(self) -> None:
+    def test_absent_flags_override_nothing(self) -> None:
         flags = {"log.level": None, "server.listen": ()}
         assert load(None, {"WSBROKER_LOG__LEVEL": "error"}, flags) == Config(log=Log(level="error"))
 
@@ -127,7 +127,7 @@ class TestLayers:
             st.tuples(*[st.none() | st.integers(4096, 9999)] * 3),
         )
     )
-    def test_the_last_layer_that_says_something_counts(self, given: dict[str, tuple[int | None, ...]]) -> None:
+    def test_last_layer_with_a_value_applies(self, given: dict[str, tuple[int | None, ...]]) -> None:
         # max_depth allows less than the others.
         given = {
             name: tuple(v and (v % 500 + 2 if name == "max_depth" else v) for v in row) for name, row in given.items()
@@ -161,7 +161,7 @@ class TestEnvironment:
             ("LOG__FORMAT", "json", "json"),
         ],
     )
-    def test_text_becomes_a_value(self, variable: str, text: str, value: object) -> None:
+    def test_environment_text_is_parsed(self, variable: str, text: str, value: object) -> None:
         loaded = load(None, {f"WSBROKER_{variable}": text}, {})
         assert setting(loaded, variable.lower().replace("__", ".")) == value
 
@@ -170,7 +170,7 @@ class TestEnvironment:
         environ = {"WSBROKER_SERVER__ORIGINS_FILE": str(tmp_path / "origins")}
         assert load(None, environ, {}).server.origins == ["https://a.example", "https://b.example"]
 
-    def test_that_file_must_be_readable(self, tmp_path: Path) -> None:
+    def test_unreadable_file_of_a_file_variable_is_a_mistake(self, tmp_path: Path) -> None:
         (tmp_path / "bytes").write_bytes(b"\xff")
         for name in ("nothing", "bytes"):
             (problem,) = problems(environ={"WSBROKER_LIMITS__MAX_SIZE_FILE": str(tmp_path / name)})
@@ -184,7 +184,7 @@ class TestEnvironment:
             "only one of the two may be"
         ]
 
-    def test_variables_that_name_no_key_are_none_of_the_brokers(self) -> None:
+    def test_unrelated_variables_are_ignored(self) -> None:
         environ = {
             "WSBROKER_URL": "ws://x",
             "WSBROKER_PORT": "tcp://10.0.0.1:8765",  # as Kubernetes sets it for a service of this name
@@ -194,12 +194,12 @@ class TestEnvironment:
         }
         assert load(None, environ, {}) == Config()
 
-    def test_a_single_underscore_is_noticed(self) -> None:
+    def test_variable_with_a_single_underscore_is_a_mistake(self) -> None:
         assert problems(environ={"WSBROKER_LIMITS_MAX_SIZE": "100"}) == [
             "WSBROKER_LIMITS_MAX_SIZE (environment): there is no such key; did you mean WSBROKER_LIMITS__MAX_SIZE?"
         ]
 
-    def test_a_missing_section_is_noticed(self) -> None:
+    def test_variable_without_a_section_is_a_mistake(self) -> None:
         assert problems(environ={"WSBROKER_LISTEN": "127.0.0.1:9", "WSBROKER_PORT": "tcp://10.0.0.1:80"}) == [
             "WSBROKER_LISTEN (environment): there is no such key; did you mean WSBROKER_SERVER__LISTEN?"
         ]
@@ -210,13 +210,13 @@ class TestEnvironment:
             "WSBROKER_NOTHING__LIKE_IT (environment): there is no such key",
         ]
 
-    def test_bytes_that_are_no_text_are_reported_too(self) -> None:
+    def test_invalid_utf8_in_a_variable_is_reported(self) -> None:
         (problem,) = problems(environ={"WSBROKER_LIMITS__MAX_SIZE": "\udcff"})
         assert problem.startswith("limits.max_size (WSBROKER_LIMITS__MAX_SIZE): must be an integer")
 
 
 class TestMistakes:
-    def test_all_are_reported_from_all_layers(self, file: Path) -> None:
+    def test_mistakes_of_all_layers_are_reported(self, file: Path) -> None:
         file.write_text(
             'max_size = 1\n[limit]\nx = 1\n[limits]\nmax_sise = 1\nmax_depth = "x"\n[log]\nlevel = "loud"\n'
         )
@@ -253,36 +253,36 @@ class TestMistakes:
             (f'log.format = "{"x" * 500}"', f'must be one of "text", "json", not "{"x" * 59}…'),
         ],
     )
-    def test_a_wrong_value_says_what_is_allowed(self, file: Path, toml: str, problem: str) -> None:
+    def test_invalid_value_error_states_what_is_allowed(self, file: Path, toml: str, problem: str) -> None:
         file.write_text(toml)
         key = toml.partition(" ")[0].removesuffix(".x")
         assert problems(file) == [f"{key} ({file}): {problem}"]
 
-    def test_a_section_is_a_table(self, file: Path) -> None:
+    def test_section_must_be_a_table(self, file: Path) -> None:
         file.write_text("limits = 5")
         assert problems(file) == [f"limits ({file}): must be a table, [limits]"]
 
-    def test_a_file_that_is_not_toml(self, file: Path) -> None:
+    def test_file_that_is_not_toml_is_reported(self, file: Path) -> None:
         file.write_text("[limits\n")
         (problem,) = problems(file)
         assert problem.startswith(f"{file}: is not TOML: ")
         assert "line 1" in problem
 
-    def test_a_file_that_is_not_text(self, file: Path) -> None:
+    def test_file_that_is_not_utf8_is_reported(self, file: Path) -> None:
         file.write_bytes(b"\xff\xfe")
         (problem,) = problems(file)
         assert problem.startswith(f"{file}: is not TOML: ")
 
-    def test_a_file_that_was_asked_for_and_is_not_there(self, file: Path) -> None:
+    def test_missing_file_is_reported(self, file: Path) -> None:
         assert problems(file) == [f"{file}: cannot be read: No such file or directory"]
         assert problems(file.parent) == [f"{file.parent}: cannot be read: Is a directory"]
 
-    def test_a_wrong_value_is_reported_though_a_later_layer_has_another(self, file: Path) -> None:
+    def test_invalid_value_is_reported_even_if_overridden(self, file: Path) -> None:
         file.write_text("[limits]\nmax_size = 1\n")
         assert len(problems(file, flags={"limits.max_size": 1000})) == 1
 
     @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=3))
-    def test_whatever_the_value_it_is_taken_or_the_key_is_named(self, value: object) -> None:
+    def test_any_value_is_accepted_or_reported_with_its_key(self, value: object) -> None:
         for key in KEYS:
             try:
                 load(None, {}, {key: value})
@@ -296,14 +296,14 @@ class TestMistakes:
 
 class TestContradictions:
     @pytest.mark.parametrize(("given", "lacking"), [("certificate", "key"), ("key", "certificate")])
-    def test_a_certificate_and_its_key_come_together(self, given: str, lacking: str) -> None:
+    def test_certificate_and_key_need_each_other(self, given: str, lacking: str) -> None:
         assert problems(flags={f"server.{given}": "a.pem"}) == [
             f"server.{given} (command line): needs server.{lacking} beside it"
         ]
         server = load(None, {}, {"server.certificate": "a.pem", "server.key": "b.pem"}).server
         assert (server.certificate, server.key) == ("a.pem", "b.pem")
 
-    def test_a_default_queue_over_the_ceiling(self) -> None:
+    def test_max_queue_over_its_limit_is_a_mistake(self) -> None:
         environ = {"WSBROKER_LIMITS__MAX_QUEUE_LIMIT": "100"}
         assert problems(environ=environ) == [
             "limits.max_queue (default): 256 must not be more than "
@@ -314,7 +314,7 @@ class TestContradictions:
     @pytest.mark.parametrize(
         "address", ["0.0.0.0:80", "[::]:80", "192.0.2.1:80", "broker.example:80", "[::ffff:192.0.2.1]:80"]
     )
-    def test_everybody_is_not_let_in_from_elsewhere_without_a_word(self, address: str) -> None:
+    def test_anonymous_access_from_other_machines_must_be_configured(self, address: str) -> None:
         assert problems(flags={"server.listen": ["127.0.0.1:1", address]}) == [
             f"server.listen (command line): refuses to listen beyond loopback or a Unix socket ({address}) "
             "while everybody is allowed, unless server.anonymous = true"
@@ -325,16 +325,16 @@ class TestContradictions:
         "address",
         ["127.0.0.1:0", "127.9.9.9:1", "localhost:1", "a.localhost:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "unix:/x"],
     )
-    def test_on_loopback_everybody_is_let_in(self, address: str) -> None:
+    def test_anonymous_access_on_loopback_is_the_default(self, address: str) -> None:
         assert load(None, {}, {"server.listen": [address]}).server.listen == [address]
 
-    def test_nobody_at_all_is_not_supported_yet(self) -> None:
+    def test_anonymous_false_is_not_supported_yet(self) -> None:
         (problem,) = problems(flags={"server.anonymous": False})
         assert problem.startswith("server.anonymous (command line): false is not supported yet")
 
 
 class TestChecks:
-    def test_each_wrong_address_is_named(self) -> None:
+    def test_each_invalid_address_is_reported(self) -> None:
         assert problems(flags={"server.listen": ["nonsense", "127.0.0.1:1", "127.0.0.1:1", "systemd:ws"]}) == [
             "server.listen (command line): 127.0.0.1:1 is listed twice",
             "server.listen (command line): `nonsense` is no address: "
@@ -344,11 +344,11 @@ class TestChecks:
         ]
 
     @pytest.mark.parametrize("path", ["/", "/ws", "/a/b-c_d.e~f", "/%C3%A9"])
-    def test_paths(self, path: str) -> None:
+    def test_valid_paths_are_accepted(self, path: str) -> None:
         assert load(None, {}, {"server.path": path}).server.path == path
 
     @pytest.mark.parametrize("path", ["", "ws", "/a b", "/é", "/a?b", "/a#b", "/a\n", "/healthz"])
-    def test_no_paths(self, path: str) -> None:
+    def test_invalid_paths_are_refused(self, path: str) -> None:
         (problem,) = problems(flags={"server.path": path})
         assert problem.startswith("server.path (command line): must ")
 
@@ -366,7 +366,7 @@ class TestChecks:
             "http://xn--caf-dma.example",
         ],
     )
-    def test_origins(self, origin: str) -> None:
+    def test_valid_origins_are_accepted(self, origin: str) -> None:
         assert load(None, {}, {"server.origins": [origin]}).server.origins == [origin]
 
     @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ class TestChecks:
             "//a",
         ],
     )
-    def test_no_origins(self, origin: str) -> None:
+    def test_invalid_origins_are_refused(self, origin: str) -> None:
         assert problems(flags={"server.origins": [origin]}) == [
             f"server.origins (command line): `{origin}` is no origin: "
             "it must be scheme://host or scheme://host:port, without a path"
@@ -403,7 +403,7 @@ class TestParseAddress:
             ("systemd", Address(systemd=True)),
         ],
     )
-    def test_reads_and_writes(self, text: str, address: Address) -> None:
+    def test_address_round_trips(self, text: str, address: Address) -> None:
         assert parse_address(text) == address
         assert str(address) == text
 
@@ -431,12 +431,12 @@ class TestParseAddress:
             ("unix:/a\0b", "absolute path"),
         ],
     )
-    def test_refuses(self, text: str, why: str) -> None:
+    def test_invalid_address_is_refused(self, text: str, why: str) -> None:
         with pytest.raises(ConfigError, match=re.escape(why)):
             parse_address(text)
 
     @given(st.ip_addresses(), st.integers(0, 65535))
-    def test_takes_every_ip_address(self, ip: object, port: int) -> None:
+    def test_every_ip_address_is_accepted(self, ip: object, port: int) -> None:
         text = f"[{ip}]:{port}" if ":" in str(ip) else f"{ip}:{port}"
         assert str(parse_address(text)) == text
 
@@ -456,7 +456,7 @@ class TestDocuments:
             else:
                 assert document[section][name] == setting(Config(), key)
 
-    def test_the_examples_in_the_commented_file_are_good_values(self, file: Path) -> None:
+    def test_examples_in_the_commented_file_are_valid(self, file: Path) -> None:
         file.write_text(re.sub(r"^# (\w+ = )", r"\1", default_toml(), flags=re.MULTILINE))
         loaded = load(file, {}, {})
         assert (loaded.server.anonymous, loaded.limits.max_connections) == (True, 10_000)
@@ -479,22 +479,22 @@ class TestDocuments:
         assert allowed
         assert f"| `{key}` | {shown} | {allowed[1]} |" in DOCUMENTATION
 
-    def test_no_key_is_documented_that_does_not_exist(self) -> None:
+    def test_docs_have_no_unknown_keys(self) -> None:
         assert re.findall(r"^\| `(\w+\.\w+)` \|", DOCUMENTATION, re.MULTILINE) == KEYS
 
-    def test_the_example_file_in_the_documentation_is_good(self, file: Path) -> None:
+    def test_example_file_in_the_docs_is_valid(self, file: Path) -> None:
         (example,) = re.findall(r"```toml\n(.*?)```", DOCUMENTATION, re.DOTALL)
         file.write_text(example)
         assert load(file, {}, {}).limits.max_size == 65536
 
-    def test_the_example_of_mistakes_in_the_documentation_is_what_is_said(self, file: Path) -> None:
+    def test_example_errors_in_the_docs_are_real(self, file: Path) -> None:
         file.write_text("[limits]\nmax_sise = 1\n")
         said = problems(file, {"WSBROKER_LIMITS__OPEN_TIMEOUT": "10s"})
         assert "\n".join(said).replace(str(file), "wsbroker.toml") in DOCUMENTATION
 
 
 class TestTopics:
-    def test_rules_come_from_the_file(self, file: Path) -> None:
+    def test_rules_are_read_from_the_file(self, file: Path) -> None:
         file.write_text('[[topics]]\nmatch = "a.>"\nmax_age = 2\n[[topics]]\nmatch = "b"\noverflows = ["close"]\n')
         assert load(file, {}, {}).topics == [TopicRule("a.>", max_age=2.0), TopicRule("b", overflows=["close"])]
 
@@ -517,7 +517,7 @@ class TestTopics:
             ),
         ],
     )
-    def test_mistakes_are_said_with_the_rule(self, file: Path, text: str, said: list[str]) -> None:
+    def test_mistakes_name_their_rule(self, file: Path, text: str, said: list[str]) -> None:
         file.write_text(text)
         assert problems(file) == [line.replace("(F)", f"({file})") for line in said]
 
@@ -528,7 +528,7 @@ class TestTopics:
             assert allowed
             assert f"| `{name}` | {allowed[1]} |" in DOCUMENTATION
 
-    def test_the_rule_in_the_commented_file_is_a_good_one(self, file: Path) -> None:
+    def test_rule_in_the_commented_file_is_valid(self, file: Path) -> None:
         file.write_text(re.sub(r"^# # (\w+ = |\[\[)", r"\1", default_toml(), flags=re.MULTILINE))
         (rule,) = load(file, {}, {}).topics
         assert None not in msgspec.structs.astuple(rule)

@@ -75,7 +75,7 @@ def taken() -> Iterator[str]:
 # The start
 
 
-async def test_it_says_where_it_listens(tmp_path: Path) -> None:
+async def test_listening_addresses_are_logged(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
     async with serving("--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--listen", f"unix:{path}") as daemon:
         v4, v6, unix = daemon.addresses
@@ -100,7 +100,7 @@ wait $broker
 
 
 @pytest.mark.skipif(not has_networks(), reason="this system allows no network namespaces")
-async def test_without_any_configuration_it_listens_where_the_docs_say() -> None:
+async def test_default_addresses_are_those_of_the_docs() -> None:
     process = await asyncio.create_subprocess_exec(
         *(*OWN_NETWORK, DEFAULTS, sys.executable),
         env={name: value for name, value in os.environ.items() if not name.startswith("WSBROKER_")},
@@ -114,7 +114,7 @@ async def test_without_any_configuration_it_listens_where_the_docs_say() -> None
     assert re.search(r"admin listener +address='127\.0\.0\.1:8766'", log)
 
 
-async def test_the_path_is_part_of_what_it_says(tmp_path: Path) -> None:
+async def test_logged_url_has_the_path(tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\npath = "/ws"'
     async with launched(folder=tmp_path, config=config) as daemon:
         await daemon.started()
@@ -123,7 +123,7 @@ async def test_the_path_is_part_of_what_it_says(tmp_path: Path) -> None:
             pass
 
 
-async def test_for_machines_each_line_is_a_json_object() -> None:
+async def test_json_log_has_one_object_per_line() -> None:
     async with launched("--listen", "127.0.0.1:0", "--log-format", "json") as daemon:
         line = json.loads(await daemon.until("listening"))
         assert line["level"] == "info"
@@ -136,7 +136,7 @@ async def test_for_machines_each_line_is_a_json_object() -> None:
         assert [json.loads(line)["event"] for line in daemon.log if line][-1] == "stopped"
 
 
-async def test_what_is_below_the_level_is_not_logged(tmp_path: Path) -> None:
+async def test_entries_below_the_level_are_not_logged(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
     async with launched("--listen", f"unix:{path}", "--log-level", "error") as daemon:
         await until(path.exists)
@@ -145,7 +145,7 @@ async def test_what_is_below_the_level_is_not_logged(tmp_path: Path) -> None:
         assert daemon.said == ""
 
 
-async def test_debug_says_who_was_refused_and_no_payload(tmp_path: Path) -> None:
+async def test_debug_logs_refusals_without_payloads(tmp_path: Path) -> None:
     async with serving("--listen", "127.0.0.1:0", "--log-level", "debug") as daemon:
         with pytest.raises(InvalidStatus):
             await connect(daemon.url, origin=Origin("http://evil.example")).__aenter__()
@@ -160,7 +160,7 @@ async def test_debug_says_who_was_refused_and_no_payload(tmp_path: Path) -> None
         assert "secret" not in daemon.said
 
 
-async def test_an_address_in_use_is_one_line_and_status_1(taken: str, tmp_path: Path) -> None:
+async def test_address_in_use_is_one_line_and_status_1(taken: str, tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
     async with launched("--listen", f"unix:{path}", "--listen", taken) as daemon:
         assert await daemon.ended() == 1
@@ -168,7 +168,7 @@ async def test_an_address_in_use_is_one_line_and_status_1(taken: str, tmp_path: 
         assert not path.exists()
 
 
-async def test_for_machines_that_line_is_json_too(taken: str) -> None:
+async def test_address_in_use_is_reported_in_json(taken: str) -> None:
     async with launched("--listen", taken, "--log-format", "json") as daemon:
         assert await daemon.ended() == 1
         line = json.loads(daemon.said)
@@ -192,7 +192,7 @@ async def test_more_connections_than_there_are_descriptors_for_is_a_mistake(tmp_
         assert daemon.said.count("\n") == 1
 
 
-async def test_it_takes_as_many_descriptors_as_it_may() -> None:
+async def test_descriptor_limit_is_raised_to_the_hard_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def few_for_now() -> None:
@@ -206,7 +206,7 @@ async def test_it_takes_as_many_descriptors_as_it_may() -> None:
 # TLS
 
 
-async def test_with_a_certificate_it_speaks_tls_on_tcp_and_not_on_unix_sockets(tmp_path: Path) -> None:
+async def test_certificate_enables_tls_on_tcp_and_not_on_unix_sockets(tmp_path: Path) -> None:
     pair = make_pair(tmp_path)
     path = tmp_path / "broker.sock"
     listen = f'listen = ["127.0.0.1:0", "[::1]:0", "unix:{path}"]'
@@ -225,7 +225,7 @@ async def test_with_a_certificate_it_speaks_tls_on_tcp_and_not_on_unix_sockets(t
         assert "Traceback" not in daemon.said
 
 
-async def test_pub_and_sub_trust_what_they_are_told_to(tmp_path: Path) -> None:
+async def test_pub_and_sub_trust_the_given_ca(tmp_path: Path) -> None:
     pair = make_pair(tmp_path)
     config = f'[server]\nlisten = ["127.0.0.1:0"]\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"'
     async with launched(folder=tmp_path, config=config) as daemon:
@@ -247,7 +247,7 @@ async def test_pub_and_sub_trust_what_they_are_told_to(tmp_path: Path) -> None:
         assert "its certificate is not trusted" in refused.err
 
 
-async def test_a_certificate_that_cannot_be_used_is_a_mistake_in_the_configuration(tmp_path: Path) -> None:
+async def test_unusable_certificate_is_a_configuration_mistake(tmp_path: Path) -> None:
     config = f'[server]\ncertificate = "{tmp_path}/a"\nkey = "{tmp_path}/b"\n[limits]\nmax_connections = 5000000'
     async with launched(folder=tmp_path, config=config) as daemon:
         assert await daemon.ended() == 78
@@ -261,7 +261,7 @@ async def test_a_certificate_that_cannot_be_used_is_a_mistake_in_the_configurati
 # Signals
 
 
-async def test_a_reload_changes_limits_for_clients_that_are_connected(tmp_path: Path) -> None:
+async def test_reload_changes_limits_for_connected_clients(tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\nmax_subscriptions = 1\n'
     async with launched(folder=tmp_path, config=config) as daemon:
         await daemon.started()
@@ -316,7 +316,7 @@ async def test_a_reload_changes_the_rules_for_topics(tmp_path: Path) -> None:
             assert (await ask(client, "subscribe", topic="a.d", max_queue=8, overflow="close"))["op"] == "ok"
 
 
-async def test_a_reload_changes_who_may_come_in_and_what_they_may_do(tmp_path: Path) -> None:
+async def test_reload_changes_connection_limits_and_permissions(tmp_path: Path) -> None:
     server = '[server]\nlisten = ["127.0.0.1:0"]\n'
     async with launched(folder=tmp_path, config=server) as daemon:
         await daemon.started()
@@ -375,7 +375,7 @@ async def test_a_reload_changes_the_level_of_the_log_and_the_origins(tmp_path: P
         assert "shutting down" not in daemon.said
 
 
-async def test_what_needs_a_restart_is_said_by_name_and_stays(tmp_path: Path) -> None:
+async def test_settings_that_need_a_restart_are_logged_and_kept(tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n'
     async with launched(folder=tmp_path, config=config) as daemon:
         await daemon.started()
@@ -410,7 +410,7 @@ async def test_what_needs_a_restart_is_said_by_name_and_stays(tmp_path: Path) ->
     ],
     ids=str.split("key section descriptors certificate nested brackets missing"),
 )
-async def test_a_broken_file_leaves_everything_as_it_was(tmp_path: Path, broken: str | None) -> None:
+async def test_reload_of_an_invalid_file_changes_nothing(tmp_path: Path, broken: str | None) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\nmax_queue = 9\n'
     async with launched(folder=tmp_path, config=config) as daemon:
         await daemon.started()
@@ -429,7 +429,7 @@ async def test_a_broken_file_leaves_everything_as_it_was(tmp_path: Path, broken:
         assert "Traceback" not in daemon.said
 
 
-async def test_a_new_certificate_comes_with_a_reload_and_drops_nobody(tmp_path: Path) -> None:
+async def test_reload_applies_a_new_certificate_and_closes_no_connection(tmp_path: Path) -> None:
     pair, other = make_pair(tmp_path), make_pair(tmp_path, "other")
     config = f'[server]\nlisten = ["127.0.0.1:0"]\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"'
     async with launched(folder=tmp_path, config=config) as daemon:
@@ -453,7 +453,7 @@ async def test_a_new_certificate_comes_with_a_reload_and_drops_nobody(tmp_path: 
                 assert (await ask(first, "ping"))["op"] == "pong"
 
 
-async def test_tls_does_not_come_or_go_with_a_reload(tmp_path: Path) -> None:
+async def test_reload_does_not_enable_or_disable_tls(tmp_path: Path) -> None:
     pair = make_pair(tmp_path)
     config = '[server]\nlisten = ["127.0.0.1:0"]\n'
     async with launched(folder=tmp_path, config=config) as daemon:
@@ -465,7 +465,7 @@ async def test_tls_does_not_come_or_go_with_a_reload(tmp_path: Path) -> None:
             await client.recv()
 
 
-async def test_usr2_sends_everybody_away_and_the_broker_stays(tmp_path: Path) -> None:
+async def test_usr2_closes_all_clients_and_the_broker_stays(tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\ndrain_timeout = 1\nreconnect_spread = 2\n'
     async with launched(folder=tmp_path, config=config) as daemon, mute_at(daemon):
         clients = [await connect(daemon.url) for _ in range(20)]
@@ -499,7 +499,7 @@ async def test_usr1_is_ignored() -> None:
         assert await daemon.ended() == 0
 
 
-async def test_who_is_not_yet_sent_away_is_served(tmp_path: Path) -> None:
+async def test_client_is_served_until_its_bye(tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\ndrain_timeout = 3600\n'
     async with launched(folder=tmp_path, config=config) as daemon:
         await daemon.started()
@@ -533,7 +533,7 @@ async def peer_of(daemon: Daemon, forwarded: str) -> str:
     return line.split("peer=")[1].split()[0].strip("'")
 
 
-async def test_a_proxy_from_a_listed_network_is_believed_and_a_reload_may_change_it(tmp_path: Path) -> None:
+async def test_trusted_proxies_apply_and_can_be_reloaded(tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\ntrusted_proxies = ["192.0.2.0/24", "127.0.0.0/8"]\n'
     config += '[log]\nlevel = "debug"\n'
     async with launched(folder=tmp_path, config=config) as daemon:
@@ -548,7 +548,7 @@ async def test_a_proxy_from_a_listed_network_is_believed_and_a_reload_may_change
         assert "`127.0.0.1/8` is no network" in await daemon.until("reload failed")
 
 
-async def test_of_one_address_only_so_many_are_let_in(tmp_path: Path) -> None:
+async def test_connections_per_address_are_bounded(tmp_path: Path) -> None:
     server = '[server]\nlisten = ["127.0.0.1:0"]\ntrusted_proxies = ["127.0.0.1"]\n'
     limit = server + "[limits]\nmax_connections_per_address = 2\n"
 
@@ -604,7 +604,7 @@ async def test_of_one_address_only_so_many_are_let_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_it_with_0(number: signal.Signals) -> None:
+async def test_signal_ends_the_broker_with_status_0(number: signal.Signals) -> None:
     async with serving() as daemon:
         daemon.signal(number)
         assert await daemon.ended() == 0
@@ -613,7 +613,7 @@ async def test_a_signal_ends_it_with_0(number: signal.Signals) -> None:
         assert "error" not in daemon.said
 
 
-async def test_clients_are_told_to_come_back_and_closed() -> None:
+async def test_clients_get_bye_and_a_close() -> None:
     async with serving() as daemon, connect(daemon.url) as client:
         await client.recv()
         await client.send('{"op":"subscribe","id":1,"topic":"a"}')
@@ -629,7 +629,7 @@ async def test_clients_are_told_to_come_back_and_closed() -> None:
         assert await daemon.ended() == 0
 
 
-async def test_a_client_that_does_not_close_is_not_waited_for_longer_than_the_drain_timeout(tmp_path: Path) -> None:
+async def test_drain_timeout_bounds_the_wait_for_clients(tmp_path: Path) -> None:
     config = "[limits]\ndrain_timeout = 0.2\nclose_timeout = 3600"
     async with serving("--listen", "127.0.0.1:0", folder=tmp_path, config=config) as daemon, mute(daemon.addresses[0]):
         daemon.signal(signal.SIGTERM)
@@ -637,7 +637,7 @@ async def test_a_client_that_does_not_close_is_not_waited_for_longer_than_the_dr
         assert "Traceback" not in daemon.said
 
 
-async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+async def test_second_signal_ends_the_broker_at_once(tmp_path: Path) -> None:
     config = "[limits]\ndrain_timeout = 3600\nclose_timeout = 3600"
     async with serving("--listen", "127.0.0.1:0", folder=tmp_path, config=config) as daemon, mute(daemon.addresses[0]):
         daemon.signal(signal.SIGTERM)
@@ -647,7 +647,7 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         assert "Traceback" not in daemon.said
 
 
-async def test_during_the_end_nobody_is_let_in_and_the_address_is_free() -> None:
+async def test_shutdown_refuses_connections_and_frees_the_address() -> None:
     async with serving() as daemon, connect(daemon.url) as client:
         await client.recv()
         daemon.signal(signal.SIGTERM)
@@ -662,7 +662,7 @@ async def test_during_the_end_nobody_is_let_in_and_the_address_is_free() -> None
 # The limits of a process
 
 
-async def test_more_clients_than_descriptors_are_answered_and_do_no_harm() -> None:
+async def test_more_clients_than_descriptors_are_refused_safely() -> None:
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
 

@@ -60,7 +60,7 @@ def test_each_option_is_documented_with_its_command(words: str, command: click.C
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_and_settings_that_are_named_exist(document: Path) -> None:
+def test_commands_and_settings_in_the_docs_exist(document: Path) -> None:
     shown = code(document)
     named = set(re.findall(r"\bwsbroker ([a-z]+)\b", shown))
     assert named <= {words.split()[1] for words, _ in commands()}
@@ -80,7 +80,7 @@ def test_commands_and_settings_that_are_named_exist(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_in_the_docs_resolve(document: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
         if re.match(r"[a-z]+:", target):
             continue
@@ -92,10 +92,10 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert anchor in slugs, target
 
 
-def test_the_changelog_tells_of_this_version() -> None:
+def test_changelog_has_this_version() -> None:
     assert any(heading.startswith(f"[{__version__}]") for heading in sections(ROOT / "CHANGELOG.md"))
 
 
-def test_what_takes_a_restart_is_documented() -> None:
+def test_settings_that_need_a_restart_are_documented() -> None:
     text = sections(ROOT / "docs" / "configuration.md")["Reload"].partition(";")[0]
     assert re.findall(r"`([a-z]+\.[a-z_]+)`", text) == list(STARTS_WITH)

@@ -101,7 +101,7 @@ async def opened(broker: RunningBroker, *commands: str) -> ClientConnection:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_in_the_middle_of_a_load_nothing_is_lost_that_was_answered_ok(number: signal.Signals) -> None:
+async def test_events_answered_ok_are_delivered_by_a_drain_under_load(number: signal.Signals) -> None:
     roomy = {
         "WSBROKER_LIMITS__MAX_QUEUE": "65536",
         "WSBROKER_LIMITS__MAX_OUTBOX": "100000000",
@@ -151,7 +151,7 @@ async def test_in_the_middle_of_a_load_nothing_is_lost_that_was_answered_ok(numb
 # Everybody is sent away
 
 
-async def test_each_is_told_another_time_to_come_back() -> None:
+async def test_bye_spreads_the_reconnect_delays() -> None:
     async with serving(reconnect_spread=2.0) as harness:
         clients = [await harness.connect() for _ in range(40)]
         await harness.node.drain(10)
@@ -169,7 +169,7 @@ async def test_each_is_told_another_time_to_come_back() -> None:
         assert min(delays) < 1000 < max(delays)
 
 
-async def test_commands_of_who_gave_way_to_others_are_carried_out() -> None:
+async def test_deferred_commands_are_executed_before_a_drain_ends() -> None:
     async with serving() as harness:
         client = await harness.connect()
         harness.node.context.command_time = 0.0  # one in a turn, as if each took long
@@ -183,13 +183,13 @@ async def test_commands_of_who_gave_way_to_others_are_carried_out() -> None:
         assert [answer.get("id") for answer in answers] == [*range(1, 100), None]
 
 
-async def test_a_drain_of_nobody_ends() -> None:
+async def test_drain_without_connections_ends() -> None:
     async with serving() as harness:
         await harness.node.drain(3600)
         assert harness.node.draining
 
 
-async def test_more_clients_than_are_sent_away_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_drain_of_more_clients_than_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.node.AT_ONCE", 2)
     async with serving() as harness:
         clients = [await harness.connect() for _ in range(5)]
@@ -199,7 +199,7 @@ async def test_more_clients_than_are_sent_away_at_once(monkeypatch: pytest.Monke
             assert await client.closed() == GOING_AWAY
 
 
-async def test_commands_that_lie_in_the_socket_are_carried_out() -> None:
+async def test_commands_in_the_socket_buffer_are_executed() -> None:
     async with serving() as harness:
         subscriber, publisher = await harness.subscriber("a"), await harness.connect()
         for n in range(500):
@@ -211,7 +211,7 @@ async def test_commands_that_lie_in_the_socket_are_carried_out() -> None:
         assert [event["data"] for event in events] == list(range(500))
 
 
-async def test_a_slow_one_that_reads_gets_all_that_waits_before_it_is_closed() -> None:
+async def test_slow_reader_gets_its_queue_before_the_close() -> None:
     async with serving(max_queue=1000) as harness:
         slow, publisher = await harness.deaf(), await harness.connect()
         await slow.tell("subscribe", topic="a", id=1)
@@ -229,7 +229,7 @@ async def test_a_slow_one_that_reads_gets_all_that_waits_before_it_is_closed() -
         await draining
 
 
-async def test_a_retirement_sends_them_away_one_after_the_other() -> None:
+async def test_retire_sends_bye_gradually() -> None:
     async with serving() as harness:
         clients = [await harness.connect() for _ in range(20)]
         retiring = asyncio.create_task(harness.node.retire(30))
@@ -247,7 +247,7 @@ async def test_a_retirement_sends_them_away_one_after_the_other() -> None:
         await asyncio.gather(*going)
 
 
-async def test_who_was_sent_away_is_not_told_again_by_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_drain_sends_no_second_bye_to_retired_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.node.SENDING", 0.001)  # all at once, and then it waits for them
     async with serving(close_timeout=0.1) as harness:
         slow = await harness.deaf()
@@ -266,7 +266,7 @@ async def test_who_was_sent_away_is_not_told_again_by_a_drain(monkeypatch: pytes
         await draining
 
 
-async def test_who_reads_nothing_is_cut_off_when_the_time_is_over() -> None:
+async def test_client_that_does_not_read_is_aborted_at_the_drain_timeout() -> None:
     # Nothing but the end of the drain would end these two within the time that the test may take.
     async with serving(close_timeout=3600, ping_interval=0) as harness:
         full, mute, publisher = await harness.deaf(), await harness.deaf(), await harness.connect()
@@ -321,9 +321,7 @@ async def engine(server: LateServer) -> LateEngine:
     return server.engine()
 
 
-async def test_a_publish_under_way_is_finished_before_anybody_is_sent_away(
-    server: LateServer, engine: LateEngine
-) -> None:
+async def test_pending_publish_is_answered_before_bye(server: LateServer, engine: LateEngine) -> None:
     async with serving(engine) as harness:
         subscriber = await harness.subscriber("a")
         drain = await begin_drain(harness, server, engine)
@@ -337,7 +335,7 @@ async def test_a_publish_under_way_is_finished_before_anybody_is_sent_away(
         assert await subscriber.closed() == GOING_AWAY
 
 
-async def test_new_commands_are_refused_while_it_drains(server: LateServer, engine: LateEngine) -> None:
+async def test_commands_are_refused_while_draining(server: LateServer, engine: LateEngine) -> None:
     async with serving(engine) as harness:
         client = await harness.subscriber("b")
         drain = await begin_drain(harness, server, engine)
@@ -357,7 +355,7 @@ async def test_new_commands_are_refused_while_it_drains(server: LateServer, engi
         await drain.task
 
 
-async def test_the_fast_path_is_closed_while_it_drains() -> None:
+async def test_fast_path_is_disabled_while_draining() -> None:
     async with serving() as harness:
         client, waited_for = await harness.subscriber("a"), await harness.connect()
         for n in range(2):
@@ -376,7 +374,7 @@ async def test_the_fast_path_is_closed_while_it_drains() -> None:
         await draining
 
 
-async def test_nobody_is_let_in_while_it_drains(server: LateServer, engine: LateEngine) -> None:
+async def test_handshakes_are_refused_while_draining(server: LateServer, engine: LateEngine) -> None:
     async with serving(engine) as harness:
         drain = await begin_drain(harness, server, engine)
         with pytest.raises(InvalidStatus) as refused:
@@ -387,9 +385,7 @@ async def test_nobody_is_let_in_while_it_drains(server: LateServer, engine: Late
         await drain.task
 
 
-async def test_an_engine_that_does_not_answer_is_not_waited_for_longer_than_the_time(
-    server: LateServer, engine: LateEngine
-) -> None:
+async def test_drain_waits_for_the_engine_no_longer_than_the_timeout(server: LateServer, engine: LateEngine) -> None:
     async with serving(engine) as harness:
         drain = await begin_drain(harness, server, engine, timeout=0.2)
         await drain.task
@@ -398,7 +394,7 @@ async def test_an_engine_that_does_not_answer_is_not_waited_for_longer_than_the_
         assert [message["op"] for message in await drain.publisher.on_close()] == ["bye"]
 
 
-async def test_a_subscriber_without_credit_holds_nothing_up() -> None:
+async def test_subscriber_without_credit_does_not_delay_a_drain() -> None:
     async with serving() as harness:
         client, publisher = await harness.subscriber("a", credit=1), await harness.connect()
         for n in range(2):
@@ -408,7 +404,7 @@ async def test_a_subscriber_without_credit_holds_nothing_up() -> None:
         assert [message["op"] for message in await client.on_close()] == ["event", "bye"]
 
 
-async def test_a_publisher_that_waits_for_room_is_answered_ahead_of_the_farewell() -> None:
+async def test_parked_publisher_is_answered_before_bye() -> None:
     async with serving() as harness:
         slow, publisher = await harness.deaf(), await harness.connect()
         await slow.tell("subscribe", topic="a", id=1, overflow="block", max_queue=1)
@@ -427,7 +423,7 @@ async def test_a_publisher_that_waits_for_room_is_answered_ahead_of_the_farewell
         assert await publisher.closed() == GOING_AWAY
 
 
-async def test_commands_that_wait_behind_others_are_answered_too(server: LateServer, engine: LateEngine) -> None:
+async def test_commands_behind_a_parked_publish_are_answered_before_bye(server: LateServer, engine: LateEngine) -> None:
     async with serving(engine, max_inflight=5) as harness:
         subscriber, client = await harness.subscriber("a"), await harness.connect()
         server.hang()

@@ -18,10 +18,10 @@ def rows(*cells: str) -> list[str]:
 
 
 class TestErrors:
-    def test_a_row_is_found_by_its_code(self) -> None:
+    def test_error_is_found_by_its_code(self) -> None:
         assert all(code == error.code for code, error in ERRORS.items())
 
-    def test_the_codes_are_those_of_the_protocol(self) -> None:
+    def test_error_codes_are_those_of_the_protocol(self) -> None:
         again = {"rate_limited", "unavailable", "draining", "internal"}
         never = {
             "bad_json",
@@ -37,70 +37,70 @@ class TestErrors:
         assert {code for code, error in ERRORS.items() if not error.retry} == never
 
     @pytest.mark.parametrize("code", ERRORS)
-    def test_each_is_documented(self, code: str) -> None:
+    def test_each_error_code_is_documented(self, code: str) -> None:
         error = ERRORS[code]
         (row,) = rows(f"`{code}`", "yes" if error.retry else "no")
         assert error.meaning in row
 
 
 class TestCommandError:
-    def test_knows_from_the_table_whether_to_retry(self) -> None:
+    def test_command_error_gets_retry_from_the_table(self) -> None:
         assert CommandError("draining", "the broker is shutting down").retry
         assert not CommandError("bad_topic", "a token is empty").retry
 
-    def test_carries_what_the_client_is_told(self) -> None:
+    def test_command_error_carries_code_and_message(self) -> None:
         error = CommandError("rate_limited", "too many publishes", retry_after_ms=250)
         assert (error.code, error.message, error.retry_after_ms) == ("rate_limited", "too many publishes", 250)
         assert str(error) == "rate_limited: too many publishes"
 
-    def test_a_code_that_is_not_in_the_table_is_refused(self) -> None:
+    def test_unknown_error_code_is_refused(self) -> None:
         with pytest.raises(KeyError):
             CommandError("oops", "no such code")
 
 
 class TestConfigError:
-    def test_prints_each_problem_on_its_line(self) -> None:
+    def test_config_error_prints_one_problem_per_line(self) -> None:
         error = ConfigError(["first", "second"])
         assert error.problems == ["first", "second"]
         assert str(error) == "first\nsecond"
 
 
 class TestCloseCode:
-    def test_is_a_number_with_a_name_and_a_meaning(self) -> None:
+    def test_close_code_has_number_name_and_meaning(self) -> None:
         assert int(CloseCode.SLOW_CONSUMER) == 4000
         assert CloseCode(4000) is CloseCode.SLOW_CONSUMER
         assert CloseCode.SLOW_CONSUMER.reason == "slow_consumer"
 
     @pytest.mark.parametrize("code", [code for code in CloseCode if code >= 4000])
-    def test_the_range_of_the_brokers_own_says_whether_to_come_back(self, code: CloseCode) -> None:
+    def test_range_of_a_private_close_code_says_whether_to_reconnect(self, code: CloseCode) -> None:
         assert code.reconnect == (code < 4500)
 
     @pytest.mark.parametrize("code", [code for code in CloseCode if code < 4000])
-    def test_of_the_standards_own_those_ask_to_come_back_that_are_not_the_clients_fault(self, code: CloseCode) -> None:
+    def test_standard_close_codes_reconnect_unless_the_client_is_at_fault(self, code: CloseCode) -> None:
         assert code.reconnect == (code in (CloseCode.GOING_AWAY, CloseCode.INTERNAL, CloseCode.TRY_AGAIN))
 
     @pytest.mark.parametrize("code", CloseCode)
-    def test_each_is_documented(self, code: CloseCode) -> None:
+    def test_each_close_code_is_documented(self, code: CloseCode) -> None:
         (row,) = rows(str(int(code)), f"`{code.reason}`", "yes" if code.reconnect else "no")
         assert code.meaning in row
 
-    def test_its_text_fits_into_a_close_frame(self) -> None:
+    def test_close_reason_fits_into_a_close_frame(self) -> None:
         # RFC 6455, section 5.5: 125 bytes in a control frame, two of which are the code.
         assert all(len(code.reason.encode()) <= 123 for code in CloseCode)
 
 
 class TestRefusals:
-    def test_a_row_is_found_by_its_status(self) -> None:
+    def test_refusal_is_found_by_its_status(self) -> None:
         assert all(status == refusal.status for status, refusal in REFUSALS.items())
         assert set(REFUSALS) == {400, 401, 403, 404, 426, 429, 431, 503}
 
     @pytest.mark.parametrize("status", REFUSALS)
-    def test_each_is_documented(self, status: int) -> None:
+    def test_each_refusal_is_documented(self, status: int) -> None:
         (row,) = rows(str(status))
         assert REFUSALS[status].meaning in row
 
 
-def test_the_documentation_has_no_row_that_is_not_in_a_table() -> None:
+def test_docs_have_no_unknown_codes() -> None:
     errors = re.findall(r"^\| `(\w+)` \| (?:yes|no) \|", PROTOCOL, re.MULTILINE)
     closes = re.findall(r"^\| (\d{4}) \| `", PROTOCOL, re.MULTILINE)
     refusals = re.findall(r"^\| (\d{3}) \|", PROTOCOL, re.MULTILINE)

@@ -63,21 +63,21 @@ def working() -> None:
         sum(range(1000))
 
 
-async def test_a_call_that_waits_is_named() -> None:
+async def test_blocking_call_is_logged_with_its_stack() -> None:
     async with serving() as harness:
         entry = await warning(harness, waiting)
         assert entry["cause"] == "blocking call"
         assert entry["where"].startswith("waiting (test_health.py:")
 
 
-async def test_a_call_that_works_is_named() -> None:
+async def test_busy_call_is_logged_with_its_stack() -> None:
     async with serving() as harness:
         entry = await warning(harness, working)
         assert entry["cause"] == "busy call"
         assert "working (test_health.py:" in entry["where"]
 
 
-async def test_a_fan_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_fan_out_is_logged_as_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "LATE", 0.001)  # what this test can bring about in a moment
     async with serving() as harness:
         clients = [await harness.subscriber("a") for _ in range(40)]
@@ -107,7 +107,7 @@ async def test_a_fan_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             client.socket.transport.resume_reading()
 
 
-async def test_what_waits_before_something_is_written_is_named_and_not_the_writing() -> None:
+async def test_blocking_call_before_a_write_is_logged_as_the_cause() -> None:
     async with serving() as harness:
         client = await harness.connect()
         connection = harness.session(client).connection
@@ -123,7 +123,7 @@ async def test_what_waits_before_something_is_written_is_named_and_not_the_writi
         assert entry["where"].startswith("waiting (test_health.py:")
 
 
-async def test_of_a_loop_that_never_turns_again_the_thread_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_loop_is_logged_by_the_watchdog_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "HANGS", 0.4)
     async with serving() as harness, watched(harness):
         with capture_logs() as logs:
@@ -139,7 +139,7 @@ async def test_of_a_loop_that_never_turns_again_the_thread_tells(monkeypatch: py
         assert entry["seconds"] > 0.4
 
 
-async def test_a_process_that_was_stopped_is_told_from_one_that_hangs() -> None:
+async def test_stopped_process_is_told_from_a_hanging_loop() -> None:
     async with launched("--listen", "127.0.0.1:0") as daemon:
         await daemon.started()
         daemon.signal(signal.SIGSTOP)
@@ -150,7 +150,7 @@ async def test_a_process_that_was_stopped_is_told_from_one_that_hangs() -> None:
         assert re.search(r"seconds=(0\.[789]|1\.)", line)
 
 
-async def test_it_warns_now_and_then_only() -> None:
+async def test_loop_warnings_are_rate_limited() -> None:
     async with serving() as harness, watched(harness) as found:
         with capture_logs() as logs:
             for _ in range(2):
@@ -173,7 +173,7 @@ async def test_it_warns_now_and_then_only() -> None:
         ([100, 86, 100, 85], [2, 1, 2, 0]),
     ],
 )
-async def test_around_a_bound_it_does_not_open_and_close(
+async def test_memory_pressure_has_hysteresis(
     memory: list[int], levels: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving() as harness:
@@ -187,7 +187,7 @@ async def test_around_a_bound_it_does_not_open_and_close(
         assert seen == levels
 
 
-async def test_the_levels_of_memory() -> None:
+async def test_memory_pressure_levels_follow_the_bounds() -> None:
     async with serving() as harness:
         levels: list[int] = []
         async with watched(harness, levels) as found:
@@ -199,7 +199,7 @@ async def test_the_levels_of_memory() -> None:
         assert [entry["event"] for entry in logs if entry["event"] in MEMORY] == [MEMORY[1], MEMORY[2], MEMORY[0]]
 
 
-async def test_without_memory_nobody_is_let_in_and_publishers_are_slowed_down(tmp_path: Any) -> None:
+async def test_memory_limit_refuses_connections_and_throttles_publishers(tmp_path: Any) -> None:
     file = '[server]\nlisten = ["127.0.0.1:0"]\n'
     async with launched("--admin", "127.0.0.1:0", folder=tmp_path, config=file) as daemon:
         await daemon.started()
@@ -231,7 +231,7 @@ async def test_without_memory_nobody_is_let_in_and_publishers_are_slowed_down(tm
                 await other.recv()
 
 
-async def test_memory_that_was_used_and_freed_is_memory_again(tmp_path: Any) -> None:
+async def test_freed_memory_ends_the_memory_pressure(tmp_path: Any) -> None:
     file = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\nmax_queue = 60000\nmax_outbox = 1000000000\n'
     async with launched("--admin", "127.0.0.1:0", folder=tmp_path, config=file) as daemon:
         await daemon.started()
@@ -275,7 +275,7 @@ def resident(pid: int) -> int:
 # Descriptors
 
 
-def test_descriptors_are_counted() -> None:
+def test_open_descriptors_are_counted() -> None:
     before = open_descriptors()
     assert before is not None
     file = os.open(os.devnull, os.O_RDONLY)
@@ -284,7 +284,7 @@ def test_descriptors_are_counted() -> None:
     assert before < max_descriptors()
 
 
-async def test_sixty_four_descriptors_are_enough_for_some_and_the_others_are_told() -> None:
+async def test_broker_with_64_descriptors_serves_some_clients_and_refuses_others() -> None:
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
@@ -328,7 +328,7 @@ async def test_sixty_four_descriptors_are_enough_for_some_and_the_others_are_tol
         assert "Traceback" not in daemon.said
 
 
-async def test_without_any_descriptors_who_is_there_is_served_and_nothing_spins() -> None:
+async def test_connected_clients_are_served_without_free_descriptors() -> None:
     async with launched("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0") as daemon:
         await daemon.started()
         host, _, port = daemon.addresses[0].rpartition(":")

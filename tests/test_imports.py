@@ -94,14 +94,14 @@ def offences(module: str, imports: set[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("module", modules())
-def test_imports_go_down_only(module: str) -> None:
+def test_imports_go_to_lower_layers_only(module: str) -> None:
     known = modules()
     path = known[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     assert offences(module, imported(path.read_text(), module, package, set(known))) == []
 
 
-def test_the_extension_imports_nothing_of_the_package() -> None:
+def test_extension_imports_nothing_of_the_package() -> None:
     sources = [path for path in (ROOT / "_speedups").iterdir() if path.suffix in {".pyx", ".pxi", ".pxd", ".pyi"}]
     assert sources
     for path in sources:
@@ -126,7 +126,7 @@ def test_the_extension_imports_nothing_of_the_package() -> None:
         ("broker.utils", "from broker.errors import CloseCode"),
     ],
 )
-def test_an_import_that_breaks_the_order_is_found(module: str, source: str) -> None:
+def test_import_of_a_higher_layer_is_reported(module: str, source: str) -> None:
     known = {"broker.node", "broker.session", "broker.messages"}
     assert offences(module, imported(source, module, module.rpartition(".")[0], known))
 
@@ -143,5 +143,5 @@ def test_an_import_that_breaks_the_order_is_found(module: str, source: str) -> N
         ("broker.node", "import asyncio, msgspec\nfrom broker._speedups import LoopContext"),
     ],
 )
-def test_an_import_that_goes_down_is_fine(module: str, source: str) -> None:
+def test_import_of_a_lower_layer_is_accepted(module: str, source: str) -> None:
     assert offences(module, imported(source, module, module.rpartition(".")[0], {"broker.hub"})) == []

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 # Where it goes
 
 
-async def test_without_standard_error_it_serves_and_no_client_gets_the_log(tmp_path: Path) -> None:
+async def test_broker_without_standard_error_serves_and_sends_no_log_to_clients(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
     command = f'exec "{sys.executable}" -m broker serve --listen unix:{path} --log-level debug 0<&- 1>&- 2>&-'
     process = await asyncio.create_subprocess_shell(command)
@@ -45,7 +45,7 @@ async def test_without_standard_error_it_serves_and_no_client_gets_the_log(tmp_p
             await process.wait()
 
 
-async def test_a_log_that_nobody_reads_any_more_does_not_stop_it() -> None:
+async def test_closed_log_pipe_does_not_stop_the_broker() -> None:
     async with launched("--listen", "127.0.0.1:0", "--log-level", "debug") as daemon:
         await daemon.started()
         pipe = daemon.process._transport.get_pipe_transport(2)  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ for step in sys.stdin:
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("size", [50, 100_000])
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
-async def test_a_log_that_is_not_read_drops_lines_and_says_how_many(form: str, size: int, kind: str) -> None:
+async def test_blocked_log_drops_lines_and_reports_the_count(form: str, size: int, kind: str) -> None:
     program = UNREAD.replace("FORMAT", repr(form)).replace("SIZE", str(size))
     # Both ends stay open here, and nobody reads.
     ours, its = os.pipe() if kind == "pipe" else (end.detach() for end in socket.socketpair())
@@ -123,7 +123,7 @@ async def test_a_log_that_is_not_read_drops_lines_and_says_how_many(form: str, s
     assert rest[0].count("x") == size or size > 50
 
 
-async def test_a_broker_whose_log_is_not_read_goes_on(tmp_path: Path) -> None:
+async def test_blocked_log_does_not_stop_the_broker(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
     source, sink = os.pipe()
     try:
@@ -149,7 +149,7 @@ async def test_a_broker_whose_log_is_not_read_goes_on(tmp_path: Path) -> None:
         os.close(sink)
 
 
-def test_what_is_written_in_part_is_written_on(
+def test_partially_written_line_is_continued(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.write
@@ -182,7 +182,7 @@ with asyncio.Runner(loop_factory=FACTORY) as runner:
 
 @pytest.mark.parametrize("factory", ["uvloop.new_event_loop", "asyncio.new_event_loop"])
 @pytest.mark.parametrize("form", ["text", "json"])
-async def test_a_fault_is_logged_with_where_it_happened_but_without_payloads(form: str, factory: str) -> None:
+async def test_exception_is_logged_with_its_traceback_and_without_payloads(form: str, factory: str) -> None:
     program = FAULT.replace("FORMAT", repr(form)).replace("FACTORY", factory)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE)
     said = (await process.communicate())[1].decode()
@@ -218,7 +218,7 @@ def passed(few: LogRateLimiter, event: str, method: str = "warning", **more: Any
     return entry
 
 
-def test_what_comes_too_often_is_counted_instead() -> None:
+def test_frequent_entries_are_suppressed_and_counted() -> None:
     clock = Clock()
     few = LogRateLimiter(clock)
     assert sum(passed(few, "a") is not None for _ in range(1000)) == LogRateLimiter.MOST
@@ -230,17 +230,17 @@ def test_what_comes_too_often_is_counted_instead() -> None:
     assert passed(few, "a") == {"event": "a"}
 
 
-def test_debug_is_for_those_who_want_it_all() -> None:
+def test_debug_entries_are_not_suppressed() -> None:
     few = LogRateLimiter(Clock())
     assert all(passed(few, "a", "debug") for _ in range(1000))
 
 
-def test_what_libraries_say_is_one_kind_for_each_library() -> None:
+def test_entries_of_libraries_are_limited_by_logger() -> None:
     few = LogRateLimiter(Clock())
     assert sum(passed(few, f"line {n}", logger="asyncio") is not None for n in range(1000)) == LogRateLimiter.MOST
 
 
-def test_no_more_kinds_are_remembered_than_there_may_be() -> None:
+def test_number_of_remembered_kinds_is_bounded() -> None:
     few = LogRateLimiter(Clock())
     for n in range(10 * LogRateLimiter.KINDS):
         assert passed(few, f"event {n}")
@@ -256,7 +256,7 @@ def test_each_line_has_its_priority() -> None:
     assert PRIORITIES["debug"] > PRIORITIES["info"] > PRIORITIES["warning"] > PRIORITIES["error"]
 
 
-def test_the_variable_alone_is_no_journal() -> None:
+def test_journal_stream_variable_must_match_standard_error() -> None:
     assert not goes_to_journal("")
     assert not goes_to_journal("8:1")
     found = os.fstat(2)
@@ -318,7 +318,7 @@ def test_each_entry_is_documented() -> None:
         ("--listen=systemd", 1, 1),
     ],
 )
-async def test_under_systemd_what_keeps_it_from_starting_is_an_error(
+async def test_startup_failure_under_systemd_has_priority_error(
     form: str, argument: str, status: int, problems: int, tmp_path: Path
 ) -> None:
     file = tmp_path / "wsbroker.toml"

@@ -93,18 +93,18 @@ class TestCommands:
             (b'{"op":"subscribe","topic":"a","last":1}', Subscribe("a", last=1)),
         ],
     )
-    def test_are_understood(self, payload: bytes, expected: Command) -> None:
+    def test_valid_commands_are_decoded(self, payload: bytes, expected: Command) -> None:
         assert decode(payload) == expected
         assert decode(memoryview(payload)) == expected
         assert decode(encode_command(expected)) == expected
 
     @pytest.mark.parametrize("overflow", get_args(Overflow))
-    def test_every_overflow_policy_of_the_protocol_is_understood(self, overflow: str) -> None:
+    def test_every_overflow_policy_is_decoded(self, overflow: str) -> None:
         subscribe = decode(command(op="subscribe", topic="a", overflow=overflow))
         assert isinstance(subscribe, Subscribe)
         assert subscribe.overflow == overflow
 
-    def test_a_publish_keeps_its_data_as_it_was_sent(self) -> None:
+    def test_publish_keeps_its_data_unchanged(self) -> None:
         publish = decode(b' {"op":"publish","topic":"t","data": { "a" : [1.50, "\\u00e9" ]\n} ,"key":"","id":"7"} ')
         assert isinstance(publish, Publish)
         assert (publish.topic, publish.key, publish.id) == ("t", "", "7")
@@ -117,20 +117,20 @@ class TestCommands:
         assert json.loads(bytes(publish.data)) == value
 
     @given(ids)
-    def test_any_id_of_the_protocol_is_taken(self, id: int | str) -> None:
+    def test_any_valid_id_is_accepted(self, id: int | str) -> None:
         assert decode(command(op="ping", id=id)) == Ping(id=id)
 
-    def test_fields_that_the_protocol_does_not_have_are_ignored(self) -> None:
+    def test_unknown_fields_are_ignored(self) -> None:
         assert decode(b'{"x":{"y":[null]},"op":"ping","topic":5}') == Ping()
 
     def test_the_order_of_the_fields_does_not_matter(self) -> None:
         assert decode(b'{"topic":"a","id":3,"op":"unsubscribe"}') == Unsubscribe("a", id=3)
 
-    def test_a_name_may_be_written_with_escapes(self) -> None:
+    def test_field_names_may_have_escapes(self) -> None:
         assert decode(rb'{"\u006fp":"pi\u006eg"}') == Ping()
 
     @given(ids | st.none(), st.text(max_size=20), st.text(max_size=20) | st.none(), values)
-    def test_what_a_client_encodes_is_understood(
+    def test_encoded_commands_are_decoded(
         self,
         id: int | str | None,
         topic: str,
@@ -142,7 +142,7 @@ class TestCommands:
         assert isinstance(publish, Publish)
         assert (publish.id, publish.topic, publish.key, bytes(publish.data)) == (id, topic, key, data)
 
-    def test_what_is_absent_is_not_sent(self) -> None:
+    def test_absent_fields_are_not_encoded(self) -> None:
         assert encode_command(Subscribe("a")) == b'{"op":"subscribe","topic":"a"}'
         assert encode_command(Ping()) == b'{"op":"ping"}'
 
@@ -173,25 +173,25 @@ class TestBadJson:
             b"\x80\x00",
         ],
     )
-    def test_what_is_not_json(self, payload: bytes) -> None:
+    def test_text_that_is_not_json_is_refused(self, payload: bytes) -> None:
         error = refusal(payload)
         assert (error.code, error.id) == ("bad_json", None)
         assert error.message
 
     @pytest.mark.parametrize("payload", [b"[]", b"1", b'"op"', b"null", b" true", b'[{"op":"ping"}]'])
-    def test_what_is_not_an_object(self, payload: bytes) -> None:
+    def test_json_that_is_not_an_object_is_refused(self, payload: bytes) -> None:
         error = refusal(payload)
         assert (error.code, error.message) == ("bad_json", "a command is a JSON object")
 
     @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80"])
-    def test_what_is_not_utf8_as_a_binary_message_may_be(self, bad: bytes) -> None:
+    def test_invalid_utf8_is_refused(self, bad: bytes) -> None:
         assert refusal(b'{"op":"publish","topic":"a","data":"' + bad + b'"}').code == "bad_json"
         assert refusal(b'{"op":"publish","topic":"' + bad + b'","data":1}').code == "bad_json"
         assert refusal(b'{"op":"ping","unknown":"' + bad + b'"}').code == "bad_json"
 
     # Some subscribers could not decode such an event, and a topic could not be told from another by its UTF-8.
     @pytest.mark.parametrize("half", [rb"\ud800", rb"\udfff", rb"\ud83d\u0041", rb"\ud83d\ud83d", rb"\ud83d\n"])
-    def test_half_a_surrogate_pair(self, half: bytes) -> None:
+    def test_lone_surrogate_is_refused(self, half: bytes) -> None:
         for payload in (
             b'{"op":"publish","topic":"a","data":"' + half + b'"}',
             b'{"op":"publish","topic":"a","data":"' + half + b' and more text"}',
@@ -202,11 +202,11 @@ class TestBadJson:
             error = refusal(payload)
             assert (error.code, error.message) == ("bad_json", "a string holds half of a surrogate pair")
 
-    def test_a_whole_surrogate_pair_is_a_character(self) -> None:
+    def test_surrogate_pair_is_a_character(self) -> None:
         assert decode(rb'{"op":"ping","id":"\ud83d\ude00"}') == Ping(id="😀")
 
     @pytest.mark.parametrize("depth", [2, MAX_DEPTH, 512])
-    def test_what_is_nested_too_deeply(self, depth: int) -> None:
+    def test_json_over_max_depth_is_refused(self, depth: int) -> None:
         levels = depth - 1  # the command's own object is one
         payload = b'{"op":"publish","topic":"a","data":' + b"[" * levels + b"]" * levels + b"}"
         assert isinstance(decode(payload, depth), Publish)
@@ -215,7 +215,7 @@ class TestBadJson:
         assert raised.value.code == "bad_json"
 
     @given(st.binary(max_size=40) | st.text(st.sampled_from('{}[]":,op1 \\ud8'), max_size=40).map(str.encode))
-    def test_whatever_comes_is_decoded_or_refused(self, payload: bytes) -> None:
+    def test_any_input_is_decoded_or_refused(self, payload: bytes) -> None:
         for full in (payload, b'{"op":"publish","topic":"a","data":' + payload + b"}"):
             try:
                 result = decode(full)
@@ -292,25 +292,25 @@ class TestBadCommand:
             ({"op": "ping", "id": "x" * 65}, f"`id` must be {ID}"),
         ],
     )
-    def test_says_which_field_and_what_is_allowed(self, fields: dict[str, object], message: str) -> None:
+    def test_error_names_the_field_and_what_is_allowed(self, fields: dict[str, object], message: str) -> None:
         error = refusal(command(**fields))
         assert (error.code, error.message) == ("bad_command", message)
 
-    def test_knows_the_id_whatever_else_is_wrong(self) -> None:
+    def test_error_has_the_id_of_an_invalid_command(self) -> None:
         assert refusal(b'{"op":"subscribe","id":7}').id == 7
         assert refusal(b'{"id":"x","op":"nonsense"}').id == "x"
         assert refusal(b'{"op":"publish","topic":5,"data":{"id":3},"id":0}').id == 0
 
     @pytest.mark.parametrize("bad", [b"null", b"-1", b"1.5", b"true", b"[]", b'"' + b"x" * 65 + b'"'])
-    def test_has_no_id_where_it_is_the_id_that_is_wrong(self, bad: bytes) -> None:
+    def test_error_for_an_invalid_id_has_no_id(self, bad: bytes) -> None:
         assert refusal(b'{"op":"ping","id":' + bad + b"}").id is None
 
-    def test_does_not_send_back_what_a_client_sent_at_length(self) -> None:
+    def test_error_does_not_quote_long_input(self) -> None:
         assert len(refusal(command(op="x" * 100_000)).message) < 200
         assert len(refusal(command(op="subscribe", topic="a", overflow="x" * 100_000)).message) < 200
 
     @pytest.mark.parametrize("kind", get_args(Command), ids=lambda kind: kind.__name__)
-    def test_has_words_for_every_field(self, kind: type[msgspec.Struct]) -> None:
+    def test_every_field_has_an_error_text(self, kind: type[msgspec.Struct]) -> None:
         # An array fits no field but `data`, which takes everything.
         for field in msgspec.structs.fields(kind):
             others: dict[str, object] = {
@@ -326,7 +326,7 @@ class TestBadCommand:
 
 
 class TestAnswers:
-    def test_welcome(self) -> None:
+    def test_welcome_is_encoded(self) -> None:
         payload = encode_welcome(session="s1", server="wsbroker/0.1.0", ping=25.0, max_size=1048576, max_queue=65536)
         assert payload == (
             b'{"op":"welcome","version":1,"session":"s1","server":"wsbroker/0.1.0","ping":25,"max_size":1048576,"max_queue":65536}'
@@ -335,19 +335,19 @@ class TestAnswers:
             version=1, session="s1", server="wsbroker/0.1.0", ping=25, max_size=1048576, max_queue=65536
         )
 
-    def test_welcome_of_somebody_known(self) -> None:
+    def test_welcome_with_an_identity_is_encoded(self) -> None:
         payload = encode_welcome(session="s", server="w", ping=0.5, max_size=1, max_queue=1, identity="ann")
         welcome = decode_server(payload)
         assert isinstance(welcome, Welcome)
         assert (welcome.identity, welcome.ping) == ("ann", 0.5)
 
-    def test_ok(self) -> None:
+    def test_ok_is_encoded(self) -> None:
         payload = encode_ok(2, receivers=3, queued=1, dropped=0)
         assert payload == b'{"op":"ok","id":2,"receivers":3,"queued":1,"dropped":0}'
         assert decode_server(payload) == Ok(id=2, receivers=3, queued=1, dropped=0)
         assert encode_ok("é", topic="a") == '{"op":"ok","id":"é","topic":"a"}'.encode()
 
-    def test_error(self) -> None:
+    def test_error_is_encoded(self) -> None:
         payload = encode_error(1, "not_subscribed", "there is no subscription to `a`")
         assert payload == (
             b'{"op":"error","id":1,"code":"not_subscribed","message":"there is no subscription to `a`","retry":false}'
@@ -360,12 +360,12 @@ class TestAnswers:
         )
 
     @pytest.mark.parametrize("code", ERRORS)
-    def test_error_takes_retry_from_the_table(self, code: str) -> None:
+    def test_error_gets_retry_from_the_table(self, code: str) -> None:
         answer = decode_server(encode_error(0, code, "…"))
         assert isinstance(answer, ErrorAnswer)
         assert answer.retry == ERRORS[code].retry
 
-    def test_event(self) -> None:
+    def test_event_is_encoded(self) -> None:
         assert encode_event("a", memoryview(b"[1, 2]")) == encode_event("a", b"[1, 2]")
         assert encode_event("a", b"[1, 2]") == b'{"op":"event","topic":"a","data":[1, 2]}'
         payload = encode_event("a", msgspec.Raw(b"{}"), key="", offset=0)
@@ -375,7 +375,7 @@ class TestAnswers:
         assert (event.topic, event.key, bytes(event.data), event.offset) == ("a", "", b"{}", 0)
 
     @given(st.text(min_size=1, max_size=20), values, st.text(max_size=10) | st.none())
-    def test_an_event_passes_its_data_on_byte_for_byte(self, topic: str, value: Any, key: str | None) -> None:
+    def test_event_keeps_its_data_byte_for_byte(self, topic: str, value: Any, key: str | None) -> None:
         data = json.dumps(value, indent=1).encode()
         payload = encode_event(topic, data, key)
         assert data in payload
@@ -383,37 +383,37 @@ class TestAnswers:
         assert isinstance(event, EventMessage)
         assert (event.topic, bytes(event.data), event.key) == (topic, data, key)
 
-    def test_an_event_is_made_of_a_publish_without_a_copy_of_its_message(self) -> None:
+    def test_event_is_encoded_without_a_copy_of_the_publish(self) -> None:
         publish = decode(memoryview(b'{"op":"publish","topic":"a","data":"x","key":"k"}'))
         assert isinstance(publish, Publish)
         assert (
             encode_event(publish.topic, publish.data, publish.key) == b'{"op":"event","topic":"a","key":"k","data":"x"}'
         )
 
-    def test_gap(self) -> None:
+    def test_gap_is_encoded(self) -> None:
         assert encode_gap("a.*", 17, "overflow") == b'{"op":"gap","topic":"a.*","missed":17,"reason":"overflow"}'
         payload = encode_gap("a", None, "epoch", 1, 4)
         assert payload == b'{"op":"gap","topic":"a","missed":null,"reason":"epoch","from":1,"to":4}'
         assert decode_server(payload) == Gap(topic="a", missed=None, reason="epoch", from_=1, to=4)
 
-    def test_pong(self) -> None:
+    def test_pong_is_encoded(self) -> None:
         assert encode_pong(None) == b'{"op":"pong"}'
         assert encode_pong(0) == b'{"op":"pong","id":0}'
         assert decode_server(b'{"op":"pong","id":"x"}') == Pong(id="x")
 
-    def test_bye(self) -> None:
+    def test_bye_is_encoded(self) -> None:
         assert encode_bye("shutdown", 3120) == b'{"op":"bye","reason":"shutdown","retry_after_ms":3120}'
         assert decode_server(encode_bye("shutdown", 0)) == Bye("shutdown", 0)
 
 
 class TestDecodeServer:
-    def test_reads_text_too_as_the_client_library_gives_it(self) -> None:
+    def test_decodes_str_as_well_as_bytes(self) -> None:
         assert decode_server('{"op":"pong"}') == Pong()
 
-    def test_an_op_of_a_later_version_is_none(self) -> None:
+    def test_unknown_op_is_decoded_to_none(self) -> None:
         assert decode_server(b'{"op":"hello","x":1}') is None
 
-    def test_fields_of_a_later_version_are_ignored(self) -> None:
+    def test_unknown_fields_of_the_server_are_ignored(self) -> None:
         assert decode_server(b'{"op":"pong","id":1,"x":{}}') == Pong(id=1)
 
     @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ class TestDecodeServer:
             b'{"op":"ok","id":null}',
         ],
     )
-    def test_anything_else_is_a_mistake(self, payload: bytes) -> None:
+    def test_invalid_server_message_is_an_error(self, payload: bytes) -> None:
         with pytest.raises(ValueError, match=r"\w"):
             decode_server(payload)
 
@@ -454,7 +454,7 @@ class TestDocumentation:
     EXAMPLES = tuple(re.findall(r"^([<>]) (\{.*\})$", PROTOCOL, re.MULTILINE))
 
     @pytest.mark.parametrize("payload", [text for side, text in EXAMPLES if side == ">"])
-    def test_commands(self, payload: str) -> None:
+    def test_docs_list_every_command(self, payload: str) -> None:
         understood, answer = carry_out(payload.encode())
         if answer:  # the example is one of a mistake, and shows what is answered
             assert f"> {payload}\n< {answer.decode()}\n" in PROTOCOL
@@ -463,7 +463,7 @@ class TestDocumentation:
             assert json.loads(encode_command(understood)) == json.loads(payload)
 
     @pytest.mark.parametrize("payload", [text for side, text in EXAMPLES if side == "<"])
-    def test_answers(self, payload: str) -> None:
+    def test_docs_list_every_answer(self, payload: str) -> None:
         understood = decode_server(payload)
         assert understood is not None
         # Byte for byte, so that the order of the fields is the documented one.
@@ -472,7 +472,7 @@ class TestDocumentation:
     @pytest.mark.parametrize(
         "kind", [*get_args(Command), *get_args(messages.ServerMessage)], ids=lambda kind: kind.__name__
     )
-    def test_every_op_and_field_is_there(self, kind: type[msgspec.Struct]) -> None:
+    def test_docs_list_every_op_and_field(self, kind: type[msgspec.Struct]) -> None:
         tag = kind.__struct_config__.tag
         assert f"`{tag}`" in PROTOCOL
         for field in msgspec.structs.fields(kind):
@@ -481,5 +481,5 @@ class TestDocumentation:
             assert f"`{field.encode_name}`" in PROTOCOL, field.name
 
     @pytest.mark.parametrize("overflow", get_args(Overflow))
-    def test_every_overflow_policy_is_there(self, overflow: str) -> None:
+    def test_docs_list_every_overflow_policy(self, overflow: str) -> None:
         assert f"| `{overflow}` |" in PROTOCOL

@@ -149,7 +149,7 @@ async def ask(client: ClientConnection, op: str, **fields: Any) -> dict[str, Any
 
 
 @pytest.mark.skipif(not has_networks(), reason="this system allows no network namespaces")
-def test_nginx_takes_the_site_as_it_is(tmp_path: Path) -> None:
+def test_nginx_accepts_the_site_configuration(tmp_path: Path) -> None:
     """Ports, names, IPv6 and all; only the certificate is elsewhere."""
     pair = make_pair(tmp_path)
     site = SITE.read_text()
@@ -163,7 +163,7 @@ def test_nginx_takes_the_site_as_it_is(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-async def test_clients_come_through_with_their_address(tmp_path: Path) -> None:
+async def test_clients_connect_through_nginx_with_their_address(tmp_path: Path) -> None:
     async with both(tmp_path) as (front, daemon):
         # What a client says of its own address is not passed on.
         forged = {"X-Forwarded-For": "203.0.113.7"}
@@ -182,7 +182,7 @@ async def test_clients_come_through_with_their_address(tmp_path: Path) -> None:
         assert refused.value.response.status_code == 403
 
 
-async def test_what_else_can_be_reached(tmp_path: Path) -> None:
+async def test_only_the_websocket_and_healthz_are_reachable(tmp_path: Path) -> None:
     async with both(tmp_path) as (front, _):
         assert b" 200 " in await front.get("/healthz")
         assert b" 426 " in await front.get("/ws")
@@ -191,7 +191,7 @@ async def test_what_else_can_be_reached(tmp_path: Path) -> None:
         assert await front.get("/healthz", host="127.0.0.1") == b""  # not one of its names
 
 
-async def test_an_idle_connection_lives_by_the_pings_of_the_broker(tmp_path: Path) -> None:
+async def test_pings_keep_an_idle_connection_alive(tmp_path: Path) -> None:
     pings = {"WSBROKER_LIMITS__PING_INTERVAL": "0.2"}
     async with (
         nginx(tmp_path, replaced={"proxy_read_timeout 75s": "proxy_read_timeout 1500ms"}) as front,
@@ -204,7 +204,7 @@ async def test_an_idle_connection_lives_by_the_pings_of_the_broker(tmp_path: Pat
             assert (await ask(client, "ping"))["op"] == "pong"
 
 
-async def test_more_than_an_address_may_is_answered_429(tmp_path: Path) -> None:
+async def test_connections_over_the_address_limit_get_429(tmp_path: Path) -> None:
     async with both(tmp_path, limits=True) as (front, _):
         clients: list[ClientConnection] = []
         statuses: list[int] = []
@@ -229,7 +229,7 @@ async def test_more_than_an_address_may_is_answered_429(tmp_path: Path) -> None:
         assert limited.value.response.status_code == 429
 
 
-async def test_a_reload_of_nginx_drops_nobody(tmp_path: Path) -> None:
+async def test_nginx_reload_closes_no_connection(tmp_path: Path) -> None:
     async with both(tmp_path) as (front, _), await front.connect() as old:
         await welcomed(old)
         workers = children(front.process.pid)
@@ -246,7 +246,7 @@ def children(pid: int) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
-async def test_a_broker_that_is_not_there_is_502_and_then_found_again(tmp_path: Path) -> None:
+async def test_missing_broker_gives_502_until_it_is_back(tmp_path: Path) -> None:
     async with nginx(tmp_path) as front:
         with pytest.raises(InvalidStatus) as refused:
             await front.connect()
@@ -265,7 +265,7 @@ async def test_a_broker_that_is_not_there_is_502_and_then_found_again(tmp_path: 
                 assert await daemon.ended() == 0
 
 
-async def test_over_a_restart_behind_nginx_nobody_is_refused(tmp_path: Path) -> None:
+async def test_restart_behind_nginx_refuses_no_connection(tmp_path: Path) -> None:
     async with nginx(tmp_path) as front:
         with bound(front.socket) as ws:
             async with activated([ws], "--listen", "systemd") as first:
@@ -333,7 +333,7 @@ MESSAGE = re.compile(
 MANY = 2000
 
 
-async def test_two_thousand_clients_and_the_end_under_load(tmp_path: Path) -> None:
+async def test_drain_of_two_thousand_clients_under_load(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     roomy = {

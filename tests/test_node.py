@@ -30,7 +30,7 @@ async def engine(server: LateServer) -> LateEngine:
 # Connections
 
 
-async def test_what_came_with_the_request_is_carried_out_behind_the_welcome() -> None:
+async def test_commands_sent_with_the_request_are_executed_after_welcome() -> None:
     async with serving() as harness:
         reader, writer = await asyncio.open_connection(*harness.address.split(":"))
         commands = [b'{"op":"ping","id":%d}' % n for n in range(3)]
@@ -44,7 +44,7 @@ async def test_what_came_with_the_request_is_carried_out_behind_the_welcome() ->
         await writer.wait_closed()
 
 
-async def test_connections_are_counted_and_each_has_a_session() -> None:
+async def test_each_connection_is_counted_and_has_a_session() -> None:
     async with serving() as harness:
         clients = [await harness.connect() for _ in range(5)]
         assert harness.node.connections == 5
@@ -55,7 +55,7 @@ async def test_connections_are_counted_and_each_has_a_session() -> None:
         assert set(harness.node.sessions) == {client.session for client in clients[1:]}
 
 
-async def test_stop_cuts_off_who_is_left() -> None:
+async def test_stop_aborts_remaining_connections() -> None:
     async with serving() as harness:
         client = await harness.subscriber("a")
         await harness.node.stop()
@@ -67,7 +67,7 @@ async def test_stop_cuts_off_who_is_left() -> None:
 # An engine in this process
 
 
-async def test_with_the_engine_in_this_process_the_fast_path_is_taken() -> None:
+async def test_fast_path_is_used_with_an_in_process_engine() -> None:
     async with serving() as harness:
         subscriber, publisher = await harness.subscriber("a"), await harness.connect()
         for n in range(10):
@@ -79,7 +79,7 @@ async def test_with_the_engine_in_this_process_the_fast_path_is_taken() -> None:
 # An engine somewhere else
 
 
-async def test_with_an_engine_elsewhere_there_is_no_fast_path(engine: LateEngine) -> None:
+async def test_fast_path_is_not_used_with_a_remote_engine(engine: LateEngine) -> None:
     async with serving(engine) as harness:
         subscriber, publisher = await harness.subscriber("a", ">"), await harness.connect()
         for n in range(10):
@@ -90,7 +90,7 @@ async def test_with_an_engine_elsewhere_there_is_no_fast_path(engine: LateEngine
         assert len(harness.node.hub.routes) == 0
 
 
-async def test_an_engine_out_of_step_keeps_order_and_answers_each_once(engine: LateEngine) -> None:
+async def test_engine_that_answers_out_of_order_keeps_event_order_and_answers_once(engine: LateEngine) -> None:
     async with serving(engine) as harness:
         subscriber = await harness.subscriber("a.*", "a.1", ">")
         publishers = [await harness.connect() for _ in range(3)]
@@ -113,7 +113,7 @@ async def test_an_engine_out_of_step_keeps_order_and_answers_each_once(engine: L
         assert any(order != sorted(order) for order in orders)
 
 
-async def test_the_number_and_place_that_the_engine_gives_are_passed_on() -> None:
+async def test_offset_and_epoch_of_the_engine_are_passed_on() -> None:
     async with serving(LateServer(keeps=True).engine()) as harness:
         client = await harness.subscriber("a")
         for n in (1, 2):
@@ -122,7 +122,7 @@ async def test_the_number_and_place_that_the_engine_gives_are_passed_on() -> Non
             assert await client.text() == f'{{"op":"event","topic":"a","data":{n},"offset":{n}}}'
 
 
-async def test_two_nodes_share_what_is_published(server: LateServer) -> None:
+async def test_two_nodes_share_events(server: LateServer) -> None:
     async with serving(server.engine()) as one, serving(server.engine()) as other:
         near, far = await one.subscriber("a.>", echo=False), await other.subscriber("a.*", "a.b")
         # A receipt counts this node's subscribers; `echo` is for the publisher's own connection.
@@ -135,7 +135,7 @@ async def test_two_nodes_share_what_is_published(server: LateServer) -> None:
         await near.nothing()
 
 
-async def test_the_engine_is_told_of_the_first_and_the_last_subscriber(engine: LateEngine) -> None:
+async def test_engine_interest_follows_the_first_and_last_subscriber(engine: LateEngine) -> None:
     async with serving(engine) as harness:
         one = await harness.subscriber("a", "b.*")
         assert engine.asked == [("a", True), ("b.*", True)]
@@ -151,7 +151,7 @@ async def test_the_engine_is_told_of_the_first_and_the_last_subscriber(engine: L
         assert engine.interests == {}
 
 
-async def test_what_the_engine_cannot_do_is_unavailable(engine: LateEngine, server: LateServer) -> None:
+async def test_engine_failure_is_answered_with_unavailable(engine: LateEngine, server: LateServer) -> None:
     async with serving(engine) as harness:
         subscriber, client = await harness.subscriber("a"), await harness.connect()
         engine.cut()
@@ -165,7 +165,7 @@ async def test_what_the_engine_cannot_do_is_unavailable(engine: LateEngine, serv
         assert await subscriber.data(1) == [2]
 
 
-async def test_at_the_bound_of_what_waits_publishers_get_unavailable(engine: LateEngine, server: LateServer) -> None:
+async def test_publishers_get_unavailable_when_the_engine_queue_is_full(engine: LateEngine, server: LateServer) -> None:
     async with serving(engine) as harness:
         client = await harness.connect()
         server.bound = 5
@@ -179,9 +179,7 @@ async def test_at_the_bound_of_what_waits_publishers_get_unavailable(engine: Lat
         assert {(await client.next())["id"] for _ in range(5)} == {0, 1, 2, 3, 4}
 
 
-async def test_reading_pauses_while_so_many_commands_are_under_way_and_goes_on(
-    engine: LateEngine, server: LateServer
-) -> None:
+async def test_reading_pauses_at_max_inflight_and_resumes(engine: LateEngine, server: LateServer) -> None:
     async with serving(engine, max_inflight=5) as harness:
         subscriber, client, other = await harness.subscriber("a"), await harness.connect(), await harness.connect()
         server.hang()
@@ -207,7 +205,7 @@ async def test_reading_pauses_while_so_many_commands_are_under_way_and_goes_on(
         assert harness.session(client).inflight == 0
 
 
-async def test_a_reload_that_lets_more_be_under_way_halts_nobody(engine: LateEngine, server: LateServer) -> None:
+async def test_reload_with_a_larger_max_inflight_stops_no_client(engine: LateEngine, server: LateServer) -> None:
     async with serving(engine, max_inflight=2) as harness:
         client = await harness.connect()
         server.hang()
@@ -219,9 +217,7 @@ async def test_a_reload_that_lets_more_be_under_way_halts_nobody(engine: LateEng
         assert {(await client.next())["id"] for _ in range(5)} == set(range(5))
 
 
-async def test_reading_goes_on_once_half_of_what_was_under_way_is_done(
-    engine: LateEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reading_resumes_at_half_of_max_inflight(engine: LateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Done] = []
     async with serving(engine, max_inflight=4) as harness:
         client, other = await harness.connect(), await harness.connect()
@@ -245,9 +241,7 @@ def has_more_than(found: list[Done], number: int) -> bool:
     return len(found) > number
 
 
-async def test_who_is_slowed_down_is_not_read_earlier_because_an_answer_came(
-    engine: LateEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_answer_does_not_end_a_throttle_pause(engine: LateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "SLOW", 3600.0)
     async with serving(engine) as harness:
         client, other = await harness.connect(), await harness.connect()
@@ -262,7 +256,7 @@ async def test_who_is_slowed_down_is_not_read_earlier_because_an_answer_came(
         harness.session(client).connection.end_pause()
 
 
-async def test_never_more_are_under_way_than_may_be(engine: LateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_publishes_never_exceed_max_inflight(engine: LateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
 
     async with serving(engine, max_inflight=3) as harness:
@@ -282,7 +276,7 @@ async def test_never_more_are_under_way_than_may_be(engine: LateEngine, monkeypa
         assert most == 3
 
 
-async def test_who_closes_while_reading_is_paused_is_heard(engine: LateEngine, server: LateServer) -> None:
+async def test_close_during_a_pause_is_handled(engine: LateEngine, server: LateServer) -> None:
     async with serving(engine, max_inflight=2) as harness:
         client, subscriber = await harness.connect(), await harness.subscriber("a")
         server.hang()
@@ -297,7 +291,7 @@ async def test_who_closes_while_reading_is_paused_is_heard(engine: LateEngine, s
         assert await subscriber.data(4) == [0, 1, 2, 3]
 
 
-async def test_a_publisher_that_is_gone_is_not_missed(engine: LateEngine, server: LateServer) -> None:
+async def test_answer_to_a_closed_publisher_is_ignored(engine: LateEngine, server: LateServer) -> None:
     async with serving(engine) as harness:
         client, subscriber = await harness.subscriber("a", echo=False), await harness.subscriber("a")
         server.hang()
@@ -310,7 +304,7 @@ async def test_a_publisher_that_is_gone_is_not_missed(engine: LateEngine, server
         assert (await subscriber.ask("publish", topic="a", data=2))["receivers"] == 1
 
 
-async def test_a_possible_hole_is_announced_to_each_subscriber_at_its_place(engine: LateEngine) -> None:
+async def test_possible_loss_is_announced_to_each_subscriber_at_its_place(engine: LateEngine) -> None:
     async with serving(engine) as harness:
         exact, pattern, both = [
             await harness.subscriber("a.b"),
@@ -330,7 +324,7 @@ async def test_a_possible_hole_is_announced_to_each_subscriber_at_its_place(engi
         await elsewhere.nothing()
 
 
-async def test_a_hole_does_not_overtake_what_waits(engine: LateEngine) -> None:
+async def test_loss_gap_does_not_overtake_queued_events(engine: LateEngine) -> None:
     async with serving(engine) as harness:
         client = await harness.subscriber("a.*", credit=0)
         harness.node.deliver(Event("a.b", b"1"))
@@ -343,7 +337,7 @@ async def test_a_hole_does_not_overtake_what_waits(engine: LateEngine) -> None:
         assert await client.data(1) == [2]
 
 
-async def test_a_hole_between_nodes_is_announced(server: LateServer) -> None:
+async def test_loss_between_nodes_is_announced(server: LateServer) -> None:
     late = server.engine()
     async with serving(server.engine()) as near, serving(late) as far:
         publisher, subscriber = await near.connect(), await far.subscriber("a")
@@ -357,7 +351,7 @@ async def test_a_hole_between_nodes_is_announced(server: LateServer) -> None:
         assert await subscriber.data(1) == [3]
 
 
-async def test_what_is_under_way_when_the_engine_ends_is_answered(engine: LateEngine, server: LateServer) -> None:
+async def test_pending_publishes_are_answered_when_the_engine_stops(engine: LateEngine, server: LateServer) -> None:
     async with serving(engine) as harness:
         client = await harness.connect()
         server.hang()

@@ -223,7 +223,7 @@ def test_the_wheel_is_installed_as_a_service_upgraded_and_run_by_the_units_comma
 
 
 @pytest.mark.parametrize("command", [["build_ext"], ["build_ext", "--inplace"]])
-def test_without_a_compiler_the_build_says_so_in_one_line(clone: Path, tmp_path: Path, command: list[str]) -> None:
+def test_build_without_a_compiler_fails_with_one_line(clone: Path, tmp_path: Path, command: list[str]) -> None:
     options = ["--build-lib", str(tmp_path), "--build-temp", str(tmp_path)]
     failed = run(sys.executable, "setup.py", "--quiet", *command, *options, cwd=clone, env={"PATH": ""}, status=1)
     assert failed.stdout == ""
@@ -233,7 +233,7 @@ def test_without_a_compiler_the_build_says_so_in_one_line(clone: Path, tmp_path:
 
 
 @pytest.mark.parametrize("how", [[], ["--editable"]])
-def test_without_a_compiler_pip_shows_that_line_and_no_traceback(clone: Path, tmp_path: Path, how: list[str]) -> None:
+def test_pip_without_a_compiler_shows_one_line_and_no_traceback(clone: Path, tmp_path: Path, how: list[str]) -> None:
     options = ["--no-deps", "--no-build-isolation", "--target", str(tmp_path), *how]
     failed = run(sys.executable, "-m", "pip", "install", *options, ".", cwd=clone, env={"PATH": ""}, status=1)
     shown = failed.stdout + failed.stderr

@@ -24,12 +24,12 @@ def problems(*made: TopicRule) -> list[str]:
     return raised.value.problems
 
 
-def test_without_rules_all_is_as_in_the_limits() -> None:
+def test_policy_without_rules_is_that_of_the_limits() -> None:
     assert rules().policy("a.b") == SubscriptionPolicy(256, 65_536, "drop_oldest", OVERFLOWS)
     assert rules().max_age("a") is None
 
 
-def test_the_most_specific_rule_applies_and_it_alone() -> None:
+def test_only_the_most_specific_rule_applies() -> None:
     found = rules(
         TopicRule(">", max_queue=1, max_age=1.0),
         TopicRule("a.>", max_queue=2, overflow="latest"),
@@ -43,7 +43,7 @@ def test_the_most_specific_rule_applies_and_it_alone() -> None:
     assert [found.max_age(topic) for topic in ("x", "a.c", "a.b", "x")] == [1.0, None, 2.0, 1.0]
 
 
-def test_a_pattern_is_ruled_by_what_holds_for_each_of_its_topics() -> None:
+def test_pattern_is_allowed_what_all_its_topics_are_allowed() -> None:
     found = rules(TopicRule("a.b", max_queue=1), TopicRule("a.*", max_queue=2), TopicRule("a.>", max_queue=3))
     assert [found.policy(name).max_queue for name in ("a.b", "a.*", "a.>", "a.*.c", ">", "*.b")] == [
         1,
@@ -55,7 +55,7 @@ def test_a_pattern_is_ruled_by_what_holds_for_each_of_its_topics() -> None:
     ]
 
 
-def test_a_wider_pattern_is_no_way_around_a_rule() -> None:
+def test_wider_pattern_does_not_bypass_a_rule() -> None:
     found = rules(
         TopicRule("prices.*", max_queue_limit=16, overflows=["latest", "close"]),
         TopicRule("*.eur", max_queue_limit=9),
@@ -71,13 +71,13 @@ def test_a_wider_pattern_is_no_way_around_a_rule() -> None:
     assert found.policy("$sys.>") == found.policy("x.a.*") == SubscriptionPolicy(256, 65_536, "drop_oldest", OVERFLOWS)
 
 
-def test_a_rule_is_not_made_stricter_by_less_specific_ones() -> None:
+def test_less_specific_rules_do_not_restrict_a_specific_rule() -> None:
     found = rules(TopicRule(">", max_queue_limit=1), TopicRule("a.*", max_queue_limit=50))
     assert found.policy("a.*").max_queue_limit == found.policy("a.b").max_queue_limit == 50
     assert found.policy("a.>").max_queue_limit == 1
 
 
-def test_what_makes_publishers_wait_is_nobodys_default_by_accident() -> None:
+def test_block_is_a_default_only_if_a_rule_says_so() -> None:
     found = rules(TopicRule("a", overflow="block", overflows=["block"]), TopicRule("b", overflows=["close"]))
     assert found.policy("a").overflow == "block"
     assert found.policy("*") == SubscriptionPolicy(256, 65_536, None, ())
@@ -87,7 +87,7 @@ def test_what_makes_publishers_wait_is_nobodys_default_by_accident() -> None:
 
 
 @given(st.lists(st.builds(TopicRule, patterns, max_queue_limit=st.integers(1, 9)), max_size=5), patterns, topics)
-def test_no_pattern_has_more_than_each_of_its_topics(made: list[TopicRule], pattern: str, topic: str) -> None:
+def test_pattern_has_no_more_rights_than_its_topics(made: list[TopicRule], pattern: str, topic: str) -> None:
     try:
         found = Rules([msgspec.structs.replace(rule, max_queue=1) for rule in made], Limits(max_queue=1))
     except ConfigError:  # twice the same
@@ -107,13 +107,13 @@ def test_patterns_that_match_one_topic_overlap(one: str, other: str, topic: str)
 
 
 @given(patterns, patterns, topics)
-def test_what_covers_a_pattern_matches_all_that_it_matches(wide: str, narrow: str, topic: str) -> None:
+def test_covering_pattern_matches_every_topic_of_the_covered_one(wide: str, narrow: str, topic: str) -> None:
     if covers(wide, narrow) and matches(narrow, topic):
         assert matches(wide, topic)
 
 
 @given(patterns, topics)
-def test_a_topic_is_covered_by_what_matches_it(pattern: str, topic: str) -> None:
+def test_matching_pattern_covers_the_topic(pattern: str, topic: str) -> None:
     assert covers(pattern, topic) == matches(pattern, topic)
     assert covers(pattern, pattern)
 
@@ -129,11 +129,11 @@ def test_a_topic_is_covered_by_what_matches_it(pattern: str, topic: str) -> None
         (TopicRule("a", overflows=["replay"]), "no topic keeps history"),
     ],
 )
-def test_what_is_wrong_is_said(wrong: TopicRule, why: str) -> None:
+def test_invalid_rule_is_reported(wrong: TopicRule, why: str) -> None:
     assert why in problems(wrong)[0]
 
 
-def test_rules_that_can_never_apply_are_said() -> None:
+def test_rules_that_can_never_apply_are_reported() -> None:
     assert problems(TopicRule("a"), TopicRule("b"), TopicRule("a", max_queue=1)) == ["topics: `a` is there twice"]
     age = TopicRule("a.>", max_age=1.0)
     never = ["topics: `a.>` never applies: each topic that it matches has a rule of its own"]
@@ -146,7 +146,7 @@ def test_rules_that_can_never_apply_are_said() -> None:
 
 
 @given(st.lists(patterns, min_size=1, max_size=6, unique=True), topics)
-def test_a_rule_that_applies_to_some_topic_is_not_said_never_to_apply(names: list[str], topic: str) -> None:
+def test_rule_that_applies_to_some_topic_is_not_reported(names: list[str], topic: str) -> None:
     made = [TopicRule(name, max_age=number + 1.0) for number, name in enumerate(names)]
     try:
         dead = []

@@ -56,7 +56,7 @@ async def test_subscribe_and_unsubscribe_are_answered_with_the_topic(client: Cli
     assert (await client.ask("unsubscribe", topic=topic))["code"] == "not_subscribed"
 
 
-async def test_a_publish_reaches_the_subscribers_and_is_answered_with_their_number(harness: Harness) -> None:
+async def test_publish_is_answered_with_the_number_of_receivers(harness: Harness) -> None:
     one, other = await harness.subscriber("a.*"), await harness.subscriber("a.b")
     publisher = await harness.connect()
     assert await publisher.ask("publish", topic="a.b", data=1) == ok(2)
@@ -68,7 +68,7 @@ async def test_a_publish_reaches_the_subscribers_and_is_answered_with_their_numb
         await client.nothing()
 
 
-async def test_without_an_id_success_is_silent(harness: Harness, client: Client) -> None:
+async def test_success_without_an_id_has_no_answer(harness: Harness, client: Client) -> None:
     await client.tell("subscribe", topic="a")
     for n in range(3):  # the slow path, and the fast one
         await client.tell("publish", topic="a", data=n)
@@ -86,7 +86,7 @@ async def test_ping_is_answered_with_or_without_an_id(client: Client) -> None:
 
 
 @pytest.mark.parametrize("id", [0, 7, 2**53 - 1, "", "x", 'ü\n"', "x" * 64], ids=repr)
-async def test_an_id_comes_back_as_it_was(client: Client, id: int | str) -> None:
+async def test_id_is_returned_unchanged(client: Client, id: int | str) -> None:
     for _ in range(2):  # the slow path, and the fast one; and an id may come twice
         await client.tell("publish", topic="a", data=1, id=id)
         assert await client.next() == {"op": "ok", "id": id, "receivers": 0, "queued": 0, "dropped": 0}
@@ -99,7 +99,7 @@ async def test_an_id_comes_back_as_it_was(client: Client, id: int | str) -> None
 
 
 @pytest.mark.parametrize("id", ["-1", "9007199254740992", "1.0", "true", "null", "[1]", f'"{"x" * 65}"'])
-async def test_what_is_no_id_is_a_bad_command_without_one(client: Client, id: str) -> None:
+async def test_invalid_id_is_a_bad_command_without_an_id(client: Client, id: str) -> None:
     for command in ('"ping"', '"publish","topic":"a","data":1', '"subscribe","topic":"a"'):
         await client.send(f'{{"op":{command},"id":{id}}}')
         error = await client.next()
@@ -119,7 +119,7 @@ async def test_commands_in_binary_messages_are_answered_in_text(harness: Harness
     assert harness.node.context.fast_publishes == 2
 
 
-async def test_commands_are_carried_out_in_the_order_in_which_they_came(client: Client) -> None:
+async def test_commands_are_executed_in_order(client: Client) -> None:
     commands = [
         '{"op":"publish","id":1,"topic":"a","data":1}',
         '{"op":"subscribe","id":2,"topic":"a"}',
@@ -137,7 +137,7 @@ async def test_commands_are_carried_out_in_the_order_in_which_they_came(client: 
     assert [answer.get("receivers") for answer in answers] == [0, None, 1, None, 0]
 
 
-async def test_fields_that_the_protocol_does_not_have_are_ignored(client: Client) -> None:
+async def test_unknown_fields_are_ignored(client: Client) -> None:
     await client.ask("subscribe", topic="a", colour="red")
     for _ in range(2):
         assert await client.ask("publish", topic="a", data=1, colour={"r": 1}) == ok(1)
@@ -165,7 +165,9 @@ KEY_WITH_ESCAPES = '"\\u0041\\n"'
 
 
 @pytest.mark.parametrize("key", [None, '"k"', '""', '"größe"', KEY_WITH_ESCAPES])
-async def test_data_is_passed_on_byte_for_byte_by_both_lanes(harness: Harness, client: Client, key: str | None) -> None:
+async def test_data_is_delivered_byte_for_byte_by_fast_path_and_slow_path(
+    harness: Harness, client: Client, key: str | None
+) -> None:
     await client.ask("subscribe", topic="t.>")
     for place, data in enumerate(DATA):
         given = "" if key is None else f'"key": {key} , '
@@ -184,7 +186,7 @@ async def test_data_is_passed_on_byte_for_byte_by_both_lanes(harness: Harness, c
         assert harness.node.context.fast_publishes == len(DATA)
 
 
-async def test_events_come_in_the_order_of_publishing_whatever_happens_meanwhile(harness: Harness) -> None:
+async def test_events_keep_the_order_of_publishing_during_subscription_changes(harness: Harness) -> None:
     subscriber = await harness.subscriber("a.*", "a.b", "x")
     publishers = [await harness.connect() for _ in range(3)]
     busybody = await harness.connect()
@@ -201,7 +203,7 @@ async def test_events_come_in_the_order_of_publishing_whatever_happens_meanwhile
     assert 0 < harness.node.context.fast_publishes < 1800
 
 
-async def test_who_has_unsubscribed_gets_nothing_more(harness: Harness) -> None:
+async def test_no_event_is_delivered_after_unsubscribe(harness: Harness) -> None:
     subscriber, publisher = await harness.subscriber("a", "b"), await harness.connect()
     await publisher.ask("publish", topic="a", data=1)
     await subscriber.ask("unsubscribe", topic="a")
@@ -239,9 +241,7 @@ async def test_the_most_specific_subscription_decides(client: Client) -> None:
 
 
 @pytest.mark.parametrize("echo", [True, False, None])
-async def test_a_publisher_gets_its_own_events_unless_it_does_not_want_them(
-    harness: Harness, echo: bool | None
-) -> None:
+async def test_publisher_gets_its_own_events_unless_echo_is_false(harness: Harness, echo: bool | None) -> None:
     asked = {} if echo is None else {"echo": echo}
     client, other = await harness.subscriber("a", **asked), await harness.subscriber("a")
     for n in range(3):
@@ -252,7 +252,7 @@ async def test_a_publisher_gets_its_own_events_unless_it_does_not_want_them(
     await client.nothing()
 
 
-async def test_events_that_are_not_wanted_do_not_upset_the_order_of_the_others(harness: Harness) -> None:
+async def test_events_skipped_by_echo_do_not_change_the_order_of_others(harness: Harness) -> None:
     client, other = await harness.subscriber("a", echo=False), await harness.subscriber("a")
     for n in range(300):
         await client.tell("publish", topic="a", data=["own", n])
@@ -263,7 +263,7 @@ async def test_events_that_are_not_wanted_do_not_upset_the_order_of_the_others(h
         assert [n for by, n in both if by == who] == list(range(300))
 
 
-async def test_a_publisher_of_invalid_text_is_closed_and_no_subscriber_notices(harness: Harness) -> None:
+async def test_publisher_of_invalid_text_is_closed_without_effect_on_subscribers(harness: Harness) -> None:
     subscriber = await harness.subscriber("a")
     for _ in range(2):
         publisher = await harness.connect()
@@ -281,7 +281,7 @@ async def test_a_publisher_of_invalid_text_is_closed_and_no_subscriber_notices(h
 # Changing a subscription
 
 
-async def test_subscribing_again_changes_what_is_named_and_keeps_the_rest(harness: Harness, client: Client) -> None:
+async def test_second_subscribe_changes_only_the_given_options(harness: Harness, client: Client) -> None:
     def now() -> tuple[int, str, bool]:
         subscriptions = harness.session(client).subscriptions
         assert subscriptions is not None
@@ -318,7 +318,7 @@ async def test_echo_can_be_changed(client: Client) -> None:
     assert await client.data(2) == [0, 3]
 
 
-async def test_what_is_queued_is_brought_under_the_new_bound_with_a_gap(harness: Harness) -> None:
+async def test_smaller_max_queue_drops_queued_events_with_a_gap(harness: Harness) -> None:
     subscriber, publisher = await harness.deaf(), await harness.connect()
     await subscriber.tell("subscribe", topic="a", id=1, max_queue=50)
     await subscriber.until(b'"op":"ok"')
@@ -394,7 +394,7 @@ LATER: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("command", "code", "message"), [*ERROR_CASES, *LATER])
-async def test_a_command_that_is_not_carried_out_is_answered_with_an_error(
+async def test_failed_command_is_answered_with_an_error(
     harness: Harness, client: Client, command: str, code: str, message: str
 ) -> None:
     for own in (None, 7, "x"):
@@ -428,7 +428,7 @@ class Faulty(MemoryEngine):
             super().publish(event, done)
 
 
-async def test_unavailable_is_the_word_of_the_engine() -> None:
+async def test_unavailable_has_the_message_of_the_engine() -> None:
     async with serving(Faulty()) as harness:
         client = await harness.connect()
         error = {"op": "error", "code": "unavailable", "message": "the engine is busy", "retry": True}
@@ -438,7 +438,7 @@ async def test_unavailable_is_the_word_of_the_engine() -> None:
         assert await client.ask("publish", topic="a", data=1) == ok(0)
 
 
-async def test_a_fault_of_the_brokers_own_is_answered_logged_and_survived() -> None:
+async def test_internal_error_is_answered_and_logged_and_the_connection_survives() -> None:
     async with serving(Faulty(), max_inflight=2) as harness:
         client = await harness.connect()
         with capture_logs() as logs:
@@ -458,7 +458,7 @@ async def test_a_fault_of_the_brokers_own_is_answered_logged_and_survived() -> N
         assert harness.session(client).inflight == 0
 
 
-def test_no_code_is_left_out() -> None:
+def test_every_error_code_is_tested() -> None:
     later = {"unauthorized"}
     elsewhere = {"unavailable", "internal", "draining", "forbidden", "rate_limited"}  # above, below, in test_drain.py
     assert {code for _, code, _ in ERROR_CASES} | later | elsewhere == set(ERRORS)
@@ -491,7 +491,7 @@ async def test_the_tenth_bad_command_in_a_row_closes_the_connection(client: Clie
         '{"op":"subscribe","topic":"z","max_queue":65537}',
     ],
 )
-async def test_one_that_is_understood_begins_the_count_anew(harness: Harness, client: Client, good: str) -> None:
+async def test_valid_command_resets_the_count_of_bad_commands(harness: Harness, client: Client, good: str) -> None:
     await client.ask("publish", topic="a", data=0)  # `good` takes the fast path if it can
     for _ in range(3):
         for n in range(9):
@@ -505,7 +505,7 @@ async def test_one_that_is_understood_begins_the_count_anew(harness: Harness, cl
     assert closed.code == CloseCode.BAD_COMMANDS
 
 
-async def test_who_is_closed_for_bad_commands_has_no_subscriptions_any_more(harness: Harness) -> None:
+async def test_close_for_bad_commands_ends_the_subscriptions(harness: Harness) -> None:
     client, publisher = await harness.subscriber("a", ">"), await harness.connect()
     for _ in range(10):
         await client.send("?")
@@ -520,7 +520,7 @@ async def test_who_is_closed_for_bad_commands_has_no_subscriptions_any_more(harn
 # Limits
 
 
-async def test_a_connection_may_have_so_many_subscriptions() -> None:
+async def test_subscriptions_of_a_connection_are_bounded() -> None:
     async with serving(max_subscriptions=3) as harness:
         client = await harness.subscriber("a", "b.*", "c")
         error = await client.ask("subscribe", topic="d")
@@ -548,7 +548,7 @@ async def test_max_queue_has_a_default_and_a_ceiling() -> None:
         assert list(subscriptions) == ["a", "b"]
 
 
-async def test_json_may_be_nested_as_deeply_as_configured() -> None:
+async def test_json_depth_is_bounded_by_max_depth() -> None:
     async with serving(max_depth=3) as harness:
         client = await harness.subscriber("a")
         for _ in range(2):
@@ -561,7 +561,7 @@ async def test_json_may_be_nested_as_deeply_as_configured() -> None:
 # Slow subscribers
 
 
-async def test_the_answer_to_a_publish_counts_who_waits_and_who_lost_something(harness: Harness) -> None:
+async def test_publish_answer_counts_queued_and_dropped(harness: Harness) -> None:
     slow, publisher = await harness.deaf(), await harness.connect()
     fine = await harness.subscriber("a")
     await slow.tell("subscribe", topic="a", id=1, max_queue=2)
@@ -578,7 +578,7 @@ async def test_the_answer_to_a_publish_counts_who_waits_and_who_lost_something(h
     assert (await fine.data(sent + 3))[-3:] == [1, 2, 3]
 
 
-async def test_the_policy_close_parts_with_who_is_too_slow(harness: Harness) -> None:
+async def test_close_policy_closes_a_slow_client(harness: Harness) -> None:
     slow, publisher = await harness.deaf(), await harness.connect()
     await slow.tell("subscribe", topic="a", id=1, max_queue=2, overflow="close")
     await slow.until(b'"op":"ok"')
@@ -594,7 +594,7 @@ async def test_the_policy_close_parts_with_who_is_too_slow(harness: Harness) -> 
     assert (await slow.until(b"slow_consumer")).endswith(bytes((0x88, 15, 4000 >> 8, 4000 & 255)) + b"slow_consumer")
 
 
-async def test_who_sends_commands_and_does_not_read_the_answers_is_closed() -> None:
+async def test_client_that_does_not_read_answers_is_closed() -> None:
     async with serving(max_answers=1024) as harness:
         client = await harness.deaf()
         while client.session in harness.node.sessions:
@@ -603,7 +603,7 @@ async def test_who_sends_commands_and_does_not_read_the_answers_is_closed() -> N
         assert received.endswith(bytes((0x88, 13, 4003 >> 8, 4003 & 255)) + b"not_reading")
 
 
-async def test_who_gives_no_sign_of_life_is_named_in_the_log() -> None:
+async def test_ping_timeout_is_logged() -> None:
     async with serving(ping_interval=0.05, ping_timeout=0.05, close_timeout=0.05) as harness:
         deaf = await harness.deaf()
         with capture_logs() as logs:
@@ -615,7 +615,7 @@ async def test_who_gives_no_sign_of_life_is_named_in_the_log() -> None:
 # Flow control
 
 
-async def test_latest_gives_a_slow_client_the_newest_of_each_key(harness: Harness) -> None:
+async def test_latest_sends_a_slow_client_the_newest_event_of_each_key(harness: Harness) -> None:
     slow, publisher = await harness.deaf(), await harness.connect()
     await slow.tell("subscribe", topic="a", id=1, overflow="latest")
     await slow.until(b'"op":"ok"')
@@ -634,7 +634,7 @@ async def test_latest_gives_a_slow_client_the_newest_of_each_key(harness: Harnes
 
 
 @pytest.mark.parametrize("lowat", [16_384, 0])
-async def test_what_a_slow_client_reads_first_is_not_megabytes_of_the_past(lowat: int) -> None:
+async def test_slow_client_has_few_old_events_in_its_socket_buffer(lowat: int) -> None:
     async with serving(notsent_lowat=lowat) as harness:
         slow, publisher = await harness.deaf(), await harness.connect()
         await slow.tell("subscribe", topic="a", id=1, overflow="latest")
@@ -647,7 +647,7 @@ async def test_what_a_slow_client_reads_first_is_not_megabytes_of_the_past(lowat
         assert stale < 200_000 if lowat else stale > 0
 
 
-async def test_credit_lets_so_many_events_come(harness: Harness) -> None:
+async def test_credit_bounds_the_events_sent(harness: Harness) -> None:
     client, publisher = await harness.connect(), await harness.connect()
     assert await client.ask("subscribe", topic="a", credit=2, max_queue=3) == {"op": "ok", "topic": "a"}
     answers = [await publisher.ask("publish", topic="a", data=n) for n in range(6)]
@@ -669,14 +669,14 @@ async def test_credit_lets_so_many_events_come(harness: Harness) -> None:
     await client.nothing()
 
 
-async def test_credit_without_credit_is_a_mistake(client: Client) -> None:
+async def test_credit_command_without_a_credit_subscription_is_an_error(client: Client) -> None:
     await client.ask("subscribe", topic="a")
     error = await client.ask("credit", topic="a", add=1)
     assert (error["code"], error["message"]) == ("bad_command", "`a` was subscribed to without `credit`")
 
 
 @pytest.mark.parametrize("lane", ["fast", "slow", "late"])
-async def test_under_block_publishers_wait_and_nobody_else(lane: str) -> None:
+async def test_block_parks_publishers_and_no_other_client(lane: str) -> None:
     server = LateServer()
     async with serving(server.engine() if lane == "late" else None, max_inflight=1) as harness:
         slow, other = await harness.connect(), await harness.connect()
@@ -705,7 +705,7 @@ async def test_under_block_publishers_wait_and_nobody_else(lane: str) -> None:
         assert await fine.data(2) == [4, 5]
 
 
-async def test_who_makes_publishers_wait_for_too_long_is_closed() -> None:
+async def test_block_timeout_closes_the_subscriber() -> None:
     async with serving(block_timeout=0.1) as harness:
         slow, publisher = await harness.connect(), await harness.connect()
         await slow.ask("subscribe", topic="a", overflow="block", max_queue=1, credit=0)
@@ -715,7 +715,7 @@ async def test_who_makes_publishers_wait_for_too_long_is_closed() -> None:
         assert await publisher.ask("publish", topic="a", data=3) == ok(0)
 
 
-async def test_connections_that_wait_for_each_other_end_by_the_timeout() -> None:
+async def test_publishers_parked_on_each_other_end_by_the_timeout() -> None:
     async with serving(block_timeout=0.1) as harness:
         one, two = await harness.connect(), await harness.connect()
         for client, mine, theirs in ((one, "a", "b"), (two, "b", "a")):
@@ -740,7 +740,7 @@ async def test_connections_that_wait_for_each_other_end_by_the_timeout() -> None
 @pytest.mark.parametrize(
     ("block", "rule", "allowed"), [("local", None, True), ("none", None, False), ("none", "block", True)]
 )
-async def test_who_may_ask_for_block_is_configured(block: str, rule: Any, allowed: bool) -> None:
+async def test_permission_for_block_is_configured(block: str, rule: Any, allowed: bool) -> None:
     topics = [TopicRule("a", overflow=rule)]
     async with serving(block=block, topics=topics) as harness:
         client = await harness.connect()
@@ -756,7 +756,7 @@ async def test_who_may_ask_for_block_is_configured(block: str, rule: Any, allowe
         *[("203.0.113.7", False), ("2001:db8::1", False), ("127.0.0.1", False), ("::1", False)],
     ],
 )
-def test_which_clients_are_on_this_machine(peer: str, local: bool) -> None:
+def test_local_clients_are_recognized_by_their_address(peer: str, local: bool) -> None:
     assert is_local(peer) == local
 
 
@@ -773,7 +773,7 @@ async def test_rules_give_defaults_and_ceilings() -> None:
         assert (error["code"], error["message"]) == ("forbidden", "`overflow` must be one of latest, close here")
 
 
-async def test_rules_hold_for_wider_patterns_too() -> None:
+async def test_rules_apply_to_wider_patterns() -> None:
     topics = [TopicRule("a.*", max_queue_limit=9, overflows=["latest"]), TopicRule("b", overflows=["close"])]
     async with serving(topics=topics) as harness:
         client = await harness.subscriber("a.>")
@@ -789,7 +789,7 @@ async def test_rules_hold_for_wider_patterns_too() -> None:
         assert [stats.topic for stats in harness.session(client).subscription_stats()] == ["a.>"]
 
 
-async def test_a_reload_changes_how_much_may_be_published() -> None:
+async def test_reload_changes_the_publish_rate() -> None:
     async with serving() as harness:
         client = await harness.connect()
         assert await client.ask("publish", topic="a", data=1) == ok(0)
@@ -810,7 +810,7 @@ async def test_a_reload_changes_how_much_may_be_published() -> None:
         assert harness.node.context.fast_publishes - before >= 49
 
 
-async def test_events_that_are_too_old_are_not_sent() -> None:
+async def test_events_over_max_age_are_not_sent() -> None:
     async with serving(topics=[TopicRule("young.*", max_age=0.05)]) as harness:
         client, publisher = await harness.subscriber(">", credit=0), await harness.connect()
         await publisher.ask("publish", topic="young.a", data=1)
@@ -822,7 +822,7 @@ async def test_events_that_are_too_old_are_not_sent() -> None:
         assert await client.data(1) == [2]
 
 
-async def test_publishes_beyond_the_rate_are_refused_for_a_while() -> None:
+async def test_publishes_over_the_rate_are_refused_for_a_while() -> None:
     async with serving(publish_rate=20.0, publish_burst=3) as harness:
         client, other = await harness.connect(), await harness.connect()
         answers = [await client.ask("publish", topic="a", data=n) for n in range(3)]
@@ -838,7 +838,7 @@ async def test_publishes_beyond_the_rate_are_refused_for_a_while() -> None:
         assert harness.node.context.fast_publishes > 0
 
 
-async def test_who_falls_behind_is_logged_and_when_it_has_caught_up(harness: Harness) -> None:
+async def test_lagging_subscriber_is_logged_and_again_when_caught_up(harness: Harness) -> None:
     client, publisher = await harness.subscriber("a", credit=0), await harness.connect()
     with capture_logs() as logs:
         await publisher.ask("publish", topic="a", data=1)
@@ -854,7 +854,7 @@ async def test_who_falls_behind_is_logged_and_when_it_has_caught_up(harness: Har
 # The end of a session
 
 
-async def test_what_a_client_leaves_behind_is_nothing(harness: Harness) -> None:
+async def test_closed_client_leaves_nothing_behind(harness: Harness) -> None:
     publisher = await harness.connect()
     client = await harness.subscriber("a", "a.*", ">")
     assert len(harness.node.sessions) == 2
@@ -864,7 +864,7 @@ async def test_what_a_client_leaves_behind_is_nothing(harness: Harness) -> None:
     assert await publisher.ask("publish", topic="a", data=1) == ok(0)
 
 
-async def test_a_connection_that_breaks_is_left_behind_in_the_same_way(harness: Harness) -> None:
+async def test_lost_connection_leaves_nothing_behind(harness: Harness) -> None:
     publisher = await harness.connect()
     client = await harness.subscriber("a", "a.*", ">")
     client.socket.transport.abort()

@@ -59,7 +59,7 @@ def age(path: Path, seconds: int) -> None:
     os.utime(path, (then, then))
 
 
-def test_it_does_only_what_is_missing(checkout: Checkout) -> None:
+def test_setup_does_only_missing_steps(checkout: Checkout) -> None:
     assert checkout.setup("run") == "venv install"
     assert checkout.setup("run") == ""
     assert checkout.setup("dev") == "install"
@@ -67,7 +67,7 @@ def test_it_does_only_what_is_missing(checkout: Checkout) -> None:
     assert checkout.setup("run") == ""
 
 
-def test_what_the_tests_need_holds_what_the_bench_needs(checkout: Checkout) -> None:
+def test_dev_dependencies_include_bench_dependencies(checkout: Checkout) -> None:
     assert checkout.setup("bench") == "venv install"
     assert checkout.setup("dev") == "install"
     other = Checkout(checkout.folder.parent / "two")
@@ -76,7 +76,7 @@ def test_what_the_tests_need_holds_what_the_bench_needs(checkout: Checkout) -> N
     assert other.setup("bench") == ""
 
 
-def test_it_does_again_what_is_older_than_what_it_is_made_from(checkout: Checkout) -> None:
+def test_setup_repeats_steps_older_than_their_sources(checkout: Checkout) -> None:
     checkout.setup("run")
     age(checkout.folder / ".venv" / ".built", 10)
     assert checkout.setup("run") == "build"
@@ -103,7 +103,7 @@ def test_the_environment_of_another_checkout_is_not_used(checkout: Checkout, way
         assert checkout.setup(for_whom) == ""
 
 
-def test_the_same_checkout_by_another_name_is_not_another_one(checkout: Checkout) -> None:
+def test_checkout_reached_by_a_symlink_keeps_its_environment(checkout: Checkout) -> None:
     checkout.setup("run")
     link = checkout.folder.parent / "link"
     link.symlink_to(checkout.folder)

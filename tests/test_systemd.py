@@ -74,14 +74,14 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 # How it goes
 
 
-def test_started_by_somebody_else_it_says_nothing() -> None:
+def test_no_notification_without_systemd() -> None:
     systemd = Systemd({})
     systemd.notify("READY=1")
     assert (systemd.listens, systemd.watchdog, systemd.sockets) == (False, 0.0, [])
     systemd.close()
 
 
-def test_what_was_meant_for_this_process_is_not_for_its_children(tmp_path: Path) -> None:
+def test_systemd_variables_are_removed_from_the_environment(tmp_path: Path) -> None:
     environ = {
         "NOTIFY_SOCKET": str(tmp_path / "none"),
         "WATCHDOG_USEC": "3000000",
@@ -101,7 +101,7 @@ def test_what_was_meant_for_this_process_is_not_for_its_children(tmp_path: Path)
 
 
 @pytest.mark.parametrize("message", ["READY=1", "STOPPING=1"])
-def test_what_systemd_must_not_miss_is_waited_for(manager: Manager, message: str) -> None:
+def test_ready_and_stopping_wait_for_a_full_socket(manager: Manager, message: str) -> None:
     systemd = Systemd({"NOTIFY_SOCKET": manager.address})
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
         other.setblocking(False)
@@ -119,7 +119,7 @@ def test_what_systemd_must_not_miss_is_waited_for(manager: Manager, message: str
 
 
 @pytest.mark.parametrize("address", ["vsock:2:1234", "relative/path", "/none/there"])
-def test_that_systemd_cannot_be_told_is_said_once(address: str) -> None:
+def test_notification_failure_is_logged_once(address: str) -> None:
     systemd = Systemd({"NOTIFY_SOCKET": address})
     with capture_logs() as logs:
         for _ in range(3):
@@ -128,7 +128,7 @@ def test_that_systemd_cannot_be_told_is_said_once(address: str) -> None:
     systemd.close()
 
 
-def test_the_watchdog_of_another_process_is_not_fed() -> None:
+def test_watchdog_for_another_pid_is_ignored() -> None:
     assert Systemd({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog == 0.0
 
 
@@ -137,7 +137,7 @@ def test_a_status_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("manager", ["path", "abstract"], indirect=True)
-async def test_systemd_follows_it_from_start_to_end(manager: Manager, tmp_path: Path) -> None:
+async def test_systemd_is_notified_from_start_to_stop(manager: Manager, tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\nreconnect_spread = 1\n'
     told = {"NOTIFY_SOCKET": manager.address}
     async with launched(folder=tmp_path, config=config, environ=told) as daemon:
@@ -179,9 +179,7 @@ async def test_systemd_follows_it_from_start_to_end(manager: Manager, tmp_path: 
         assert all("WATCHDOG" not in message for message in manager.said)
 
 
-async def test_the_watchdog_is_fed_from_the_loop_and_not_while_the_process_stands_still(
-    manager: Manager, tmp_path: Path
-) -> None:
+async def test_watchdog_is_fed_from_the_loop_only(manager: Manager, tmp_path: Path) -> None:
     told = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "100000"}
     async with launched("--listen", "127.0.0.1:0", environ=told) as daemon:
         for _ in range(5):
@@ -253,7 +251,7 @@ async def planted(body: str, manager: Manager, **environment: str) -> AsyncItera
         await process.wait()
 
 
-async def test_signals_during_the_start_wait_until_it_is_over(manager: Manager) -> None:
+async def test_signals_during_the_start_are_deferred(manager: Manager) -> None:
     async with planted(SIGNALLED, manager) as daemon:
         assert (await manager.next())["STATUS"].startswith("serving")
         assert "RELOADING" in await manager.next()
@@ -266,7 +264,7 @@ async def test_signals_during_the_start_wait_until_it_is_over(manager: Manager) 
         assert daemon.said.count("reloaded") == 1
 
 
-async def test_a_fault_in_a_reload_does_not_leave_systemd_waiting(manager: Manager) -> None:
+async def test_failing_reload_still_notifies_systemd(manager: Manager) -> None:
     async with planted(FAULTY, manager) as daemon:
         await manager.until("READY")
         daemon.signal(signal.SIGHUP)
@@ -280,7 +278,7 @@ async def test_a_fault_in_a_reload_does_not_leave_systemd_waiting(manager: Manag
         assert "LookupError: planted" in daemon.said
 
 
-async def test_nothing_is_reloaded_while_it_ends(manager: Manager, tmp_path: Path) -> None:
+async def test_reload_is_refused_during_a_shutdown(manager: Manager, tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n'
     async with launched(folder=tmp_path, config=config, environ={"NOTIFY_SOCKET": manager.address}) as daemon:
         await daemon.started()
@@ -299,7 +297,7 @@ async def test_nothing_is_reloaded_while_it_ends(manager: Manager, tmp_path: Pat
             assert await daemon.ended() == 0
 
 
-async def test_retiring_is_seen_in_the_status_and_in_the_log(manager: Manager, tmp_path: Path) -> None:
+async def test_retiring_is_in_status_and_log(manager: Manager, tmp_path: Path) -> None:
     config = '[server]\nlisten = ["127.0.0.1:0"]\n[limits]\ndrain_timeout = 1.5\n'
     async with launched(folder=tmp_path, config=config, environ={"NOTIFY_SOCKET": manager.address}) as daemon:
         await daemon.started()
@@ -333,7 +331,7 @@ Node.stop = slow
 """
 
 
-async def test_while_it_drains_the_watchdog_is_fed_and_more_time_asked_for_and_not_once_that_is_stuck(
+async def test_drain_feeds_the_watchdog_and_extends_the_timeout_until_the_loop_blocks(
     manager: Manager,
 ) -> None:
     async with planted(IMPATIENT, manager, WATCHDOG_USEC="100000") as daemon:
@@ -373,7 +371,7 @@ sys.exit(main(["serve", "--listen", sys.argv[1]]))
 """
 
 
-async def test_a_call_that_blocks_the_loop_starves_the_watchdog(tmp_path: Path) -> None:
+async def test_blocking_call_starves_the_watchdog(tmp_path: Path) -> None:
     manager, path = Manager(str(tmp_path / "notify")), tmp_path / "ws.sock"
     environ = {**os.environ, "NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}
     command = (sys.executable, "-c", STUCK, f"unix:{path}")
@@ -412,7 +410,7 @@ MemoryEngine.publish = hanging
 """
 
 
-async def test_a_broker_that_hangs_for_good_says_where_before_it_is_killed(manager: Manager) -> None:
+async def test_hanging_broker_logs_the_place_before_it_is_killed(manager: Manager) -> None:
     async with planted(HANGING, manager) as daemon:
         await daemon.started()
         async with connect(daemon.url) as client:
@@ -479,7 +477,7 @@ def bound(address: str | tuple[str, int] = ("127.0.0.1", 0)) -> socket.socket:
     return sock
 
 
-async def test_it_serves_on_the_sockets_that_systemd_passes(tmp_path: Path) -> None:
+async def test_broker_serves_on_passed_sockets(tmp_path: Path) -> None:
     path = tmp_path / "ws.sock"
     with bound() as tcp, bound(str(path)) as unix:
         async with activated([tcp, unix], "--listen", "systemd", names="ws:local") as daemon:
@@ -494,33 +492,33 @@ async def test_it_serves_on_the_sockets_that_systemd_passes(tmp_path: Path) -> N
         assert path.exists()  # it is systemd's
 
 
-async def test_systemd_that_passed_nothing_is_said(tmp_path: Path) -> None:
+async def test_missing_passed_sockets_are_reported(tmp_path: Path) -> None:
     async with launched("--listen", "systemd") as daemon:
         assert await daemon.ended() == 1
         assert daemon.said == "wsbroker: cannot listen on systemd: it has passed no sockets\n"
 
 
-async def test_sockets_that_are_not_wanted_are_said() -> None:
+async def test_unused_passed_sockets_are_logged() -> None:
     with bound() as tcp:
         async with activated([tcp], "--listen", "127.0.0.1:0") as daemon:
             await daemon.until("does not name systemd")
 
 
-async def test_an_admin_socket_that_is_not_wanted_is_said() -> None:
+async def test_unused_passed_admin_socket_is_logged() -> None:
     with bound() as ws, bound() as admin:
         async with activated([ws, admin], "--listen", "systemd", names="ws:admin") as daemon:
             await daemon.until("named admin, and server.admin is not systemd")
 
 
 @pytest.mark.parametrize("names", ["", "ws", "ws:two:three:four"])
-async def test_names_that_do_not_fit_the_sockets(names: str) -> None:
+async def test_socket_names_of_the_wrong_count_are_handled(names: str) -> None:
     with bound() as one, bound() as two:
         async with activated([one, two], "--listen", "systemd", names=names) as daemon:
             await daemon.started()
             assert daemon.addresses == [f"127.0.0.1:{sock.getsockname()[1]}" for sock in (one, two)]
 
 
-async def test_something_that_is_no_socket_is_refused() -> None:
+async def test_passed_descriptor_that_is_no_socket_is_refused() -> None:
     source, sink = os.pipe()
     with os.fdopen(source) as fifo, os.fdopen(sink, "w"), bound() as tcp:
         async with activated([tcp, fifo], "--listen", "systemd", names="ws:fifo") as daemon:
@@ -528,14 +526,14 @@ async def test_something_that_is_no_socket_is_refused() -> None:
             assert daemon.said == "wsbroker: systemd: what it has passed as `fifo` is no socket\n"
 
 
-async def test_fewer_sockets_than_announced_are_a_mistake() -> None:
+async def test_fewer_sockets_than_announced_are_refused() -> None:
     with bound() as tcp:
         async with activated([tcp], "--listen", "systemd", LISTEN_FDS="3") as daemon:
             assert await daemon.ended() == 78
             assert daemon.said == "wsbroker: systemd: has announced 3 sockets, and passed 1\n"
 
 
-async def test_a_socket_of_a_family_that_is_not_served_is_refused() -> None:
+async def test_socket_of_an_unsupported_family_is_refused() -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as netlink:
         async with activated([netlink], "--listen", "systemd", WSBROKER_SERVER__ANONYMOUS="true") as daemon:
             assert await daemon.ended() == 1
@@ -545,7 +543,7 @@ async def test_a_socket_of_a_family_that_is_not_served_is_refused() -> None:
             assert "beyond loopback or a Unix socket (systemd: AF_NETLINK" in daemon.said
 
 
-async def test_an_abstract_unix_socket_is_named_as_people_write_it() -> None:
+async def test_abstract_unix_socket_is_logged_with_an_at_sign() -> None:
     name = f"wsbroker-test-{os.getpid()}-ws"
     with bound(f"\0{name}") as abstract:
         async with activated([abstract], "--listen", "systemd") as daemon:
@@ -565,7 +563,7 @@ async def test_a_socket_that_does_not_listen_is_refused() -> None:
             assert "the socket `ws` of systemd: it is not one that listens" in daemon.said
 
 
-async def test_a_socket_beyond_this_machine_needs_a_word() -> None:
+async def test_public_passed_socket_needs_anonymous_true() -> None:
     with bound(("0.0.0.0", 0)) as anywhere:
         async with activated([anywhere], "--listen", "systemd") as daemon:
             assert await daemon.ended() == 78
@@ -574,7 +572,7 @@ async def test_a_socket_beyond_this_machine_needs_a_word() -> None:
             await daemon.started()
 
 
-async def test_over_a_restart_no_connection_is_refused() -> None:
+async def test_restart_refuses_no_connection() -> None:
     with bound() as tcp:
         url = f"ws://127.0.0.1:{tcp.getsockname()[1]}/"
         welcomed = 0
@@ -610,7 +608,7 @@ async def test_over_a_restart_no_connection_is_refused() -> None:
         await asyncio.wait_for(asyncio.gather(*clients), TIMEOUT)
 
 
-async def test_who_is_on_the_way_when_it_ends_is_let_in_or_waits_for_the_next_one() -> None:
+async def test_pending_connections_survive_a_restart() -> None:
     """A crowd that comes back while a second restart is ordered: its connections are in every state there is."""
     with bound() as tcp:
         url = f"ws://127.0.0.1:{tcp.getsockname()[1]}/"
@@ -658,7 +656,7 @@ async def test_who_is_on_the_way_when_it_ends_is_let_in_or_waits_for_the_next_on
         await asyncio.wait_for(asyncio.gather(*clients), TIMEOUT)
 
 
-async def test_systemd_socket_activate_starts_it_with_two_named_sockets(tmp_path: Path) -> None:
+async def test_systemd_socket_activate_starts_the_broker_with_two_named_sockets(tmp_path: Path) -> None:
     path = tmp_path / "local.sock"
     with bound() as free:
         port = free.getsockname()[1]

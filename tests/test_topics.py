@@ -49,7 +49,7 @@ class TestMatches:
             ("$broker.>", "$broker.stats.connections"),
         ],
     )
-    def test_yes(self, pattern: str, topic: str) -> None:
+    def test_matching_pairs(self, pattern: str, topic: str) -> None:
         assert matches(pattern, topic)
 
     @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ class TestMatches:
             ("$broker.>", "$broker"),
         ],
     )
-    def test_no(self, pattern: str, topic: str) -> None:
+    def test_pairs_that_do_not_match(self, pattern: str, topic: str) -> None:
         assert not matches(pattern, topic)
 
     @given(patterns, topics)
-    def test_is_what_the_model_says(self, pattern: str, topic: str) -> None:
+    def test_matches_like_the_model(self, pattern: str, topic: str) -> None:
         assert matches(pattern, topic) == model(pattern, topic)
 
     @given(topics)
@@ -82,23 +82,23 @@ class TestMatches:
 
 
 class TestRank:
-    def test_token_by_token_a_name_goes_before_one_star_before_the_rest(self) -> None:
+    def test_a_name_ranks_before_star_before_rest_token_by_token(self) -> None:
         wanted = ["a.b.c", "a.b.*", "a.b.>", "a.*.c", "a.*.*", "a.>", "*.b.c", "*.>", ">"]
         assert sorted(sorted(wanted), key=rank) == wanted
 
     @given(st.lists(patterns, unique=True, max_size=6), topics)
-    def test_is_never_the_same_for_two_patterns_that_match_one_topic(self, some: list[str], topic: str) -> None:
+    def test_patterns_that_match_a_topic_have_different_ranks(self, some: list[str], topic: str) -> None:
         matching = [pattern for pattern in some if matches(pattern, topic)]
         assert len({rank(pattern) for pattern in matching}) == len(matching)
 
     @given(patterns, topics)
-    def test_the_topic_itself_comes_first(self, pattern: str, topic: str) -> None:
+    def test_an_exact_topic_ranks_before_patterns(self, pattern: str, topic: str) -> None:
         if pattern != topic and matches(pattern, topic):
             assert rank(topic) < rank(pattern)
 
 
 @given(patterns)
-def test_a_pattern_is_what_has_a_wildcard(pattern: str) -> None:
+def test_name_with_a_wildcard_is_a_pattern(pattern: str) -> None:
     assert is_pattern(pattern) == (not {"*", ">"}.isdisjoint(pattern.split(".")))
 
 
@@ -137,7 +137,7 @@ BAD = {
 
 class TestCheckTopic:
     @pytest.mark.parametrize("topic", GOOD)
-    def test_takes(self, topic: str) -> None:
+    def test_accepts_valid_names(self, topic: str) -> None:
         check_topic(topic)
 
     @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ class TestCheckTopic:
             ("$", "begin with `$` belong to the broker"),
         ],
     )
-    def test_refuses(self, topic: str, why: str) -> None:
+    def test_refuses_invalid_names(self, topic: str, why: str) -> None:
         with pytest.raises(CommandError, match=re.escape(why)) as raised:
             check_topic(topic)
         assert raised.value.code == "bad_topic"
 
     @given(topics)
-    def test_takes_what_the_strategies_of_these_tests_make(self, topic: str) -> None:
+    def test_accepts_generated_names(self, topic: str) -> None:
         check_topic(topic.replace("$", ""))
 
 
@@ -164,7 +164,7 @@ class TestCheckPattern:
     @pytest.mark.parametrize(
         "pattern", [*GOOD, "*", ">", "a.*", "*.b", "*.*", "a.>", "*.>", "$broker.stats", "$broker.*", "$broker.>"]
     )
-    def test_takes(self, pattern: str) -> None:
+    def test_accepts_valid_names(self, pattern: str) -> None:
         check_pattern(pattern)
 
     @pytest.mark.parametrize(
@@ -181,18 +181,18 @@ class TestCheckPattern:
             (">.>", "`>` must be the last token"),
         ],
     )
-    def test_refuses(self, pattern: str, why: str) -> None:
+    def test_refuses_invalid_names(self, pattern: str, why: str) -> None:
         with pytest.raises(CommandError, match=re.escape(why)) as raised:
             check_pattern(pattern)
         assert raised.value.code == "bad_topic"
 
     @given(patterns)
-    def test_takes_what_the_strategies_of_these_tests_make(self, pattern: str) -> None:
+    def test_accepts_generated_names(self, pattern: str) -> None:
         check_pattern(pattern)
 
 
 @given(st.text(max_size=300))
-def test_whatever_the_name_the_message_is_short_and_can_be_sent(name: str) -> None:
+def test_error_message_is_short_and_printable_for_any_name(name: str) -> None:
     for check in (check_topic, check_pattern):
         message = complaint(check, name)
         assert len(message) < 250
@@ -201,13 +201,13 @@ def test_whatever_the_name_the_message_is_short_and_can_be_sent(name: str) -> No
 
 
 @given(st.text(st.sampled_from("a$*>. ") | st.characters(), max_size=12))
-def test_what_may_be_published_to_may_be_subscribed_to(name: str) -> None:
+def test_valid_topic_is_a_valid_pattern(name: str) -> None:
     if not complaint(check_topic, name):
         check_pattern(name)
         assert not is_pattern(name)
 
 
-def test_every_small_pattern_is_what_the_model_says() -> None:
+def test_every_small_pattern_matches_like_the_model() -> None:
     names = [".".join(some) for size in (1, 2, 3) for some in itertools.product("ab*>", repeat=size)]
     for pattern in (name for name in names if not complaint(check_pattern, name)):
         for topic in (name for name in names if not complaint(check_topic, name)):

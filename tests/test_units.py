@@ -38,7 +38,7 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("drop_in", [False, True])
-def test_systemd_understands_every_word(folder: Path, drop_in: bool) -> None:
+def test_systemd_accepts_the_units(folder: Path, drop_in: bool) -> None:
     if drop_in:
         shutil.copytree(UNITS / "wsbroker.service.d", folder / "wsbroker.service.d")
     done = analyze("verify", "--man=no", folder / "wsbroker.service", folder / "wsbroker.socket")
@@ -46,7 +46,7 @@ def test_systemd_understands_every_word(folder: Path, drop_in: bool) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_systemd_understands_the_units_of_the_documentation(folder: Path) -> None:
+def test_systemd_accepts_the_units_in_the_docs(folder: Path) -> None:
     text = (ROOT / "docs" / "deploy-systemd.md").read_text()
     admin, local = re.findall(r"```ini\n(.*?)```", text, re.DOTALL)
     (folder / "wsbroker-admin.socket").write_text(admin)
@@ -57,18 +57,18 @@ def test_systemd_understands_the_units_of_the_documentation(folder: Path) -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_word_that_systemd_does_not_know_would_be_found(folder: Path) -> None:
+def test_unknown_unit_key_is_reported(folder: Path) -> None:
     with (folder / "wsbroker.service").open("a") as unit:
         unit.write("\n[Service]\nProtectEverything=yes\n")
     assert "ProtectEverything" in analyze("verify", "--man=no", folder / "wsbroker.service").stderr
 
 
-def test_the_service_is_hardened(folder: Path) -> None:
+def test_service_is_hardened(folder: Path) -> None:
     done = analyze("security", "--offline=true", "--threshold=15", folder / "wsbroker.service")
     assert done.returncode == 0, done.stdout
 
 
-def test_the_user_and_the_folder_are_made(tmp_path: Path) -> None:
+def test_user_and_directory_are_created(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     for name in ("sysusers", "tmpfiles"):
         (tmp_path / f"usr/lib/{name}.d").mkdir(parents=True)
@@ -83,13 +83,13 @@ def test_the_user_and_the_folder_are_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(UNITS.rglob("*.service")) + sorted(UNITS.rglob("*.conf")), ids=lambda p: p.name)
-def test_settings_in_the_units_are_settings(file: Path) -> None:
+def test_settings_in_the_units_exist(file: Path) -> None:
     found = dict(re.findall(r"^Environment=(WSBROKER_\w+)=(.*)$", file.read_text(), re.MULTILINE))
     config = load(Path(os.devnull), found, {})
     assert config.server.path == "/"
 
 
-async def test_credentials_are_read_from_where_systemd_puts_them(tmp_path: Path) -> None:
+async def test_credentials_are_read_from_the_credentials_directory(tmp_path: Path) -> None:
     """A folder that nobody else may read, with files that nobody may write (systemd.exec(5))."""
     text = (UNITS / "wsbroker.service.d" / "credentials.conf").read_text()
     pair = make_pair(tmp_path)
@@ -109,12 +109,12 @@ async def test_credentials_are_read_from_where_systemd_puts_them(tmp_path: Path)
                 assert "welcome" in str(await client.recv())
 
 
-def test_a_mistake_in_the_configuration_is_not_tried_again() -> None:
+def test_configuration_mistake_prevents_a_restart() -> None:
     text = (UNITS / "wsbroker.service").read_text()
     assert f"RestartPreventExitStatus={os.EX_CONFIG}\n" in text
 
 
-def test_the_files_are_put_in_their_places(tmp_path: Path) -> None:
+def test_install_puts_the_files_in_place(tmp_path: Path) -> None:
     environ = {**os.environ, "DESTDIR": str(tmp_path)}
     subprocess.run([ROOT / "tools" / "install-service"], env=environ, check=True)
     installed = {str(path.relative_to(tmp_path)): path for path in tmp_path.rglob("*") if path.is_file()}

@@ -34,7 +34,9 @@ FAMILIES: Final = (
     Family("connections", "gauge", "Established connections."),
     Family("connections_max", "gauge", "Limit of connections."),
     Family("connections_opened", "counter", "Connections established since the start."),
-    Family("connections_refused", "counter", "Connections refused before they were established, by reason.", ("reason",)),
+    Family(
+        "connections_refused", "counter", "Connections refused before they were established, by reason.", ("reason",)
+    ),
     Family("sessions_closed", "counter", "Connections closed, by close code.", ("code",)),
     Family("commands", "counter", "Commands received, by op; `invalid` could not be parsed.", ("op",)),
     Family("errors", "counter", "Commands answered with an error, by error code.", ("code",)),
@@ -48,10 +50,12 @@ FAMILIES: Final = (
     ),
     Family("events_queued", "gauge", "Events queued for slow subscribers."),
     Family("subscriptions", "gauge", "Live subscriptions."),
-    Family("subscribers_lagging", "gauge", "Connections with queued data: their socket is full, or a subscription has no credit."),
     Family(
-        "publishers_parked", "gauge", "Connections not read because an event of theirs is parked (`block`)."
+        "subscribers_lagging",
+        "gauge",
+        "Connections with queued data: their socket is full, or a subscription has no credit.",
     ),
+    Family("publishers_parked", "gauge", "Connections not read because an event of theirs is parked (`block`)."),
     Family("topics", "gauge", "Distinct topics and patterns with subscribers."),
     Family("received_bytes", "counter", "Bytes received from clients, without TLS overhead."),
     Family("sent_bytes", "counter", "Bytes sent to clients, without TLS overhead."),
@@ -63,7 +67,9 @@ FAMILIES: Final = (
     ),
     Family("loop_lag_seconds", "histogram", "Delay of the event loop, sampled four times a second."),
     Family("engine_up", "gauge", "1 while the engine is available.", ("engine",)),
-    Family("engine_seconds", "histogram", "From a publish to the engine's answer, where the engine is another process."),
+    Family(
+        "engine_seconds", "histogram", "From a publish to the engine's answer, where the engine is another process."
+    ),
     Family("open_fds", "gauge", "Open file descriptors."),
     Family("max_fds", "gauge", "Limit of open file descriptors."),
     Family("memory_bytes", "gauge", "Resident memory of the process."),

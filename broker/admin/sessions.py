@@ -14,7 +14,7 @@ from broker.session import Session, SubscriptionStats
 DEFAULT_LIMIT: Final = 100
 """Sessions listed where `limit` is not given."""
 
-MAX_DEFAULT_LIMIT: Final = 1000
+MAX_LIMIT: Final = 1000
 """Upper bound of `limit`."""
 
 NO_STORE: Final = {"Cache-Control": "no-store"}
@@ -29,7 +29,9 @@ class Sessions:
     async def list(self, request: web.Request) -> web.Response:
         """List sessions, those with the most queued bytes first: for each the sums, and its worst subscription."""
         given = request.query.get("limit", str(DEFAULT_LIMIT))
-        if not (given.isascii() and given.isdecimal() and len(given) <= len(str(MAX_LIMIT)) and 1 <= int(given) <= MAX_LIMIT):
+        if not (
+            given.isascii() and given.isdecimal() and len(given) <= len(str(MAX_LIMIT)) and 1 <= int(given) <= MAX_LIMIT
+        ):
             return _respond({"error": f"limit must be from 1 to {MAX_LIMIT}"}, 400)
         found = []
         for session, subscription_stats in self._node.subscription_stats(int(given)):

@@ -326,7 +326,10 @@ class ConnectionLimiter:
         if now - self._warned < WARN_EVERY:
             return
         log.warning(
-            "connection limit reached", connections=self.node.connections, capacity=self.capacity.connections, rejected=self._turned_away
+            "connection limit reached",
+            connections=self.node.connections,
+            capacity=self.capacity.connections,
+            rejected=self._turned_away,
         )
         self._warned = now
         self._turned_away = 0

@@ -323,12 +323,12 @@ MOVES: dict[str, Callable[[Broker], Awaitable[None]]] = {
 
 
 @pytest.mark.parametrize("name", [family.name for family in FAMILIES])
-async def test_it_moves_when_it_should(name: str) -> None:
+async def test_metric_changes_with_its_cause(name: str) -> None:
     async with measured() as broker:
         await MOVES[name](broker)
 
 
-async def test_counters_only_grow_and_names_follow_the_rules() -> None:
+async def test_metric_names_follow_the_conventions() -> None:
     async with measured() as broker:
         for metric in MetricsCollector(broker).collect():
             assert re.fullmatch(r"wsbroker_[a-z_]+", metric.name)
@@ -338,7 +338,7 @@ async def test_counters_only_grow_and_names_follow_the_rules() -> None:
                 assert sample.value >= 0
 
 
-def test_a_close_code_of_a_client_s_own_is_no_label_of_its_own() -> None:
+def test_close_codes_chosen_by_clients_share_one_label() -> None:
     metrics = Metrics()
     for code in range(3000, 5000):
         metrics.close(code)
@@ -353,12 +353,12 @@ def row(family: Any) -> tuple[str, str, str, str]:
     return name, family.kind, ", ".join(f"`{label}`" for label in family.labels), family.meaning
 
 
-def test_the_docs_have_them_all() -> None:
+def test_docs_list_every_metric() -> None:
     rows = re.findall(r"^\| (`wsbroker_.*?`) \| (\w+) \| ?(.*?) ?\| (.*?) \|$", DOCUMENT.read_text(), re.MULTILINE)
     assert rows == [row(family) for family in FAMILIES]
 
 
-def test_the_docs_have_every_reason_of_a_refusal() -> None:
+def test_docs_list_every_refusal_reason() -> None:
     reasons = set(REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls"}
     assert (
         set(re.findall(r"^\| `([a-z_]+)` \| (?!counter|gauge|histogram)", DOCUMENT.read_text(), re.MULTILINE))
@@ -373,7 +373,7 @@ KNOWN = {
 }
 
 
-def test_dashboard_and_alerts_ask_for_metrics_that_there_are() -> None:
+def test_dashboard_and_alerts_use_existing_metrics() -> None:
     dashboard = (ROOT / "docs" / "grafana.json").read_text()
     alerts = (ROOT / "docs" / "alerts.yaml").read_text()
     board = json.loads(dashboard)

@@ -57,7 +57,7 @@ async def get(address: str, path: str, method: str = "GET", **headers: str) -> R
     return Reply(int(status.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in found)}, body)
 
 
-async def test_health_and_metrics() -> None:
+async def test_health_and_metrics_are_served() -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         live = await get(daemon.admin, "/livez")
@@ -81,14 +81,14 @@ async def test_health_and_metrics() -> None:
 
 
 @pytest.mark.parametrize("name", ["localhost:8766", "127.0.0.1", "[::1]:8766", "broker.localhost"])
-async def test_who_is_connected_is_told_under_names_of_this_machine(name: str) -> None:
+async def test_sessions_are_served_under_loopback_names(name: str) -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         assert (await get(daemon.admin, "/v1/sessions", Host=name)).status == 200
 
 
 @pytest.mark.parametrize("name", ["evil.example:8766", "10.0.0.1", "[2001:db8::1]", ""])
-async def test_and_under_no_other(name: str) -> None:
+async def test_sessions_are_refused_under_other_names(name: str) -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         assert (await get(daemon.admin, "/v1/sessions", Host=name)).status in (400, 421)
@@ -96,14 +96,14 @@ async def test_and_under_no_other(name: str) -> None:
         assert (await get(daemon.admin, "/readyz", Host=name or "x")).status == 200
 
 
-async def test_it_is_not_on_the_listener_of_clients() -> None:
+async def test_admin_endpoints_are_not_on_the_client_listener() -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         for path in ("/metrics", "/readyz", "/livez"):
             assert (await get(daemon.addresses[0], path)).status == 404
 
 
-async def test_on_a_unix_socket_and_not_at_all(tmp_path: Path) -> None:
+async def test_admin_listener_on_a_unix_socket_or_disabled(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     async with launched("--listen", "127.0.0.1:0", "--admin", f"unix:{path}") as daemon:
         await daemon.started()
@@ -116,7 +116,7 @@ async def test_on_a_unix_socket_and_not_at_all(tmp_path: Path) -> None:
         assert daemon.admin == ""
 
 
-async def test_an_address_in_use_is_said_with_its_setting() -> None:
+async def test_address_in_use_is_reported_with_its_setting() -> None:
     with bound() as taken:
         port = taken.getsockname()[1]
         async with launched("--listen", "127.0.0.1:0", "--admin", f"127.0.0.1:{port}") as daemon:
@@ -124,7 +124,7 @@ async def test_an_address_in_use_is_said_with_its_setting() -> None:
             assert daemon.said == f"wsbroker: cannot listen on 127.0.0.1:{port}: the address is in use (server.admin)\n"
 
 
-async def test_systemd_passes_it_a_socket_by_name() -> None:
+async def test_admin_listener_uses_the_passed_socket_of_its_name() -> None:
     with bound() as ws, bound() as admin:
         arguments = ("--listen", "systemd", "--admin", "systemd")
         async with activated([ws, admin], *arguments, names="ws:admin") as daemon:
@@ -137,7 +137,7 @@ async def test_systemd_passes_it_a_socket_by_name() -> None:
             assert "no socket named admin" in daemon.said
 
 
-async def test_while_the_broker_is_full_it_is_not_ready() -> None:
+async def test_full_broker_is_not_ready() -> None:
     few = {"WSBROKER_LIMITS__MAX_CONNECTIONS": "1"}
     async with launched(*LOOPBACK, environ=few) as daemon:
         await daemon.started()
@@ -151,7 +151,7 @@ async def test_while_the_broker_is_full_it_is_not_ready() -> None:
                 pass
 
 
-async def test_while_it_drains_it_lives_and_is_not_ready() -> None:
+async def test_draining_broker_is_alive_and_not_ready() -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         async with connect(daemon.url) as client:
@@ -171,7 +171,7 @@ async def test_while_it_drains_it_lives_and_is_not_ready() -> None:
         assert await daemon.ended() == 0
 
 
-async def test_retired_it_goes_on_to_say_so() -> None:
+async def test_retired_broker_is_alive_and_not_ready() -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         async with connect(daemon.url) as client:
@@ -198,7 +198,7 @@ async def goes_on(client: ClientConnection) -> bool:
     return True
 
 
-async def test_without_descriptors_it_answers() -> None:
+async def test_admin_listener_answers_without_free_descriptors() -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         pid, there = daemon.process.pid, parse_address(daemon.admin)
@@ -227,7 +227,7 @@ def descriptors(pid: int) -> set[int]:
     return {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
 
 
-async def test_more_connections_than_probes_need_are_closed() -> None:
+async def test_admin_connections_over_the_bound_are_closed() -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         there = parse_address(daemon.admin)
@@ -248,7 +248,7 @@ async def test_more_connections_than_probes_need_are_closed() -> None:
                 break
 
 
-async def test_without_any_to_spare_it_answers_as_soon_as_there_are() -> None:
+async def test_admin_listener_answers_once_descriptors_are_free() -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         pid, there = daemon.process.pid, parse_address(daemon.admin)
@@ -265,7 +265,7 @@ async def test_without_any_to_spare_it_answers_as_soon_as_there_are() -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def test_nobody_keeps_a_connection_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_admin_connection_lifetime_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE", 3600)
     monkeypatch.setattr(server, "LIFETIME", 0.2)
     node = Node(Config(), MemoryEngine(), asyncio.get_running_loop())
@@ -286,7 +286,7 @@ async def test_nobody_keeps_a_connection_for_ever(monkeypatch: pytest.MonkeyPatc
     await admin.stop()
 
 
-async def test_a_stuck_client_of_it_does_not_hold_up_the_end() -> None:
+async def test_stuck_admin_client_does_not_delay_the_shutdown() -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()
         there = parse_address(daemon.admin)

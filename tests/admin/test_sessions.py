@@ -47,14 +47,14 @@ async def opened(**limits: Any) -> AsyncIterator[Desk]:
             await admin.stop()
 
 
-async def test_nobody_is_there(desk: Desk) -> None:
+async def test_list_is_empty_without_sessions(desk: Desk) -> None:
     reply = await desk.ask("/v1/sessions")
     assert (reply.status, reply.json) == (200, {"total": 0, "sessions": []})
     assert reply.headers["content-type"] == "application/json"
     assert reply.headers["cache-control"] == "no-store"
 
 
-async def test_those_furthest_behind_come_first(desk: Desk) -> None:
+async def test_sessions_with_most_queued_bytes_come_first(desk: Desk) -> None:
     publisher = await desk.harness.connect()
     clients = [await desk.harness.subscriber("a.*", credit=0, max_queue=bound) for bound in (2, 5, 3)]
     for n in range(6):
@@ -78,7 +78,7 @@ async def test_those_furthest_behind_come_first(desk: Desk) -> None:
     assert [each["queued"] for each in limited["sessions"]] == [5, 3]
 
 
-async def test_one_is_told_of_with_all_its_subscriptions(desk: Desk) -> None:
+async def test_session_is_shown_with_all_its_subscriptions(desk: Desk) -> None:
     publisher = await desk.harness.connect()
     client = await desk.harness.subscriber("quiet")
     await client.ask("subscribe", topic="a", overflow="latest", max_queue=7, credit=1)
@@ -101,7 +101,7 @@ async def test_one_is_told_of_with_all_its_subscriptions(desk: Desk) -> None:
     assert found["subscriptions"][0]["credit"] is None
 
 
-async def test_a_publisher_that_waits_is_seen(desk: Desk) -> None:
+async def test_parked_publisher_is_shown(desk: Desk) -> None:
     lender = await desk.harness.subscriber("a", overflow="block", max_queue=1, credit=0)
     publisher = await desk.harness.connect()
     for n in range(2):
@@ -112,7 +112,7 @@ async def test_a_publisher_that_waits_is_seen(desk: Desk) -> None:
     await lender.ask("credit", topic="a", add=2)
 
 
-async def test_who_is_not_there_is_not_found(desk: Desk) -> None:
+async def test_unknown_session_gets_404(desk: Desk) -> None:
     client = await desk.harness.connect()
     assert (await desk.ask(f"/v1/sessions/{client.session}")).status == 200
     await client.close()
@@ -122,12 +122,12 @@ async def test_who_is_not_there_is_not_found(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "", "1e2", "%D9%A3", "9" * 5000])
-async def test_a_limit_that_is_none_is_refused(desk: Desk, limit: str) -> None:
+async def test_invalid_limit_is_refused(desk: Desk, limit: str) -> None:
     reply = await desk.ask(f"/v1/sessions?limit={limit}")
     assert (reply.status, reply.json) == (400, {"error": "limit must be from 1 to 1000"})
 
 
-async def test_who_leaves_while_it_is_put_together_does_no_harm() -> None:
+async def test_session_that_closes_during_the_listing_is_handled() -> None:
     async with opened() as desk:
         clients = [await desk.harness.subscriber("a", "b") for _ in range(20)]
         listed = desk.harness.node.subscription_stats(1000)

@@ -45,11 +45,11 @@ def disturbed(*ratios: float) -> list[Pair]:
         ([], "not measured"),
     ],
 )
-def test_what_fell_by_more_than_15_percent_is_worse(pairs: Sequence[Pair], word: str) -> None:
+def test_ratio_that_fell_by_more_than_15_percent_is_worse(pairs: Sequence[Pair], word: str) -> None:
     assert check.judge(pairs, 1.0).word == word
 
 
-def test_what_was_never_recorded_is_not_judged() -> None:
+def test_scenario_without_a_record_is_not_judged() -> None:
     assert check.judge(quiet(0.1, 0.1), None).word == "not recorded"
 
 
@@ -67,7 +67,7 @@ def test_what_was_never_recorded_is_not_judged() -> None:
         (["not measured", "not recorded"], Status.CANNOT_SAY),
     ],
 )
-def test_the_status_is_that_of_the_worst(words: list[str], status: Status) -> None:
+def test_status_is_that_of_the_worst_verdict(words: list[str], status: Status) -> None:
     assert check.status_of({str(number): Verdict(word) for number, word in enumerate(words)}) == status  # type: ignore[arg-type]
 
 
@@ -106,7 +106,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[Run]]:
     return given
 
 
-def test_what_was_recorded_is_kept(bench: list[list[Run]]) -> None:
+def test_record_is_saved_and_compared(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES), made_up({**RATES, "wsbroker": 900.0})]
     assert check.main(["--record"]) == Status.KEPT
     recorded = msgspec.json.decode(check.RECORDED.read_bytes(), type=check.Recorded)
@@ -115,7 +115,7 @@ def test_what_was_recorded_is_kept(bench: list[list[Run]]) -> None:
     assert check.main([]) == Status.KEPT
 
 
-def test_what_is_worse_is_measured_once_more_and_named(
+def test_worse_scenario_is_measured_again_and_reported(
     bench: list[list[Run]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench += [made_up(RATES), made_up({**RATES, "nats": 500.0}), made_up({**RATES, "nats": 400.0})]
@@ -127,14 +127,14 @@ def test_what_is_worse_is_measured_once_more_and_named(
     assert all("of nats" in line for line in worse)
 
 
-def test_an_accident_does_not_come_twice(bench: list[list[Run]]) -> None:
+def test_single_outlier_does_not_fail_the_check(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES), made_up({**RATES, "nats": 500.0}), made_up(RATES)]
     check.main(["--record"])
     assert check.main([]) == Status.KEPT
 
 
 @pytest.mark.parametrize("runs_that_fail", [1, 3])
-def test_a_broker_that_fails_is_worse(bench: list[list[Run]], runs_that_fail: int) -> None:
+def test_failing_broker_is_worse(bench: list[list[Run]], runs_that_fail: int) -> None:
     """Whether it does so each time or once, and although all else is as it was."""
     runs = made_up(RATES)
     mine = [run for run in runs if run.load == check.PART[-1][1] and run.peer == BROKER.name]
@@ -145,28 +145,26 @@ def test_a_broker_that_fails_is_worse(bench: list[list[Run]], runs_that_fail: in
     assert check.main([]) == Status.WORSE
 
 
-def test_a_peer_that_fails_leaves_something_unsaid(bench: list[list[Run]]) -> None:
+def test_failing_peer_makes_the_check_inconclusive(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES), made_up({**RATES, "nats": 0.0})]
     check.main(["--record"])
     assert check.main([]) == Status.CANNOT_SAY
 
 
-def test_what_is_worse_is_not_made_good_by_a_measurement_that_fails(bench: list[list[Run]]) -> None:
+def test_failed_repetition_does_not_clear_a_worse_result(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES), made_up({**RATES, "nats": 500.0}), made_up({**RATES, "nats": 0.0})]
     check.main(["--record"])
     assert check.main([]) == Status.WORSE
 
 
-def test_a_ratio_that_is_not_recorded_leaves_something_unsaid(bench: list[list[Run]]) -> None:
+def test_missing_recorded_ratio_makes_the_check_inconclusive(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES), made_up(RATES)]
     check.main(["--record"])
     check.RECORDED.write_text(check.RECORDED.read_text().replace("window 256", "window 255"))
     assert check.main([]) == Status.CANNOT_SAY
 
 
-def test_a_peer_that_cannot_run_here_is_no_reason_to_fail(
-    bench: list[list[Run]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unavailable_peer_does_not_fail_the_check(bench: list[list[Run]], monkeypatch: pytest.MonkeyPatch) -> None:
     bench += [made_up(RATES), made_up(RATES)]
     check.main(["--record"])
     gone = replace(NATS, missing=lambda: "gone")
@@ -175,7 +173,7 @@ def test_a_peer_that_cannot_run_here_is_no_reason_to_fail(
     assert check.main([]) == Status.KEPT
 
 
-def test_a_busy_machine_is_not_mistaken_for_a_slow_broker(bench: list[list[Run]]) -> None:
+def test_busy_machine_is_told_from_a_slow_broker(bench: list[list[Run]]) -> None:
     slow = made_up({**RATES, "wsbroker": 100.0}, other_cpu=0.5)
     bench += [made_up(RATES), slow, slow]
     check.main(["--record"])
@@ -183,7 +181,7 @@ def test_a_busy_machine_is_not_mistaken_for_a_slow_broker(bench: list[list[Run]]
 
 
 @pytest.mark.parametrize("bound", [BROKER.name, NATS.name])
-def test_a_busy_load_program_hides_what_was_lost(bound: str) -> None:
+def test_saturated_load_program_marks_the_pair_as_bound(bound: str) -> None:
     part = check.PART[0]
     runs = [
         published(name, 100.0, part.load, load_cpu=0.95 if name == bound else 0.5) for name in (BROKER.name, NATS.name)
@@ -191,7 +189,7 @@ def test_a_busy_load_program_hides_what_was_lost(bound: str) -> None:
     assert check.pairs_of(runs, part, NATS) == [Pair(1.0, bound=True)]
 
 
-def test_where_server_and_load_take_turns_cpu_time_is_compared() -> None:
+def test_cpu_time_is_compared_where_server_and_load_alternate() -> None:
     part = check.PART[-1]
     mine, other = (published(name, rate, part.load) for name, rate in (("wsbroker", 100.0), ("floor", 300.0)))
     slower = replace_result(mine, server_us_per_delivery=0.8)
@@ -205,9 +203,7 @@ def replace_result(run: Run, **fields: float) -> Run:
 @pytest.mark.parametrize(
     ("second", "recorded"), [(made_up(RATES), True), (made_up(RATES, other_cpu=0.5), False)], ids=["quiet", "busy"]
 )
-def test_what_was_disturbed_is_measured_once_more_before_it_is_recorded(
-    bench: list[list[Run]], second: list[Run], recorded: bool
-) -> None:
+def test_disturbed_run_is_repeated_before_recording(bench: list[list[Run]], second: list[Run], recorded: bool) -> None:
     first = made_up(RATES)
     # One of three pairs with socketify is left undisturbed, and two of all others.
     first = [
@@ -220,7 +216,7 @@ def test_what_was_disturbed_is_measured_once_more_before_it_is_recorded(
     assert bench == []
 
 
-def test_what_the_load_program_bounds_is_recorded_with_a_warning(
+def test_result_bounded_by_the_load_program_is_recorded_with_a_warning(
     bench: list[list[Run]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench += [[replace_result(run, load_cpu=0.95) for run in made_up(RATES)]]
@@ -234,7 +230,7 @@ def test_nothing_is_recorded_on_a_busy_machine(bench: list[list[Run]]) -> None:
     assert not check.RECORDED.exists()
 
 
-def test_without_a_record_nothing_is_measured(bench: list[list[Run]]) -> None:
+def test_check_without_a_record_measures_nothing(bench: list[list[Run]]) -> None:
     assert check.main([]) == Status.CANNOT_SAY
 
 
@@ -246,7 +242,7 @@ def test_more_instructions_are_worse(bench: list[list[Run]], monkeypatch: pytest
     assert check.main([]) == status
 
 
-def test_without_valgrind_the_instructions_are_not_worse(
+def test_instructions_are_not_judged_without_valgrind(
     bench: list[list[Run]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -261,7 +257,7 @@ def test_without_valgrind_the_instructions_are_not_worse(
     assert "the instructions could not be compared" in said.out
 
 
-def test_the_part_takes_no_more_than_ninety_seconds() -> None:
+def test_check_takes_at_most_ninety_seconds() -> None:
     steps, _ = check.steps_of()
     # The instructions take some 15 seconds.
     assert sum(step.load.expected for step in steps) <= 60, "it leaves time to measure some of it once more"

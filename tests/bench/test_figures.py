@@ -21,7 +21,7 @@ def test_a_ratio_is_taken_run_by_run() -> None:
     assert figures.ratio(runs, LOAD, "wsbroker", "websockets", deliveries) == Figure(2.5, 0.2)
 
 
-def test_a_run_is_not_compared_with_one_of_another_time() -> None:
+def test_runs_are_compared_within_one_repetition() -> None:
     """The first run of a peer failed: the second is not put beside the broker's first."""
     runs = [
         published("wsbroker", 200.0, repetition=0),
@@ -32,14 +32,14 @@ def test_a_run_is_not_compared_with_one_of_another_time() -> None:
     assert figures.ratio(runs[:1] + runs[2:], LOAD, "wsbroker", "websockets", deliveries) is None
 
 
-def test_there_is_no_figure_for_what_was_not_measured() -> None:
+def test_unmeasured_load_has_no_figure() -> None:
     runs = [published("wsbroker", 200.0)]
     assert figures.figure(runs, LOAD, "websockets", deliveries) is None
     assert figures.figure(runs, Publishing(subscribers=1, window=1), "wsbroker", deliveries) is None
     assert figures.ratio(runs, LOAD, "wsbroker", "websockets", deliveries) is None
 
 
-def test_remarks_name_runs_that_do_not_count_for_much() -> None:
+def test_remarks_name_unreliable_runs() -> None:
     runs = [
         published("wsbroker", 1.0, load_cpu=0.99),
         published("wsbroker", 1.0, load_cpu=0.98),
@@ -53,7 +53,7 @@ def test_remarks_name_runs_that_do_not_count_for_much() -> None:
     assert figures.remarks([published("wsbroker", 1.0)]) == []
 
 
-def test_a_server_that_waits_for_the_load_is_named_with_how_long() -> None:
+def test_server_that_waits_for_the_load_is_reported_with_its_idle_time() -> None:
     """They take turns: neither is busy all the time, and what is measured is the two of them together."""
     runs = [published("wsbroker", 1.0, server_cpu=cpu) for cpu in (0.72, 0.70, 0.74)]
     runs.append(published("floor", 1.0, server_cpu=0.95))
@@ -68,7 +68,7 @@ def test_a_server_that_waits_for_the_load_is_named_with_how_long() -> None:
     assert figures.remarks([published("wsbroker", 1.0, at_a_rate, server_cpu=0.3)]) == []
 
 
-def test_a_queue_is_no_latency_below_saturation() -> None:
+def test_latency_at_saturation_is_marked_as_queueing() -> None:
     load = Publishing(subscribers=1000, rate=75.0)
     runs = [published("websockets", 1.0, load, server_cpu=0.94), published("wsbroker", 1.0, load, server_cpu=0.4)]
     assert figures.remarks(runs) == [
@@ -98,5 +98,5 @@ def test_a_queue_is_no_latency_below_saturation() -> None:
         (figures.times, 120.4, "120"),
     ],
 )
-def test_a_figure_has_as_many_digits_as_it_deserves(write: Callable[[float], str], value: float, text: str) -> None:
+def test_figure_has_significant_digits_only(write: Callable[[float], str], value: float, text: str) -> None:
     assert write(value) == text

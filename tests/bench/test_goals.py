@@ -19,7 +19,7 @@ def rows(**runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(("rate", "word"), [(97.0, "aim"), (96.9, "yes"), (90.0, "yes"), (89.9, "**no**")])
-def test_a_ratio_reaches_its_aim_or_enough_or_not(rate: float, word: str) -> None:
+def test_verdict_depends_on_target_and_minimum(rate: float, word: str) -> None:
     runs = [published("wsbroker", rate, fanout.at(1)), published("floor", 100.0, fanout.at(1))]
     found = rows(fanout=runs)
     assert found == {
@@ -37,7 +37,7 @@ def test_a_ratio_reaches_its_aim_or_enough_or_not(rate: float, word: str) -> Non
         ([10.0, 20.0, 91.0], ["**no**", "unsure: **no** to yes"]),
     ],
 )
-def test_what_lies_within_its_spread_is_unsure(rates: Sequence[float], reached: list[str]) -> None:
+def test_result_within_its_spread_is_uncertain(rates: Sequence[float], reached: list[str]) -> None:
     runs = []
     for number, rate in enumerate(rates):
         runs.append(published("wsbroker", rate, fanout.at(1), repetition=number))
@@ -46,7 +46,7 @@ def test_what_lies_within_its_spread_is_unsure(rates: Sequence[float], reached: 
     assert row[3:] == reached
 
 
-def test_what_a_verdict_rests_on_is_said() -> None:
+def test_verdict_states_its_figures() -> None:
     peers = [
         published("wsbroker", 97.0, fanout.at(1), server_cpu=0.7, load_cpu=0.95),
         published("floor", 100.0, fanout.at(1), server_cpu=0.7, other_cpu=0.4),
@@ -55,7 +55,7 @@ def test_what_a_verdict_rests_on_is_said() -> None:
     assert row[-1] == ("load bound 1/2; server waited 1/2; disturbed 1/2")
 
 
-def test_the_best_peer_is_a_peer_and_no_yardstick() -> None:
+def test_best_peer_excludes_the_reference_floor() -> None:
     load = SCENARIOS["onetoone"].loads[0]
     rates = {"wsbroker": 200.0, "nats": 125.0, "picows": 100.0, "redis": 1000.0}
     found = rows(onetoone=[published(peer, rate, load) for peer, rate in rates.items()])
@@ -67,7 +67,7 @@ def test_less_memory_is_better() -> None:
     assert rows(idle=runs) == {"idle connection, RSS": ["3.0 kB", "1.5 kB", "2.1 kB ±0%", "yes", ""]}
 
 
-def test_the_healthy_are_compared_with_the_healthy_that_are_alone() -> None:
+def test_latency_beside_stalled_subscribers_is_compared_with_latency_without_them() -> None:
     """Pair by pair; and not where publishes were held back, which are in no latency."""
     runs = [
         published("wsbroker", 1.0, stalled.WITH, p99=1100.0, server_cpu=0.4),
@@ -93,7 +93,7 @@ def test_the_healthy_are_compared_with_the_healthy_that_are_alone() -> None:
         (100_000_000, ["**no**", "**no**"], ["ABOVE", "ABOVE"]),
     ],
 )
-def test_a_flood_is_compared_with_what_the_limits_allow(grown: int, words: list[str], remarks: list[str]) -> None:
+def test_memory_of_a_flood_is_compared_with_the_limits(grown: int, words: list[str], remarks: list[str]) -> None:
     """For each of those who stopped reading by himself, and for all of them if they share the events."""
     load = msgspec.structs.replace(SCENARIOS["flood"].loads[0], seconds=60.0)
     samples = ((1.0, 50_000_000 + grown), (60.0, 50_000_000))
@@ -112,7 +112,7 @@ def test_a_flood_is_compared_with_what_the_limits_allow(grown: int, words: list[
     assert re.findall("within|ABOVE", remark) == remarks
 
 
-def test_who_grows_without_a_bound_is_flooded_no_longer() -> None:
+def test_flood_stops_for_a_server_that_grows_without_bound() -> None:
     load = SCENARIOS["flood"].loads[0]
     assert isinstance(load, Publishing)
     assert load.most_memory == stalled.MOST_MEMORY
@@ -120,19 +120,19 @@ def test_who_grows_without_a_bound_is_flooded_no_longer() -> None:
     assert SCENARIOS["flood"].remarks([run]) == ["picows had grown to 4 GB after 7.2 s and was flooded no longer."]
 
 
-def test_longer_and_shorter_runs_count_too() -> None:
+def test_runs_of_any_length_are_judged() -> None:
     load = msgspec.structs.replace(fanout.at(1), seconds=5.0)
     found = rows(fanout=[published("wsbroker", 97.0, load), published("floor", 100.0, load)])
     assert list(found) == ["fan-out to 1,000, window 1: of the C floor"]
 
 
-def test_what_was_not_measured_is_said() -> None:
+def test_unmeasured_goal_is_reported() -> None:
     table = goals.table({})
     assert {row[3] for row in table.rows} == {"not measured"}
     assert len(table.rows) == len(goals.GOALS)
 
 
-def test_every_goal_is_about_something_that_a_whole_run_measures() -> None:
+def test_every_goal_is_measured_by_a_full_run() -> None:
     runs: dict[str, list[Run]] = {}
     for scenario in SCENARIOS.values():
         runs[scenario.name] = [

@@ -27,7 +27,7 @@ def case(name: str, operations: int = 1, rounds: int = 10) -> Case:
     return Case(name, "do it", operations, rounds, lambda: list)
 
 
-def test_reads_what_was_counted_up_to_each_mark() -> None:
+def test_reads_the_count_at_each_mark() -> None:
     dumps = [
         dump("Client Request: start", 10),
         dump("Client Request: fast 5", 700),
@@ -38,30 +38,30 @@ def test_reads_what_was_counted_up_to_each_mark() -> None:
     assert read_dumps(dumps) == {"fast": {5: 700, 10: 1200}, "slow": {5: 90_000}}
 
 
-def test_what_is_the_same_for_any_number_of_rounds_falls_out() -> None:
+def test_constant_cost_is_subtracted() -> None:
     counted = {"fast": {10: 1000 + 10 * 300, 20: 1000 + 20 * 300}}
     assert costs([case("fast")], counted) == {"fast": 300.0}
     assert costs([case("fast", operations=64)], counted) == {"fast": 4.69}
 
 
 @pytest.mark.parametrize("counted", [{}, {"fast": {10: 100}}, {"fast": {20: 100}}])
-def test_a_case_without_its_counts_is_an_error(counted: dict[str, dict[int, int]]) -> None:
+def test_case_without_counts_is_an_error(counted: dict[str, dict[int, int]]) -> None:
     with pytest.raises(CountError, match="nothing of fast"):
         costs([case("fast")], counted)
 
 
-def test_a_case_has_grown_beyond_the_tolerance_and_not_at_it() -> None:
+def test_growth_is_reported_beyond_the_tolerance_only() -> None:
     before = Record(TOOLS, {"a": 100.0, "b": 100.0, "c": 100.0, "d": 100.0, "read-fragments": 100.0})
     now = Record(TOOLS, {"a": 105.0, "b": 105.1, "c": 94.9, "d": 95.0, "read-fragments": 114.0})
     assert record.compare(before, now) == Comparison(grown=["b"], shrunk=["c"], unknown=[])
 
 
-def test_cases_that_only_one_side_has_are_named() -> None:
+def test_cases_of_only_one_side_are_reported() -> None:
     before = Record(TOOLS, {"a": 100.0, "gone": 1.0})
     assert record.compare(before, Record(TOOLS, {"a": 100.0, "new": 1.0})).unknown == ["gone", "new"]
 
 
-def test_counts_of_other_tools_are_not_compared() -> None:
+def test_counts_of_other_tool_versions_are_not_compared() -> None:
     found = record.compare(Record(TOOLS, {"a": 1.0}), Record({**TOOLS, "compiler": "gcc 13"}, {"a": 9.0}))
     assert found == Comparison([], [], [], "recorded with compiler gcc 12, here gcc 13")
 
@@ -76,12 +76,14 @@ def test_counts_of_other_tools_are_not_compared() -> None:
         (Comparison([], [], [], "recorded with gcc 12"), 2, "not comparable: recorded with gcc 12"),
     ],
 )
-def test_the_verdict(comparison: Comparison, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verdict_states_the_result(
+    comparison: Comparison, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert verdict(comparison) == status
     assert said in "".join(capsys.readouterr())
 
 
-def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_record_round_trips(tmp_path: Path) -> None:
     written = Record(record.made_with(), {"fast": 2960.2})
     record.save(written, tmp_path / "recorded.json")
     assert record.load(tmp_path / "recorded.json") == written
@@ -94,20 +96,20 @@ def test_knows_which_compiler_built_the_extension() -> None:
     assert record.made_with()["compiler"] != "unknown"
 
 
-def test_what_is_recorded_has_every_case() -> None:
+def test_record_has_every_case() -> None:
     recorded = record.load()
     assert recorded is not None
     assert list(recorded.costs) == [case.name for case in CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_case_can_be_done_again_and_again(case: Case) -> None:
+def test_every_case_is_repeatable(case: Case) -> None:
     run = case.make()
     for _ in range(3):
         run()
 
 
-def test_really_counts() -> None:
+def test_instructions_are_counted() -> None:
     """Two cases of which it is known how they compare: the same work, and 128 times as much of it."""
     assert why_not() is None
     found = count([case for case in CASES if case.name in ("unmask-128", "unmask-16k")])

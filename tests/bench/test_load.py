@@ -28,7 +28,7 @@ async def test_counts_every_publish_and_every_delivery(subscribers: int, topics:
     assert len(server.subscribers) == topics
 
 
-async def test_keeps_no_more_than_its_window_under_way() -> None:
+async def test_unanswered_publishes_are_bounded_by_the_window() -> None:
     waiting: list[tuple[list[ServerConnection], str]] = []
     most = 0
 
@@ -100,7 +100,7 @@ async def test_gives_up_when_the_handshake_is_refused() -> None:
     assert "the server refused the handshake: HTTP/1.1 403 Forbidden" in complaint
 
 
-async def test_gives_up_when_a_frame_is_longer_than_anything() -> None:
+async def test_gives_up_on_an_oversized_frame() -> None:
     """Its length and what stands before it are together more than a 64-bit number holds."""
 
     async def promise(subscribers: Iterable[ServerConnection], message: str) -> None:
@@ -121,7 +121,7 @@ async def test_gives_up_when_nobody_listens() -> None:
     assert "Connection refused" in complaint
 
 
-async def test_opens_all_connections_and_leaves_them_alone() -> None:
+async def test_opens_idle_connections() -> None:
     async with relay() as server:
         status, output, complaint = await load("open", server.port, connections=150, base=20, settle=0.05)
     assert (status, complaint) == (0, "")

@@ -47,7 +47,7 @@ async def test_latencies_of_an_open_loop_count_from_the_intended_time() -> None:
     assert latency["p90"] >= 150_000
 
 
-async def test_tells_what_a_server_does_not_take() -> None:
+async def test_reports_how_much_the_server_does_not_take() -> None:
     stats = True
 
     async def stand(subscribers: Iterable[ServerConnection], message: str) -> None:
@@ -105,7 +105,7 @@ async def test_ends_when_the_server_takes_too_much_memory() -> None:
     assert result["total_publishes"] == server.published
 
 
-async def test_tells_how_it_goes_on() -> None:
+async def test_reports_progress() -> None:
     async with relay() as server:
         status, output, complaint = await load(
             "publish", server.port, subscribers=2, window=2, warmup=0.1, duration=0.2, progress=0.02
@@ -133,7 +133,7 @@ async def sleep(subscribers: Iterable[ServerConnection], message: str) -> None:
     await send_to_each(subscribers, message)
 
 
-async def test_what_is_spent_on_waiting_is_no_work() -> None:
+async def test_waiting_does_not_count_as_busy_time() -> None:
     """It never sleeps (--spin), and yet it is idle while a slow server has its time."""
     async with relay(sleep) as server:
         status, output, complaint = await load(
@@ -145,7 +145,7 @@ async def test_what_is_spent_on_waiting_is_no_work() -> None:
     assert 0 <= result["server_cpu"] < 0.5
 
 
-def test_what_is_spent_on_reading_is_work() -> None:
+def test_reading_counts_as_busy_time() -> None:
     """Beside a server with next to nothing to do for each delivery. A read of a socket takes more than half a
     microsecond on any machine."""
     result = Publishing(subscribers=200, window=1, warmup=0.05, seconds=0.2).run(FLOOR)
@@ -168,7 +168,7 @@ def test_what_is_spent_on_reading_is_work() -> None:
         ({"subscribers": 1, "publish": ""}, "--publish and --event"),
     ],
 )
-async def test_says_what_it_cannot_do(options: dict[str, float | str], expected: str) -> None:
+async def test_unsupported_options_are_refused(options: dict[str, float | str], expected: str) -> None:
     status, output, complaint = await load("publish", 9, **options)
     assert (status, output) == (1, b"")
     assert expected in complaint
@@ -176,12 +176,12 @@ async def test_says_what_it_cannot_do(options: dict[str, float | str], expected:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost:80", "unix:", "::1:80", "127.0.0.1:80x"])
-async def test_says_what_is_no_address(address: str) -> None:
+async def test_invalid_address_is_refused(address: str) -> None:
     status, _, complaint = await load("open", address, connections=1)
     assert (status, complaint.count("\n")) == (1, 1)
 
 
-async def test_how_long_a_connect_takes() -> None:
+async def test_connect_time_is_measured() -> None:
     async with relay() as server:
         status, output, complaint = await load("open", server.port, connections=30, base=10, settle=0, opening=20)
     assert (status, complaint) == (0, "")

@@ -56,11 +56,11 @@ def test_a_percentile_is_that_of_the_sorted_values(part: Part, values: list[int]
         assert given == exact if exact < 128 else given < exact * (1 + 1 / 64)
 
 
-def test_nothing_has_no_percentiles(part: Part) -> None:
+def test_empty_histogram_has_no_percentiles(part: Part) -> None:
     assert part("percentiles", *THOUSANDTHS) == [0] * 6
 
 
-def test_the_ninety_ninth_of_160_is_the_159th(part: Part) -> None:
+def test_p99_of_160_values_is_the_159th(part: Part) -> None:
     values = " ".join(str(number if number < 100 else number // 2 + 50) for number in range(160))
     exact = sorted(map(int, values.split()))[158]
     assert part("percentiles", 990, said=values)[0] == exact
@@ -72,6 +72,6 @@ def test_stolen_time_is_busy_time(part: Part) -> None:
     assert part("ticks", said="nothing of the kind\n") == [0]
 
 
-def test_threads_that_have_ended_have_used_their_time(part: Part) -> None:
+def test_cpu_time_of_ended_threads_counts(part: Part) -> None:
     (used,) = part("thread", 30_000_000)
     assert used >= 30_000_000

@@ -40,14 +40,14 @@ def publishes(output: bytes) -> int:
     return int(result["total_publishes"])
 
 
-async def test_over_a_unix_socket(tmp_path: Path) -> None:
+async def test_load_over_a_unix_socket(tmp_path: Path) -> None:
     async with relay(path=tmp_path / "relay") as server:
         status, output, complaint = await load("publish", f"unix:{tmp_path / 'relay'}", **SHORT)
     assert (status, complaint) == (0, "")
     assert publishes(output) == server.published
 
 
-async def test_over_tls_without_asking_who_it_is(certificate: ssl.SSLContext) -> None:
+async def test_load_over_tls_without_verification(certificate: ssl.SSLContext) -> None:
     names: list[str | None] = []
     certificate.sni_callback = lambda _, name, __: names.append(name)
     async with relay(tls=certificate) as server:
@@ -64,7 +64,7 @@ async def test_gives_up_where_tls_is_expected_and_there_is_none() -> None:
     assert re.fullmatch(r"load: connection \d: the TLS handshake failed\n", complaint)
 
 
-async def test_over_ipv6() -> None:
+async def test_load_over_ipv6() -> None:
     async with serve(lambda connection: connection.wait_closed(), "::1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         plain: dict[str, float | str] = {"subscribe": "", "subscriber_greetings": 0}
@@ -72,7 +72,7 @@ async def test_over_ipv6() -> None:
     assert (status, complaint) == (0, "")
 
 
-async def test_what_the_handshake_asks_for() -> None:
+async def test_handshake_sends_the_expected_headers() -> None:
     async with relay() as server:
         status, _, complaint = await load(
             "publish", server.port, host="a.example", path="/s/t%t", publisher_path="/p", **{**SHORT, "topics": 1}
@@ -81,7 +81,7 @@ async def test_what_the_handshake_asks_for() -> None:
     assert sorted(set(server.heads)) == ["/p a.example", "/s/t00000 a.example"]
 
 
-async def test_headers_of_ones_own() -> None:
+async def test_handshake_sends_extra_headers() -> None:
     def refuse(connection: ServerConnection, request: object) -> object:
         return connection.respond(401, connection.request.headers["Authorization"])  # type: ignore[union-attr]
 
@@ -91,7 +91,7 @@ async def test_headers_of_ones_own() -> None:
     assert (status, complaint) == (1, "load: the server refused the handshake: HTTP/1.1 401 Unauthorized\n")
 
 
-async def test_compressed_events_are_learned() -> None:
+async def test_compressed_events_are_recognized() -> None:
     deflate = ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)
     async with relay(deflate=deflate) as server:
         status, output, complaint = await load("publish", server.port, deflate=1, **SHORT)
@@ -164,7 +164,7 @@ def _rest(head: bytes) -> int:
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("pace", [{"rate": 1_000_000}, {"window": 100}])
-async def test_a_pong_does_not_get_into_the_middle_of_a_publish(
+async def test_pong_is_not_written_inside_a_publish(
     certificate: ssl.SSLContext, tls: bool, pace: dict[str, float]
 ) -> None:
     text = event(Talk(30_000)).replace("%t", "00000").encode()
@@ -280,7 +280,7 @@ async def stream(framing: str) -> AsyncIterator[tuple[Stream, int]]:
 
 
 @pytest.mark.parametrize("framing", ["raw", "stream"])
-async def test_byte_streams(framing: str) -> None:
+async def test_load_over_a_raw_byte_stream(framing: str) -> None:
     async with stream(framing) as (server, port):
         status, output, complaint = await load("publish", port, framing=framing, **STREAM, **SHORT)
     assert (status, complaint) == (0, "")
@@ -289,7 +289,7 @@ async def test_byte_streams(framing: str) -> None:
 
 
 @pytest.mark.parametrize("framing", ["raw", "stream"])
-async def test_gives_up_when_a_stream_brings_something_else(framing: str) -> None:
+async def test_gives_up_on_unexpected_stream_bytes(framing: str) -> None:
     async with stream(framing) as (_, port):
         status, output, complaint = await load(
             "publish", port, framing=framing, **{**STREAM, "event": "MSG x%t\r\n"}, **SHORT

@@ -22,7 +22,7 @@ def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_measures_shows_and_saves(tmp_path: Path) -> None:
+def test_run_measures_prints_and_saves(tmp_path: Path) -> None:
     file = tmp_path / "pipelined.json"
     short = ["--repeat", "2", "--seconds", "0.05", "--retries", "0"]
     done = bench("pipelined", "--peer", "wsbroker", "--peer", "nats", *short, "--json", file)
@@ -42,7 +42,7 @@ def test_several_scenarios_are_saved_in_a_folder(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"pipelined.json", "onetoone.json"}
 
 
-def test_a_failed_run_is_named_and_makes_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_run_is_reported_and_sets_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "nats-server"
     program.write_text("#!/bin/sh\necho no luck\nexit 3\n")
     program.chmod(0o755)
@@ -54,7 +54,7 @@ def test_a_failed_run_is_named_and_makes_the_status(tmp_path: Path, monkeypatch:
     assert "no luck" in failed.error
 
 
-def test_a_peer_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_peer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     done = bench("--list")
     assert done.returncode == 0
@@ -62,19 +62,19 @@ def test_a_peer_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert "missing: nchan (there is no nginx; apt install nginx-light libnginx-mod-nchan)" in done.stdout
 
 
-def test_lists_what_there_is() -> None:
+def test_list_shows_scenarios_and_peers() -> None:
     listed = bench("--list").stdout
     assert all(f"\n{name} " in listed for name in SCENARIOS)
 
 
 @pytest.mark.parametrize("arguments", [["no-such-scenario"], ["--peer", "nobody"], ["fanout", "--repeat", "0"]])
-def test_what_it_does_not_know_it_refuses(arguments: list[str]) -> None:
+def test_unknown_scenario_or_peer_is_refused(arguments: list[str]) -> None:
     done = bench(*arguments)
     assert done.returncode == 2
     assert "error" in done.stderr
 
 
-def test_ends_with_the_server_when_it_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_stops_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A server that says its process id, and then does not listen.
     said = tmp_path / "said"
     os.mkfifo(said)

@@ -14,19 +14,19 @@ REACHED = [(name, way) for name, peer in PEERS.items() for way in ("tcp", "unix"
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_every_peer_is_there(name: str) -> None:
+def test_every_peer_is_registered(name: str) -> None:
     """The others would fail all the same; this one says what to install."""
     assert PEERS[name].missing() is None
 
 
 @pytest.mark.parametrize(("name", "way"), REACHED)
-def test_every_peer_delivers(name: str, way: str) -> None:
+def test_every_peer_delivers_events(name: str, way: str) -> None:
     result = Publishing(subscribers=5, window=2, transport=way, seconds=0.05, warmup=0).run(PEERS[name])
     assert result.total_deliveries == 5 * result.total_publishes > 0
 
 
 @pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "topics" in peer.abilities])
-def test_topics_and_patterns_are_told_apart(name: str) -> None:
+def test_topics_and_patterns_are_distinguished(name: str) -> None:
     # In an open loop, with somebody beside who does not read.
     patterns = "patterns" in PEERS[name].abilities
     load = Publishing(
@@ -38,7 +38,7 @@ def test_topics_and_patterns_are_told_apart(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "deflate" in peer.abilities])
-def test_compressed_events_are_those_that_were_published(name: str) -> None:
+def test_compressed_events_equal_the_published_ones(name: str) -> None:
     load = Publishing(subscribers=3, window=2, payload=1024, deflate=True, seconds=0.05, warmup=0)
     result = load.run(PEERS[name])
     assert result.total_deliveries > 0
@@ -54,18 +54,18 @@ def test_connections_are_opened(name: str) -> None:
     assert result.connect_us.p99 > 0
 
 
-def test_abilities_are_words_that_are_known() -> None:
+def test_abilities_are_known_names() -> None:
     assert {ability for peer in PEERS.values() for ability in peer.abilities} <= ABILITIES
     assert set(LACKS) | {"tcp"} == ABILITIES
 
 
-def test_a_peer_says_what_it_lacks() -> None:
+def test_peer_reports_missing_abilities() -> None:
     load = Publishing(subscribers=2, topics=2, window=1, patterns=True, transport="tls")
     assert unable(FLOOR, load) == "has no patterns, no TLS, no publisher of many topics"
     assert unable(FLOOR, Publishing(subscribers=2, window=1)) is None
 
 
-def test_what_is_missing_is_named_with_a_way_to_get_it() -> None:
+def test_missing_program_is_reported_with_its_package() -> None:
     assert base.program_missing("no-such-server", "package")() == "there is no no-such-server; apt install package"
     assert base.program_missing(sys.executable, "python3")() is None
     missing = base.module_missing("msgspec", "no_such_module")()
@@ -79,12 +79,12 @@ def failing(program: str) -> Peer:
     return replace(FLOOR, name="failing", command=lambda setting: [sys.executable, "-c", program])
 
 
-def test_a_server_that_does_not_start_is_quoted() -> None:
+def test_output_of_a_server_that_does_not_start_is_reported() -> None:
     with pytest.raises(MeasureError, match=r"ended with status 3 before it listened\nThe server said:\nno luck"):
         Publishing(subscribers=1, window=1).run(failing("print('no luck'); raise SystemExit(3)"))
 
 
-def test_settings_of_the_shell_do_not_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_the_shell_does_not_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WSBROKER_LIMITS__MAX_QUEUE", "1")
     monkeypatch.setenv("OTHER_VARIABLE", "1")
     program = "import os; raise SystemExit(str([name for name in os.environ if name.endswith(('QUEUE', 'VARIABLE'))]))"
@@ -92,7 +92,7 @@ def test_settings_of_the_shell_do_not_reach_the_server(monkeypatch: pytest.Monke
         pass
 
 
-def test_a_server_that_compresses_nothing_is_found_out() -> None:
+def test_server_that_does_not_compress_is_detected() -> None:
     # It takes the offer, and has no intention to use it.
     uncompressed = replace(
         PEERS["socketify"],
@@ -102,7 +102,7 @@ def test_a_server_that_compresses_nothing_is_found_out() -> None:
         Publishing(subscribers=2, window=1, payload=1024, deflate=True, seconds=0.05).run(uncompressed)
 
 
-def test_only_what_differs_is_said_to_the_load_program() -> None:
+def test_load_program_gets_only_changed_options() -> None:
     assert Dialogue().options() == []
     assert Dialogue(publish="x", publisher_greetings=1, deflate=True, framing="raw").options() == [
         "--publisher-greetings=1",
@@ -114,20 +114,20 @@ def test_only_what_differs_is_said_to_the_load_program() -> None:
 
 @pytest.mark.parametrize("deflate", [False, True])
 @pytest.mark.parametrize("payload", [0, 1, 16, 16 * 1024])
-def test_data_has_its_size_and_nothing_to_escape(payload: int, deflate: bool) -> None:
+def test_payload_has_its_size_and_needs_no_escapes(payload: int, deflate: bool) -> None:
     data = base.data(Talk(payload, deflate=deflate))
     assert len(data.encode()) == payload
     assert not set(data) & {'"', "\\", "%"}
     assert data == base.data(Talk(payload, deflate=deflate))
 
 
-def test_a_long_run_has_no_pings() -> None:
+def test_pings_are_off_in_a_long_run() -> None:
     with server(BROKER, pings=False) as (pid, setting):
         os.kill(pid, 0)
         assert "ping_interval = 0" in (setting.folder / "wsbroker.toml").read_text()
 
 
-def test_the_broker_has_its_defaults_and_what_the_run_is_about(tmp_path: Path) -> None:
+def test_broker_runs_with_defaults_and_the_options_of_the_run(tmp_path: Path) -> None:
     file = tmp_path / "wsbroker.toml"
     defaults = BROKER.command(Setting(tmp_path, 8765))
     assert file.read_text() == "[server]\n"
@@ -138,7 +138,7 @@ def test_the_broker_has_its_defaults_and_what_the_run_is_about(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["socketify", "wsbroker"])
-def test_what_is_held_for_those_who_stopped_reading_is_what_the_server_allows_by_itself(name: str) -> None:
+def test_stalled_subscribers_use_the_default_bounds_of_the_server(name: str) -> None:
     """uWebSockets holds 64 kB for a client unless it is told otherwise, the broker 256 events, which all share."""
     load = Publishing(subscribers=1, window=4, payload=16_000, stalled=20, seconds=0.5, warmup=0.5)
     result = load.run(PEERS[name])
@@ -146,7 +146,7 @@ def test_what_is_held_for_those_who_stopped_reading_is_what_the_server_allows_by
     assert result.server_rss - result.server_rss_before < 20_000_000
 
 
-def test_nchan_has_no_numbers_for_what_comes_too_fast() -> None:
+def test_nchan_reports_loads_beyond_its_event_numbers() -> None:
     load = Publishing(subscribers=1, window=16)
     assert unable(PEERS["nchan"], load) == (
         "has no numbers for more than 32,767 events of a topic in a second, and stops there"

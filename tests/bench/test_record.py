@@ -23,7 +23,7 @@ def made(scenario: str, *runs: Run) -> record.Record:
     )
 
 
-def test_a_record_is_read_as_it_was_saved(tmp_path: Path) -> None:
+def test_record_round_trips(tmp_path: Path) -> None:
     file = tmp_path / "results" / "mixed.json"
     load = Publishing(subscribers=3, rate=20.0, transport="tls", sample=0.1)
     saved = made("mixed", published("wsbroker", 1.0, load, samples=((0.1, 5), (0.2, 6))), opened("floor", 100.0))
@@ -32,7 +32,7 @@ def test_a_record_is_read_as_it_was_saved(tmp_path: Path) -> None:
     assert record.load_all(file.parent) == {"mixed": saved}
 
 
-def test_each_run_is_a_line(tmp_path: Path) -> None:
+def test_each_run_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "fanout.json"
     record.save(made("fanout", published("wsbroker", 1.0), published("floor", 2.0)), file)
     assert [line.split(",")[0].strip() for line in file.read_text().splitlines() if "deliveries" in line] == [
@@ -41,12 +41,12 @@ def test_each_run_is_a_line(tmp_path: Path) -> None:
     ]
 
 
-def test_a_record_without_runs_is_one_too(tmp_path: Path) -> None:
+def test_record_without_runs_is_valid(tmp_path: Path) -> None:
     record.save(made("fanout"), tmp_path / "fanout.json")
     assert record.load(tmp_path / "fanout.json").runs == []
 
 
-def test_what_the_guard_has_recorded_is_no_record_of_a_scenario(tmp_path: Path) -> None:
+def test_recorded_ratios_of_the_check_are_not_read_as_a_scenario(tmp_path: Path) -> None:
     (tmp_path / "recorded.json").write_text("{}")
     assert record.load_all(tmp_path) == {}
 

@@ -39,14 +39,14 @@ def document(records: dict[str, record.Record], tmp_path_factory: pytest.TempPat
     return file
 
 
-def test_the_prose_around_stays(document: Path) -> None:
+def test_text_around_the_tables_is_kept(document: Path) -> None:
     text = document.read_text()
     assert text.startswith("# Title\n\nBefore.\n\n")
     assert text.endswith("\n\nAfter.\n")
     assert "yesteryear" not in text
 
 
-def test_every_scenario_is_in_it_with_the_command_that_makes_it(document: Path) -> None:
+def test_report_has_every_scenario_with_its_command(document: Path) -> None:
     text = document.read_text()
     for name, scenario in SCENARIOS.items():
         assert f"### {scenario.title}\n" in text
@@ -54,14 +54,14 @@ def test_every_scenario_is_in_it_with_the_command_that_makes_it(document: Path) 
     assert "| connect with handshake, server CPU | 130 µs | 90 µs | 100 µs ±0% | yes |" in text
 
 
-def test_what_is_missing_or_failed_is_in_it(document: Path) -> None:
+def test_report_lists_missing_and_failed_runs(document: Path) -> None:
     text = document.read_text()
     assert "- missing: `nats` (there is no nats-server)" in text
     assert "- C floor, a send per read batch has no TLS." in text
     assert "- Redis pub/sub, no WebSocket failed at 5,000 connections, idle, 64 at a time: it broke" in text
 
 
-def test_runs_that_do_not_count_for_much_are_named(tmp_path: Path) -> None:
+def test_report_names_unreliable_runs(tmp_path: Path) -> None:
     load = SCENARIOS["pipelined"].loads[0]
     runs = [published("wsbroker", 1.0, load, load_cpu=0.95), published("nats", 1.0, load, other_cpu=0.5)]
     text = report.figures({"pipelined": made("pipelined", *runs)}, tmp_path)
@@ -69,7 +69,7 @@ def test_runs_that_do_not_count_for_much_are_named(tmp_path: Path) -> None:
     assert "- In 1 of 2 runs other programs used more than 10% of a core: " in text
 
 
-def test_every_plot_is_a_small_picture_that_the_document_shows(document: Path) -> None:
+def test_every_plot_is_small_and_shown_in_the_document(document: Path) -> None:
     text, folder = document.read_text(), document.parent / "benchmarks"
     pictures = {file.name for file in folder.iterdir()}
     assert pictures == {f"{name}-{plot.name}.svg" for name, scenario in SCENARIOS.items() for plot in scenario.plots}
@@ -87,7 +87,7 @@ def test_a_plot_suits_light_and_dark_pages(document: Path) -> None:
         assert "stroke: #000000" not in svg
 
 
-def test_the_same_runs_make_the_same_report(records: dict[str, record.Record], document: Path, tmp_path: Path) -> None:
+def test_report_is_deterministic(records: dict[str, record.Record], document: Path, tmp_path: Path) -> None:
     again = tmp_path / "benchmarks.md"
     again.write_text(document.read_text())
     report.write(records, again)
@@ -96,7 +96,7 @@ def test_the_same_runs_make_the_same_report(records: dict[str, record.Record], d
         assert (tmp_path / "benchmarks" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_plots_that_are_no_more_go(records: dict[str, record.Record], tmp_path: Path) -> None:
+def test_obsolete_plots_are_removed(records: dict[str, record.Record], tmp_path: Path) -> None:
     file = tmp_path / "benchmarks.md"
     file.write_text(DOCUMENT)
     (tmp_path / "benchmarks").mkdir()
@@ -106,7 +106,7 @@ def test_plots_that_are_no_more_go(records: dict[str, record.Record], tmp_path: 
     assert "### Idle connections\n\nNot measured." in file.read_text()
 
 
-def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+def test_no_plot_is_drawn_without_data(tmp_path: Path) -> None:
     scenario = SCENARIOS["fanout"]
     assert plots.draw(scenario, scenario.plots[0], [], tmp_path) is None
 
@@ -126,6 +126,6 @@ def test_a_document_without_markers_is_left_alone(tmp_path: Path) -> None:
         ("python -m bench fanout idle --repeat 3", "python -m bench fanout --repeat 3"),
     ],
 )
-def test_the_command_is_that_of_the_scenario_alone(measured: str, shown: str) -> None:
+def test_command_names_only_the_scenario(measured: str, shown: str) -> None:
     found = record.Record("fanout", measured, "", {}, {}, {}, {}, [], [])
     assert report.command(found) == shown

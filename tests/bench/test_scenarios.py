@@ -40,7 +40,7 @@ def test_a_scenario_compares_by_a_column_of_its_table(name: str) -> None:
         assert sum(unable(peer, load) is None for peer in scenario.peers) >= 2, "nothing to compare with"
 
 
-def test_what_a_goal_is_about_is_measured_five_times() -> None:
+def test_loads_of_a_goal_are_measured_five_times() -> None:
     goal = [
         *(("fanout", fanout.at(window), peer) for window in (1, 16, 64) for peer in (BROKER, FLOOR, SOCKETIFY, NATS)),
         *(("onetoone", SCENARIOS["onetoone"].loads[0], peer) for peer in (BROKER, PICOWS, SOCKETIFY, NATS)),
@@ -53,11 +53,11 @@ def test_what_a_goal_is_about_is_measured_five_times() -> None:
     assert {steps[scenario, load, peer.name] for scenario, load, peer in goal} == {5}
 
 
-def test_everything_takes_less_than_fifteen_minutes() -> None:
+def test_full_bench_takes_less_than_fifteen_minutes() -> None:
     assert turns.plan(list(SCENARIOS.values())).expected < 13.5 * 60, "there must be time for what was disturbed"
 
 
-def test_loads_are_written_in_words() -> None:
+def test_loads_have_descriptions() -> None:
     assert str(Publishing(subscribers=1, window=256)) == "1 subscriber, window 256, 128 B"
     assert str(Publishing(subscribers=1000, topics=1000, patterns=True, window=64)) == (
         "1,000 subscribers, 1,000 patterns, window 64, 128 B"
@@ -72,11 +72,11 @@ def test_loads_are_written_in_words() -> None:
     )
 
 
-def test_the_healthy_and_the_stalled_are_a_thousand() -> None:
+def test_stalled_scenario_has_a_thousand_subscribers() -> None:
     assert WITH.subscribers + WITH.stalled == 1000
     assert WITH.subscribers == WITHOUT.subscribers
 
 
-def test_loads_have_names_of_their_own() -> None:
+def test_loads_have_unique_names() -> None:
     for scenario in SCENARIOS.values():
         assert len({str(load) for load in scenario.loads}) == len(scenario.loads)

@@ -39,6 +39,6 @@ def test_every_scenario_has_a_table(name: str) -> None:
     assert all(row[:-1])
 
 
-def test_markdown_has_its_figures_to_the_right() -> None:
+def test_markdown_figures_are_right_aligned() -> None:
     table = tables.Table("", ["", "rate"], [["wsbroker", "1"]])
     assert tables.markdown(table) == "|  | rate |\n|---|---:|\n| wsbroker | 1 |"

@@ -24,7 +24,7 @@ STEPS = [Step("fanout", LOAD, PEERS["wsbroker"]), Step("fanout", LOAD, PEERS["na
         (100.0, 100.0, 80.0, 0.0),
     ],
 )
-def test_what_is_left_follows_the_pace(done: float, total: float, elapsed: float, left: float) -> None:
+def test_remaining_time_follows_the_pace(done: float, total: float, elapsed: float, left: float) -> None:
     assert terminal.remaining(done, total, elapsed) == pytest.approx(left)
 
 
@@ -35,7 +35,7 @@ def follow(console: Console) -> None:
             display.after(step)
 
 
-def test_without_a_terminal_each_step_is_a_line() -> None:
+def test_progress_without_a_terminal_is_one_line_per_step() -> None:
     output = io.StringIO()
     follow(Console(file=output, width=200))
     assert output.getvalue().splitlines() == [
@@ -44,14 +44,14 @@ def test_without_a_terminal_each_step_is_a_line() -> None:
     ]
 
 
-def test_on_a_terminal_there_is_a_bar_with_the_time_that_is_left() -> None:
+def test_progress_on_a_terminal_is_a_bar_with_the_remaining_time() -> None:
     output = io.StringIO()
     follow(Console(file=output, width=200, force_terminal=True))
     assert "0:00 left" in output.getvalue()
     assert "fanout: nats, 1,000 subscribers" in output.getvalue()
 
 
-def test_a_narrow_terminal_does_not_tear_a_figure_from_its_unit() -> None:
+def test_narrow_terminal_does_not_split_a_figure_from_its_unit() -> None:
     output = io.StringIO()
     table = Table("Fan-out", ["", "deliveries each second"], [["wsbroker", "2.62 M"], ["floor", "**no**"]])
     terminal.show(Console(file=output, width=22), table)

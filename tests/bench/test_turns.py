@@ -17,11 +17,11 @@ SCENARIO = replace(SCENARIOS["pipelined"], loads=(LOAD,), peers=(A, B), repetiti
 STEPS = [Step("pipelined", LOAD, A), Step("pipelined", LOAD, B)]
 
 
-def test_the_peers_take_turns() -> None:
+def test_peers_alternate() -> None:
     assert [step.peer.name for step in turns.plan([SCENARIO]).steps] == ["wsbroker", "floor", "wsbroker", "floor"]
 
 
-def test_what_is_asked_for_goes_before_what_the_scenario_says() -> None:
+def test_command_line_options_override_the_scenario() -> None:
     opening = Opening(connections=10)
     planned = turns.plan([replace(SCENARIO, loads=(LOAD, opening))], ["floor"], repeat=1, seconds=0.25)
     assert [(step.peer.name, step.load) for step in planned.steps] == [
@@ -30,7 +30,7 @@ def test_what_is_asked_for_goes_before_what_the_scenario_says() -> None:
     ]
 
 
-def test_some_are_measured_more_often_than_others() -> None:
+def test_repetitions_can_differ_between_peers() -> None:
     """The seconds that are asked for make no other load of it. Turns are taken for as long as there are two."""
     long = Publishing(subscribers=10_000, window=1)
     scenario = replace(
@@ -52,7 +52,7 @@ def test_some_are_measured_more_often_than_others() -> None:
     ]
 
 
-def test_loads_that_are_compared_with_each_other_take_turns() -> None:
+def test_compared_loads_alternate() -> None:
     other = Publishing(subscribers=1, window=1)
     planned = turns.plan([replace(SCENARIO, loads=(LOAD, other), peers=(A, B), alternate=True)])
     assert [(step.load, step.peer.name, step.repetition) for step in planned.steps] == [
@@ -67,21 +67,21 @@ def test_a_run_knows_which_repetition_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     assert [run.repetition for run in Turns(0).take(steps)["pipelined"].runs] == [0, 1]
 
 
-def test_a_peer_that_is_not_there_is_named() -> None:
+def test_unavailable_peer_is_reported() -> None:
     absent = replace(B, missing=lambda: "there is no floor; build one")
     planned = turns.plan([replace(SCENARIO, peers=(A, absent))])
     assert planned.missing == {"floor": "there is no floor; build one"}
     assert {step.peer.name for step in planned.steps} == {"wsbroker"}
 
 
-def test_a_peer_that_lacks_something_is_named() -> None:
+def test_peer_with_a_missing_ability_is_reported() -> None:
     over_tls = Publishing(subscribers=5, window=1, transport="tls")
     planned = turns.plan([replace(SCENARIO, loads=(LOAD, over_tls), peers=(B,))])
     assert planned.unable == {"pipelined": {"floor": "has no TLS"}}
     assert {step.load for step in planned.steps} == {LOAD}
 
 
-def test_a_run_that_fails_is_kept_with_its_reason() -> None:
+def test_failed_run_is_recorded_with_its_reason() -> None:
     def measure(step: Step) -> Run:
         if step.peer is A:
             raise MeasureError("nobody listens")
@@ -96,14 +96,14 @@ def test_a_run_that_fails_is_kept_with_its_reason() -> None:
     ("retries", "disturbances", "kept"),
     [(2, [0.5, 0.05, 0.0], 0.05), (2, [0.5, 0.3, 0.4], 0.3), (0, [0.5, 0.0], 0.5), (2, [0.02, 0.0], 0.02)],
 )
-def test_a_disturbed_run_is_done_again(retries: int, disturbances: list[float], kept: float) -> None:
+def test_disturbed_run_is_repeated(retries: int, disturbances: list[float], kept: float) -> None:
     left = iter(disturbances)
     taker = Turns(retries, measure=lambda step: published("wsbroker", 1.0, other_cpu=next(left)))
     (run,) = taker.take(STEPS[:1])["pipelined"].runs
     assert run.result.other_cpu == kept
 
 
-def test_nothing_is_done_again_when_it_is_late() -> None:
+def test_no_run_is_repeated_after_the_deadline() -> None:
     now = 0.0
 
     def measure(step: Step) -> Run:
@@ -117,7 +117,7 @@ def test_nothing_is_done_again_when_it_is_late() -> None:
     assert now == pytest.approx(LOAD.expected * 3)
 
 
-def test_before_and_after_each_step_somebody_is_told() -> None:
+def test_progress_is_reported_before_and_after_each_step() -> None:
     told: list[str] = []
     Turns(0, measure=lambda step: published(step.peer.name, 1.0)).take(
         STEPS, lambda step: told.append(f"before {step.peer.name}"), lambda step: told.append(f"after {step.peer.name}")

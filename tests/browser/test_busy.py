@@ -92,7 +92,7 @@ def busy_site() -> Iterator[Site]:
     ],
     ids=["latest", "plain"],
 )
-async def test_what_a_page_sees_when_it_is_free_again(
+async def test_busy_page_gets_events_and_gaps_when_it_reads_again(
     window: Window, broker: RunningBroker, busy_site: Site, policy: dict[str, Any], expected: list[Any]
 ) -> None:
     page = await window.open(busy_site.address)

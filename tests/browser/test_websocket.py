@@ -40,7 +40,7 @@ async def test_a_token_among_the_subprotocols_is_not_echoed(page: Page, broker: 
     assert protocol == "wsbroker.v1"
 
 
-async def test_a_page_receives_what_it_subscribed_to(page: Page, broker: RunningBroker) -> None:
+async def test_page_receives_events_of_its_subscriptions(page: Page, broker: RunningBroker) -> None:
     found = await page.evaluate(
         """async (url) => {
             const client = await connect(url);
@@ -60,7 +60,7 @@ async def test_a_page_receives_what_it_subscribed_to(page: Page, broker: Running
     }
 
 
-async def test_a_page_agrees_to_compression_where_it_is_on(page: Page) -> None:
+async def test_page_negotiates_compression_when_enabled(page: Page) -> None:
     with start_broker(environ={"WSBROKER_SERVER__COMPRESSION": "true"}) as broker:
         found = await page.evaluate(
             """async (url) => {
@@ -80,7 +80,7 @@ async def test_a_page_agrees_to_compression_where_it_is_on(page: Page) -> None:
     assert found["same"] == 8
 
 
-async def test_after_unsubscribing_nothing_comes(page: Page, broker: RunningBroker) -> None:
+async def test_no_event_arrives_after_unsubscribe(page: Page, broker: RunningBroker) -> None:
     receivers = await page.evaluate(
         """async (url) => {
             const client = await connect(url);
@@ -95,9 +95,7 @@ async def test_after_unsubscribing_nothing_comes(page: Page, broker: RunningBrok
     assert receivers == [0, 0]
 
 
-async def test_one_page_receives_what_another_publishes_in_its_order(
-    window: Window, site: int, broker: RunningBroker
-) -> None:
+async def test_page_receives_events_of_another_page_in_order(window: Window, site: int, broker: RunningBroker) -> None:
     one = await window.open(f"http://127.0.0.1:{site}/one")
     other = await window.open(f"http://127.0.0.1:{site}/other")
     await one.evaluate(
@@ -129,7 +127,7 @@ async def test_one_page_receives_what_another_publishes_in_its_order(
     assert numbers == list(range(500))
 
 
-async def test_every_character_comes_back_as_it_was_sent(page: Page, broker: RunningBroker) -> None:
+async def test_every_character_round_trips(page: Page, broker: RunningBroker) -> None:
     # Each length of UTF-8, and its limits; what JSON must escape; an emoji of many code points; an accent on
     # its own.
     limits = ["a\x7f", "\x80ß\u07ff", "\u0800€\uffff", "\U00010000𝒳\U0010ffff"]
@@ -160,7 +158,7 @@ async def test_a_command_may_be_a_binary_message(page: Page, broker: RunningBrok
     assert answers == [{"op": "pong", "id": "buffer"}, {"op": "pong", "id": "blob"}]
 
 
-async def test_what_is_wrong_is_answered_and_the_connection_stays_open(page: Page, broker: RunningBroker) -> None:
+async def test_invalid_command_is_answered_and_the_connection_stays_open(page: Page, broker: RunningBroker) -> None:
     found = await page.evaluate(
         """async (url) => {
             const client = await connect(url);
@@ -188,7 +186,7 @@ async def test_what_is_wrong_is_answered_and_the_connection_stays_open(page: Pag
     assert found["pong"]["op"] == "pong"
 
 
-async def test_a_page_that_talks_nonsense_is_sent_away(page: Page, broker: RunningBroker) -> None:
+async def test_page_that_sends_only_bad_commands_is_closed(page: Page, broker: RunningBroker) -> None:
     found = await page.evaluate(
         """async (url) => {
             const client = await connect(url);
@@ -200,7 +198,7 @@ async def test_a_page_that_talks_nonsense_is_sent_away(page: Page, broker: Runni
     assert found == {"closed": {"code": 4502, "reason": "bad_commands", "wasClean": True}, "errors": 10}
 
 
-async def test_a_large_event_passes_and_one_that_is_too_large_closes_the_connection(
+async def test_large_event_passes_and_event_over_max_size_closes_the_connection(
     page: Page, broker: RunningBroker
 ) -> None:
     found = await page.evaluate(
@@ -218,7 +216,7 @@ async def test_a_large_event_passes_and_one_that_is_too_large_closes_the_connect
     assert found["closed"]["code"] == 1009
 
 
-async def test_a_page_may_close_with_a_code_and_a_reason_of_its_own(page: Page, broker: RunningBroker) -> None:
+async def test_page_may_close_with_its_own_code_and_reason(page: Page, broker: RunningBroker) -> None:
     closes = await page.evaluate(
         """async (url) => {
             const closes = [];
@@ -236,7 +234,7 @@ async def test_a_page_may_close_with_a_code_and_a_reason_of_its_own(page: Page, 
     assert all(close["wasClean"] for close in closes)
 
 
-async def test_what_was_sent_before_the_close_is_done(page: Page, broker: RunningBroker) -> None:
+async def test_commands_sent_before_the_close_are_executed(page: Page, broker: RunningBroker) -> None:
     numbers = await page.evaluate(
         """async (url) => {
             const [one, other] = [await connect(url), await connect(url)];
@@ -254,7 +252,7 @@ async def test_what_was_sent_before_the_close_is_done(page: Page, broker: Runnin
 
 
 @pytest.mark.parametrize("way", ["close", "leave", "crash"])
-async def test_a_page_that_is_gone_is_no_subscriber(way: str, window: Window, site: int, broker: RunningBroker) -> None:
+async def test_closed_page_is_no_subscriber(way: str, window: Window, site: int, broker: RunningBroker) -> None:
     watcher = await window.open(f"http://127.0.0.1:{site}/watcher")
     page = await window.open(f"http://127.0.0.1:{site}/page")
     await page.evaluate(
@@ -298,7 +296,7 @@ async def test_the_browser_answers_the_pings(page: Page) -> None:
     assert state == [1, "pong"]
 
 
-async def test_when_the_broker_shuts_down_the_page_is_told_why_and_when_to_come_back(page: Page) -> None:
+async def test_shutdown_sends_bye_with_reason_and_retry_after(page: Page) -> None:
     with start_broker() as broker:
         await page.evaluate("async (url) => { window.client = await connect(url); }", broker.url)
         broker.program.terminate()
@@ -312,21 +310,21 @@ async def test_when_the_broker_shuts_down_the_page_is_told_why_and_when_to_come_
     assert closed["wasClean"]
 
 
-async def test_a_page_of_another_site_is_refused(window: Window, site: int, broker: RunningBroker) -> None:
+async def test_cross_origin_page_is_refused(window: Window, site: int, broker: RunningBroker) -> None:
     page = await window.open(f"http://{FOREIGN_HOST}:{site}/")
     closed, told = await try_to_connect(page, broker.url, "wsbroker.v1")
     assert closed == {"code": 1006, "reason": "", "wasClean": False}
     assert "403" in told
 
 
-async def test_a_page_of_another_site_is_served_where_the_configuration_lists_it(window: Window, site: int) -> None:
+async def test_cross_origin_page_is_accepted_if_listed(window: Window, site: int) -> None:
     origin = f"http://{FOREIGN_HOST}:{site}"
     page = await window.open(origin)
     with start_broker(environ={"WSBROKER_SERVER__ORIGINS": origin}) as broker:
         assert await page.evaluate("async (url) => (await connect(url)).welcome.version", broker.url) == 1
 
 
-async def test_a_page_that_offers_only_other_subprotocols_is_refused(page: Page, broker: RunningBroker) -> None:
+async def test_page_with_unknown_subprotocols_is_refused(page: Page, broker: RunningBroker) -> None:
     closed, told = await try_to_connect(page, broker.url, "mqtt")
     assert closed["code"] == 1006
     assert "400" in told

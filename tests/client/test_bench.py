@@ -166,7 +166,7 @@ def test_runs_over_tls(tmp_path: Path) -> None:
     assert "its certificate is not trusted" in refused.stderr
 
 
-def test_touches_nobodys_topics(broker: RunningBroker) -> None:
+def test_uses_topics_of_its_own(broker: RunningBroker) -> None:
     command = [sys.executable, "-m", "broker", "sub", ">", "--url", broker.url]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -215,7 +215,7 @@ def test_ends_by_ctrl_c_and_leaves_no_connection(broker: RunningBroker) -> None:
 # What goes wrong
 
 
-def test_nobody_listens() -> None:
+def test_unreachable_broker_is_reported() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         ended = bench(url=f"ws://127.0.0.1:{bound.getsockname()[1]}")
@@ -224,7 +224,7 @@ def test_nobody_listens() -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, 77), (403, 77), (503, 75)])
-def test_the_handshake_is_refused(status: int, code: int) -> None:
+def test_refused_handshake_is_reported(status: int, code: int) -> None:
     class Refuse(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -244,21 +244,21 @@ def test_the_handshake_is_refused(status: int, code: int) -> None:
     assert json.loads(ended.stderr)["status"] == status
 
 
-def test_the_broker_has_room_for_fewer_connections() -> None:
+def test_connection_limit_of_the_broker_is_reported() -> None:
     with start_broker(environ={"WSBROKER_LIMITS__MAX_CONNECTIONS": "8"}) as running:
         ended = bench("--subscribers", "50", url=running.url)
     assert ended.returncode == 75
     assert re.search(r"wsbroker: with \d+ of 51 connections open the broker refused one: HTTP 503: ", ended.stderr)
 
 
-def test_a_publish_is_too_large_for_the_broker() -> None:
+def test_publish_over_max_size_is_reported() -> None:
     with start_broker(environ={"WSBROKER_LIMITS__MAX_SIZE": "1000"}) as running:
         ended = bench("--payload", "1000", url=running.url)
     assert ended.returncode == 65
     assert "the broker takes at most 1,000" in ended.stderr
 
 
-def test_the_broker_ends_while_it_is_loaded() -> None:
+def test_broker_shutdown_under_load_is_reported() -> None:
     with start_broker() as running:
         command = [sys.executable, "-m", "broker", "bench", "--url", running.url, "--seconds", "60"]
         pipe = subprocess.PIPE
@@ -271,7 +271,7 @@ def test_the_broker_ends_while_it_is_loaded() -> None:
     assert re.search(r"wsbroker: with 101 of 101 connections open: .* was (lost|ended)", err)
 
 
-def test_the_limit_of_open_files_is_said_beforehand() -> None:
+def test_limit_of_open_files_is_checked_first() -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
@@ -292,7 +292,7 @@ def test_the_limit_of_open_files_is_said_beforehand() -> None:
         (["--rate", "0"], "0.0 is not in the range"),
     ],
 )
-def test_a_wrong_command_line_is_said(wrong: list[str], said: str) -> None:
+def test_invalid_command_line_is_reported(wrong: list[str], said: str) -> None:
     ended = bench(*wrong, url="ws://127.0.0.1:1")
     assert ended.returncode == 2
     assert said in re.sub(r"\s+", " ", ended.stderr)
@@ -311,7 +311,7 @@ def test_a_wrong_command_line_is_said(wrong: list[str], said: str) -> None:
         ("", LoadFailed, "without a word"),
     ],
 )
-def test_the_last_words_of_the_load_program_become_a_failure(words: str, kind: type[ClientError], said: str) -> None:
+def test_error_output_of_the_load_program_is_reported(words: str, kind: type[ClientError], said: str) -> None:
     with pytest.raises(kind, match=re.escape(said)):
         _fail(f"load: {words}\n" if words else "", PLAN, None)
 
@@ -334,19 +334,19 @@ async def test_a_token_is_not_on_any_command_line(broker: RunningBroker) -> None
     assert not any("secret" in word for word in command_by_input())
 
 
-async def test_the_whole_url_counts(broker: RunningBroker) -> None:
+async def test_whole_url_is_used(broker: RunningBroker) -> None:
     target = await explore(Plan(f"ws://localhost:{broker.port}/?a=b", 2, 1, 1, None, 16, 0.1))
     assert (target.host, target.path, target.tls) == (f"localhost:{broker.port}", "/?a=b", False)
     assert target.address in (f"127.0.0.1:{broker.port}", f"[::1]:{broker.port}")
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_finds_the_process_at_the_other_end(family: socket.AddressFamily) -> None:
+def test_finds_the_server_process(family: socket.AddressFamily) -> None:
     with connected(family, "::1" if family == socket.AF_INET6 else "127.0.0.1") as client:
         assert find_broker(client).pid == os.getpid()
 
 
-def test_says_why_a_process_is_not_found(tmp_path: Path) -> None:
+def test_reports_why_the_server_process_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "tcp").write_text("  sl  local_address rem_address\n")
     with connected(socket.AF_INET, "127.0.0.1") as client:
@@ -373,7 +373,7 @@ def hexadecimal(name: tuple[str, int]) -> str:
     return f"{word:08X}:{name[1]:04X}"
 
 
-def test_warns_of_what_a_reader_has_to_know() -> None:
+def test_warns_about_unreliable_results() -> None:
     assert warnings(measured()) == []
     (busy,) = warnings(measured(load_cpu=0.95))
     assert "The load program was busy all the time" in busy

@@ -72,11 +72,11 @@ async def take_all(client: Client) -> tuple[list[Any], ClientError]:
 # The upgrade_response
 
 
-def test_the_default_address_is_where_a_broker_without_configuration_listens() -> None:
+def test_default_url_is_the_default_listen_address() -> None:
     assert [f"ws://{address}" for address in Server().listen] == [DEFAULT_URL]
 
 
-async def test_a_broker_says_who_it_is_and_is_left_with_1000() -> None:
+async def test_connect_reads_welcome_and_closes_with_1000() -> None:
     async with running() as fake:
         async with connect(fake.url, token="t") as client:
             assert (client.welcome.session, client.welcome.max_size) == ("s1", 4096)
@@ -93,14 +93,14 @@ async def test_a_broker_says_who_it_is_and_is_left_with_1000() -> None:
         ([], "sent no `welcome` within"),
     ],
 )
-async def test_a_server_that_does_not_greet_as_a_broker_does(messages: list[bytes], found: str) -> None:
+async def test_connect_fails_when_the_first_message_is_no_welcome(messages: list[bytes], found: str) -> None:
     async with running(saying(*messages)) as fake:
         with pytest.raises(NotABroker, match=found):
             async with connect(fake.url, timeout=5 if messages else 0.05):
                 pass
 
 
-async def test_a_broker_that_closes_instead_of_greeting() -> None:
+async def test_connect_fails_when_the_broker_closes_before_welcome() -> None:
     async def close(fake: FakeBroker, connection: ServerConnection) -> None:
         await connection.close(1013, "try_again")
 
@@ -111,7 +111,7 @@ async def test_a_broker_that_closes_instead_of_greeting() -> None:
         assert caught.value.code == 1013
 
 
-async def test_a_server_that_hangs_up_instead_of_greeting() -> None:
+async def test_connect_fails_when_the_server_disconnects_before_welcome() -> None:
     async def hang_up(fake: FakeBroker, connection: ServerConnection) -> None:
         connection.transport.abort()
 
@@ -132,14 +132,14 @@ async def test_a_publish_is_answered() -> None:
         assert fake.received == [{"op": "publish", "id": 1, "topic": "prices.eurusd", "key": "eurusd", "data": data}]
 
 
-async def test_data_that_is_json_already_is_sent_as_it_is() -> None:
+async def test_raw_json_data_is_sent_unchanged() -> None:
     async with running() as fake, connect(fake.url) as client:
         await client.publish("t", msgspec.Raw(b' {"a" : 1}\n'))
         assert fake.received[0]["data"] == {"a": 1}
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b'1,"topic":"other"', b'1,"data":2', b"1}", b"\xff", b'"\xff"', b"[" * 65])
-async def test_data_that_is_not_one_json_value_is_not_sent(data: bytes) -> None:
+async def test_invalid_json_data_is_not_sent(data: bytes) -> None:
     async with running() as fake, connect(fake.url) as client:
         with pytest.raises(CommandError) as caught:
             await client.publish("t", msgspec.Raw(data))
@@ -148,7 +148,7 @@ async def test_data_that_is_not_one_json_value_is_not_sent(data: bytes) -> None:
         assert [command["op"] for command in fake.received] == ["ping"]
 
 
-async def test_a_command_that_is_too_large_is_not_sent() -> None:
+async def test_command_over_max_size_is_not_sent() -> None:
     async with running() as fake, connect(fake.url) as client:
         assert client.welcome.max_size == 4096
         room = 4096 - len('{"op":"publish","id":1,"topic":"t","data":""}')
@@ -158,7 +158,7 @@ async def test_a_command_that_is_too_large_is_not_sent() -> None:
         assert len(fake.received) == 1
 
 
-async def test_a_subscription_carries_what_was_asked_for_and_nothing_else() -> None:
+async def test_subscribe_sends_only_the_given_options() -> None:
     async with running() as fake, connect(fake.url) as client:
         answer = await client.subscribe("prices.*", max_queue=64, overflow="latest", echo=False)
         await client.subscribe("t")
@@ -177,7 +177,7 @@ async def test_a_ping_is_answered() -> None:
         assert fake.received == [{"op": "ping", "id": 1}]
 
 
-async def test_an_error_is_raised_where_its_command_was_sent() -> None:
+async def test_error_is_raised_by_its_command() -> None:
     errors = {"code": "forbidden"}, {"code": "rate_limited", "retry": True, "retry_after_ms": 20}
     async with running(refusing(*errors)) as fake, connect(fake.url) as client:
         with pytest.raises(CommandRefused, match="forbidden: no"):
@@ -187,7 +187,7 @@ async def test_an_error_is_raised_where_its_command_was_sent() -> None:
         assert (caught.value.retry, caught.value.retry_after_ms) == (True, 20)
 
 
-async def test_answers_find_their_command_in_any_order() -> None:
+async def test_answers_are_matched_by_id_in_any_order() -> None:
     async def backwards(fake: FakeBroker, connection: ServerConnection) -> None:
         waiting: list[dict[str, Any]] = []
         async for command in fake.commands(connection):
@@ -202,7 +202,7 @@ async def test_answers_find_their_command_in_any_order() -> None:
         assert [answer.receivers for answer in answers] == [0, 1, 2]
 
 
-async def test_an_answer_to_a_command_that_nobody_waits_for_any_more_is_passed_over() -> None:
+async def test_answer_to_a_cancelled_command_is_ignored() -> None:
     asked = asyncio.Event()
     go_on = asyncio.Event()
 
@@ -223,13 +223,13 @@ async def test_an_answer_to_a_command_that_nobody_waits_for_any_more_is_passed_o
         await client.ping()
 
 
-async def test_an_answer_of_another_kind_is_no_answer() -> None:
+async def test_answer_of_the_wrong_op_ends_the_connection() -> None:
     async with running(sending()) as fake, connect(fake.url) as client:
         with pytest.raises(NotABroker, match="answered something else"):
             await client.ping()
 
 
-async def test_an_error_that_names_no_command_ends_the_connection() -> None:
+async def test_error_without_an_id_ends_the_connection() -> None:
     error = b'{"op":"error","code":"bad_json","message":"what?","retry":false}'
     async with running(sending(error)) as fake, connect(fake.url) as client:
         with pytest.raises(NotABroker, match=r"cannot read a command of this client: bad_json: what\?"):
@@ -239,7 +239,7 @@ async def test_an_error_that_names_no_command_ends_the_connection() -> None:
 # Events
 
 
-async def test_events_and_gaps_come_in_their_order() -> None:
+async def test_events_and_gaps_keep_their_order() -> None:
     gap = b'{"op":"gap","topic":"a.*","missed":3,"reason":"overflow"}'
     join = b'{"op":"join","topic":"a.*","session":"s2"}'
     messages = event("a.b", b"1"), gap, event("a.c", b'{"x" :2}'), join
@@ -251,14 +251,14 @@ async def test_events_and_gaps_come_in_their_order() -> None:
         assert isinstance(joined, Join)
 
 
-async def test_an_event_that_is_written_in_another_way_is_an_event_all_the_same() -> None:
+async def test_event_with_other_json_formatting_is_decoded() -> None:
     message = b'{ "topic":"t", "data":[1], "op":"event" }'
     async with running(sending(message)) as fake, connect(fake.url) as client:
         (only,) = await take(client, 1)
         assert only == EventMessage(topic="t", data=msgspec.Raw(b"[1]"))
 
 
-async def test_credit_is_asked_for_and_added() -> None:
+async def test_credit_is_requested_and_added() -> None:
     async with running() as fake, connect(fake.url) as client:
         await client.subscribe("a", credit=5)
         assert await client.credit("a", 3) == Ok(id=2, topic="a")
@@ -268,7 +268,7 @@ async def test_credit_is_asked_for_and_added() -> None:
         ]
 
 
-async def test_what_a_later_version_adds_is_passed_over() -> None:
+async def test_unknown_ops_and_fields_are_ignored() -> None:
     news = b'{"op":"weather","sun":true}'
     later = b'{"op":"event","topic":"t","data":1,"colour":"red"}'
     async with running(sending(news, later)) as fake, connect(fake.url) as client:
@@ -276,7 +276,7 @@ async def test_what_a_later_version_adds_is_passed_over() -> None:
         assert bytes(only.data) == b"1"
 
 
-async def test_a_message_that_no_broker_sends_ends_the_connection() -> None:
+async def test_invalid_message_ends_the_connection() -> None:
     messages = event("t", b"1"), b'{"op":"gap"}', event("t", b"2")
     async with running(sending(*messages)) as fake, connect(fake.url) as client:
         taken, failure = await take_all(client)
@@ -285,7 +285,7 @@ async def test_a_message_that_no_broker_sends_ends_the_connection() -> None:
         assert "not a message of the protocol" in str(failure)
 
 
-async def test_a_publisher_that_subscribed_gets_its_own_events() -> None:
+async def test_subscribed_publisher_gets_its_own_events() -> None:
     async with running() as fake, connect(fake.url) as client:
         await client.subscribe("t")
         answer = await client.publish("t", "hello", key="k")
@@ -293,7 +293,7 @@ async def test_a_publisher_that_subscribed_gets_its_own_events() -> None:
         assert await take(client, 1) == [EventMessage(topic="t", key="k", data=msgspec.Raw(b'"hello"'))]
 
 
-async def test_events_that_came_before_the_end_are_given_out_before_it_is_raised() -> None:
+async def test_events_received_before_a_close_are_yielded_before_the_error() -> None:
     async def send_and_close(fake: FakeBroker, connection: ServerConnection) -> None:
         async for _ in fake.commands(connection):
             await connection.send(event("t", b"1"), text=True)
@@ -311,7 +311,7 @@ async def test_events_that_came_before_the_end_are_given_out_before_it_is_raised
         assert client.failure is failure
 
 
-async def test_everybody_who_waits_is_told_of_the_end() -> None:
+async def test_all_waiters_get_the_close() -> None:
     async with running(closing(4503, "disconnected")) as fake, connect(fake.url) as client:
         waiting = [client.ping(), client.publish("t", 1), take(client, 1), client.ended()]
         results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -320,7 +320,7 @@ async def test_everybody_who_waits_is_told_of_the_end() -> None:
             await client.publish("t", 2)
 
 
-async def test_whoever_still_waits_when_the_client_leaves_is_told() -> None:
+async def test_waiters_are_woken_when_the_client_closes() -> None:
     async with running(saying(WELCOME)) as fake:
         async with connect(fake.url) as client:
             waiting = asyncio.create_task(client.ping())
@@ -331,7 +331,7 @@ async def test_whoever_still_waits_when_the_client_leaves_is_told() -> None:
             await client.ping()
 
 
-async def test_nothing_more_is_read_while_nobody_takes_the_events() -> None:
+async def test_reading_stops_while_events_are_not_consumed() -> None:
     sent = 0
     stopped = asyncio.Event()
     payload = event("t", b'"' + b"x" * 16_000 + b'"')

@@ -45,7 +45,7 @@ async def read(descriptor: int, longest: int = 100) -> list[tuple[int, bytes | N
         (b"x" * 20 + b"\na\n" + b"y" * 20 + b"\nb", [None, b"a", None, b"b"]),
     ],
 )
-async def test_lines_are_the_same_wherever_they_are_cut(
+async def test_lines_do_not_depend_on_read_boundaries(
     data: bytes, lines: list[bytes | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "input"
@@ -56,7 +56,7 @@ async def test_lines_are_the_same_wherever_they_are_cut(
             assert await read(source.fileno(), longest=5) == list(enumerate(lines, 1))
 
 
-async def test_a_line_is_given_as_soon_as_it_is_there(pipe: tuple[int, int]) -> None:
+async def test_line_is_yielded_as_soon_as_it_is_complete(pipe: tuple[int, int]) -> None:
     source, sink = pipe
     batches = aiter(Lines(source, 100))
     os.write(sink, b"first\nsec")
@@ -70,7 +70,7 @@ async def test_a_line_is_given_as_soon_as_it_is_there(pipe: tuple[int, int]) -> 
         await anext(batches)
 
 
-async def test_of_an_endless_line_nothing_is_kept(pipe: tuple[int, int]) -> None:
+async def test_line_over_the_limit_is_not_buffered(pipe: tuple[int, int]) -> None:
     source, sink = pipe
     lines = Lines(source, 10)
     batches = aiter(lines)
@@ -92,7 +92,7 @@ async def test_a_directory_cannot_be_read(tmp_path: Path) -> None:
         os.close(descriptor)
 
 
-async def test_a_pipe_that_somebody_made_non_blocking_is_read_too(pipe: tuple[int, int]) -> None:
+async def test_non_blocking_pipe_is_read(pipe: tuple[int, int]) -> None:
     source, sink = pipe
     os.set_blocking(source, False)
     reading = asyncio.ensure_future(read(source))
@@ -102,7 +102,7 @@ async def test_a_pipe_that_somebody_made_non_blocking_is_read_too(pipe: tuple[in
     assert await reading == [(1, b"a")]
 
 
-async def test_waiting_for_a_line_can_be_given_up(pipe: tuple[int, int]) -> None:
+async def test_waiting_for_a_line_can_be_cancelled(pipe: tuple[int, int]) -> None:
     source, sink = pipe
     reading = asyncio.ensure_future(read(source))
     await asyncio.sleep(0)
@@ -116,7 +116,7 @@ async def test_waiting_for_a_line_can_be_given_up(pipe: tuple[int, int]) -> None
 # Output
 
 
-async def test_a_pipe_is_written_as_fast_as_it_is_read(pipe: tuple[int, int]) -> None:
+async def test_pipe_writer_follows_a_slow_reader(pipe: tuple[int, int]) -> None:
     source, sink = pipe
     data = bytes(range(256)) * 4096  # 16 times what the pipe holds
     writing = asyncio.ensure_future(Output(sink).write(data))
@@ -129,7 +129,7 @@ async def test_a_pipe_is_written_as_fast_as_it_is_read(pipe: tuple[int, int]) ->
     assert got == data
 
 
-async def test_the_loop_runs_while_a_pipe_is_full(pipe: tuple[int, int]) -> None:
+async def test_full_pipe_does_not_block_the_loop(pipe: tuple[int, int]) -> None:
     _, sink = pipe
     writing = asyncio.ensure_future(Output(sink).write(b"x" * 10 * CHUNK))
     for _ in range(100):
@@ -140,7 +140,7 @@ async def test_the_loop_runs_while_a_pipe_is_full(pipe: tuple[int, int]) -> None
         await writing
 
 
-async def test_a_file_takes_all(tmp_path: Path) -> None:
+async def test_file_is_written_completely(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file:
         output = Output(file.fileno())
         await output.write(b"a\n")
@@ -148,7 +148,7 @@ async def test_a_file_takes_all(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == b"a\n" + b"b" * 3 * CHUNK
 
 
-async def test_a_socket_is_written_as_fast_as_it_is_read() -> None:
+async def test_socket_writer_follows_a_slow_reader() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         writing = asyncio.ensure_future(Output(ours.fileno()).write(b"x" * 10 * CHUNK))
@@ -170,7 +170,7 @@ async def test_a_full_disk_is_an_error() -> None:
         os.close(full)
 
 
-async def test_nobody_reads_a_pipe_any_more(pipe: tuple[int, int]) -> None:
+async def test_write_to_a_closed_pipe_fails(pipe: tuple[int, int]) -> None:
     source, sink = pipe
     output = Output(sink)
     abandoned = asyncio.ensure_future(output.abandoned())
@@ -184,7 +184,7 @@ async def test_nobody_reads_a_pipe_any_more(pipe: tuple[int, int]) -> None:
         await output.write(b"b")
 
 
-async def test_a_full_pipe_that_nobody_reads_any_more_ends_the_waiting(pipe: tuple[int, int]) -> None:
+async def test_closing_a_full_pipe_ends_a_pending_write(pipe: tuple[int, int]) -> None:
     source, sink = pipe
     writing = asyncio.ensure_future(Output(sink).write(b"x" * 10 * CHUNK))
     for _ in range(100):

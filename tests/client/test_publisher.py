@@ -34,11 +34,11 @@ def ok(id: int) -> bytes:
     return b'{"op":"ok","id":%d,"receivers":0,"queued":0,"dropped":0}' % id
 
 
-def test_the_window_is_what_a_broker_takes_up_by_default() -> None:
+def test_default_window_equals_max_inflight() -> None:
     assert Limits().max_inflight == WINDOW
 
 
-async def test_all_events_are_published_in_their_order() -> None:
+async def test_events_are_published_in_order() -> None:
     async with running() as fake, connect(fake.url) as client:
         failures = Failures()
         publisher = Publisher(client, 'a."b"', key="k", failed=failures)
@@ -53,7 +53,7 @@ async def test_all_events_are_published_in_their_order() -> None:
         assert {(command["topic"], command["key"]) for command in fake.received} == {('a."b"', "k")}
 
 
-async def test_no_more_than_a_window_is_under_way() -> None:
+async def test_unanswered_publishes_are_bounded_by_the_window() -> None:
     under_way: list[int] = []
 
     async def slow(fake: FakeBroker, connection: ServerConnection) -> None:
@@ -78,7 +78,7 @@ async def test_no_more_than_a_window_is_under_way() -> None:
     assert max(under_way) == 8
 
 
-async def test_an_event_goes_out_without_waiting_for_others() -> None:
+async def test_event_is_sent_without_waiting_for_more() -> None:
     async with running() as fake, connect(fake.url) as client:
         publisher = Publisher(client, "t", failed=Failures())
         await publisher.publish(numbers(1))
@@ -89,7 +89,7 @@ async def test_an_event_goes_out_without_waiting_for_others() -> None:
         assert len(fake.received) == 2
 
 
-async def test_what_fails_is_reported_by_its_number_and_the_rest_goes_on() -> None:
+async def test_failed_event_is_reported_by_number_and_the_rest_continues() -> None:
     async def odd_only(fake: FakeBroker, connection: ServerConnection) -> None:
         async for command in fake.commands(connection):
             answer: dict[str, Any] = {"op": "ok", "id": command["id"]}
@@ -114,7 +114,7 @@ async def test_what_fails_is_reported_by_its_number_and_the_rest_goes_on() -> No
         assert [command["data"] for command in fake.received] == [1, 4, 7, 8]
 
 
-async def test_an_error_without_an_id_is_counted_and_nobody_waits_for_the_answer() -> None:
+async def test_error_without_an_id_counts_as_an_answer() -> None:
     async def forgetful(fake: FakeBroker, connection: ServerConnection) -> None:
         async for command in fake.commands(connection):
             answer: dict[str, Any] = {"op": "ok", "id": command["id"]}
@@ -131,7 +131,7 @@ async def test_an_error_without_an_id_is_counted_and_nobody_waits_for_the_answer
         assert failures.seen == [(None, "bad_json")] * 20
 
 
-async def test_when_the_connection_ends_it_is_known_what_became_of_each_event() -> None:
+async def test_connection_loss_reports_the_outcome_of_each_event() -> None:
     async def three_then_close(fake: FakeBroker, connection: ServerConnection) -> None:
         async for command in fake.commands(connection):
             if command["data"] == 10:
@@ -150,6 +150,6 @@ async def test_when_the_connection_ends_it_is_known_what_became_of_each_event() 
             await publisher.publish([(11, b"11")])
 
 
-def test_a_topic_that_cannot_be_published_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_topic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CommandError, match="bad_topic"):
         Publisher(Client.__new__(Client), "a.*", failed=Failures())

@@ -46,7 +46,7 @@ async def refusing_even(fake: FakeBroker, connection: ServerConnection) -> None:
 # pub with DATA
 
 
-async def test_one_event_is_published_and_nothing_is_said() -> None:
+async def test_pub_publishes_one_event_silently() -> None:
     async with running() as fake:
         result = await wsbroker("pub", "a.b", '{"x": [1, "ü"]}', "--key", "k", "--url", fake.url)
         assert result == Result(0, "", "")
@@ -54,26 +54,26 @@ async def test_one_event_is_published_and_nothing_is_said() -> None:
         assert await fake.closed.get() == (1000, "")
 
 
-async def test_text_is_published_as_a_string() -> None:
+async def test_pub_text_is_published_as_a_string() -> None:
     async with running() as fake:
         assert await wsbroker("pub", "t", "--text", 'say "hi"\n', "--url", fake.url) == Result(0, "", "")
         assert published(fake) == ['say "hi"\n']
 
 
-async def test_a_number_below_zero_is_data_behind_two_dashes() -> None:
+async def test_negative_number_is_data_after_two_dashes() -> None:
     async with running() as fake:
         assert await wsbroker("pub", "--url", fake.url, "--", "t", "-5") == Result(0, "", "")
         assert published(fake) == [-5]
 
 
-async def test_the_broker_and_the_token_may_come_from_the_environment(tmp_path: Path) -> None:
+async def test_url_and_token_are_read_from_the_environment(tmp_path: Path) -> None:
     async with running(unix=str(tmp_path / "s")) as fake:
         environ = {"WSBROKER_URL": fake.url, "WSBROKER_TOKEN": "secret"}
         assert await wsbroker("pub", "t", "1", environ=environ) == Result(0, "", "")
         assert fake.requests[0].headers["Authorization"] == "Bearer secret"
 
 
-async def test_what_the_broker_refuses_is_said() -> None:
+async def test_refused_publish_is_reported() -> None:
     async with running(refusing_even) as fake:
         result = await wsbroker("pub", "t", "2", "--url", fake.url)
         assert result == Result(77, "", "wsbroker: forbidden: not even\n")
@@ -82,7 +82,7 @@ async def test_what_the_broker_refuses_is_said() -> None:
 # pub without DATA
 
 
-async def test_each_line_is_published_in_its_order() -> None:
+async def test_lines_are_published_in_order() -> None:
     lines = b'1\n{"a":\t2}\r\n\n   \n"three"\n[4]'
     async with running() as fake:
         assert await wsbroker("pub", "t", "--key", "k", "--url", fake.url, stdin=lines) == Result(0, "", "")
@@ -91,20 +91,20 @@ async def test_each_line_is_published_in_its_order() -> None:
         assert await fake.closed.get() == (1000, "")
 
 
-async def test_each_line_of_text_is_published_blank_ones_too() -> None:
+async def test_text_lines_are_published_including_blank_lines() -> None:
     lines = 'a "b"\n\n  ü\r\n\\'.encode()
     async with running() as fake:
         assert await wsbroker("pub", "t", "--text", "--url", fake.url, stdin=lines) == Result(0, "", "")
         assert published(fake) == ['a "b"', "", "  ü", "\\"]
 
 
-async def test_no_lines_are_no_events() -> None:
+async def test_empty_input_publishes_nothing() -> None:
     async with running() as fake:
         assert await wsbroker("pub", "t", "--url", fake.url) == Result(0, "", "")
         assert fake.received == []
 
 
-async def test_a_file_may_be_standard_input(tmp_path: Path) -> None:
+async def test_pub_reads_a_file_as_standard_input(tmp_path: Path) -> None:
     file = tmp_path / "lines"
     file.write_bytes(b"".join(b"%d\n" % number for number in range(3000)))
     async with running() as fake:
@@ -114,7 +114,7 @@ async def test_a_file_may_be_standard_input(tmp_path: Path) -> None:
         assert published(fake) == list(range(3000))
 
 
-async def test_a_line_is_published_when_it_is_there() -> None:
+async def test_line_is_published_as_soon_as_it_is_complete() -> None:
     got = asyncio.Event()
 
     async def tell(fake: FakeBroker, connection: ServerConnection) -> None:
@@ -132,7 +132,7 @@ async def test_a_line_is_published_when_it_is_there() -> None:
         assert await finish(process) == Result(0, "", "")
 
 
-async def test_a_bad_line_is_reported_and_the_rest_goes_on() -> None:
+async def test_invalid_line_is_reported_and_the_rest_is_published() -> None:
     lines = b'1\nnonsense\n2\n"\xff"\n3,"topic":"other"\n' + b'"' + b"x" * 5000 + b'"\n5\n"' + b"x" * 4090 + b'"\n7\n'
     async with running(refusing_even) as fake:
         result = await wsbroker("pub", "t", "--url", fake.url, stdin=lines)
@@ -155,7 +155,7 @@ async def test_lines_of_text_that_are_not_utf8_are_reported() -> None:
         assert published(fake) == ["a", "b"]
 
 
-async def test_errors_may_be_had_as_json() -> None:
+async def test_errors_can_be_printed_as_json() -> None:
     async with running(refusing_even) as fake:
         result = await wsbroker("pub", "t", "--json", "--url", fake.url, stdin=b"x\n2\n")
         assert [json.loads(line) for line in result.err.splitlines()] == [
@@ -164,7 +164,7 @@ async def test_errors_may_be_had_as_json() -> None:
         ]
 
 
-async def test_when_the_connection_ends_it_says_what_became_of_the_lines() -> None:
+async def test_connection_loss_reports_the_outcome_of_the_lines() -> None:
     async def until_four(fake: FakeBroker, connection: ServerConnection) -> None:
         async for command in fake.commands(connection):
             if command["data"] == 6:
@@ -179,7 +179,7 @@ async def test_when_the_connection_ends_it_says_what_became_of_the_lines() -> No
         assert result == Result(75, "", f"wsbroker: {closed}; {said}\n")
 
 
-async def test_the_end_of_the_connection_is_noticed_while_no_lines_come() -> None:
+async def test_connection_loss_is_noticed_without_input() -> None:
     async with running(closing(4503, "disconnected")) as fake, start("pub", "t", "--url", fake.url) as process:
         assert process.stdin is not None
         process.stdin.write(b"1\n")
@@ -187,7 +187,7 @@ async def test_the_end_of_the_connection_is_noticed_while_no_lines_come() -> Non
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_a_signal_ends_pub_with_a_proper_close(number: int, status: int) -> None:
+async def test_signal_ends_pub_with_a_close_frame(number: int, status: int) -> None:
     async with running() as fake, start("pub", "t", "--url", fake.url) as process:
         assert process.stdin is not None
         process.stdin.write(b"1\n")
@@ -198,7 +198,7 @@ async def test_a_signal_ends_pub_with_a_proper_close(number: int, status: int) -
         assert await finish(process) == Result(status, "", "")
 
 
-async def test_an_input_that_cannot_be_read() -> None:
+async def test_unreadable_input_is_reported() -> None:
     async with running() as fake:
         only_written = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -213,7 +213,7 @@ async def test_an_input_that_cannot_be_read() -> None:
 # sub
 
 
-async def test_events_are_printed_as_they_come() -> None:
+async def test_sub_prints_events_as_they_arrive() -> None:
     async with running() as fake, start("sub", "a", "b", "--url", fake.url) as process:
         await fake.subscribed.wait()
         await wsbroker("pub", "a", '{"x" : 1}', "--key", "k", "--url", fake.url)
@@ -226,7 +226,7 @@ async def test_events_are_printed_as_they_come() -> None:
         await finish(process)
 
 
-async def test_credit_is_given_back_for_what_was_printed() -> None:
+async def test_sub_adds_credit_for_printed_events() -> None:
     """To the subscription under which an event comes: the most specific one."""
     options = ("--credit", "4", "--max-queue", "9")
     async with running() as fake, start("sub", "a.*", "a.b", *options, "--url", fake.url) as process:
@@ -242,7 +242,7 @@ async def test_credit_is_given_back_for_what_was_printed() -> None:
         assert (await finish(process)).status == 143
 
 
-async def test_the_overflow_policy_is_asked_for() -> None:
+async def test_sub_requests_the_overflow_policy() -> None:
     async with running() as fake, start("sub", "t", "--overflow", "drop_newest", "--url", fake.url) as process:
         await fake.subscribed.wait()
         assert fake.received == [{"op": "subscribe", "id": 1, "topic": "t", "overflow": "drop_newest"}]
@@ -250,7 +250,7 @@ async def test_the_overflow_policy_is_asked_for() -> None:
         assert (await finish(process)).status == 143
 
 
-async def test_an_event_is_one_line_whatever_its_publisher_wrote() -> None:
+async def test_sub_prints_each_event_on_one_line() -> None:
     async with running() as fake, start("sub", "t", "--url", fake.url) as process:
         await fake.subscribed.wait()
         for data in (b'{\n  "a": "x\\ny",\r\n  "b": 2\r}', b"[\r1]", b"3"):
@@ -258,7 +258,7 @@ async def test_an_event_is_one_line_whatever_its_publisher_wrote() -> None:
         assert [(await next_line(process))["data"] for _ in range(3)] == [{"a": "x\ny", "b": 2}, [1], 3]
 
 
-async def test_many_events_keep_their_order() -> None:
+async def test_sub_keeps_the_order_of_many_events() -> None:
     async with running() as fake, start("sub", "t", "--url", fake.url) as process:
         await fake.subscribed.wait()
         for number in range(5000):
@@ -267,7 +267,7 @@ async def test_many_events_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_a_signal_ends_sub_with_a_proper_close(number: int, status: int) -> None:
+async def test_signal_ends_sub_with_a_close_frame(number: int, status: int) -> None:
     async with running() as fake, start("sub", "t", "--url", fake.url) as process:
         await fake.subscribed.wait()
         process.send_signal(number)
@@ -275,7 +275,7 @@ async def test_a_signal_ends_sub_with_a_proper_close(number: int, status: int) -
         assert await finish(process) == Result(status, "", "")
 
 
-async def test_a_second_signal_does_not_wait_for_the_broker() -> None:
+async def test_second_signal_ends_sub_at_once() -> None:
     going = asyncio.Event()
 
     async def deaf(fake: FakeBroker, connection: ServerConnection) -> None:
@@ -297,7 +297,7 @@ async def test_a_second_signal_does_not_wait_for_the_broker() -> None:
         assert process.returncode == 130
 
 
-async def test_a_reader_that_has_had_enough_ends_sub_before_the_next_event() -> None:
+async def test_closed_output_ends_sub_before_the_next_event() -> None:
     source, sink = os.pipe()
     async with running() as fake, start("sub", "t", "--url", fake.url, stdin=DEVNULL, stdout=sink) as process:
         os.close(sink)
@@ -309,7 +309,7 @@ async def test_a_reader_that_has_had_enough_ends_sub_before_the_next_event() -> 
         assert await finish(process) == Result(141, "", "")
 
 
-async def test_a_reader_that_does_not_read_holds_back_the_broker_and_not_a_signal() -> None:
+async def test_blocked_output_stops_reading_but_not_signals() -> None:
     stuck = asyncio.Event()
     payload = b'{"op":"event","topic":"t","data":"%b"}' % (b"x" * 50_000)
 
@@ -331,7 +331,7 @@ async def test_a_reader_that_does_not_read_holds_back_the_broker_and_not_a_signa
         assert (await finish(process)).status == 130
 
 
-async def test_an_output_that_cannot_be_written() -> None:
+async def test_unwritable_output_is_reported() -> None:
     async with running() as fake:
         full = os.open("/dev/full", os.O_WRONLY)
         try:
@@ -344,7 +344,7 @@ async def test_an_output_that_cannot_be_written() -> None:
         assert result == Result(74, "", "wsbroker: cannot write the events: No space left on device\n")
 
 
-async def test_a_subscription_that_is_refused_ends_sub() -> None:
+async def test_refused_subscription_ends_sub() -> None:
     async def refuse(fake: FakeBroker, connection: ServerConnection) -> None:
         async for command in fake.commands(connection):
             reply = {"op": "error", "id": command["id"], "code": "limit", "message": "too many", "retry": False}
@@ -355,7 +355,7 @@ async def test_a_subscription_that_is_refused_ends_sub() -> None:
         assert result == Result(65, "", "wsbroker: limit: too many\n")
 
 
-async def test_the_end_of_the_connection_ends_sub_after_the_last_event() -> None:
+async def test_connection_close_ends_sub_after_the_last_event() -> None:
     async def one_and_bye(fake: FakeBroker, connection: ServerConnection) -> None:
         async for command in fake.commands(connection):
             await connection.send(msgspec.json.encode({"op": "ok", "id": command["id"]}), text=True)
@@ -372,7 +372,7 @@ async def test_the_end_of_the_connection_ends_sub_after_the_last_event() -> None
         assert message.endswith("; it may be tried again after 2.5 seconds")
 
 
-async def test_a_connection_that_is_cut_ends_sub() -> None:
+async def test_connection_loss_ends_sub() -> None:
     async def cut(fake: FakeBroker, connection: ServerConnection) -> None:
         asyncio.get_running_loop().call_later(0.1, connection.transport.abort)
         await answer(fake, connection)

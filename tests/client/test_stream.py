@@ -94,7 +94,7 @@ async def answering(answer: bytes | None) -> AsyncIterator[str]:
 # Messages
 
 
-async def test_what_is_written_together_arrives_in_its_order_as_text() -> None:
+async def test_messages_written_together_arrive_in_order_as_text() -> None:
     async def collect(fake: FakeBroker, connection: ServerConnection) -> None:
         for _ in range(3):
             message = await connection.recv()
@@ -108,7 +108,7 @@ async def test_what_is_written_together_arrives_in_its_order_as_text() -> None:
         assert [command["text"] for command in fake.received] == ["one", "zwö", "x" * 70_000]
 
 
-async def test_what_comes_in_one_read_is_handed_over_in_one_call() -> None:
+async def test_messages_of_one_read_are_delivered_in_one_call() -> None:
     many = [b"%d" % number for number in range(100)]
 
     async def corked(fake: FakeBroker, connection: ServerConnection) -> None:
@@ -122,7 +122,7 @@ async def test_what_comes_in_one_read_is_handed_over_in_one_call() -> None:
         assert len(kept.calls) < 50
 
 
-async def test_what_comes_before_anybody_is_attached_is_kept() -> None:
+async def test_messages_received_before_attach_are_kept() -> None:
     async with running(saying(b"early")) as fake:
         stream = await open_stream(fake.url)
         await (await stream.ping())  # what was sent before the pong is here when the pong is
@@ -132,7 +132,7 @@ async def test_what_comes_before_anybody_is_attached_is_kept() -> None:
         await stream.leave()
 
 
-async def test_fragments_are_put_together_with_pings_between_them() -> None:
+async def test_fragments_with_pings_between_them_are_joined() -> None:
     async def fragments(fake: FakeBroker, connection: ServerConnection) -> None:
         connection.protocol.send_text(b"a", fin=False)
         connection.protocol.send_ping(b"alive?")
@@ -146,7 +146,7 @@ async def test_fragments_are_put_together_with_pings_between_them() -> None:
         assert await kept.until(2) == [b"abc", b"d"]
 
 
-async def test_reading_stops_while_it_is_paused() -> None:
+async def test_reading_stops_while_paused() -> None:
     more = asyncio.Event()
 
     async def flood(fake: FakeBroker, connection: ServerConnection) -> None:
@@ -190,7 +190,7 @@ async def test_a_unix_socket_is_reached_by_its_path(tmp_path: Path) -> None:
         await stream.leave()
 
 
-async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_proxy_is_not_used_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ws_proxy", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     async with running(saying()) as fake:
@@ -210,21 +210,21 @@ async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(monkeypat
         "unix:/run/wsbroker.sock",
     ],
 )
-def test_an_address_is_taken(url: str) -> None:
+def test_url_is_parsed(url: str) -> None:
     check_url(url)
 
 
 @pytest.mark.parametrize(
     "url", ["", "localhost:8765", "http://localhost", "unix:relative", "unix:", "ws://", "ws://h#f"]
 )
-async def test_what_is_no_address_is_refused_before_anything_is_tried(url: str) -> None:
+async def test_invalid_url_is_refused_before_connecting(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         check_url(url)
     with pytest.raises(ValueError, match=r"."):
         await open_stream(url)
 
 
-async def test_a_port_where_nobody_listens() -> None:
+async def test_connect_to_a_closed_port_fails() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
@@ -233,43 +233,43 @@ async def test_a_port_where_nobody_listens() -> None:
     assert str(caught.value) == f"cannot connect to ws://127.0.0.1:{port}: Connection refused"
 
 
-async def test_a_host_with_several_addresses_where_nobody_listens() -> None:
+async def test_connect_to_a_host_with_several_closed_addresses_fails() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         with pytest.raises(Unreachable, match=r": Connection refused$"):
             await open_stream(f"ws://localhost:{bound.getsockname()[1]}")
 
 
-async def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:
+async def test_connect_to_a_missing_unix_socket_fails(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match=r"/s: No such file or directory$"):
         await open_stream(f"unix:{tmp_path}/s")
 
 
-async def test_a_host_that_does_not_exist() -> None:
+async def test_connect_to_an_unknown_host_fails() -> None:
     with pytest.raises(Unreachable, match=r"cannot connect to ws://nobody\.invalid: (?!\[)"):
         await open_stream("ws://nobody.invalid")
 
 
-async def test_a_server_that_does_not_answer() -> None:
+async def test_connect_times_out_without_an_answer() -> None:
     async with answering(None) as url:
         with pytest.raises(Unreachable, match=r"did not answer within 0\.1 seconds"):
             await open_stream(url, open_timeout=0.1)
 
 
-async def test_a_server_that_closes_without_an_answer() -> None:
+async def test_connect_fails_when_the_server_closes_without_an_answer() -> None:
     async with answering(b"") as url:
         with pytest.raises(Unreachable, match=r"closed the connection before it answered"):
             await open_stream(url)
 
 
 @pytest.mark.parametrize("reply", [b"220 mail ESMTP\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\n\r\n"])
-async def test_a_server_that_is_something_else(reply: bytes) -> None:
+async def test_connect_to_a_server_of_another_protocol_fails(reply: bytes) -> None:
     async with answering(reply) as url:
         with pytest.raises(NotABroker, match=r"is not a wsbroker: "):
             await open_stream(url)
 
 
-async def test_a_refusal_is_given_in_the_words_of_the_broker() -> None:
+async def test_refusal_has_the_text_of_the_broker() -> None:
     refuse = refusing(HTTPStatus.FORBIDDEN, "origin https://a.example is not allowed\n")
     async with running(process_request=refuse) as fake:
         with pytest.raises(Refused) as caught:
@@ -279,20 +279,20 @@ async def test_a_refusal_is_given_in_the_words_of_the_broker() -> None:
 
 
 @pytest.mark.parametrize("body", ["", "<html>…", "two\nlines", "\x1b[31mred"])
-async def test_a_refusal_without_plain_words_is_explained_from_the_table(body: str) -> None:
+async def test_refusal_without_text_is_explained_from_the_table(body: str) -> None:
     async with running(process_request=refusing(HTTPStatus.NOT_FOUND, body)) as fake:
         with pytest.raises(Refused, match=r"HTTP 404: there is nothing at this path$"):
             await open_stream(fake.url)
 
 
-async def test_a_status_that_the_broker_never_sends_is_given_its_name() -> None:
+async def test_unknown_refusal_status_has_its_http_name() -> None:
     async with running(process_request=refusing(HTTPStatus.BAD_GATEWAY, "")) as fake:
         with pytest.raises(Refused, match=r"HTTP 502: Bad Gateway$"):
             await open_stream(fake.url)
 
 
 @pytest.mark.parametrize(("after", "seconds"), [("7", 7), ("Fri, 31 Dec 1999 23:59:59 GMT", None)])
-async def test_a_full_broker_says_when_to_come_back(after: str, seconds: int | None) -> None:
+async def test_refusal_of_a_full_broker_has_retry_after(after: str, seconds: int | None) -> None:
     refuse = refusing(HTTPStatus.SERVICE_UNAVAILABLE, "full", Retry_After=after)
     async with running(process_request=refuse) as fake:
         with pytest.raises(Refused) as caught:
@@ -334,7 +334,7 @@ async def test_a_close_of_the_broker_is_explained(code: CloseCode) -> None:
 
 
 @pytest.mark.parametrize(("code", "retry"), [(3000, False), (4242, True), (4777, False)])
-async def test_a_close_code_of_a_later_version_says_by_its_range_whether_to_come_back(code: int, retry: bool) -> None:
+async def test_unknown_close_code_is_retried_by_its_range(code: int, retry: bool) -> None:
     async with connected(closing(code, "new")) as (_, stream, kept):
         await stream.write([b"{}"])
         failure = await kept.end()
@@ -343,7 +343,7 @@ async def test_a_close_code_of_a_later_version_says_by_its_range_whether_to_come
         assert str(failure) == f"the broker closed the connection: {code} new"
 
 
-async def test_a_connection_that_is_cut() -> None:
+async def test_lost_connection_is_reported() -> None:
     async def cut(fake: FakeBroker, connection: ServerConnection) -> None:
         await connection.recv()
         connection.transport.abort()
@@ -358,7 +358,7 @@ async def test_a_connection_that_is_cut() -> None:
             await stream.ended()
 
 
-async def test_whoever_attaches_too_late_is_told_at_once() -> None:
+async def test_attach_after_the_close_reports_the_close() -> None:
     async with running(closing(1011)) as fake:
         stream = await open_stream(fake.url)
         await stream.write([b"{}"])
@@ -370,7 +370,7 @@ async def test_whoever_attaches_too_late_is_told_at_once() -> None:
         await stream.leave()
 
 
-async def test_frames_that_break_the_rules() -> None:
+async def test_invalid_frames_close_the_connection() -> None:
     async def garbage(fake: FakeBroker, connection: ServerConnection) -> None:
         await connection.recv()
         connection.transport.write(b"\xff\xff\xff\xff")
@@ -384,7 +384,7 @@ async def test_frames_that_break_the_rules() -> None:
         assert (await fake.closed.get())[0] == 1002
 
 
-async def test_a_broker_that_has_gone_silent_is_given_up() -> None:
+async def test_silent_broker_is_disconnected() -> None:
     async with connected(saying(b"hello")) as (_, stream, kept):
         await kept.until(1)
         stream.watch(0.05)
@@ -393,7 +393,7 @@ async def test_a_broker_that_has_gone_silent_is_given_up() -> None:
         assert (str(failure), failure.retry) == ("nothing was heard from the broker for 0.05 seconds", True)
 
 
-async def test_silence_is_not_counted_while_nothing_is_read() -> None:
+async def test_silence_timeout_does_not_run_while_paused() -> None:
     stayed = asyncio.Event()
 
     async with connected(saying(b"hello")) as (_, stream, kept):
@@ -407,7 +407,7 @@ async def test_silence_is_not_counted_while_nothing_is_read() -> None:
         assert isinstance(await kept.end(), Closed)
 
 
-async def test_leaving_closes_with_1000_and_hears_nothing_more() -> None:
+async def test_close_sends_1000_and_delivers_nothing_more() -> None:
     async with connected(saying(b"hello")) as (fake, stream, kept):
         await kept.until(1)
         stream.pause()
@@ -418,7 +418,7 @@ async def test_leaving_closes_with_1000_and_hears_nothing_more() -> None:
         await stream.leave()
 
 
-async def test_a_broker_that_does_not_answer_the_close_is_not_waited_for() -> None:
+async def test_close_does_not_wait_for_a_broker_that_does_not_answer() -> None:
     async def deaf(fake: FakeBroker, connection: ServerConnection) -> None:
         connection.transport.pause_reading()
         await connection.send(b"hello", text=True)
@@ -432,7 +432,7 @@ async def test_a_broker_that_does_not_answer_the_close_is_not_waited_for() -> No
         assert isinstance(stream.failure, Closed)
 
 
-async def test_a_broker_that_closes_and_does_not_end_the_connection_is_not_waited_for(
+async def test_close_does_not_wait_for_the_tcp_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("broker.client.stream.CLOSE_TIMEOUT", 0.05)

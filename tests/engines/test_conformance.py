@@ -79,12 +79,12 @@ def named(check: Check | type) -> str:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=named)
-async def test_it_keeps_its_promise(kind: Kind, check: Check) -> None:
+async def test_engine_keeps_the_promise(kind: Kind, check: Check) -> None:
     await check(kind)
 
 
 @pytest.mark.parametrize("check", CHECKS_WITH_A_SERVER, ids=named)
-async def test_it_keeps_its_promise_in_trouble(kind_with_a_server: Kind, check: Check) -> None:
+async def test_engine_keeps_the_promise_during_failures(kind_with_a_server: Kind, check: Check) -> None:
     await check(kind_with_a_server)
 
 
@@ -232,7 +232,7 @@ class Empty(LateEngine):
     ],
     ids=named,
 )
-async def test_a_broken_promise_is_noticed(
+async def test_check_fails_on_an_engine_that_breaks_its_promise(
     engine: type[LateEngine], check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.net.harness.TIMEOUT", 0.3)
@@ -245,7 +245,7 @@ async def test_a_broken_promise_is_noticed(
         await check(Broken())
 
 
-def test_there_is_a_broken_engine_for_each_check() -> None:
-    marks = test_a_broken_promise_is_noticed.pytestmark  # type: ignore[attr-defined]
+def test_each_check_has_an_engine_that_breaks_its_promise() -> None:
+    marks = test_check_fails_on_an_engine_that_breaks_its_promise.pytestmark  # type: ignore[attr-defined]
     noticed = {check for _, check in marks[0].args[1]}
     assert noticed == {*CHECKS, *CHECKS_WITH_A_SERVER}

@@ -31,7 +31,7 @@ def clock(broker: RunningBroker) -> Iterator[Example]:
         yield example
 
 
-async def test_it_ticks_second_by_second(window: Window, clock: Example) -> None:
+async def test_clock_ticks_every_second(window: Window, clock: Example) -> None:
     page = await window.open(clock.address)
     await page.evaluate(WATCH)
     await page.wait_for_function("() => shown.length >= 4")
@@ -39,7 +39,7 @@ async def test_it_ticks_second_by_second(window: Window, clock: Example) -> None
     assert [(later - seconds[0]) % 86_400 for later in seconds] == [0, 1, 2, 3]
 
 
-async def test_it_is_the_time_of_the_server(window: Window, clock: Example) -> None:
+async def test_clock_shows_the_time_of_the_server(window: Window, clock: Example) -> None:
     page = await window.open(clock.address)
     await page.evaluate(WATCH)
     before = time.time()
@@ -52,7 +52,7 @@ async def test_it_is_the_time_of_the_server(window: Window, clock: Example) -> N
     assert str(time.localtime(after).tm_year) in await page.locator("#date").inner_text()
 
 
-async def test_the_hands_stand_as_the_figures_say(window: Window, clock: Example) -> None:
+async def test_hands_agree_with_the_digits(window: Window, clock: Example) -> None:
     page = await window.open(clock.address)
     await page.evaluate(WATCH)
     await page.wait_for_function("() => shown.length >= 2")
@@ -61,7 +61,7 @@ async def test_the_hands_stand_as_the_figures_say(window: Window, clock: Example
         assert each["angles"] == pytest.approx([seconds / 120 % 360, seconds / 10 % 360, seconds * 6 % 360], abs=0.001)
 
 
-async def test_all_pages_are_told_the_same(window: Window, clock: Example) -> None:
+async def test_all_pages_show_the_same_time(window: Window, clock: Example) -> None:
     pages = [await window.open(clock.address) for _ in range(3)]
     for page in pages:
         await page.evaluate(WATCH)

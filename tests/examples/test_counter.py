@@ -40,7 +40,7 @@ async def test_pages_share_the_counter(window: Window, counter: Example) -> None
     await shows(other, "−1")
 
 
-async def test_a_page_that_comes_later_sees_what_there_is(window: Window, counter: Example) -> None:
+async def test_new_page_shows_the_current_count(window: Window, counter: Example) -> None:
     early = await window.open(counter.address)
     await early.click("#up")
     await shows(early, "1")
@@ -48,7 +48,7 @@ async def test_a_page_that_comes_later_sees_what_there_is(window: Window, counte
     await shows(late, "1", "2 pages online")
 
 
-async def test_no_click_is_lost_when_many_click_at_once(window: Window, counter: Example) -> None:
+async def test_concurrent_clicks_are_all_counted(window: Window, counter: Example) -> None:
     pages = [await window.open(counter.address) for _ in range(3)]
     for page in pages:
         await shows(page, "0", "3 pages online")
@@ -59,7 +59,7 @@ async def test_no_click_is_lost_when_many_click_at_once(window: Window, counter:
 
 
 @pytest.mark.parametrize("way", ["close", "leave", "crash"])
-async def test_a_page_that_is_gone_is_not_online(way: str, window: Window, counter: Example) -> None:
+async def test_closed_page_is_not_online(way: str, window: Window, counter: Example) -> None:
     page = await window.open(counter.address)
     other = await window.open(counter.address)
     await shows(page, "0", "2 pages online")
@@ -72,7 +72,7 @@ async def test_a_page_that_is_gone_is_not_online(way: str, window: Window, count
     await shows(page, "0", "1 page online")
 
 
-async def test_a_page_that_comes_back_is_counted_again(window: Window, counter: Example) -> None:
+async def test_reopened_page_is_online_again(window: Window, counter: Example) -> None:
     page = await window.open(counter.address)
     other = await window.open(counter.address)
     await shows(page, "0", "2 pages online")
@@ -85,7 +85,7 @@ async def test_a_page_that_comes_back_is_counted_again(window: Window, counter: 
     await shows(other, "0", "2 pages online")
 
 
-async def test_a_page_without_the_program_says_so_and_recovers(window: Window, broker: RunningBroker) -> None:
+async def test_page_reports_a_missing_program_and_recovers(window: Window, broker: RunningBroker) -> None:
     with start_example("counter", broker.url) as counter:
         page = await window.open(counter.address)
         await page.click("#up")
@@ -100,7 +100,7 @@ async def test_a_page_without_the_program_says_so_and_recovers(window: Window, b
         await expect(page.locator("#trouble")).to_be_empty(timeout=PATIENCE)
 
 
-async def test_the_count_outlives_the_broker(window: Window) -> None:
+async def test_count_survives_a_broker_restart(window: Window) -> None:
     # The least spread of those who come back, so that the test does not wait.
     environ = {"WSBROKER_LIMITS__RECONNECT_SPREAD": "0.1"}
     with start_broker(environ=environ) as broker:

@@ -42,50 +42,50 @@ Inter-|   Receive                                        |  Transmit
 """
 
 
-def test_processors_are_told_in_percent_of_the_time_between_two_readings() -> None:
+def test_cpu_usage_is_percent_of_the_time_between_readings() -> None:
     found = proc.cpu(proc.cpu_times(STAT), proc.cpu_times(STAT_LATER))
     assert found == proc.Cpu(user=30.0, system=20.0, waiting=0.0, cores=[75.0, 33.3])
 
 
-def test_processors_that_did_nothing_at_all_are_idle() -> None:
+def test_cpus_without_any_ticks_are_idle() -> None:
     # Two readings within one tick of the kernel's clock.
     times = proc.cpu_times(STAT)
     assert proc.cpu(times, times) == proc.Cpu(user=0.0, system=0.0, waiting=0.0, cores=[0.0, 0.0])
 
 
-def test_a_processor_that_was_switched_on_in_between_is_left_out() -> None:
+def test_cpu_that_came_online_between_readings_is_ignored() -> None:
     later = proc.cpu_times(STAT_LATER)
     before = {name: times for name, times in proc.cpu_times(STAT).items() if name != "cpu1"}
     assert len(proc.cpu(before, later).cores) == 1
 
 
-def test_ten_processors_and_more_stay_in_their_order() -> None:
+def test_ten_or_more_cpus_keep_their_order() -> None:
     before = {name: proc.CpuTimes(0, 0, 0, 0) for name in ["cpu", *(f"cpu{number}" for number in range(11))]}
     after = {name: proc.CpuTimes(number, 0, 0, 100 - number) for number, name in enumerate(before)}
     assert proc.cpu(before, after).cores == [float(number) for number in range(1, 12)]
 
 
-def test_memory_is_told_in_bytes() -> None:
+def test_memory_is_reported_in_bytes() -> None:
     assert proc.memory(MEMINFO) == proc.Memory(
         total=16000 * 1024, used=6000 * 1024, cache=6000 * 1024, swap_total=2000 * 1024, swap_used=500 * 1024
     )
 
 
-def test_traffic_is_told_in_bytes_a_second_and_without_the_loopback() -> None:
+def test_traffic_is_reported_in_bytes_per_second_without_loopback() -> None:
     before = proc.network_counts(DEV)
     after = {**before, "eth0": (9000, 500), "lo": (90_000, 90_000)}
     assert proc.network(before, after, seconds=2) == proc.Network(received=2000, sent=100, interfaces=["eth0"])
 
 
-def test_a_machine_with_nothing_but_the_loopback_shows_that() -> None:
+def test_machine_with_loopback_only_reports_no_traffic() -> None:
     assert proc.network({"lo": (0, 0)}, {"lo": (10, 20)}, seconds=1) == proc.Network(10, 20, ["lo"])
 
 
-def test_counts_that_began_anew_are_no_traffic() -> None:
+def test_reset_counters_are_no_traffic() -> None:
     assert proc.network({"eth0": (500, 500)}, {"eth0": (1, 1)}, seconds=1) == proc.Network(0, 0, ["eth0"])
 
 
-def test_the_load_the_threads_and_the_time_since_the_start() -> None:
+def test_load_threads_and_uptime_are_parsed() -> None:
     found = proc.system("0.52 0.58 0.59 3/467 12345\n", "3661.25 7000.00\n")
     assert found == proc.System(load=[0.52, 0.58, 0.59], running=3, threads=467, uptime=3661.25)
 

@@ -20,7 +20,7 @@ def slow(broker: RunningBroker) -> Iterator[Example]:
         yield example
 
 
-async def test_both_sides_are_fed(window: Window, slow: Example) -> None:
+async def test_both_subscriptions_get_events(window: Window, slow: Example) -> None:
     page = await window.open(slow.address)
     for side in ("latest", "backlog"):
         await page.wait_for_function(f"() => Number(document.querySelector('#{side}').dataset.round) > 0")
@@ -28,9 +28,7 @@ async def test_both_sides_are_fed(window: Window, slow: Example) -> None:
         assert "shown" in await page.locator(f"#{side} .counts").inner_text()
 
 
-async def test_a_busy_page_sees_the_present_on_one_side_and_the_past_on_the_other(
-    window: Window, slow: Example
-) -> None:
+async def test_busy_page_shows_new_events_with_latest_and_old_events_without(window: Window, slow: Example) -> None:
     page = await window.open(slow.address)
     await page.wait_for_function("() => document.querySelector('#latest').dataset.round")
     await page.locator("#busy").fill("10")

@@ -60,7 +60,7 @@ async def test_the_figures_change_every_second(window: Window, vitals: Example) 
     assert all(re.fullmatch(r"\d+(\.\d)? [kMG]?B/s", text) for text in shown["network.received"])
 
 
-async def test_they_are_the_figures_of_this_machine(window: Window, vitals: Example) -> None:
+async def test_figures_are_those_of_this_machine(window: Window, vitals: Example) -> None:
     page = await window.open(vitals.address)
     await expect(page.locator("#host")).to_have_text(platform.node(), timeout=PATIENCE)
     await expect(page.locator("#system")).to_contain_text(platform.release())
@@ -84,7 +84,7 @@ async def test_the_charts_grow_and_are_drawn(window: Window, vitals: Example) ->
     assert await picture(page) != before
 
 
-async def test_a_page_that_comes_later_has_the_past_at_once(window: Window, vitals: Example) -> None:
+async def test_new_page_gets_the_past_figures_at_once(window: Window, vitals: Example) -> None:
     early = await window.open(vitals.address)
     await points(early, "cpu", 5)
     late = await window.open(vitals.address)
@@ -100,7 +100,7 @@ async def test_a_page_that_comes_later_has_the_past_at_once(window: Window, vita
     assert first >= 5
 
 
-async def test_the_page_goes_on_when_the_broker_is_back(window: Window) -> None:
+async def test_page_continues_after_a_broker_restart(window: Window) -> None:
     # The least spread of those who come back, so that the test does not wait.
     environ = {"WSBROKER_LIMITS__RECONNECT_SPREAD": "0.1"}
     with start_broker(environ=environ) as broker:

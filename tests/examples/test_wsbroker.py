@@ -60,7 +60,7 @@ async def page(window: Window, site: int) -> Page:
     return await window.open(f"http://127.0.0.1:{site}/empty")
 
 
-async def test_it_subscribes_publishes_and_tells_the_receipt(page: Page, broker: RunningBroker) -> None:
+async def test_client_subscribes_publishes_and_returns_the_receipt(page: Page, broker: RunningBroker) -> None:
     await page.evaluate(CONNECT, broker.url)
     found = await page.evaluate(
         """async () => {
@@ -80,7 +80,7 @@ async def test_it_subscribes_publishes_and_tells_the_receipt(page: Page, broker:
     assert found["states"] == ["connecting", "open"]
 
 
-async def test_it_rejects_what_the_broker_refuses(page: Page, broker: RunningBroker) -> None:
+async def test_promise_is_rejected_when_the_broker_refuses(page: Page, broker: RunningBroker) -> None:
     await page.evaluate(CONNECT, broker.url)
     found = await page.evaluate(
         """async () => {
@@ -94,7 +94,7 @@ async def test_it_rejects_what_the_broker_refuses(page: Page, broker: RunningBro
     assert found == [["CommandError", "bad_topic", False]] * 2
 
 
-async def test_it_knows_the_rules_of_patterns(page: Page) -> None:
+async def test_client_matches_patterns_like_the_broker(page: Page) -> None:
     patterns = ["a", "a.b", "*", "*.b", "a.*", "a.*.c", ">", "a.>", "a.b.>", "$sys.>", "$sys.*", "*.*", "a.b.c"]
     topics = ["a", "b", "a.b", "a.c", "a.b.c", "a.x.c", "a.b.c.d", "$sys.a", "$sys.a.b", "$", "c.b"]
     pairs = [[pattern, topic] for pattern in patterns for topic in topics]
@@ -105,7 +105,7 @@ async def test_it_knows_the_rules_of_patterns(page: Page) -> None:
     assert found == [matches(pattern, topic) for pattern, topic in pairs]
 
 
-async def test_it_comes_back_to_a_broker_that_was_killed_and_subscribes_again(page: Page) -> None:
+async def test_client_reconnects_after_a_crash_and_resubscribes(page: Page) -> None:
     with start_broker() as first:
         await page.evaluate(CONNECT, first.url)
         await page.evaluate(
@@ -124,7 +124,7 @@ async def test_it_comes_back_to_a_broker_that_was_killed_and_subscribes_again(pa
             assert await page.evaluate("() => events") == [2]
 
 
-async def test_it_comes_back_when_the_broker_said_in_bye(page: Page) -> None:
+async def test_client_reconnects_after_the_delay_in_bye(page: Page) -> None:
     async def shut_down(client: ServerConnection) -> None:
         await say(client, op="bye", reason="shutdown", retry_after_ms=321)
         await client.close(1001, "going_away")
@@ -137,7 +137,7 @@ async def test_it_comes_back_when_the_broker_said_in_bye(page: Page) -> None:
 
 
 @pytest.mark.parametrize("code", [4500, 4502, 4503, 4999])
-async def test_it_does_not_come_back_from_a_close_that_is_for_good(page: Page, code: int) -> None:
+async def test_client_does_not_reconnect_after_a_permanent_close(page: Page, code: int) -> None:
     async def send_away(client: ServerConnection) -> None:
         await client.close(code, "no")
 
@@ -151,7 +151,7 @@ async def test_it_does_not_come_back_from_a_close_that_is_for_good(page: Page, c
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1013, 4000, 4003, 4499])
-async def test_it_comes_back_from_any_other_close(page: Page, code: int) -> None:
+async def test_client_reconnects_after_a_temporary_close(page: Page, code: int) -> None:
     async def send_away(client: ServerConnection) -> None:
         await client.close(code)
 
@@ -160,7 +160,7 @@ async def test_it_comes_back_from_any_other_close(page: Page, code: int) -> None
         await page.wait_for_function("() => states.filter(({ name }) => name === 'open').length === 2")
 
 
-async def test_it_waits_longer_each_time_and_never_too_long(page: Page) -> None:
+async def test_reconnect_delay_grows_up_to_a_bound(page: Page) -> None:
     await page.clock.install()
     with start_broker() as broker:
         pass  # whose port nobody listens on any more
@@ -174,7 +174,7 @@ async def test_it_waits_longer_each_time_and_never_too_long(page: Page) -> None:
         await page.clock.run_for(math.ceil(delay))
 
 
-async def test_it_gives_up_a_broker_that_fell_silent(page: Page) -> None:
+async def test_client_disconnects_from_a_silent_broker(page: Page) -> None:
     pinged = asyncio.Event()
 
     async def fall_silent(client: ServerConnection) -> None:
@@ -194,7 +194,7 @@ async def test_it_gives_up_a_broker_that_fell_silent(page: Page) -> None:
         await page.wait_for_function("() => states.filter(({ name }) => name === 'open').length === 2")
 
 
-async def test_it_tells_of_gaps(page: Page) -> None:
+async def test_client_reports_gaps(page: Page) -> None:
     async def lose(client: ServerConnection) -> None:
         command = json.loads(await client.recv())
         await say(client, op="ok", id=command["id"], topic=command["topic"])
@@ -207,7 +207,7 @@ async def test_it_tells_of_gaps(page: Page) -> None:
     assert gap == {"op": "gap", "topic": "a.*", "missed": 7, "reason": "overflow"}
 
 
-async def test_it_tells_of_errors_that_nobody_waits_for(page: Page) -> None:
+async def test_client_reports_errors_without_an_id(page: Page) -> None:
     async def complain(client: ServerConnection) -> None:
         await say(client, op="error", code="internal", message="a fault", retry=True)
         await stay(client)
@@ -218,7 +218,7 @@ async def test_it_tells_of_errors_that_nobody_waits_for(page: Page) -> None:
     assert await page.evaluate("() => errors") == ["CommandError: internal"]
 
 
-async def test_after_close_it_stays_away(page: Page, broker: RunningBroker) -> None:
+async def test_client_does_not_reconnect_after_close(page: Page, broker: RunningBroker) -> None:
     await page.evaluate(CONNECT, broker.url)
     await page.wait_for_function("() => states.at(-1).name === 'open'")
     await page.evaluate("() => broker.close()")

@@ -75,7 +75,7 @@ async def all_received(opened: Harness, data: bytes) -> None:
 # Accepted
 
 
-async def test_a_good_request_is_answered_as_in_the_example_of_the_rfc() -> None:
+async def test_valid_request_gets_the_answer_of_the_rfc_example() -> None:
     async with harness() as opened:
         client = await opened.connect()
         client.send(request())
@@ -93,7 +93,7 @@ async def test_a_good_request_is_answered_as_in_the_example_of_the_rfc() -> None
         assert taken.peer == f"127.0.0.1:{name[1]}"
 
 
-async def test_the_client_side_of_websockets_is_content_with_the_answer() -> None:
+async def test_websockets_client_accepts_the_answer() -> None:
     async with harness() as opened:
         protocol = ClientProtocol(parse_uri(f"ws://{opened.address}/"), subprotocols=[Subprotocol("wsbroker.v1")])
         protocol.send_request(protocol.connect())
@@ -118,7 +118,7 @@ async def test_the_client_side_of_websockets_is_content_with_the_answer() -> Non
         ("GET / HTTP/1.1", "Cookie: caf\u00e9"),
     ],
 )
-async def test_these_requests_are_good_too(lines: tuple[str, ...]) -> None:
+async def test_request_variants_are_accepted(lines: tuple[str, ...]) -> None:
     async with harness() as opened:
         client = await opened.upgrade(request(*lines))
         assert len(opened.node.taken) == 1
@@ -160,9 +160,7 @@ AGREED = "permessage-deflate; server_no_context_takeover; client_no_context_take
         ([], None, 0),
     ],
 )
-async def test_compression_is_agreed_to_as_far_as_it_can_be(
-    offers: list[str], answer: str | None, window_bits: int
-) -> None:
+async def test_compression_parameters_are_negotiated(offers: list[str], answer: str | None, window_bits: int) -> None:
     lines = ["Sec-WebSocket-Protocol: wsbroker.v1", *(f"Sec-WebSocket-Extensions: {offer}" for offer in offers)]
     async with harness(compression=True) as opened:
         client = await opened.connect()
@@ -177,7 +175,7 @@ async def test_compression_is_agreed_to_as_far_as_it_can_be(
         assert opened.node.taken[1].window_bits == 0
 
 
-async def test_compression_is_not_agreed_to_unless_it_is_on() -> None:
+async def test_compression_is_not_negotiated_when_disabled() -> None:
     async with harness() as opened:
         client = await opened.connect()
         client.send(request("GET / HTTP/1.1", "Sec-WebSocket-Extensions: permessage-deflate"))
@@ -186,13 +184,13 @@ async def test_compression_is_not_agreed_to_unless_it_is_on() -> None:
 
 
 @pytest.mark.parametrize("offer", ["permessage-deflate;", "deflate; =1", ";", "a b", 'a; b="c', 'a; b="c d"'])
-async def test_an_offer_that_cannot_be_read_is_refused(offer: str) -> None:
+async def test_malformed_extension_offer_is_refused(offer: str) -> None:
     async with harness(compression=True) as opened:
         data = request("GET / HTTP/1.1", f"Sec-WebSocket-Extensions: {offer}")
         assert "Sec-WebSocket-Extensions" in (await refused(opened, data, 400)).body
 
 
-async def test_the_client_side_of_websockets_understands_what_was_agreed_to() -> None:
+async def test_websockets_client_accepts_the_negotiated_compression() -> None:
     bits = [None, 8, 9, 12, 15]
     async with harness(compression=True) as opened:
         for no_server, no_client, server, client in itertools.product(
@@ -218,13 +216,13 @@ async def test_the_client_side_of_websockets_understands_what_was_agreed_to() ->
             await connection.close()
 
 
-async def test_a_browsers_way_of_writing_is_understood() -> None:
+async def test_browser_request_format_is_accepted() -> None:
     async with harness() as opened:
         data = request(without="Connection").replace(b"Upgrade: websocket", b"UPGRADE: WebSocket")
         await opened.upgrade(data[:-2] + b"connection: keep-alive, Upgrade\r\n\r\n")
 
 
-async def test_a_request_may_be_split_anywhere(arrivals: asyncio.Queue[int]) -> None:
+async def test_request_may_be_split_at_every_byte(arrivals: asyncio.Queue[int]) -> None:
     data = request("GET / HTTP/1.1", "Sec-WebSocket-Protocol: wsbroker.v1") + FRAMES
     async with harness() as opened:
         for place in range(1, len(data)):
@@ -244,7 +242,7 @@ async def test_a_request_may_be_split_anywhere(arrivals: asyncio.Queue[int]) -> 
         assert len(opened.node.taken) == len(data) - 1
 
 
-async def test_a_request_may_come_byte_by_byte(arrivals: asyncio.Queue[int]) -> None:
+async def test_request_may_arrive_byte_by_byte(arrivals: asyncio.Queue[int]) -> None:
     async with harness() as opened:
         client = await opened.connect()
         for byte in request():
@@ -254,7 +252,7 @@ async def test_a_request_may_come_byte_by_byte(arrivals: asyncio.Queue[int]) -> 
         assert opened.node.taken[0].rest == b""
 
 
-async def test_what_follows_the_request_at_once_is_handed_on_untouched() -> None:
+async def test_bytes_after_the_request_are_passed_on_unchanged() -> None:
     async with harness() as opened:
         client = await opened.upgrade(request() + FRAMES)
         client.send(b"later")
@@ -263,7 +261,7 @@ async def test_what_follows_the_request_at_once_is_handed_on_untouched() -> None
         assert opened.node.established[0].received == b"later"
 
 
-async def test_what_follows_may_be_a_lot() -> None:
+async def test_many_bytes_after_the_request_are_passed_on() -> None:
     async with harness() as opened:
         client = await opened.connect()
         client.send(request() + b"x" * 1_000_000)
@@ -283,7 +281,7 @@ async def test_what_follows_may_be_a_lot() -> None:
         ([], None),
     ],
 )
-async def test_the_subprotocol_is_the_brokers_own_or_none(offered: list[str], chosen: str | None) -> None:
+async def test_subprotocol_is_wsbroker_or_none(offered: list[str], chosen: str | None) -> None:
     async with harness() as opened:
         lines = [f"Sec-WebSocket-Protocol: {value}" for value in offered]
         client = await opened.connect()
@@ -298,7 +296,7 @@ async def test_the_subprotocol_is_the_brokers_own_or_none(offered: list[str], ch
 
 
 @pytest.mark.parametrize("offered", ["mqtt", "wsbroker.v2", "WSBROKER.V1", "mqtt, bearer.abc", "bearer"])
-async def test_who_offers_only_other_subprotocols_is_refused(offered: str) -> None:
+async def test_unknown_subprotocols_are_refused(offered: str) -> None:
     async with harness() as opened:
         reply = await refused(opened, request("GET / HTTP/1.1", f"Sec-WebSocket-Protocol: {offered}"), 400)
         assert "wsbroker.v1" in reply.body
@@ -318,7 +316,7 @@ async def test_who_offers_only_other_subprotocols_is_refused(offered: str) -> No
         "POST / HTTP/1.0",
     ],
 )
-async def test_another_method_or_version_is_no_request_for_a_websocket(line: str) -> None:
+async def test_other_method_or_http_version_gets_426(line: str) -> None:
     async with harness() as opened:
         reply = await refused(opened, request(line), 426)
         assert reply.headers["upgrade"] == "websocket"
@@ -326,24 +324,24 @@ async def test_another_method_or_version_is_no_request_for_a_websocket(line: str
 
 
 @pytest.mark.parametrize("without", ["Upgrade", "Connection"])
-async def test_a_plain_request_is_none_either(without: str) -> None:
+async def test_plain_get_gets_426(without: str) -> None:
     async with harness() as opened:
         await refused(opened, request(without=without), 426)
 
 
-async def test_a_post_with_a_body_is_none_either() -> None:
+async def test_post_with_a_body_gets_426() -> None:
     async with harness() as opened:
         body = b'{"a":1}'
         head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         await refused(opened, head.encode() + body, 426)
 
 
-async def test_a_chunked_one_is_none_either() -> None:
+async def test_chunked_request_gets_426() -> None:
     async with harness() as opened:
         await refused(opened, b"PUT / HTTP/1.1\r\nHost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 426)
 
 
-async def test_a_head_request_is_answered_without_a_body() -> None:
+async def test_head_request_is_answered_without_a_body() -> None:
     async with harness() as opened:
         client = await opened.connect()
         client.send(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -354,7 +352,7 @@ async def test_a_head_request_is_answered_without_a_body() -> None:
         assert b"Content-Length: 0" not in answer
 
 
-async def test_another_version_of_websocket_is_told_which_one_is_spoken() -> None:
+async def test_other_websocket_version_gets_the_supported_version() -> None:
     async with harness() as opened:
         data = request(without="Sec-WebSocket-Version")[:-2] + b"Sec-WebSocket-Version: 8\r\n\r\n"
         reply = await refused(opened, data, 426)
@@ -373,7 +371,7 @@ async def test_another_version_of_websocket_is_told_which_one_is_spoken() -> Non
         request("GET / HTTP/1.0", "Host: broker.example"),
     ],
 )
-async def test_there_must_be_one_host(data: bytes) -> None:
+async def test_request_needs_exactly_one_host(data: bytes) -> None:
     async with harness() as opened:
         reply = await refused(opened, data, 400)
         assert "Host" in reply.body
@@ -394,14 +392,14 @@ async def test_there_must_be_one_host(data: bytes) -> None:
         request("GET / HTTP/1.1", "Connection: ;"),
     ],
 )
-async def test_the_headers_of_a_request_for_a_websocket_must_be_right(data: bytes) -> None:
+async def test_invalid_websocket_headers_are_refused(data: bytes) -> None:
     async with harness() as opened:
         reply = await refused(opened, data, 400)
         assert "the header " in reply.body
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 5", "Transfer-Encoding: chunked"])
-async def test_a_request_for_a_websocket_has_no_body(length: str) -> None:
+async def test_websocket_request_with_a_body_is_refused(length: str) -> None:
     async with harness() as opened:
         await refused(opened, request("GET / HTTP/1.1", length) + b"hello", 400)
 
@@ -426,12 +424,12 @@ async def test_a_request_for_a_websocket_has_no_body(length: str) -> None:
         b"GET / HTTP/1.1\r\nContent-Length: 5\r\nno colon\r\n\r\n",
     ],
 )
-async def test_garbage_is_called_so(data: bytes) -> None:
+async def test_bytes_that_are_not_http_get_400(data: bytes) -> None:
     async with harness() as opened:
         await refused(opened, data, 400)
 
 
-async def test_garbage_in_the_second_piece_is_called_so_too(arrivals: asyncio.Queue[int]) -> None:
+async def test_bytes_that_are_not_http_in_a_later_segment_get_400(arrivals: asyncio.Queue[int]) -> None:
     async with harness() as opened:
         client = await opened.connect()
         client.send(b"GET / HTTP/1.1\r")
@@ -454,12 +452,12 @@ async def test_garbage_in_the_second_piece_is_called_so_too(arrivals: asyncio.Qu
         request()[:-2] + b"A: a\r\n" * 4000,
     ],
 )
-async def test_a_head_that_is_too_long_is_refused(data: bytes) -> None:
+async def test_head_over_the_limit_is_refused(data: bytes) -> None:
     async with harness() as opened:
         await refused(opened, data, 431)
 
 
-async def test_a_head_of_just_the_limit_is_taken() -> None:
+async def test_head_of_exactly_the_limit_is_accepted() -> None:
     start = request("GET / HTTP/1.1", "A: " + "a" * 8100)
     capacity = MAX_HEAD - len(start) - len(b"B: \r\n")
     for size, status in ((capacity, 101), (capacity + 1, 431)):
@@ -469,7 +467,7 @@ async def test_a_head_of_just_the_limit_is_taken() -> None:
             assert (await client.head()).startswith(f"HTTP/1.1 {status} ".encode())
 
 
-async def test_a_path_where_there_is_nothing() -> None:
+async def test_unknown_path_gets_404() -> None:
     async with harness(path="/ws") as opened:
         await refused(opened, request("GET / HTTP/1.1"), 404)
     async with harness(path="/ws") as opened:
@@ -481,14 +479,14 @@ async def test_a_path_where_there_is_nothing() -> None:
         await opened.upgrade(request("GET /ws?a=/b HTTP/1.1"))
 
 
-async def test_a_page_of_another_site_is_refused() -> None:
+async def test_cross_origin_page_is_refused() -> None:
     async with harness() as opened:
         with capture_logs() as logs:
             await refused(opened, request("GET / HTTP/1.1", "Origin: http://evil.example"), 403)
         assert [entry["origin"] for entry in logs if entry["event"] == "origin refused"] == ["http://evil.example"]
 
 
-async def test_pages_of_the_own_host_of_this_machine_and_listed_ones_are_welcome_on_loopback() -> None:
+async def test_same_host_loopback_and_listed_origins_are_allowed_on_loopback() -> None:
     async with harness(origins=["https://app.example"]) as opened:
         for origin in ("http://broker.example", "http://localhost:5173", "https://app.example"):
             client = await opened.upgrade(request("GET / HTTP/1.1", f"Origin: {origin}"))
@@ -514,13 +512,13 @@ async def test_a_request_with_two_origins_is_refused() -> None:
         b"GET http://x/healthz HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-async def test_a_load_balancer_learns_that_all_is_well(data: bytes) -> None:
+async def test_healthz_answers_200(data: bytes) -> None:
     async with harness() as opened:
         reply = await refused(opened, data, 200)
         assert reply.body == "ok\n"
 
 
-async def test_a_load_balancer_learns_that_the_broker_drains() -> None:
+async def test_healthz_answers_503_while_draining() -> None:
     async with harness() as opened:
         opened.node.draining = True
         reply = await refused(opened, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 503)
@@ -529,7 +527,7 @@ async def test_a_load_balancer_learns_that_the_broker_drains() -> None:
 
 
 @pytest.mark.parametrize("draining", [False, True])
-async def test_health_is_asked_for_with_get_and_head_alone(draining: bool) -> None:
+async def test_healthz_accepts_get_and_head_only(draining: bool) -> None:
     async with harness() as opened:
         opened.node.draining = draining
         head = await opened.ask_raw(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -541,7 +539,7 @@ async def test_health_is_asked_for_with_get_and_head_alone(draining: bool) -> No
             assert reply.headers["upgrade"] == "websocket"
 
 
-async def test_a_full_broker_is_healthy() -> None:
+async def test_healthz_answers_200_when_full() -> None:
     async with harness(capacity=Capacity(connections=0, extra=5)) as opened:
         assert (await opened.ask(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")).status == 200
 
@@ -550,7 +548,7 @@ async def test_a_full_broker_is_healthy() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", request()[:-1]])
-async def test_who_takes_too_long_is_closed_without_an_answer(sent: bytes) -> None:
+async def test_handshake_timeout_closes_without_an_answer(sent: bytes) -> None:
     async with harness(open_timeout=0.1) as opened:
         client = await opened.connect()
         client.send(sent)
@@ -560,7 +558,7 @@ async def test_who_takes_too_long_is_closed_without_an_answer(sent: bytes) -> No
         assert opened.limiter.refused == {0: 1}
 
 
-async def test_who_sends_a_little_from_time_to_time_takes_too_long_as_well() -> None:
+async def test_slow_bytes_do_not_extend_the_handshake_timeout() -> None:
     async with harness(open_timeout=0.1) as opened:
         client = await opened.connect()
         client.send(b"GET / HTTP/1.1\r\n")
@@ -570,7 +568,7 @@ async def test_who_sends_a_little_from_time_to_time_takes_too_long_as_well() -> 
         assert opened.limiter.refused == {0: 1}
 
 
-async def test_who_was_in_time_is_not_touched_by_the_sweep() -> None:
+async def test_sweep_leaves_established_connections_alone() -> None:
     async with harness(open_timeout=0.1) as opened:
         kept = await opened.upgrade(request())
         late = await opened.connect()
@@ -582,7 +580,7 @@ async def test_who_was_in_time_is_not_touched_by_the_sweep() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", request()[:-1]])
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_who_goes_away_half_way_leaves_nothing_behind(sent: bytes, how: str) -> None:
+async def test_disconnect_during_the_request_is_cleaned_up(sent: bytes, how: str) -> None:
     async with harness() as opened:
         client = await opened.connect()
         client.send(sent)
@@ -593,7 +591,7 @@ async def test_who_goes_away_half_way_leaves_nothing_behind(sent: bytes, how: st
         assert opened.node.taken == []
 
 
-async def test_who_goes_away_right_after_the_request_leaves_nothing_behind() -> None:
+async def test_disconnect_after_the_request_is_cleaned_up() -> None:
     async with harness() as opened:
         client = await opened.connect()
         client.send(request())
@@ -601,7 +599,7 @@ async def test_who_goes_away_right_after_the_request_leaves_nothing_behind() -> 
         await until(lambda: opened.limiter.connections == 0)
 
 
-async def test_an_answer_arrives_whatever_the_client_goes_on_sending() -> None:
+async def test_refusal_arrives_while_the_client_keeps_sending() -> None:
     async with harness() as opened:
         client = await opened.connect()
         body = b"x" * 20_000_000
@@ -610,7 +608,7 @@ async def test_an_answer_arrives_whatever_the_client_goes_on_sending() -> None:
         check(await client.reply(), 404)
 
 
-async def test_a_client_that_has_said_all_it_wants_to_say_gets_its_answer() -> None:
+async def test_half_closed_client_gets_its_answer() -> None:
     async with harness() as opened:
         client = await opened.connect()
         client.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -618,7 +616,7 @@ async def test_a_client_that_has_said_all_it_wants_to_say_gets_its_answer() -> N
         check(await client.reply(), 404)
 
 
-async def test_a_refused_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_client_that_does_not_close_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limiters, "REFUSED_TIMEOUT", 0.05)
     async with harness() as opened:
         client = await opened.connect()
@@ -628,7 +626,7 @@ async def test_a_refused_client_that_does_not_close_is_closed(monkeypatch: pytes
         await until(lambda: opened.limiter.connections == 0)
 
 
-async def test_a_shutdown_refuses_those_who_are_about_to_ask() -> None:
+async def test_shutdown_refuses_pending_handshakes() -> None:
     async with harness() as opened:
         silent = await opened.connect()
         midway = await opened.connect()
@@ -644,14 +642,14 @@ async def test_a_shutdown_refuses_those_who_are_about_to_ask() -> None:
         assert opened.limiter.connections == 0
 
 
-async def test_who_asks_during_a_shutdown_is_refused() -> None:
+async def test_request_during_a_shutdown_is_refused() -> None:
     async with harness() as opened:
         opened.node.draining = True
         reply = await refused(opened, request(), 503)
         assert "retry-after" in reply.headers
 
 
-async def test_a_shutdown_does_not_wait_for_ever_for_a_refused_client() -> None:
+async def test_shutdown_wait_for_refused_clients_is_bounded() -> None:
     async with harness() as opened:
         client = await opened.connect()
         await until(lambda: opened.limiter.connections == 1)
@@ -664,7 +662,7 @@ async def test_a_shutdown_does_not_wait_for_ever_for_a_refused_client() -> None:
 # Capacity
 
 
-async def test_the_surplus_is_told_to_come_back_and_let_in_when_there_is_room() -> None:
+async def test_connection_over_the_limit_gets_retry_after_and_connects_later() -> None:
     async with harness(capacity=Capacity(connections=2, extra=5)) as opened:
         first = await opened.upgrade(request())
         await opened.upgrade(request())
@@ -678,7 +676,7 @@ async def test_the_surplus_is_told_to_come_back_and_let_in_when_there_is_room() 
         assert opened.limiter.refused == {503: 1}
 
 
-async def test_a_surplus_client_is_let_in_when_there_is_room_by_the_time_it_asks() -> None:
+async def test_connection_over_the_limit_is_accepted_if_capacity_is_free_at_its_request() -> None:
     async with harness(capacity=Capacity(connections=1, extra=5)) as opened:
         first = await opened.upgrade(request())
         waiting = await opened.connect()
@@ -689,7 +687,7 @@ async def test_a_surplus_client_is_let_in_when_there_is_room_by_the_time_it_asks
         assert (await waiting.head()).startswith(b"HTTP/1.1 101 ")
 
 
-async def test_those_who_have_not_asked_yet_take_up_room() -> None:
+async def test_pending_handshakes_count_towards_the_limit() -> None:
     async with harness(capacity=Capacity(connections=2, extra=5)) as opened:
         await opened.connect()
         await opened.connect()
@@ -697,7 +695,7 @@ async def test_those_who_have_not_asked_yet_take_up_room() -> None:
         check(await opened.ask(request()), 503)
 
 
-async def test_beyond_the_extra_ones_a_connection_is_closed_at_once() -> None:
+async def test_connection_over_the_extra_capacity_is_closed_at_once() -> None:
     async with harness(capacity=Capacity(connections=1, extra=2)) as opened:
         await opened.upgrade(request())
         waiting = [await opened.connect() for _ in range(2)]
@@ -711,7 +709,7 @@ async def test_beyond_the_extra_ones_a_connection_is_closed_at_once() -> None:
             check(await client.reply(), 503)
 
 
-async def test_refused_ones_that_read_their_answer_take_up_no_room_but_are_bounded() -> None:
+async def test_refused_connections_are_bounded_and_take_no_capacity() -> None:
     async with harness(capacity=Capacity(connections=1, extra=2)) as opened:
         for _ in range(4):
             client = await opened.connect()
@@ -751,7 +749,7 @@ async def test_nothing_of_the_handshake_is_alive_after_the_upgrade(pieces: int) 
             gc.enable()
 
 
-async def test_nothing_of_it_is_alive_with_the_real_node_either() -> None:
+async def test_nothing_of_the_handshake_is_alive_with_the_real_node() -> None:
     loop = asyncio.get_running_loop()
     node = RealNode(Config(), MemoryEngine(), loop)
     await node.start()
@@ -780,13 +778,13 @@ async def test_nothing_is_scheduled_for_a_connection_once_it_is_established() ->
         await until(lambda: opened.limiter._sweeper is None)
 
 
-def test_the_limits_of_websockets_are_those_that_the_head_is_measured_for() -> None:
+def test_head_limit_fits_the_limits_of_websockets() -> None:
     # Environment variables may set others when websockets is imported; larger ones would only be cut at MAX_HEAD.
     assert http11.MAX_NUM_HEADERS == 128
     assert 2 * http11.MAX_LINE_LENGTH == handshakes.MAX_HEAD
 
 
-async def test_a_limiter_counts_no_one_twice() -> None:
+async def test_limiter_counts_each_connection_once() -> None:
     loop = asyncio.get_running_loop()
     async with harness() as opened:
         limiter = ConnectionLimiter(Config(), opened.node, Capacity(1, 0), loop)

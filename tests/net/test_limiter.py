@@ -10,7 +10,7 @@ from tests.net.harness import harness, request
 
 
 @pytest.mark.parametrize("files", [96, 256, 1024, 20_000, 1 << 20])
-def test_all_who_are_let_in_or_refused_fit_into_the_limit_of_open_files(files: int) -> None:
+def test_capacity_fits_into_the_limit_of_open_files(files: int) -> None:
     capacity = Capacity.of(files, None)
     assert capacity.connections >= files * 2 // 5
     reserve = files - capacity.connections - capacity.extra
@@ -19,7 +19,7 @@ def test_all_who_are_let_in_or_refused_fit_into_the_limit_of_open_files(files: i
     assert 20 + capacity.admin + capacity.doors <= reserve
 
 
-async def test_who_reads_why_it_was_refused_takes_nobodys_place() -> None:
+async def test_refused_connection_takes_no_capacity() -> None:
     async with harness(capacity=Capacity(2, 10)) as opened:
         await opened.upgrade(request())
         for _ in range(3):
@@ -34,22 +34,22 @@ async def test_who_reads_why_it_was_refused_takes_nobodys_place() -> None:
         assert [*lacks, opened.limiter.unavailable_reason] == [None, "full", "memory"]
 
 
-def test_a_configured_bound_is_kept() -> None:
+def test_max_connections_is_enforced() -> None:
     assert Capacity.of(1024, 10).connections == 10
 
 
-def test_a_bound_that_there_are_no_descriptors_for_is_a_mistake() -> None:
+def test_max_connections_over_the_descriptor_limit_is_a_mistake() -> None:
     most = Capacity.of(1024, None).connections
     assert Capacity.of(1024, most).connections == most
     with pytest.raises(ConfigError, match=rf"limits\.max_connections.*1024.*at most {most}"):
         Capacity.of(1024, most + 1)
 
 
-def test_few_files_are_enough_for_some_clients() -> None:
+def test_low_descriptor_limit_leaves_capacity_for_clients() -> None:
     assert Capacity.of(64, None) == Capacity(connections=16, extra=16, admin=5, doors=2)
 
 
-def test_a_limit_that_leaves_nothing_for_clients_is_a_mistake() -> None:
+def test_descriptor_limit_without_capacity_for_clients_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match=r"limits\.max_connections.*48 open files"):
         Capacity.of(48, None)
     with pytest.raises(ConfigError, match=r"limits\.max_connections.*48 open files"):

@@ -28,7 +28,7 @@ def entrance(opened: Harness) -> Entrance:
     return only
 
 
-async def test_ipv4() -> None:
+async def test_listens_on_ipv4() -> None:
     async with harness("127.0.0.1:0") as opened:
         client = await opened.upgrade(request())
         host, port = client.writer.get_extra_info("sockname")
@@ -36,14 +36,14 @@ async def test_ipv4() -> None:
         assert opened.address == "{}:{}".format(*client.writer.get_extra_info("peername"))
 
 
-async def test_ipv6() -> None:
+async def test_listens_on_ipv6() -> None:
     async with harness("[::1]:0") as opened:
         client = await opened.upgrade(request())
         assert opened.address.startswith("[::1]:")
         assert opened.node.taken[0].peer == f"[::1]:{client.writer.get_extra_info('sockname')[1]}"
 
 
-async def test_a_name_stands_for_all_its_addresses_with_one_port() -> None:
+async def test_host_name_listens_on_all_its_addresses_with_one_port() -> None:
     async with harness("localhost:0") as opened:
         assert "127.0.0.1:" in " ".join(opened.listener.addresses)
         assert len({address.rpartition(":")[2] for address in opened.listener.addresses}) == 1
@@ -52,7 +52,7 @@ async def test_a_name_stands_for_all_its_addresses_with_one_port() -> None:
         assert len(opened.node.taken) == len(opened.listener.addresses)
 
 
-async def test_all_addresses_of_the_machine_for_either_version_of_ip() -> None:
+async def test_ipv4_wildcard_leaves_the_port_free_for_ipv6() -> None:
     async with harness("0.0.0.0:0") as opened:
         port = opened.address.rpartition(":")[2]
         await opened.upgrade(request(), f"127.0.0.1:{port}")
@@ -61,7 +61,7 @@ async def test_all_addresses_of_the_machine_for_either_version_of_ip() -> None:
             await other.upgrade(request(), f"[::1]:{port}")
 
 
-async def test_a_unix_socket(tmp_path: Path) -> None:
+async def test_listens_on_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
     async with harness(f"unix:{path}") as opened:
         await opened.upgrade(request())
@@ -71,7 +71,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_the_mode_of_other_files_is_left_alone(tmp_path: Path) -> None:
+async def test_unix_socket_mode_does_not_change_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     os.umask(before)
     async with harness(f"unix:{tmp_path}/broker.sock"):
@@ -79,7 +79,7 @@ async def test_the_mode_of_other_files_is_left_alone(tmp_path: Path) -> None:
         assert after == before
 
 
-async def test_pages_of_this_machine_are_welcome_on_loopback_alone(tmp_path: Path) -> None:
+async def test_loopback_origins_are_allowed_on_loopback_only(tmp_path: Path) -> None:
     page = request("GET / HTTP/1.1", "Origin: http://localhost:5173")
     for listen in ("127.0.0.1:0", "127.9.9.9:0", "[::1]:0"):
         async with harness(listen) as opened:
@@ -96,21 +96,21 @@ async def test_pages_of_this_machine_are_welcome_on_loopback_alone(tmp_path: Pat
 # In the way
 
 
-async def test_an_address_in_use_is_named() -> None:
+async def test_address_in_use_is_reported() -> None:
     async with harness() as opened:
         with pytest.raises(CannotListenError, match=rf"^cannot listen on {opened.address}: the address is in use$"):
             await nowhere().open(parse_address(opened.address))
         await opened.upgrade(request())
 
 
-async def test_an_address_of_another_machine_is_named() -> None:
+async def test_address_of_another_machine_is_reported() -> None:
     with pytest.raises(
         CannotListenError, match=r"^cannot listen on 192\.0\.2\.1:8765: cannot assign requested address$"
     ):
         await nowhere().open(parse_address("192.0.2.1:8765"))
 
 
-async def test_a_file_that_a_dead_process_left_is_replaced(tmp_path: Path) -> None:
+async def test_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -153,12 +153,12 @@ async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+async def test_missing_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CannotListenError, match=r"nothing/broker\.sock: no such file or directory"):
         await nowhere().open(parse_address(f"unix:{tmp_path}/nothing/broker.sock"))
 
 
-async def test_a_file_that_another_broker_put_in_its_place_is_not_removed(tmp_path: Path) -> None:
+async def test_unix_socket_of_another_broker_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "broker.sock"
     async with harness(f"unix:{path}"):
         path.rename(tmp_path / "moved")
@@ -169,7 +169,7 @@ async def test_a_file_that_another_broker_put_in_its_place_is_not_removed(tmp_pa
 # The end
 
 
-async def test_after_closing_nobody_is_accepted_and_nobody_is_cut_off() -> None:
+async def test_closed_listener_accepts_nobody_and_keeps_connections() -> None:
     async with harness() as opened:
         established = await opened.upgrade(request())
         opened.listener.close()
@@ -181,7 +181,7 @@ async def test_after_closing_nobody_is_accepted_and_nobody_is_cut_off() -> None:
         assert opened.node.established[0].received == b"still here"
 
 
-async def test_an_address_can_be_listened_on_again_at_once() -> None:
+async def test_address_can_be_reused_at_once() -> None:
     async with harness() as opened:
         address = opened.address
         await opened.upgrade(request())
@@ -193,7 +193,7 @@ async def test_an_address_can_be_listened_on_again_at_once() -> None:
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0"])
-async def test_accepted_sockets_inherit_the_bound_on_what_the_kernel_holds_back(listen: str) -> None:
+async def test_accepted_sockets_inherit_notsent_lowat(listen: str) -> None:
     async with harness(listen) as opened:
         await opened.upgrade(request())
         sock = opened.node.established[0].transport.get_extra_info("socket")
@@ -225,7 +225,7 @@ async def accepted_in_a_turn(opened: Harness, crowd: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-async def test_before_a_crowd_further_doors_are_opened_and_closed_again_after_it(kind: str, tmp_path: Path) -> None:
+async def test_burst_of_connections_opens_acceptors_and_closes_them_after(kind: str, tmp_path: Path) -> None:
     async with harness("127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/broker.sock") as opened:
         assert len(entrance(opened)._doors) == 1
         assert max(await accepted_in_a_turn(opened, 100)) == DOORS
@@ -240,14 +240,14 @@ async def test_before_a_crowd_further_doors_are_opened_and_closed_again_after_it
         assert max(await accepted_in_a_turn(opened, 100)) == DOORS
 
 
-async def test_a_few_at_a_time_are_no_crowd() -> None:
+async def test_few_connections_open_no_more_acceptors() -> None:
     async with harness() as opened:
         for _ in range(10):
             await accepted_in_a_turn(opened, 3)
         assert len(entrance(opened)._doors) == 1
 
 
-async def test_closing_closes_every_door() -> None:
+async def test_close_closes_all_acceptors() -> None:
     async with harness() as opened:
         await accepted_in_a_turn(opened, 100)
         opened.listener.close()
@@ -255,7 +255,7 @@ async def test_closing_closes_every_door() -> None:
             await opened.connect()
 
 
-async def test_a_listener_may_be_closed_while_a_crowd_comes() -> None:
+async def test_listener_can_be_closed_during_a_burst() -> None:
     async with harness() as opened:
         there = parse_address(opened.address)
         waiting = [socket.create_connection((there.host, there.port)) for _ in range(20)]
@@ -267,7 +267,7 @@ async def test_a_listener_may_be_closed_while_a_crowd_comes() -> None:
             await opened.connect()
 
 
-async def test_hundreds_at_once_all_get_in() -> None:
+async def test_hundreds_of_connections_at_once_are_accepted() -> None:
     async with harness(capacity=Capacity(300, 100)) as opened:
         clients = await asyncio.gather(*(opened.upgrade(request()) for _ in range(300)))
         assert opened.node.connections == 300

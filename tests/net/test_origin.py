@@ -21,7 +21,7 @@ from broker.net.origin import Origins
         ("http://127.0.0.1:8765", "127.0.0.1:8765"),
     ],
 )
-def test_a_page_of_the_brokers_own_host_may(origin: str, host: str) -> None:
+def test_same_host_origin_is_allowed(origin: str, host: str) -> None:
     assert Origins([]).allow(origin, host, loopback=False)
 
 
@@ -49,7 +49,7 @@ def test_a_page_of_the_brokers_own_host_may(origin: str, host: str) -> None:
         ("*", "*"),
     ],
 )
-def test_any_other_page_may_not(origin: str, host: str) -> None:
+def test_other_origins_are_refused(origin: str, host: str) -> None:
     assert not Origins([]).allow(origin, host, loopback=False)
 
 
@@ -65,7 +65,7 @@ def test_any_other_page_may_not(origin: str, host: str) -> None:
         "http://[::1]:8080",
     ],
 )
-def test_a_page_of_this_machine_may_where_only_this_machine_listens(origin: str) -> None:
+def test_loopback_origin_is_allowed_on_a_loopback_listener(origin: str) -> None:
     assert Origins([]).allow(origin, "127.0.0.1:8765", loopback=True)
     assert not Origins([]).allow(origin, "127.0.0.1:8765", loopback=False)
 
@@ -84,7 +84,7 @@ def test_a_page_of_this_machine_may_where_only_this_machine_listens(origin: str)
         "null",
     ],
 )
-def test_a_page_of_another_site_may_not_there_either(origin: str) -> None:
+def test_cross_origin_page_is_refused_on_a_loopback_listener(origin: str) -> None:
     assert not Origins([]).allow(origin, "127.0.0.1:8765", loopback=True)
 
 
@@ -101,12 +101,12 @@ def test_a_page_of_another_site_may_not_there_either(origin: str) -> None:
         ("*", "null"),
     ],
 )
-def test_a_listed_origin_may(listed: str, origin: str) -> None:
+def test_listed_origin_is_allowed(listed: str, origin: str) -> None:
     assert Origins([listed]).allow(origin, "broker.example", loopback=False)
 
 
 @pytest.mark.parametrize(
     "origin", ["http://app.example", "https://app.example:8443", "https://www.app.example", "null"]
 )
-def test_a_listed_origin_stands_for_itself_alone(origin: str) -> None:
+def test_listed_origin_matches_exactly(origin: str) -> None:
     assert not Origins(["https://app.example"]).allow(origin, "broker.example", loopback=False)

@@ -38,7 +38,7 @@ from tests.net.harness import harness, request
         (["10.0.0.0/8"], None, ["203.0.113.7, _hidden, 10.0.0.2"], "10.0.0.2"),
     ],
 )
-def test_the_last_address_that_is_no_proxy(
+def test_client_is_the_last_address_that_is_no_trusted_proxy(
     networks: list[str], host: str | None, forwarded: list[str], client: str | None
 ) -> None:
     assert Proxies(networks).client(host, forwarded) == client
@@ -60,7 +60,7 @@ def test_the_last_address_that_is_no_proxy(
         ("", "None"),
     ],
 )
-def test_addresses_as_proxies_write_them(text: str, address: str) -> None:
+def test_forwarded_address_formats_are_parsed(text: str, address: str) -> None:
     assert str(parse(text)) == address
 
 
@@ -75,18 +75,18 @@ def test_addresses_as_proxies_write_them(text: str, address: str) -> None:
         ("unknown", None),
     ],
 )
-def test_what_a_client_is_counted_by(peer: str, network: str | None) -> None:
+def test_clients_are_counted_by_address_or_ipv6_network(peer: str, network: str | None) -> None:
     assert network_of(peer) == network
 
 
-async def test_a_request_by_a_unix_socket_is_believed(tmp_path: Path) -> None:
+async def test_forwarded_address_from_a_unix_socket_is_trusted(tmp_path: Path) -> None:
     async with harness(f"unix:{tmp_path}/ws.sock") as opened:
         await opened.upgrade(request("GET / HTTP/1.1", "X-Forwarded-For: 192.0.2.9, 203.0.113.7"))
         await opened.upgrade(request("GET / HTTP/1.1"))
         assert [taken.peer for taken in opened.node.taken] == ["203.0.113.7", "unix:"]
 
 
-async def test_a_request_by_tcp_is_not(tmp_path: Path) -> None:
+async def test_forwarded_address_from_untrusted_tcp_is_ignored(tmp_path: Path) -> None:
     async with harness() as opened:
         await opened.upgrade(request("GET / HTTP/1.1", "X-Forwarded-For: 203.0.113.7"))
         assert opened.node.taken[0].peer.startswith("127.0.0.1:")

@@ -39,22 +39,22 @@ def mistakes(certificate: Path, key: Path) -> list[str]:
     return wrong.value.problems
 
 
-def test_without_a_certificate_there_is_no_tls() -> None:
+def test_no_certificate_means_no_tls() -> None:
     assert load(Server()) is None
 
 
-def test_files_that_are_missing_are_both_named(tmp_path: Path) -> None:
+def test_both_missing_files_are_reported(tmp_path: Path) -> None:
     assert mistakes(tmp_path / "a", tmp_path / "b") == [
         f"server.certificate: {tmp_path}/a cannot be read: No such file or directory",
         f"server.key: {tmp_path}/b cannot be read: No such file or directory",
     ]
 
 
-def test_a_folder_is_no_key(pair: Pair, tmp_path: Path) -> None:
+def test_directory_as_key_is_refused(pair: Pair, tmp_path: Path) -> None:
     assert mistakes(pair.certificate, tmp_path) == [f"server.key: {tmp_path} cannot be read: Is a directory"]
 
 
-def test_files_in_each_others_place(pair: Pair) -> None:
+def test_swapped_certificate_and_key_are_reported(pair: Pair) -> None:
     assert mistakes(pair.key, pair.certificate) == [
         f"server.certificate: {pair.key} holds no certificate in PEM format",
         f"server.key: {pair.certificate} holds no private key in PEM format",
@@ -62,26 +62,26 @@ def test_files_in_each_others_place(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ec", "rsa"])
-def test_a_key_of_another_certificate(pair: Pair, tmp_path: Path, kind: str) -> None:
+def test_key_of_another_certificate_is_refused(pair: Pair, tmp_path: Path, kind: str) -> None:
     other = make_pair(tmp_path, "other", kind)
     assert mistakes(pair.certificate, other.key) == [
         f"server.key: {other.key} does not fit the certificate in {pair.certificate}"
     ]
 
 
-def test_a_key_with_a_passphrase_is_not_asked_for_on_the_terminal(tmp_path: Path) -> None:
+def test_encrypted_key_is_refused_without_a_prompt(tmp_path: Path) -> None:
     encrypted = encrypt_key(make_pair(tmp_path))
     assert mistakes(*encrypted) == [f"server.key: {encrypted.key} is encrypted; the broker has no passphrase for it"]
 
 
-def test_a_certificate_that_is_damaged(pair: Pair, tmp_path: Path) -> None:
+def test_damaged_certificate_is_refused(pair: Pair, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.pem"
     damaged.write_text(pair.certificate.read_text().replace("M", "N", 1))
     [problem] = mistakes(damaged, pair.key)
     assert problem.startswith(f"server.certificate: {damaged} and {pair.key} cannot be used: ")
 
 
-def test_key_and_certificate_may_be_in_one_file(pair: Pair, tmp_path: Path) -> None:
+def test_key_and_certificate_may_share_a_file(pair: Pair, tmp_path: Path) -> None:
     both = tmp_path / "both.pem"
     both.write_bytes(pair.key.read_bytes() + pair.certificate.read_bytes())
     assert load(Server(certificate=str(both), key=str(both))) is not None
@@ -90,7 +90,7 @@ def test_key_and_certificate_may_be_in_one_file(pair: Pair, tmp_path: Path) -> N
 # The handshake
 
 
-async def test_versions_below_1_2_are_refused(pair: Pair) -> None:
+async def test_tls_below_1_2_is_refused(pair: Pair) -> None:
     async with harness(tls=Tls(loaded(pair))) as opened:
         old = trusting(pair)
         with pytest.warns(DeprecationWarning, match="TLSv1"):
@@ -109,7 +109,7 @@ async def test_versions_below_1_2_are_refused(pair: Pair) -> None:
         await until(lambda: opened.limiter.connections == 0)
 
 
-async def test_a_client_is_refused_in_http_as_without_tls(pair: Pair) -> None:
+async def test_refusal_over_tls_is_an_http_answer(pair: Pair) -> None:
     async with harness(tls=Tls(loaded(pair))) as opened:
         reader, writer = await open_tls(opened, trusting(pair))
         writer.write(request("GET /elsewhere HTTP/1.1"))
@@ -119,7 +119,7 @@ async def test_a_client_is_refused_in_http_as_without_tls(pair: Pair) -> None:
         assert opened.limiter.refused == {404: 1}
 
 
-async def test_a_refused_one_that_never_closes_is_cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_tls_client_that_does_not_close_is_aborted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.net.limiter.REFUSED_TIMEOUT", 0.1)
     async with harness(tls=Tls(loaded(pair))) as opened:
         silent = await asyncio.to_thread(raw_tls, opened, pair)
@@ -130,7 +130,7 @@ async def test_a_refused_one_that_never_closes_is_cut_off(pair: Pair, monkeypatc
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00\x01\x00"])
-async def test_the_time_for_the_opening_covers_tls(pair: Pair, sent: bytes) -> None:
+async def test_open_timeout_covers_the_tls_handshake(pair: Pair, sent: bytes) -> None:
     async with harness(tls=Tls(loaded(pair)), open_timeout=0.1) as opened:
         client = await opened.connect()
         client.send(sent)
@@ -139,7 +139,7 @@ async def test_the_time_for_the_opening_covers_tls(pair: Pair, sent: bytes) -> N
         assert opened.limiter.refused == {0: 1}
 
 
-async def test_who_does_not_speak_tls_is_closed_and_counted(pair: Pair) -> None:
+async def test_client_without_tls_is_closed_and_counted(pair: Pair) -> None:
     async with harness(tls=Tls(loaded(pair))) as opened:
         client = await opened.connect()
         client.send(request())
@@ -152,7 +152,7 @@ async def test_who_does_not_speak_tls_is_closed_and_counted(pair: Pair) -> None:
         assert opened.limiter.refused == {0: 1}
 
 
-async def test_who_goes_in_the_middle_of_it_is_forgotten(pair: Pair) -> None:
+async def test_disconnect_during_the_tls_handshake_is_cleaned_up(pair: Pair) -> None:
     async with harness(tls=Tls(loaded(pair))) as opened:
         for way in ("close", "reset"):
             client = await opened.connect()
@@ -162,7 +162,7 @@ async def test_who_goes_in_the_middle_of_it_is_forgotten(pair: Pair) -> None:
             await until(lambda: opened.limiter.connections == 0)
 
 
-async def test_every_socket_counts_from_the_first_moment(pair: Pair) -> None:
+async def test_tls_socket_counts_towards_the_limit_from_accept(pair: Pair) -> None:
     async with harness(tls=Tls(loaded(pair)), capacity=Capacity(2, 2)) as opened:
         silent = [await opened.connect() for _ in range(4)]
         await until(lambda: opened.limiter.connections == 4)
@@ -178,7 +178,7 @@ async def test_every_socket_counts_from_the_first_moment(pair: Pair) -> None:
         await close(writer)
 
 
-async def test_the_end_cuts_off_who_has_not_finished_it(pair: Pair) -> None:
+async def test_shutdown_aborts_pending_tls_handshakes(pair: Pair) -> None:
     async with harness(tls=Tls(loaded(pair))) as opened:
         in_tls = await opened.connect()
         reader, writer = await open_tls(opened, trusting(pair))
@@ -190,7 +190,7 @@ async def test_the_end_cuts_off_who_has_not_finished_it(pair: Pair) -> None:
         await until(lambda: opened.limiter.connections == 0)
 
 
-async def test_a_crowd_gets_in(pair: Pair) -> None:
+async def test_many_tls_clients_connect_at_once(pair: Pair) -> None:
     async with harness(tls=Tls(loaded(pair))) as opened:
         context = trusting(pair)
         clients = await asyncio.gather(*(open_tls(opened, context) for _ in range(100)))
@@ -203,7 +203,7 @@ async def test_a_crowd_gets_in(pair: Pair) -> None:
             await close(writer)
 
 
-async def test_without_descriptors_it_waits_instead_of_spinning(
+async def test_tls_listener_pauses_without_descriptors(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("broker.net.listener.PAUSE", 0.05)
@@ -217,7 +217,7 @@ async def test_without_descriptors_it_waits_instead_of_spinning(
         waiting.close()
 
 
-async def test_a_new_certificate_is_for_new_connections(pair: Pair, tmp_path: Path) -> None:
+async def test_new_certificate_applies_to_new_connections(pair: Pair, tmp_path: Path) -> None:
     tls = Tls(loaded(pair))
     other = make_pair(tmp_path, "other")
     async with harness(tls=tls) as opened:
@@ -235,7 +235,7 @@ async def test_a_new_certificate_is_for_new_connections(pair: Pair, tmp_path: Pa
 # What is said over it
 
 
-async def test_commands_events_and_the_close_go_over_it(pair: Pair) -> None:
+async def test_commands_events_and_close_work_over_tls(pair: Pair) -> None:
     async with serving(pair=pair) as harness:
         subscriber, publisher = await harness.subscriber("a"), await harness.connect()
         for n in range(300):
@@ -247,7 +247,7 @@ async def test_commands_events_and_the_close_go_over_it(pair: Pair) -> None:
         await until(lambda: harness.node.connections == 1)
 
 
-async def test_a_blocking_client(pair: Pair) -> None:
+async def test_blocking_client_works_over_tls(pair: Pair) -> None:
     async with serving(pair=pair) as harness:
 
         def talk() -> Any:
@@ -259,7 +259,7 @@ async def test_a_blocking_client(pair: Pair) -> None:
         assert await asyncio.to_thread(talk) == {"op": "pong", "id": 1}
 
 
-async def test_large_messages_both_ways(pair: Pair) -> None:
+async def test_large_messages_pass_over_tls_both_ways(pair: Pair) -> None:
     async with serving(pair=pair, max_size=2**24, max_outbox=2**25) as harness:
         subscriber, publisher = await harness.subscriber("a"), await harness.connect()
         for size in (16_384, 65_536, 1_000_000, 8_000_000):
@@ -269,7 +269,7 @@ async def test_large_messages_both_ways(pair: Pair) -> None:
         await publisher.nothing()
 
 
-async def test_many_large_ones_at_once_arrive_in_order(pair: Pair) -> None:
+async def test_pipelined_large_messages_arrive_in_order_over_tls(pair: Pair) -> None:
     async with serving(pair=pair, max_queue=10_000, max_outbox=2**27) as harness:
         subscribers = [await harness.subscriber("a") for _ in range(3)]
         publisher = await harness.connect()
@@ -279,7 +279,7 @@ async def test_many_large_ones_at_once_arrive_in_order(pair: Pair) -> None:
             assert [n for n, _ in await subscriber.data(200)] == list(range(200))
 
 
-async def test_a_slow_reader_misses_events_and_is_told_how_many(pair: Pair) -> None:
+async def test_slow_tls_reader_gets_gaps(pair: Pair) -> None:
     async with serving(pair=pair, max_queue=8, ping_interval=0) as harness:
         slow = await harness.subscriber("a")
         other = await harness.subscriber("a", max_queue=10_000)
@@ -312,7 +312,7 @@ async def test_a_slow_reader_misses_events_and_is_told_how_many(pair: Pair) -> N
         assert await slow.data(1) == ["last"]
 
 
-async def test_a_client_that_is_held_back_is_read_again(pair: Pair) -> None:
+async def test_paused_tls_client_is_read_again(pair: Pair) -> None:
     async with serving(pair=pair) as harness:
         client = await harness.connect()
         connection = harness.session(client).connection
@@ -326,7 +326,7 @@ async def test_a_client_that_is_held_back_is_read_again(pair: Pair) -> None:
         assert await client.answer(3) == {"op": "pong"}
 
 
-async def test_a_frame_that_breaks_the_rules_is_answered_with_1002(pair: Pair) -> None:
+async def test_invalid_frame_over_tls_is_closed_with_1002(pair: Pair) -> None:
     async with serving(pair=pair, close_timeout=0.2) as harness:
         client = await harness.connect()
         client.socket.transport.write(b"\xff\xff\xff\xff")
@@ -336,7 +336,7 @@ async def test_a_frame_that_breaks_the_rules_is_answered_with_1002(pair: Pair) -
         await until(lambda: not harness.node.connections)
 
 
-async def test_a_client_that_never_closes_is_cut_off(pair: Pair) -> None:
+async def test_tls_client_that_does_not_close_is_aborted(pair: Pair) -> None:
     async with serving(pair=pair, close_timeout=0.1) as harness:
         host, _, port = harness.address.rpartition(":")
         silent = await asyncio.to_thread(raw_tls_at, host, int(port), pair)
@@ -347,7 +347,7 @@ async def test_a_client_that_never_closes_is_cut_off(pair: Pair) -> None:
         silent.close()
 
 
-async def test_a_drain_reaches_everybody(pair: Pair) -> None:
+async def test_drain_sends_bye_to_all_tls_clients(pair: Pair) -> None:
     async with serving(pair=pair, max_queue=1000) as harness:
         clients = [await harness.subscriber("a") for _ in range(20)]
         publisher = await harness.connect()

@@ -28,19 +28,19 @@ def node() -> str:
     return found
 
 
-def test_a_client_of_a_broker_that_serves(node: str) -> None:
+def test_ws_client_works_with_the_broker(node: str) -> None:
     # Long enough for a busy machine to answer in, short enough to wait for.
     limits = {"WSBROKER_LIMITS__PING_INTERVAL": "0.5", "WSBROKER_LIMITS__PING_TIMEOUT": "1"}
     with start_broker(environ=limits) as broker:
         run(node, "serving.mjs", broker)
 
 
-def test_a_client_of_a_broker_that_agrees_to_compression(node: str) -> None:
+def test_ws_client_works_with_compression(node: str) -> None:
     with start_broker(environ={"WSBROKER_SERVER__COMPRESSION": "true"}) as broker:
         run(node, "compression.mjs", broker)
 
 
-def test_a_client_of_a_broker_that_shuts_down(node: str) -> None:
+def test_ws_client_gets_bye_at_a_shutdown(node: str) -> None:
     with start_broker() as broker:
         run(node, "shutdown.mjs", broker)
         assert broker.program.wait() == 0

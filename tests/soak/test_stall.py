@@ -6,7 +6,7 @@ from tests.fixtures_broker import start_broker
 from tests.soak.stall import DATA, stall
 
 
-def test_memory_stays_within_the_limits_and_each_sees_the_stream_of_its_policy() -> None:
+def test_memory_stays_bounded_and_each_policy_delivers_its_stream() -> None:
     with start_broker() as broker:
         outcome = stall(broker, stalled=20, healthy=20, seconds=1.5)
     print(outcome)

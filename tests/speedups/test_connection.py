@@ -44,7 +44,7 @@ A_LOT = 16 * 2**20
 # Messages
 
 
-async def test_messages_go_to_the_session_with_their_kind() -> None:
+async def test_messages_are_passed_to_the_session_with_their_type() -> None:
     async with running() as server:
         client, peer = await server.connect()
         await client.send(client_frame(TEXT, "é".encode()) + client_frame(BINARY, b"\xff") + client_frame(TEXT))
@@ -52,7 +52,7 @@ async def test_messages_go_to_the_session_with_their_kind() -> None:
         assert peer.messages == [("é".encode(), True), (b"\xff", False), (b"", True)]
 
 
-async def test_the_greeting_comes_ahead_of_all() -> None:
+async def test_upgrade_response_is_sent_first() -> None:
     async with running() as server:
         server.upgrade_response = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
         client, peer = await server.connect()
@@ -61,7 +61,7 @@ async def test_the_greeting_comes_ahead_of_all() -> None:
         assert await client.frame() == (TEXT, b"hello")
 
 
-async def test_what_came_with_the_handshake_is_read() -> None:
+async def test_bytes_after_the_handshake_are_read() -> None:
     async with running() as server:
         client, peer = await server.connect()
         stream = client_frame(TEXT, b"first") + client_frame(TEXT, b"second")
@@ -82,7 +82,7 @@ async def test_ten_thousand_frames_in_one_segment() -> None:
         await sending
 
 
-async def test_a_large_message_comes_and_goes() -> None:
+async def test_large_message_is_received_and_sent() -> None:
     payload = bytes(range(256)) * 16384
     async with running(max_size=len(payload), max_answers=2 * len(payload)) as server:
         client, peer = await server.connect()
@@ -91,7 +91,7 @@ async def test_a_large_message_comes_and_goes() -> None:
         assert await client.frame() == (BINARY, payload)
 
 
-def test_one_turn_is_one_write() -> None:
+def test_answers_of_a_turn_are_sent_in_one_write() -> None:
     connection, pipe, loop = _on_a_pipe()
     for number in range(10):
         connection.answer(b"%d" % number)
@@ -122,7 +122,7 @@ async def test_a_ping_is_answered_between_the_fragments_of_a_message() -> None:
         await peer.until(lambda: peer.messages == [(b"ab", True)])
 
 
-async def test_a_pong_that_nobody_asked_for_is_ignored() -> None:
+async def test_unsolicited_pong_is_ignored() -> None:
     async with running() as server:
         client, peer = await server.connect()
         await client.send(client_frame(PONG, b"?") + client_frame(TEXT, b"a"))
@@ -132,7 +132,7 @@ async def test_a_pong_that_nobody_asked_for_is_ignored() -> None:
 # Keep-alive
 
 
-async def test_who_gives_no_sign_of_life_is_closed() -> None:
+async def test_silent_client_is_closed() -> None:
     async with running(ping_interval=0.05, ping_timeout=0.05, close_timeout=0.05) as server:
         client, peer = await server.connect()
         frames = await client.frames()
@@ -141,7 +141,7 @@ async def test_who_gives_no_sign_of_life_is_closed() -> None:
         assert await peer.end() == (4001, "ping_timeout")
 
 
-async def test_who_answers_pings_lives() -> None:
+async def test_client_that_answers_pings_stays_open() -> None:
     async with running(ping_interval=0.3, ping_timeout=0.25) as server:
         client, peer = await server.connect()
         for _ in range(3):
@@ -175,7 +175,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     return time
 
 
-def test_pings_come_at_their_interval(time: Time) -> None:
+def test_pings_are_sent_at_the_interval(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     pinged = []
     for _ in range(1000):
@@ -190,7 +190,7 @@ def test_pings_come_at_their_interval(time: Time) -> None:
     pipe.lose()
 
 
-def test_pings_come_at_their_interval_whenever_somebody_connects(time: Time) -> None:
+def test_pings_are_sent_at_the_interval_for_any_connect_time(time: Time) -> None:
     loop = Loop()
     context = loop.context(ping_interval=25, ping_timeout=10, close_timeout=5)
     pipes: list[Pipe] = []
@@ -212,7 +212,7 @@ def test_pings_come_at_their_interval_whenever_somebody_connects(time: Time) -> 
         pipe.lose()
 
 
-def test_anything_that_comes_is_a_sign_of_life(time: Time) -> None:
+def test_any_received_byte_is_a_sign_of_life(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     for byte in client_frame(TEXT, bytes(100)):
         time.pass_by(9, connection.context, loop)
@@ -221,7 +221,7 @@ def test_anything_that_comes_is_a_sign_of_life(time: Time) -> None:
     pipe.lose()
 
 
-def test_silence_ends_it_at_the_timeout_and_not_before(time: Time) -> None:
+def test_silent_connection_is_closed_at_the_timeout_and_not_before(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     while not pipe.take():
         time.pass_by(0.5, connection.context, loop)
@@ -237,7 +237,7 @@ def test_silence_ends_it_at_the_timeout_and_not_before(time: Time) -> None:
     pipe.lose()
 
 
-def test_who_has_lived_long_may_still_fall_silent(time: Time) -> None:
+def test_long_lived_connection_is_closed_when_silent(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     for _ in range(3):
         while not pipe.take():
@@ -248,7 +248,7 @@ def test_who_has_lived_long_may_still_fall_silent(time: Time) -> None:
     pipe.lose()
 
 
-def test_time_in_which_the_loop_stood_still_does_not_count(time: Time) -> None:
+def test_blocked_loop_time_does_not_count_as_silence(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     while not pipe.take():
         time.pass_by(0.5, connection.context, loop)
@@ -262,7 +262,7 @@ def test_time_in_which_the_loop_stood_still_does_not_count(time: Time) -> None:
     pipe.lose()
 
 
-def test_who_is_not_listened_to_is_not_closed_for_silence(time: Time) -> None:
+def test_paused_connection_is_not_closed_as_silent(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     connection.pause()
     time.pass_by(1000, connection.context, loop)
@@ -274,7 +274,7 @@ def test_who_is_not_listened_to_is_not_closed_for_silence(time: Time) -> None:
     pipe.lose()
 
 
-def test_no_interval_is_no_pings(time: Time) -> None:
+def test_interval_of_zero_sends_no_pings(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=0, ping_timeout=10, close_timeout=5)
     time.pass_by(1000, connection.context, loop)
     assert connection.state == OPEN
@@ -285,7 +285,7 @@ def test_no_interval_is_no_pings(time: Time) -> None:
     pipe.lose()
 
 
-def test_who_has_gone_is_not_swept(time: Time) -> None:
+def test_closed_connection_is_not_swept(time: Time) -> None:
     connection, pipe, loop = _on_a_pipe(ping_interval=25, ping_timeout=10, close_timeout=5)
     context = connection.context
     others = [Pipe() for _ in range(5)]
@@ -307,7 +307,7 @@ def test_who_has_gone_is_not_swept(time: Time) -> None:
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going away"), (3000, "é" * 61), (4999, "x")])
-async def test_a_close_is_echoed_and_the_connection_ends(code: int, reason: str) -> None:
+async def test_close_is_echoed_and_the_connection_ends(code: int, reason: str) -> None:
     async with running() as server:
         client, peer = await server.connect()
         await client.send(close_frame(code, reason))
@@ -315,7 +315,7 @@ async def test_a_close_is_echoed_and_the_connection_ends(code: int, reason: str)
         assert await peer.end() == (code, reason)
 
 
-async def test_a_close_without_a_code_is_echoed_without_one() -> None:
+async def test_close_without_a_code_is_echoed_without_a_code() -> None:
     async with running() as server:
         client, peer = await server.connect()
         await client.send(client_frame(CLOSE))
@@ -323,7 +323,7 @@ async def test_a_close_without_a_code_is_echoed_without_one() -> None:
         assert await peer.end() == (1005, "")
 
 
-async def test_what_was_asked_before_the_close_is_answered() -> None:
+async def test_commands_before_a_close_are_answered() -> None:
     async with running() as server:
         client, peer = await server.connect()
         peer.do = lambda payload, text: peer.connection.answer(payload)
@@ -332,7 +332,7 @@ async def test_what_was_asked_before_the_close_is_answered() -> None:
         assert peer.messages == [(b"a", True)]
 
 
-async def test_the_server_closes_and_waits_for_the_answer() -> None:
+async def test_server_close_waits_for_the_echo() -> None:
     async with running() as server:
         client, peer = await server.connect()
         peer.connection.close(4503, "disconnected")
@@ -346,7 +346,7 @@ async def test_the_server_closes_and_waits_for_the_answer() -> None:
         assert peer.ends == [(4503, "disconnected")]
 
 
-async def test_the_server_does_not_wait_for_ever() -> None:
+async def test_server_close_times_out() -> None:
     async with running(close_timeout=0.05) as server:
         client, peer = await server.connect()
         peer.connection.close(1001)
@@ -354,7 +354,7 @@ async def test_the_server_does_not_wait_for_ever() -> None:
         assert await client.frame() is None
 
 
-async def test_both_close_at_once() -> None:
+async def test_simultaneous_close_ends_cleanly() -> None:
     async with running() as server:
         client, peer = await server.connect()
         await client.send(close_frame(3000))
@@ -364,7 +364,7 @@ async def test_both_close_at_once() -> None:
         assert await peer.end() in ((3000, ""), (3001, ""))
 
 
-async def test_what_was_answered_before_the_close_goes_out() -> None:
+async def test_answers_before_a_close_are_sent() -> None:
     async with running() as server:
         client, peer = await server.connect()
         for number in range(3):
@@ -376,7 +376,7 @@ async def test_what_was_answered_before_the_close_goes_out() -> None:
         assert frames == [(TEXT, b"0"), (TEXT, b"1"), (TEXT, b"2"), (CLOSE, b"\x03\xe8")]
 
 
-async def test_finish_closes_behind_all_that_waits() -> None:
+async def test_finish_closes_after_queued_data() -> None:
     async with running(max_answers=2 * A_LOT) as server:
         client, peer = await server.connect(receive=4096)
         for _ in range(64):
@@ -401,7 +401,7 @@ def test_a_long_reason_is_cut_between_characters() -> None:
         pipe.lose()
 
 
-def test_finish_sends_what_is_queued_and_close_forgets_it() -> None:
+def test_finish_sends_the_queue_and_close_discards_it() -> None:
     for end, expected in (("finish", [(TEXT, b"event"), (CLOSE, b"\x03\xe9")]), ("close", [(CLOSE, b"\x03\xe9")])):
         connection, pipe, loop = _on_a_pipe()
         interest = Filter("a")
@@ -442,7 +442,7 @@ def test_finish_sends_what_is_queued_and_close_forgets_it() -> None:
     ],
     ids=["reserved opcode", "unmasked", "no UTF-8", "too big", "close code", "close reason", "half a close code"],
 )
-async def test_a_mistake_is_answered_although_more_is_coming(wrong: bytes, code: int) -> None:
+async def test_protocol_error_is_answered_while_data_arrives(wrong: bytes, code: int) -> None:
     async with running(max_size=65536) as server:
         client, peer = await server.connect()
         await client.send(client_frame(TEXT, b"before") + wrong + client_frame(TEXT, b"behind"))
@@ -454,7 +454,7 @@ async def test_a_mistake_is_answered_although_more_is_coming(wrong: bytes, code:
         assert [payload for payload, _ in peer.messages] == [b"before"]
 
 
-async def test_a_mistake_behind_the_server_s_close_does_not_take_it_away() -> None:
+async def test_protocol_error_after_a_server_close_keeps_the_close() -> None:
     async with running() as server:
         client, peer = await server.connect()
         peer.connection.close(1001, "going_away")
@@ -463,7 +463,7 @@ async def test_a_mistake_behind_the_server_s_close_does_not_take_it_away() -> No
         assert await client.frames() == [(CLOSE, b"\x03\xe9going_away")]
 
 
-async def test_who_does_not_go_after_a_mistake_is_cut_off() -> None:
+async def test_client_that_stays_after_a_protocol_error_is_aborted() -> None:
     async with running(close_timeout=0.05) as server:
         client, _ = await server.connect()
         await client.send(client_frame(3))
@@ -474,7 +474,7 @@ async def test_who_does_not_go_after_a_mistake_is_cut_off() -> None:
 # The end without a close
 
 
-async def test_an_end_without_a_close_is_1006() -> None:
+async def test_disconnect_without_a_close_is_1006() -> None:
     async with running() as server:
         client, peer = await server.connect()
         await client.send(client_frame(TEXT, b"a"))
@@ -485,7 +485,7 @@ async def test_an_end_without_a_close_is_1006() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5, 8, 60_000])
-async def test_an_end_within_a_frame_is_1006(size: int) -> None:
+async def test_disconnect_within_a_frame_is_1006(size: int) -> None:
     async with running() as server:
         client, peer = await server.connect()
         await client.send(client_frame(TEXT, b"a" * 70_000)[:size])
@@ -504,7 +504,7 @@ async def test_a_reset_is_1006(size: int) -> None:
         assert peer.connection.state == CLOSED
 
 
-async def test_an_abort_ends_it_without_a_word() -> None:
+async def test_abort_sends_nothing() -> None:
     async with running() as server:
         client, peer = await server.connect()
         peer.connection.abort()
@@ -517,7 +517,7 @@ async def test_an_abort_ends_it_without_a_word() -> None:
         peer.connection.resume()
 
 
-async def test_nothing_is_left_of_a_connection() -> None:
+async def test_closed_connection_is_freed() -> None:
     async with running() as server:
         for leave in (client_frame(CLOSE), client_frame(3), client_frame(TEXT, b"abc")[:-1]):
             client, peer = await server.connect()
@@ -535,7 +535,7 @@ async def test_nothing_is_left_of_a_connection() -> None:
 # Pauses
 
 
-async def test_a_pause_stops_the_client_and_loses_nothing() -> None:
+async def test_pause_stops_reading_and_loses_nothing() -> None:
     async with running() as server:
         client, peer = await server.connect(receive=65536)
         peer.do = lambda payload, text: peer.connection.pause()
@@ -557,7 +557,7 @@ async def test_a_pause_stops_the_client_and_loses_nothing() -> None:
 
 @examples(200)
 @given(st.data())
-def test_a_pause_anywhere_loses_nothing(data: st.DataObject) -> None:
+def test_pause_at_any_message_loses_nothing(data: st.DataObject) -> None:
     connection, pipe, loop = _on_a_pipe()
     session = connection.session
     assert isinstance(session, Remember)
@@ -584,7 +584,7 @@ def test_a_pause_anywhere_loses_nothing(data: st.DataObject) -> None:
     pipe.lose()
 
 
-def test_what_a_transport_still_hands_over_in_a_pause_is_kept() -> None:
+def test_data_received_during_a_pause_is_kept() -> None:
     connection, pipe, loop = _on_a_pipe()
     session = connection.session
     assert isinstance(session, Remember)
@@ -598,7 +598,7 @@ def test_what_a_transport_still_hands_over_in_a_pause_is_kept() -> None:
     pipe.lose()
 
 
-def test_a_client_whose_commands_take_long_gives_way_to_others() -> None:
+def test_slow_commands_of_a_client_yield_to_others() -> None:
     connection, pipe, loop = _on_a_pipe()
     other = Connection(connection.context)
     other.session = Remember(other)
@@ -629,7 +629,7 @@ def test_a_client_whose_commands_take_long_gives_way_to_others() -> None:
         each.lose()
 
 
-def test_a_close_is_heard_behind_commands_that_take_long() -> None:
+def test_close_after_slow_commands_is_handled() -> None:
     connection, pipe, loop = _on_a_pipe(close_timeout=PATIENCE)
     session = connection.session
     assert isinstance(session, Remember)
@@ -642,7 +642,7 @@ def test_a_close_is_heard_behind_commands_that_take_long() -> None:
     pipe.lose()
 
 
-def test_pauses_for_different_reasons_do_not_end_each_other() -> None:
+def test_pauses_for_different_reasons_are_independent() -> None:
     connection, pipe, loop = _on_a_pipe()
     connection.pause_for(3600.0)
     connection.pause()
@@ -659,7 +659,7 @@ def test_pauses_for_different_reasons_do_not_end_each_other() -> None:
     pipe.lose()
 
 
-def test_what_comes_in_pauses_is_read_once_and_in_order() -> None:
+def test_data_received_during_pauses_is_read_once_and_in_order() -> None:
     connection, pipe, loop = _on_a_pipe()
     session = connection.session
     assert isinstance(session, Remember)
@@ -676,7 +676,7 @@ def test_what_comes_in_pauses_is_read_once_and_in_order() -> None:
     pipe.lose()
 
 
-def test_a_pause_right_behind_a_resume_holds() -> None:
+def test_pause_directly_after_a_resume_is_kept() -> None:
     connection, pipe, loop = _on_a_pipe()
     connection.pause()
     connection.resume()
@@ -689,7 +689,7 @@ def test_a_pause_right_behind_a_resume_holds() -> None:
     pipe.lose()
 
 
-async def test_who_is_paused_is_closed_as_anybody() -> None:
+async def test_paused_connection_can_be_closed() -> None:
     # The peer's close frame has to be read, although it lies behind what was not read yet.
     async with running(close_timeout=PATIENCE) as server:
         client, peer = await server.connect()
@@ -707,7 +707,7 @@ async def test_who_is_paused_is_closed_as_anybody() -> None:
 # Bounds
 
 
-async def test_who_does_not_read_the_answers_is_closed() -> None:
+async def test_client_that_does_not_read_answers_is_closed() -> None:
     async with running(max_answers=100_000, close_timeout=PATIENCE) as server:
         client, peer = await server.connect(receive=4096)
         bystander, other = await server.connect()
@@ -733,7 +733,7 @@ async def test_who_does_not_read_the_answers_is_closed() -> None:
         assert await bystander.frame() == (TEXT, b"y")
 
 
-async def test_who_does_not_read_the_pongs_is_closed() -> None:
+async def test_client_that_does_not_read_pongs_is_closed() -> None:
     async with running(max_answers=20_000) as server:
         client, peer = await server.connect(receive=4096)
         ping = client_frame(PING, bytes(125)) * 100
@@ -742,7 +742,7 @@ async def test_who_does_not_read_the_pongs_is_closed() -> None:
         assert peer.ends == [(4003, "not_reading")]
 
 
-async def test_answers_to_one_who_reads_may_be_many() -> None:
+async def test_client_that_reads_may_get_many_answers() -> None:
     # What one turn produces goes out at its end: it is no sign of a client that does not read.
     async with running(max_answers=1000) as server:
         client, peer = await server.connect()
@@ -753,7 +753,7 @@ async def test_answers_to_one_who_reads_may_be_many() -> None:
         assert peer.ends == []
 
 
-def test_answers_of_one_turn_do_not_pile_up() -> None:
+def test_answers_of_one_turn_are_bounded() -> None:
     connection, pipe, loop = _on_a_pipe(max_answers=100_000)
     session = connection.session
     assert isinstance(session, Remember)
@@ -812,7 +812,7 @@ async def test_text_that_is_not_utf8_closes_its_sender_alone(
     assert await subscriber.frame() == (TEXT, b'{"op":"event","topic":"a","data":"ok"}')
 
 
-async def test_a_crowd_of_broken_clients_disturbs_nobody() -> None:
+async def test_many_broken_clients_do_not_disturb_others() -> None:
     async with running(close_timeout=0.05) as server:
         good, peer = await server.connect()
         peer.do = lambda payload, text: peer.connection.answer(payload)

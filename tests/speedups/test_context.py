@@ -19,7 +19,7 @@ FREE_SLOTS = 65536
 class TestMembers:
     """Of audiences that overlap widely, only so many lists of members are kept."""
 
-    def test_what_is_remembered_is_bounded_by_the_subscriptions(self) -> None:
+    def test_memory_of_audiences_is_bounded_by_the_subscriptions(self) -> None:
         loop, context, pipes = _crowd(500)
         wide = Filter(">")
         subscriptions = [Subscription(pipe.connection, wide, max_queue=9) for pipe in pipes if pipe.connection]
@@ -34,7 +34,7 @@ class TestMembers:
         del audiences
         _part(pipes, loop)
 
-    def test_nobody_misses_an_event_because_an_audience_was_forgotten(self) -> None:
+    def test_events_are_delivered_after_an_audience_was_evicted(self) -> None:
         loop, context, pipes = _crowd(300)
         wide = Filter(">")
         subscriptions = [Subscription(pipe.connection, wide, max_queue=9) for pipe in pipes if pipe.connection]
@@ -66,7 +66,7 @@ class TestPings:
         monkeypatch.setattr(broker._speedups, "monotonic", lambda: clock[0])
         return clock
 
-    def test_a_short_interval_is_kept(self, clock: list[float]) -> None:
+    def test_short_ping_interval_is_kept(self, clock: list[float]) -> None:
         loop, context, (pipe,) = _crowd(1, ping_interval=1, ping_timeout=10)
         pinged = []
         for _ in range(300):
@@ -79,7 +79,7 @@ class TestPings:
         assert all(late - early < 1.3 for early, late in pairwise(pinged))
         _part([pipe], loop)
 
-    def test_silence_ends_it_at_the_timeout(self, clock: list[float]) -> None:
+    def test_silent_connection_is_closed_at_the_timeout(self, clock: list[float]) -> None:
         loop, context, (pipe,) = _crowd(1, ping_interval=1, ping_timeout=10)
         while not pipe.take():
             _pass_by(clock, context, loop)
@@ -93,7 +93,9 @@ class TestPings:
         _part([pipe], loop)
 
     @pytest.mark.parametrize(("interval", "timeout"), [(25, 10), (1, 10)])
-    def test_who_takes_what_waits_for_it_is_alive(self, clock: list[float], interval: float, timeout: float) -> None:
+    def test_reading_queued_data_counts_as_a_sign_of_life(
+        self, clock: list[float], interval: float, timeout: float
+    ) -> None:
         loop, context, (pipe,) = _crowd(1, ping_interval=interval, ping_timeout=timeout)
         connection = pipe.connection
         assert connection is not None

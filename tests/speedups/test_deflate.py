@@ -79,7 +79,7 @@ def reader(max_size: int = 2**20) -> FrameReader:
 
 @examples(300)
 @given(st.data())
-def test_reads_what_websockets_reads(data: st.DataObject) -> None:
+def test_inflates_like_websockets(data: st.DataObject) -> None:
     stream = b"".join(data.draw(st.lists(_messages(), max_size=5)))
     outcome = served([stream], window_bits=FULL)
     assert outcome == served_by_websockets(stream, window_bits=FULL)
@@ -89,7 +89,7 @@ def test_reads_what_websockets_reads(data: st.DataObject) -> None:
 
 @examples(40)
 @given(st.data())
-def test_reads_the_same_wherever_it_is_cut(data: st.DataObject) -> None:
+def test_inflating_does_not_depend_on_segment_boundaries(data: st.DataObject) -> None:
     stream = b"".join(data.draw(st.lists(_messages(), min_size=1, max_size=2)))
     outcome = served([stream], window_bits=FULL)
     assert outcome.code is None
@@ -100,7 +100,7 @@ def test_reads_the_same_wherever_it_is_cut(data: st.DataObject) -> None:
 
 @examples(300)
 @given(st.data())
-def test_reads_anything_without_harm(data: st.DataObject) -> None:
+def test_arbitrary_compressed_bytes_are_handled(data: st.DataObject) -> None:
     """What is no deflate is an error for both; but some of what is, `websockets` takes for its end."""
     payload = bytearray(deflated(data.draw(st.text(max_size=300)).encode(), data.draw(st.integers(0, 9))))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -120,7 +120,7 @@ def test_reads_anything_without_harm(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(("name", "payload"), HELLO, ids=[name for name, _ in HELLO])
-def test_the_examples_of_the_rfc_say_hello(name: str, payload: str) -> None:
+def test_rfc_examples_are_inflated(name: str, payload: str) -> None:
     data = bytes.fromhex(payload)
     assert reader().feed(compressed_frame(data)) == [(TEXT, b"Hello")]
     for first in range(len(data) + 1):
@@ -131,11 +131,11 @@ def test_the_examples_of_the_rfc_say_hello(name: str, payload: str) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"\x02\x00", b"\x03\x00"])
-def test_an_empty_message_may_be_written_in_many_ways(payload: bytes) -> None:
+def test_encodings_of_an_empty_message_are_accepted(payload: bytes) -> None:
     assert reader().feed(compressed_frame(payload)) == [(TEXT, b"")]
 
 
-def test_every_message_says_for_itself_whether_it_is_compressed() -> None:
+def test_compression_is_per_message() -> None:
     stream = (
         client_frame(TEXT, b"plain")
         + b"".join(compressed_fragments(TEXT, cut(deflated(b"compressed"), [3, 7])))
@@ -168,18 +168,18 @@ def test_every_message_says_for_itself_whether_it_is_compressed() -> None:
         (b"".join(compressed_fragments(TEXT, cut(deflated(b"\xed\xa0\x80"), [2]))), 1007, "not UTF-8"),
     ],
 )
-def test_a_mistake_closes_the_connection(stream: bytes, code: int, why: str) -> None:
+def test_invalid_deflate_data_closes_the_connection(stream: bytes, code: int, why: str) -> None:
     outcome = served([client_frame(BINARY, b"before") + stream + client_frame(BINARY, b"behind")], window_bits=FULL)
     assert outcome.sent == [(BINARY, b"before")]
     assert outcome.code == code
     assert why in outcome.reason
 
 
-def test_without_an_agreement_nothing_may_be_compressed() -> None:
+def test_compressed_frame_without_negotiation_is_an_error() -> None:
     assert served([compressed_frame(deflated(b"a"))[:1]]).code == 1002
 
 
-def test_a_message_that_leans_on_the_one_before_it_is_a_mistake() -> None:
+def test_message_that_uses_an_earlier_window_is_an_error() -> None:
     deflater = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     first, second = (
         (deflater.compress(b"once upon a time") + deflater.flush(zlib.Z_SYNC_FLUSH)).removesuffix(TAIL)
@@ -194,7 +194,7 @@ def test_a_message_that_leans_on_the_one_before_it_is_a_mistake() -> None:
 
 @pytest.mark.parametrize("level", [0, 1, 9])
 @pytest.mark.parametrize("size", [64, MAX_SIZE, 65536, 200_000])
-def test_the_largest_message_passes_and_no_larger_one(level: int, size: int) -> None:
+def test_max_size_applies_to_the_inflated_message(level: int, size: int) -> None:
     for filling in (FILLING * 2, b"a" * 2 * size, random.Random(size).randbytes(size + 1)):
         message = filling[:size]
         for whole in (True, False):
@@ -209,7 +209,7 @@ def test_the_largest_message_passes_and_no_larger_one(level: int, size: int) -> 
             assert caught.value.code == 1009
 
 
-def test_what_expands_as_far_as_deflating_can_passes() -> None:
+def test_maximally_compressed_message_is_accepted() -> None:
     """All literals of nine bits, in one block of the fixed codes, as an encoder may write that knows no others."""
     message = bytes(range(144, 256)) * 10
     bits = "010"  # not final, fixed codes, in the order in which bits are packed (RFC 1951, section 3.1.1)
@@ -221,7 +221,7 @@ def test_what_expands_as_far_as_deflating_can_passes() -> None:
     assert reader(len(message)).feed(compressed_frame(payload, BINARY)) == [(BINARY, message)]
 
 
-def test_what_no_message_can_become_is_not_waited_for() -> None:
+def test_compressed_message_over_the_possible_size_is_refused_early() -> None:
     bound = MAX_SIZE + MAX_SIZE // 8 + 64
     early = client_frame(BINARY, reserved=RSV1, length=bound + 1, form=16)[:4]
     assert served([early], window_bits=FULL).code == 1009
@@ -232,7 +232,7 @@ def test_what_no_message_can_become_is_not_waited_for() -> None:
     assert served(stream, window_bits=FULL).code == 1009
 
 
-def test_of_a_bomb_no_more_is_inflated_than_a_message_may_have() -> None:
+def test_deflate_bomb_is_inflated_only_up_to_max_size() -> None:
     most = 2**20
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = b"".join([*(deflater.compress(bytes(most)) for _ in range(100)), deflater.flush(zlib.Z_SYNC_FLUSH)])
@@ -301,7 +301,9 @@ def compressed(client: Client) -> list[bool]:
 @pytest.mark.parametrize("kind", [SlowPipe, SlowSocket])
 @given(sizes=st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 300) | st.integers(0, 90_000)), max_size=9))
 @examples(100)
-def test_all_get_the_same_events(kind: type[SlowPipe], sizes: list[tuple[str, int]]) -> None:
+def test_clients_with_and_without_compression_get_the_same_events(
+    kind: type[SlowPipe], sizes: list[tuple[str, int]]
+) -> None:
     world = World(Loop())
     clients = [world.connect(kind(world.loop), window_bits) for window_bits in (0, FULL, 9, FULL)]
     for client in clients:
@@ -320,7 +322,7 @@ def test_all_get_the_same_events(kind: type[SlowPipe], sizes: list[tuple[str, in
         assert not any(compressed(client)) or client.connection.deflates
 
 
-def test_an_event_is_deflated_once_for_all(world: World) -> None:
+def test_event_is_deflated_once_for_all_subscribers(world: World) -> None:
     clients = [world.connect(kind(world.loop), FULL) for kind in (SlowPipe, SlowSocket) for _ in range(3)]
     behind = [clients[0], clients[3]]
     for client in clients:
@@ -344,7 +346,7 @@ def test_an_event_is_deflated_once_for_all(world: World) -> None:
     assert all(compressed(client) == [True] * 6 for client in clients)
 
 
-def test_who_waits_alone_has_an_event_deflated_once_too(world: World) -> None:
+def test_queued_event_is_deflated_once(world: World) -> None:
     clients = [world.connect(SlowPipe(world.loop), FULL) for _ in range(3)]
     for client in clients:
         world.subscribe(client, "a", 2)
@@ -364,7 +366,7 @@ def test_who_waits_alone_has_an_event_deflated_once_too(world: World) -> None:
     assert world.context.deflated == 3
 
 
-def test_nothing_is_deflated_where_nobody_agreed_to_it(world: World) -> None:
+def test_nothing_is_deflated_without_negotiation(world: World) -> None:
     clients = [world.connect(kind(world.loop), window) for kind in (SlowPipe, SlowSocket) for window in (0, 9, 14)]
     for client in clients:
         world.subscribe(client, "a")
@@ -377,7 +379,7 @@ def test_nothing_is_deflated_where_nobody_agreed_to_it(world: World) -> None:
     assert not any(any(compressed(client)) for client in clients)
 
 
-def test_what_is_short_or_does_not_shrink_is_sent_as_it_is(world: World) -> None:
+def test_short_or_incompressible_events_are_sent_uncompressed(world: World) -> None:
     client = world.connect(SlowPipe(world.loop), FULL)
     hub, noise = world.hub, random.Random(3).randbytes(3000)
     subscription = hub.subscribe(client.connection, "a", max_queue=9, overflow="drop_oldest", echo=True)
@@ -395,7 +397,7 @@ def test_what_is_short_or_does_not_shrink_is_sent_as_it_is(world: World) -> None
     hub.unsubscribe(subscription)
 
 
-def test_answers_and_gaps_are_sent_as_they_are(world: World) -> None:
+def test_answers_and_gaps_are_sent_uncompressed(world: World) -> None:
     client = world.connect(SlowPipe(world.loop), FULL)
     world.subscribe(client, "a", 1)
     client.transport.block()
@@ -424,7 +426,7 @@ def capacity() -> int:
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("queued", [False, True])
-def test_a_write_may_end_at_every_byte(count: int, queued: bool) -> None:
+def test_partial_write_at_every_byte_of_compressed_events(count: int, queued: bool) -> None:
     """Of a batch of deflated events, or of such that waited in a queue."""
     room = capacity()
     ends = []

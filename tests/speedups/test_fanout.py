@@ -31,7 +31,7 @@ def world() -> Iterator[World]:
 # The batch
 
 
-def test_what_a_turn_brings_leaves_in_one_write(world: World) -> None:
+def test_events_of_a_turn_are_sent_in_one_write(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     for topic in ("a", "b.*", ">"):
         world.subscribe(client, topic)
@@ -44,7 +44,7 @@ def test_what_a_turn_brings_leaves_in_one_write(world: World) -> None:
     assert sorted(client.stream) == numbers
 
 
-def test_a_batch_does_not_grow_beyond_what_a_kernel_takes(world: World) -> None:
+def test_batch_size_is_bounded(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a")
     world.turn()
@@ -58,7 +58,7 @@ def test_a_batch_does_not_grow_beyond_what_a_kernel_takes(world: World) -> None:
 @pytest.mark.parametrize("kind", [SlowPipe, SlowSocket])
 @given(sizes=st.lists(st.tuples(st.sampled_from(["a", "b"]), SIZES), max_size=12))
 @examples(100)
-def test_each_event_comes_once_however_large_the_batches(kind: type[SlowPipe], sizes: list[tuple[str, int]]) -> None:
+def test_each_event_is_sent_once_for_any_batch_size(kind: type[SlowPipe], sizes: list[tuple[str, int]]) -> None:
     world = World(Loop())
     clients = [world.connect(kind(world.loop)) for _ in range(3)]
     for client in clients:
@@ -69,7 +69,7 @@ def test_each_event_comes_once_however_large_the_batches(kind: type[SlowPipe], s
     assert all(sorted(client.stream) == numbers for client in clients)
 
 
-def test_an_audience_flushed_within_a_turn_goes_out_once_more_at_its_end(world: World) -> None:
+def test_audience_flushed_within_a_turn_is_flushed_again_at_its_end(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a")
     first = world.publish("a")
@@ -83,7 +83,7 @@ def test_an_audience_flushed_within_a_turn_goes_out_once_more_at_its_end(world: 
     assert other.stream == [second, third]
 
 
-def test_nobody_is_sent_anything_by_an_event_for_nobody(world: World) -> None:
+def test_event_without_subscribers_sends_nothing(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a")
     world.turn()
@@ -104,7 +104,7 @@ class BrokenPipe(Pipe):
 
 @pytest.mark.parametrize("topics", [["a"], ["a", "b"], ["a", "a"]], ids=["one batch", "two batches", "two events"])
 @pytest.mark.parametrize("place", range(3))
-def test_a_fault_of_one_member_is_not_one_of_the_others(topics: list[str], place: int) -> None:
+def test_failure_of_one_member_does_not_affect_others(topics: list[str], place: int) -> None:
     loop = Loop()
     context = loop.context()
     hub = Hub(context)
@@ -131,7 +131,7 @@ def test_a_fault_of_one_member_is_not_one_of_the_others(topics: list[str], place
         pipe.lose()
 
 
-def test_an_audience_that_cannot_be_made_leaves_no_trace() -> None:
+def test_failed_audience_leaves_nothing_behind() -> None:
     context = Loop().context()
     known = Filter("a")
     with pytest.raises(TypeError):
@@ -163,7 +163,7 @@ def test_the_counters_count_deliveries_and_bytes(world: World) -> None:
 # The members
 
 
-def test_a_connection_is_a_member_once_under_its_most_specific_subscription(world: World) -> None:
+def test_connection_is_a_member_under_its_most_specific_subscription(world: World) -> None:
     client, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
     interests = [world.subscribe(client, topic).native for topic in (">", "a.b", "a.*", "*.b")]
     foreign = world.subscribe(other, "a.>").native
@@ -187,7 +187,7 @@ def test_a_connection_is_a_member_once_under_its_most_specific_subscription(worl
     )
 )
 @examples(150)
-def test_members_are_the_subscribers_of_the_filters_each_connection_once(
+def test_members_are_the_subscribed_connections_without_duplicates(
     plan: list[tuple[set[int], bool, bool]],
 ) -> None:
     """Whatever part of them is behind: those stand at the other end of the array."""
@@ -232,7 +232,7 @@ def test_members_are_the_subscribers_of_the_filters_each_connection_once(
     assert context.subscriptions == context.connections == 0
 
 
-def test_who_comes_in_the_middle_of_a_turn_gets_what_comes_after_him(world: World) -> None:
+def test_subscriber_added_within_a_turn_gets_later_events_only(world: World) -> None:
     client, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a")
     numbers = [world.publish("a")]
@@ -244,7 +244,7 @@ def test_who_comes_in_the_middle_of_a_turn_gets_what_comes_after_him(world: Worl
     assert other.stream == numbers[1:]
 
 
-def test_who_goes_in_the_middle_of_a_turn_has_been_sent_what_came_before(world: World) -> None:
+def test_subscriber_removed_within_a_turn_gets_earlier_events(world: World) -> None:
     client, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
     for topic in ("a", "*"):
         world.subscribe(client, topic)
@@ -259,7 +259,7 @@ def test_who_goes_in_the_middle_of_a_turn_has_been_sent_what_came_before(world: 
     assert other.stream == numbers
 
 
-def test_a_connection_that_closes_takes_its_subscriptions_out_of_the_batches_under_way(world: World) -> None:
+def test_closed_connection_is_removed_from_pending_batches(world: World) -> None:
     clients = [world.connect(SlowPipe(world.loop)) for _ in range(4)]
     for client in clients:
         world.subscribe(client, "a")
@@ -276,7 +276,7 @@ def test_a_connection_that_closes_takes_its_subscriptions_out_of_the_batches_und
     assert sorted(clients[0].stream) == first
 
 
-def test_an_audience_outlives_its_members_and_filters_outlive_audiences(world: World) -> None:
+def test_audience_survives_its_members_and_filters_survive_audiences(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     a, b = Filter("a"), Filter("b")
     audiences = [Audience(world.context, (a, b)) for _ in range(5)]
@@ -296,7 +296,7 @@ def test_an_audience_outlives_its_members_and_filters_outlive_audiences(world: W
 # Who must not see his own
 
 
-def test_the_publisher_that_wants_no_echo_gets_everything_else_in_order(world: World) -> None:
+def test_publisher_without_echo_gets_all_other_events_in_order(world: World) -> None:
     publisher, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
     interest = world.subscribe(publisher, "a", echo=False)
     world.subscribe(other, "a")
@@ -311,7 +311,7 @@ def test_the_publisher_that_wants_no_echo_gets_everything_else_in_order(world: W
     assert not interest.native.behind, "set apart for this turn alone"
 
 
-def test_it_is_the_most_specific_subscription_whose_echo_counts(world: World) -> None:
+def test_echo_of_the_most_specific_subscription_applies(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a.*", echo=False)
     world.subscribe(client, "a.b", echo=True)
@@ -328,7 +328,7 @@ def test_it_is_the_most_specific_subscription_whose_echo_counts(world: World) ->
     assert client.stream == [seen, last]
 
 
-def test_echo_is_about_what_is_published_after_it_was_asked_for(world: World) -> None:
+def test_echo_change_applies_to_later_events_only(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a", echo=True)
     first = world.publish("a", 0, client)
@@ -340,7 +340,7 @@ def test_echo_is_about_what_is_published_after_it_was_asked_for(world: World) ->
     assert client.stream == [first, third]
 
 
-def test_set_apart_a_queue_that_is_full_goes_to_the_socket_first(world: World) -> None:
+def test_full_queue_of_a_publisher_without_echo_is_sent_before_dropping(world: World) -> None:
     """Nothing is lost while the socket has room, however small the queue and long the turn."""
     publisher, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
     world.subscribe(publisher, "a", 2, "close", echo=False)
@@ -374,7 +374,7 @@ def readers() -> Iterator[tuple[Loop, LoopContext, list[SlowPipe], Audience]]:
 Readers = tuple[Loop, LoopContext, list[SlowPipe], Audience]
 
 
-def test_an_event_that_waits_for_many_is_held_once(readers: Readers) -> None:
+def test_event_queued_for_many_is_stored_once(readers: Readers) -> None:
     loop, context, _, audience = readers
     before = sys.getallocatedblocks()
     for _ in range(10):
@@ -386,7 +386,7 @@ def test_an_event_that_waits_for_many_is_held_once(readers: Readers) -> None:
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_topics_and_keys_are_let_go_of(readers: Readers, fast: bool) -> None:
+def test_topics_and_keys_are_freed(readers: Readers, fast: bool) -> None:
     loop, _, pipes, audience = readers
     topic, key = "a.topic.of.its.own", b"a key of its own"
     references = sys.getrefcount(topic), sys.getrefcount(key)
@@ -406,7 +406,7 @@ def test_topics_and_keys_are_let_go_of(readers: Readers, fast: bool) -> None:
     assert (sys.getrefcount(topic), sys.getrefcount(key)) == references
 
 
-def test_a_context_with_audiences_and_nobody_is_collected() -> None:
+def test_context_with_unused_audiences_is_garbage_collected() -> None:
     loop = Loop()
     context = LoopContext(loop.as_loop(), encode_gap=lambda *_: b"")
     audience = Audience(context, (Filter("a"),))

@@ -35,7 +35,7 @@ from tests.speedups.wire import (
 
 @examples(400)
 @given(st.data())
-def test_reads_what_websockets_reads(data: st.DataObject) -> None:
+def test_reads_frames_like_websockets(data: st.DataObject) -> None:
     frames = data.draw(st.lists(_frames(), max_size=12))
     stream = b"".join(frames)
     outcome = served([stream])
@@ -46,7 +46,7 @@ def test_reads_what_websockets_reads(data: st.DataObject) -> None:
 
 @examples(300)
 @given(st.data())
-def test_reads_what_websockets_reads_of_anything(data: st.DataObject) -> None:
+def test_reads_arbitrary_bytes_like_websockets(data: st.DataObject) -> None:
     stream = bytearray(b"".join(data.draw(st.lists(_frames(), max_size=6))))
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(stream)))
@@ -59,7 +59,7 @@ def test_reads_what_websockets_reads_of_anything(data: st.DataObject) -> None:
 
 @examples(60)
 @given(st.data())
-def test_reads_the_same_wherever_it_is_cut(data: st.DataObject) -> None:
+def test_reading_does_not_depend_on_segment_boundaries(data: st.DataObject) -> None:
     stream = b"".join(data.draw(st.lists(_messages(), max_size=3)))
     outcome = served([stream])
     _assert_like_websockets(outcome, stream)
@@ -97,7 +97,7 @@ def test_puts_fragments_together_around_control_frames(opcode: int) -> None:
     assert reader.feed(stream) == [(PING, b"are you there?"), (PONG, b""), (opcode, b"Hello"), (BINARY, b"next")]
 
 
-def test_joins_a_character_that_is_cut_into_fragments() -> None:
+def test_joins_a_character_split_across_fragments() -> None:
     text = "Grüße, 한국, 😀".encode()
     for first in range(len(text) + 1):
         for second in range(first, len(text) + 1):
@@ -109,12 +109,12 @@ def test_joins_a_character_that_is_cut_into_fragments() -> None:
             assert FrameReader().feed(stream) == [(TEXT, text)]
 
 
-def test_does_not_look_for_characters_in_binary_messages() -> None:
+def test_binary_messages_are_not_checked_for_utf8() -> None:
     stream = client_frame(BINARY, b"\xff\xfe") + client_frame(BINARY, b"\xc3", fin=False) + client_frame(CONTINUATION)
     assert FrameReader().feed(stream) == [(BINARY, b"\xff\xfe"), (BINARY, b"\xc3")]
 
 
-def test_grows_with_a_message_of_many_fragments() -> None:
+def test_buffer_grows_with_a_fragmented_message() -> None:
     payload = bytes(range(256)) * 1000
     fragments = [payload[i : i + 100] for i in range(0, len(payload), 100)]
     reader = FrameReader(max_size=len(payload))
@@ -197,7 +197,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.name for mistake in MISTAKES])
-def test_a_mistake_is_answered_as_soon_as_it_is_seen(mistake: Mistake) -> None:
+def test_protocol_error_is_reported_at_its_first_byte(mistake: Mistake) -> None:
     whole = client_frame(BINARY, b"before")
     reader = FrameReader(max_size=MAX_SIZE)
     early = whole + mistake.before + mistake.wrong[: mistake.seen_at - 1]
@@ -214,19 +214,19 @@ def test_a_mistake_is_answered_as_soon_as_it_is_seen(mistake: Mistake) -> None:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.name for mistake in MISTAKES])
-def test_what_is_no_mistake_yet_is_not_answered(mistake: Mistake) -> None:
+def test_incomplete_frame_is_not_an_error(mistake: Mistake) -> None:
     outcome = served([mistake.before, mistake.wrong[: mistake.seen_at - 1]])
     assert outcome.code is None
 
 
-def test_the_largest_message_passes() -> None:
+def test_message_of_max_size_is_accepted() -> None:
     whole = client_frame(BINARY, bytes(MAX_SIZE))
     parts = client_frame(BINARY, bytes(MAX_SIZE - 1), fin=False) + client_frame(0, b"a", fin=False) + client_frame(0)
     reader = FrameReader(max_size=MAX_SIZE)
     assert [len(payload) for _, payload in reader.feed(whole + parts + whole)] == [MAX_SIZE] * 3
 
 
-def test_a_control_frame_between_fragments_does_not_count_to_their_size() -> None:
+def test_control_frame_between_fragments_does_not_count_towards_max_size() -> None:
     reader = FrameReader(max_size=3)
     stream = client_frame(TEXT, b"abc", fin=False) + client_frame(PING, bytes(125)) + client_frame(0)
     assert reader.feed(stream) == [(PING, bytes(125)), (TEXT, b"abc")]
@@ -244,13 +244,13 @@ def test_a_message_has_at_most_4096_fragments(payload: bytes) -> None:
     assert caught.value.code == 1009
 
 
-def test_control_frames_are_no_fragments() -> None:
+def test_control_frames_do_not_count_as_fragments() -> None:
     reader = FrameReader(max_fragments=2)
     stream = client_frame(TEXT, b"a", fin=False) + 5 * client_frame(PING) + client_frame(0, b"b")
     assert reader.feed(stream) == 5 * [(PING, b"")] + [(TEXT, b"ab")]
 
 
-def test_what_was_whole_before_the_mistake_is_returned_first() -> None:
+def test_messages_before_a_protocol_error_are_returned() -> None:
     reader = FrameReader()
     assert reader.feed(client_frame(TEXT, b"a") + client_frame(PING) + client_frame(3)) == [(TEXT, b"a"), (PING, b"")]
     for data in (b"", client_frame(TEXT, b"b")):
@@ -263,39 +263,39 @@ def test_what_was_whole_before_the_mistake_is_returned_first() -> None:
 
 @pytest.mark.parametrize("code", [1000, 1001, 1003, 1007, 1014, 3000, 3999, 4000, 4999])
 @pytest.mark.parametrize("reason", ["", "bye", "Grüße", "x" * 123])
-def test_a_close_is_echoed(code: int, reason: str) -> None:
+def test_close_is_echoed(code: int, reason: str) -> None:
     assert served([close_frame(code, reason)]) == Outcome([], code, reason)
     assert served([bytes([byte]) for byte in close_frame(code, reason)]) == Outcome([], code, reason)
 
 
-def test_a_close_without_a_code_is_echoed() -> None:
+def test_close_without_a_code_is_echoed() -> None:
     assert served([client_frame(CLOSE)]) == Outcome([], 1005, "")
 
 
 @pytest.mark.parametrize("code", [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535])
-def test_a_code_that_nobody_may_send_is_a_mistake(code: int) -> None:
+def test_reserved_close_code_is_a_protocol_error(code: int) -> None:
     assert served([close_frame(code)]).code == 1002
 
 
-def test_half_a_code_is_a_mistake() -> None:
+def test_close_payload_of_one_byte_is_a_protocol_error() -> None:
     assert served([client_frame(CLOSE, b"\x03")]).code == 1002
 
 
 @pytest.mark.parametrize("reason", [b"\xff", b"\xed\xa0\x80", b"abc\xc3"])
-def test_a_reason_that_is_no_text_is_a_mistake(reason: bytes) -> None:
+def test_close_reason_that_is_not_utf8_is_an_error(reason: bytes) -> None:
     assert served([close_frame(1000, reason)]).code == 1007
 
 
-def test_nothing_counts_behind_a_close() -> None:
+def test_bytes_after_a_close_are_ignored() -> None:
     behind = client_frame(PING) + client_frame(TEXT, b"a") + client_frame(3)
     assert served([close_frame(1000) + behind, behind]) == Outcome([], 1000, "")
 
 
-def test_a_message_may_be_left_unfinished_by_a_close() -> None:
+def test_close_inside_a_fragmented_message_is_accepted() -> None:
     assert served([FRAGMENT + close_frame(1001)]) == Outcome([], 1001, "")
 
 
-def test_knows_the_codes_that_websockets_knows() -> None:
+def test_accepts_the_close_codes_that_websockets_accepts() -> None:
     for code in range(65536):
         assert is_close_code(code) == (code in EXTERNAL_CLOSE_CODES or 3000 <= code < 5000)
 
@@ -311,7 +311,7 @@ def test_writes_every_form_of_length(size: int) -> None:
 
 @examples(100)
 @given(st.sampled_from(list(Opcode)), st.binary(max_size=125))
-def test_writes_what_websockets_writes(opcode: Opcode, payload: bytes) -> None:
+def test_writes_frames_like_websockets(opcode: Opcode, payload: bytes) -> None:
     expected = Frame(opcode, payload).serialize(mask=False)
     assert frame(opcode, payload) == expected
     assert frame(opcode, memoryview(bytearray(payload))) == expected

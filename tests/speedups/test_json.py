@@ -20,20 +20,20 @@ TEXTS = st.tuples(SPACE, VALUES, SPACE).map(lambda parts: "".join(parts).encode(
 
 @examples(250)
 @given(TEXTS)
-def test_takes_what_is_valid(text: bytes) -> None:
+def test_accepts_valid_json(text: bytes) -> None:
     check_json(text)
     _assert_like_python(text)
 
 
 @examples(500)
 @given(st.one_of(mutated(TEXTS), SOUP, mutated(SOUP)))
-def test_takes_what_python_takes(text: bytes) -> None:
+def test_accepts_what_python_accepts(text: bytes) -> None:
     _assert_like_python(text)
 
 
 @examples(150)
 @given(TEXTS)
-def test_takes_what_python_takes_of_every_beginning(text: bytes) -> None:
+def test_accepts_the_prefixes_that_python_accepts(text: bytes) -> None:
     # What lies behind the end might complete it, and is not looked at.
     for size in range(len(text)):
         assert _is_taken(memoryview(text)[:size]) == _python_takes(text[:size]), text[:size]
@@ -41,7 +41,7 @@ def test_takes_what_python_takes_of_every_beginning(text: bytes) -> None:
 
 @examples(500)
 @given(st.one_of(TEXTS, mutated(TEXTS), SOUP))
-def test_takes_nothing_that_msgspec_refuses(text: bytes) -> None:
+def test_refuses_what_msgspec_refuses(text: bytes) -> None:
     if _is_taken(text):
         _READ_ALL.decode(text)
 
@@ -59,14 +59,14 @@ def test_takes_nothing_that_msgspec_refuses(text: bytes) -> None:
         (words("t r u e f a l s n"), 4, ("", "")),
     ],
 )  # fmt: skip
-def test_takes_what_python_takes_of_all_short_texts(alphabet: list[str], size: int, around: tuple[str, str]) -> None:
+def test_accepts_the_short_texts_that_python_accepts(alphabet: list[str], size: int, around: tuple[str, str]) -> None:
     begin, end = around
     for length in range(size + 1):
         for parts in itertools.product(alphabet, repeat=length):
             _assert_like_python(f"{begin}{''.join(parts)}{end}".encode())
 
 
-def test_finds_what_ends_a_string_at_every_place() -> None:
+def test_finds_the_end_of_a_string_at_every_offset() -> None:
     # Whole words are passed over at once: what is not plain may be anywhere in them, also behind a byte like it.
     for place, size in itertools.combinations(range(36), 2):
         for byte in b'"\\\x00\x1f\x20\x21\x23\x5b\x5d\x7f\x80\xff':
@@ -80,7 +80,7 @@ def test_finds_what_ends_a_string_at_every_place() -> None:
 @pytest.mark.parametrize(
     "text", [b'{"a":[1,-2.5e+3,true],"b":{"":null}}', b'"x\\u0aF9\\n\\ud83d\\ude00\xc3\xa9"', b"[ false ,\n0]"]
 )
-def test_takes_what_python_takes_with_any_byte_anywhere(text: bytes) -> None:
+def test_agrees_with_python_on_any_replaced_byte(text: bytes) -> None:
     for place in range(len(text) + 1):
         for byte in range(256):
             _assert_like_python(text[:place] + bytes([byte]) + text[place:])
@@ -88,7 +88,7 @@ def test_takes_what_python_takes_with_any_byte_anywhere(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("kinds", ["[", "{", "[{", "{["])
-def test_counts_levels(kinds: str) -> None:
+def test_counts_nesting_depth(kinds: str) -> None:
     for depth in (1, 2, 3, 63, 64, 65, 66, 200):
         text = _nested(kinds, depth)
         assert json.loads(text) is not None
@@ -100,18 +100,18 @@ def test_counts_levels(kinds: str) -> None:
                     check_json(text, limit)
 
 
-def test_counts_levels_of_what_is_open_not_of_what_was() -> None:
+def test_depth_counts_open_containers_only() -> None:
     check_json(b"[" + b"[[],{}]," * 100 + b"[[]]]", 3)
     with pytest.raises(ValueError, match="deeper"):
         check_json(b"[" + b"[[],{}]," * 100 + b"[[[]]]]", 3)
 
 
-def test_a_level_too_many_is_found_without_reading_on() -> None:
+def test_excess_depth_stops_the_scan() -> None:
     with pytest.raises(ValueError, match="deeper than 64"):
         check_json(b"[" * 1_000_000)
 
 
-def test_allows_no_level_where_none_is_allowed() -> None:
+def test_depth_zero_allows_scalars_only() -> None:
     check_json(b"1", 0)
     for depth in (0, -1):
         with pytest.raises(ValueError, match="deeper"):
@@ -149,12 +149,12 @@ def test_allows_no_other_white_space(space: bytes) -> None:
         (b'"\xc3"', "not valid UTF-8"),
     ],
 )  # fmt: skip
-def test_says_what_is_wrong(text: bytes, why: str) -> None:
+def test_error_names_the_problem(text: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         check_json(text)
 
 
-def test_takes_any_bytes_like_object() -> None:
+def test_accepts_any_bytes_like_object() -> None:
     check_json(bytearray(b"[1]"))
     check_json(memoryview(b"x[1]x")[1:4])
     with pytest.raises(ValueError, match="not valid JSON"):

@@ -17,7 +17,7 @@ KEYS = st.binary(min_size=4, max_size=4)
 
 @examples(300)
 @given(st.binary(max_size=300), KEYS, st.integers(0, 2**40))
-def test_is_the_mask_of_websockets(data: bytes, key: bytes, offset: int) -> None:
+def test_masks_like_websockets(data: bytes, key: bytes, offset: int) -> None:
     skipped = offset % 4
     assert mask(data, key, offset) == apply_mask(bytes(skipped) + data, key)[skipped:]
 
@@ -42,7 +42,7 @@ def test_unmasks_in_place_at_every_alignment() -> None:
 
 @examples(200)
 @given(st.binary(max_size=100), KEYS, st.lists(st.integers(0, 100), max_size=5))
-def test_pieces_make_the_whole(data: bytes, key: bytes, cuts: list[int]) -> None:
+def test_masking_in_pieces_equals_masking_at_once(data: bytes, key: bytes, cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     pieces = [mask(data[a:b], key, a) for a, b in pairwise(places)]
     assert b"".join(pieces) == mask(data, key)
@@ -50,11 +50,11 @@ def test_pieces_make_the_whole(data: bytes, key: bytes, cuts: list[int]) -> None
 
 @examples(100)
 @given(st.binary(max_size=100), KEYS)
-def test_twice_is_nothing(data: bytes, key: bytes) -> None:
+def test_masking_twice_restores_the_input(data: bytes, key: bytes) -> None:
     assert mask(mask(data, key), key) == data
 
 
-def test_changes_no_object_but_its_own() -> None:
+def test_input_is_not_modified() -> None:
     # Python has one object for each single byte, which everybody shares.
     for number in range(256):
         byte = bytes([number])
@@ -66,7 +66,7 @@ def test_changes_no_object_but_its_own() -> None:
     assert buffer == b"abcdefgh"
 
 
-def test_takes_any_bytes_like_object() -> None:
+def test_accepts_any_bytes_like_object() -> None:
     expected = mask(b"abc", b"\x01\x02\x03\x04")
     assert mask(bytearray(b"abc"), b"\x01\x02\x03\x04") == expected
     assert mask(memoryview(b"a_b_c")[::2], b"\x01\x02\x03\x04") == expected

@@ -239,7 +239,7 @@ class UvloopTraffic(Traffic):
 
 
 @pytest.mark.parametrize("traffic", [Traffic, TightTraffic, UvloopTraffic])
-def test_it_does_what_the_model_does(traffic: type[Traffic]) -> None:
+def test_outbox_behaves_like_the_model(traffic: type[Traffic]) -> None:
     # Each example ends with a full collection. What was there before it is left out of that: it would take most of the
     # time.
     gc.collect()
@@ -286,7 +286,7 @@ def catch_up(world: World, client: Client) -> list[Any]:
     ("overflow", "read"),
     [("drop_oldest", ["gap 3", 3, 4, 5]), ("drop_newest", [0, 1, 2, "gap 3"])],
 )
-def test_what_is_lost_is_counted_where_it_would_have_stood(
+def test_gap_stands_where_the_dropped_events_would_have_stood(
     world: World, kind: type[SlowPipe], overflow: str, read: list[Any]
 ) -> None:
     client = world.connect(kind(world.loop))
@@ -302,7 +302,7 @@ def test_what_is_lost_is_counted_where_it_would_have_stood(
 
 
 @pytest.mark.parametrize("before", range(9))
-def test_a_queue_grows_in_order_wherever_it_begins_in_its_ring(world: World, before: int) -> None:
+def test_queue_keeps_its_order_when_the_ring_grows(world: World, before: int) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a", 100)
     numbers = []
@@ -313,7 +313,7 @@ def test_a_queue_grows_in_order_wherever_it_begins_in_its_ring(world: World, bef
         client.transport.block()
 
 
-def test_a_gap_says_for_which_subscription_how_many_and_why(world: World) -> None:
+def test_gap_names_subscription_count_and_reason(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a.*", 1)
     fall_behind(world, client, "a.b")
@@ -324,7 +324,7 @@ def test_a_gap_says_for_which_subscription_how_many_and_why(world: World) -> Non
     assert gap == b'{"op":"gap","topic":"a.*","missed":2,"reason":"overflow"}'
 
 
-def test_losses_before_and_behind_what_still_waits_are_told_apart(world: World) -> None:
+def test_drops_before_and_after_a_queued_event_are_separate_gaps(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a", 2, "drop_newest")
     first = fall_behind(world, client)
@@ -335,7 +335,7 @@ def test_losses_before_and_behind_what_still_waits_are_told_apart(world: World) 
     assert catch_up(world, client) == [first, "gap 1", waiting[1], "gap 3", last]
 
 
-def test_a_loss_before_an_event_that_goes_itself_is_counted_with_it(world: World) -> None:
+def test_drops_before_a_dropped_event_are_merged_into_its_gap(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a", 1, "drop_newest")
     first = fall_behind(world, client)
@@ -347,7 +347,7 @@ def test_a_loss_before_an_event_that_goes_itself_is_counted_with_it(world: World
     assert catch_up(world, client) == [first, waiting, "gap 5"]
 
 
-def test_the_policy_close_parts_with_the_client_at_the_end_of_the_turn(world: World) -> None:
+def test_close_policy_closes_the_client_at_the_end_of_the_turn(world: World) -> None:
     client, other = world.connect(SlowPipe(world.loop)), world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a", 2, "close")
     world.subscribe(other, "a", 2)
@@ -365,7 +365,7 @@ def test_the_policy_close_parts_with_the_client_at_the_end_of_the_turn(world: Wo
     assert len(other.stream) == 5
 
 
-def test_a_client_that_is_parted_with_is_not_said_farewell_to(world: World) -> None:
+def test_client_closed_as_slow_gets_no_bye(world: World) -> None:
     """It lost events that no gap will count: 1001 would say that it got them all."""
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a", 1, "close")
@@ -382,7 +382,7 @@ def test_a_client_that_is_parted_with_is_not_said_farewell_to(world: World) -> N
     ("overflow", "read"),
     [("drop_oldest", ["gap 4", 4, 5]), ("drop_newest", [0, 1, "gap 4"])],
 )
-def test_a_change_brings_what_is_queued_under_the_new_bound(world: World, overflow: str, read: list[Any]) -> None:
+def test_change_applies_the_new_bound_to_queued_events(world: World, overflow: str, read: list[Any]) -> None:
     client = world.connect(SlowPipe(world.loop))
     interest = world.subscribe(client, "a", 10)
     first = fall_behind(world, client)
@@ -392,7 +392,7 @@ def test_a_change_brings_what_is_queued_under_the_new_bound(world: World, overfl
     assert catch_up(world, client) == [first, *(numbers[item] if isinstance(item, int) else item for item in read)]
 
 
-def test_a_change_to_close_parts_with_who_is_too_far_behind(world: World) -> None:
+def test_change_to_close_closes_a_client_over_the_bound(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a", 10)
     fall_behind(world, client)
@@ -405,7 +405,7 @@ def test_a_change_to_close_parts_with_who_is_too_far_behind(world: World) -> Non
     assert client.gone
 
 
-def test_at_the_bound_in_bytes_the_policy_of_the_subscription_whose_event_came_decides() -> None:
+def test_max_outbox_applies_the_policy_of_the_incoming_event() -> None:
     world = World(Loop(), max_outbox=3000, exact=False)
     client = world.connect(SlowPipe(world.loop))
     oldest = world.subscribe(client, "a", 100, "drop_oldest").native
@@ -428,7 +428,7 @@ def test_at_the_bound_in_bytes_the_policy_of_the_subscription_whose_event_came_d
     world.end()
 
 
-def test_unsubscribing_forgets_the_queue(world: World) -> None:
+def test_unsubscribe_discards_the_queue(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     interest = world.subscribe(client, "a", 3)
     first = fall_behind(world, client)
@@ -440,7 +440,7 @@ def test_unsubscribing_forgets_the_queue(world: World) -> None:
     assert catch_up(world, client) == [first]
 
 
-def test_a_subscription_that_has_ended_cannot_be_changed_and_ends_twice(world: World) -> None:
+def test_ended_subscription_cannot_be_changed_and_can_end_again(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     native = world.subscribe(client, "a").native
     client.drop(client.interests["a"])
@@ -450,7 +450,7 @@ def test_a_subscription_that_has_ended_cannot_be_changed_and_ends_twice(world: W
         native.change(max_queue=1, overflow="drop_oldest", echo=True)
 
 
-def test_a_subscription_that_cannot_be_made_leaves_nothing_behind(world: World) -> None:
+def test_failed_subscription_leaves_nothing_behind(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     a = Filter("a")
     with pytest.raises(KeyError):
@@ -464,7 +464,7 @@ def test_a_subscription_that_cannot_be_made_leaves_nothing_behind(world: World) 
 # The lane
 
 
-def test_answers_go_ahead_of_events(world: World) -> None:
+def test_answers_are_sent_before_events(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a")
     first = fall_behind(world, client)
@@ -475,7 +475,7 @@ def test_answers_go_ahead_of_events(world: World) -> None:
     assert ops == ["ok", "event", "pong", "event"]
 
 
-def test_who_does_not_read_answers_is_closed(world: World) -> None:
+def test_client_that_does_not_read_answers_is_closed(world: World) -> None:
     client = world.connect(SlowPipe(world.loop))
     client.transport.block()
     client.connection.answer(b'{"op":"pong"}')
@@ -489,7 +489,7 @@ def test_who_does_not_read_answers_is_closed(world: World) -> None:
     assert server_frames(bytes(client.transport.received))[-1] == (CLOSE, (4003).to_bytes(2, "big") + b"not_reading")
 
 
-def test_the_answers_of_one_turn_are_bounded_too(world: World) -> None:
+def test_answers_of_one_turn_are_bounded(world: World) -> None:
     """One turn may read megabytes of commands from a client that reads no answer: the bound holds before its end."""
     client = world.connect(SlowPipe(world.loop))
     client.transport.block()
@@ -511,7 +511,7 @@ def capacity() -> int:
     return taken
 
 
-def test_a_write_may_end_at_every_byte_of_gap_and_queued_event() -> None:
+def test_partial_write_at_every_byte_of_gaps_and_queued_events() -> None:
     room = capacity()
     ends = []
     for shift in range(1, 400):
@@ -537,7 +537,7 @@ def test_a_write_may_end_at_every_byte_of_gap_and_queued_event() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_write_may_end_at_every_byte_of_a_batch(count: int) -> None:
+def test_partial_write_at_every_byte_of_a_batch(count: int) -> None:
     room = capacity()
     ends = []
     for shift in range(1, 500):
@@ -560,7 +560,7 @@ def test_a_write_may_end_at_every_byte_of_a_batch(count: int) -> None:
     assert not any(ends[follows:])
 
 
-def test_more_batches_than_one_write_takes_all_wait_for_the_socket(world: World) -> None:
+def test_batches_beyond_one_write_are_queued(world: World) -> None:
     client = world.connect(SlowSocket(world.loop))
     interests = [world.subscribe(client, f"t{number}") for number in range(200)]
     world.turn()
@@ -573,7 +573,7 @@ def test_more_batches_than_one_write_takes_all_wait_for_the_socket(world: World)
 
 
 @pytest.mark.parametrize("kind", [SlowPipe, SlowSocket])
-def test_a_farewell_comes_behind_everything_however_long_the_queue(world: World, kind: type[SlowPipe]) -> None:
+def test_close_follows_the_whole_queue(world: World, kind: type[SlowPipe]) -> None:
     """Longer than what is written to one connection before the others have their turn."""
     client = world.connect(kind(world.loop))
     world.subscribe(client, "a", 2000)
@@ -591,7 +591,7 @@ def test_a_farewell_comes_behind_everything_however_long_the_queue(world: World,
     assert client.gone
 
 
-def test_a_connection_that_breaks_in_a_write_is_lost_alone(world: World) -> None:
+def test_write_error_affects_only_its_connection(world: World) -> None:
     client, other = world.connect(SlowSocket(world.loop)), world.connect(SlowSocket(world.loop))
     for each in (client, other):
         world.subscribe(each, "a", 3)
@@ -611,7 +611,7 @@ def test_a_connection_that_breaks_in_a_write_is_lost_alone(world: World) -> None
 
 @pytest.mark.parametrize("kind", [SlowPipe, SlowSocket])
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_more_specific_subscription_does_not_overtake_what_waits(
+def test_more_specific_subscription_does_not_overtake_queued_events(
     world: World, kind: type[SlowPipe], resumed: bool
 ) -> None:
     client, other = world.connect(kind(world.loop)), world.connect(SlowPipe(world.loop))
@@ -629,7 +629,7 @@ def test_a_more_specific_subscription_does_not_overtake_what_waits(
     assert other.stream == [last]
 
 
-def test_nor_where_no_answer_goes_ahead_of_it() -> None:
+def test_more_specific_subscription_does_not_overtake_a_pending_batch() -> None:
     """A batch for which nothing else waits is sent as it is. Here something does, and the socket has room for both."""
     loop = Loop()
     context = loop.context()
@@ -650,7 +650,7 @@ def test_nor_where_no_answer_goes_ahead_of_it() -> None:
     pipe.lose()
 
 
-def test_queues_are_emptied_in_turn(world: World) -> None:
+def test_queues_of_a_connection_are_sent_in_turn(world: World) -> None:
     """So that a busy topic does not hold up a quiet one."""
     client = world.connect(SlowPipe(world.loop))
     world.subscribe(client, "a")

@@ -134,7 +134,7 @@ IMPATIENT = pytest.mark.parametrize("place", [{"block_timeout": 0.0001}], indire
 # latest
 
 
-def test_latest_keeps_the_newest_of_each_key_where_the_newest_stands(place: Place) -> None:
+def test_latest_keeps_the_newest_event_of_each_key_at_its_place(place: Place) -> None:
     client = place.client()
     subscription = client.subscribe("p", overflow="latest")
     client.stop()
@@ -146,7 +146,7 @@ def test_latest_keeps_the_newest_of_each_key_where_the_newest_stands(place: Plac
     assert not subscription.behind
 
 
-def test_without_a_key_latest_keeps_the_newest_of_each_topic(place: Place) -> None:
+def test_latest_without_keys_keeps_the_newest_event_of_each_topic(place: Place) -> None:
     client = place.client()
     client.subscribe("p.*", overflow="latest")
     client.stop()
@@ -155,7 +155,7 @@ def test_without_a_key_latest_keeps_the_newest_of_each_topic(place: Place) -> No
     assert client.read() == [("conflated", 2), 2, ("conflated", 1), 4]
 
 
-def test_a_key_stands_for_a_thing_of_its_topic(place: Place) -> None:
+def test_latest_keys_are_separate_for_each_topic(place: Place) -> None:
     client = place.client()
     client.subscribe("p.*", overflow="latest")
     client.stop()
@@ -165,7 +165,7 @@ def test_a_key_stands_for_a_thing_of_its_topic(place: Place) -> None:
     assert client.read() == [("conflated", 1), 1, 2, "no key"]
 
 
-def test_who_keeps_up_under_latest_sees_every_event(place: Place) -> None:
+def test_latest_delivers_every_event_to_a_client_that_keeps_up(place: Place) -> None:
     ready, apart = place.client(), place.client()
     ready.subscribe("p", overflow="latest")
     apart.subscribe("p", overflow="latest", credit=1000)
@@ -174,7 +174,7 @@ def test_who_keeps_up_under_latest_sees_every_event(place: Place) -> None:
     assert ready.read() == apart.read() == list(range(20))
 
 
-def test_at_the_bound_of_keys_latest_gives_up_the_one_that_has_not_changed_for_longest(place: Place) -> None:
+def test_latest_drops_the_key_unchanged_for_longest_at_the_bound(place: Place) -> None:
     client = place.client()
     subscription = client.subscribe("p", max_queue=2, overflow="latest")
     client.stop()
@@ -184,7 +184,7 @@ def test_at_the_bound_of_keys_latest_gives_up_the_one_that_has_not_changed_for_l
     assert client.read() == [("overflow", 1), ("conflated", 1), 2, 3]
 
 
-def test_latest_holds_no_more_than_its_keys_however_much_is_published(place: Place) -> None:
+def test_latest_queue_is_bounded_by_its_keys(place: Place) -> None:
     client = place.client()
     subscription = client.subscribe("p", overflow="latest")
     client.stop()
@@ -196,7 +196,7 @@ def test_latest_holds_no_more_than_its_keys_however_much_is_published(place: Pla
     assert [item for item in seen if isinstance(item, int)][-1] == 4999
 
 
-def test_what_the_socket_did_not_take_is_conflated_too(place: Place) -> None:
+def test_latest_conflates_the_rest_of_a_partial_write(place: Place) -> None:
     client = place.client(SlowSocket)
     client.subscribe("p", overflow="latest")
     for n in range(40):
@@ -210,7 +210,7 @@ def test_what_the_socket_did_not_take_is_conflated_too(place: Place) -> None:
     assert missed + sum(isinstance(item, int) for item in events) == 40
 
 
-def test_a_change_to_latest_conflates_what_is_queued(place: Place) -> None:
+def test_change_to_latest_conflates_queued_events(place: Place) -> None:
     client = place.client()
     subscription = client.subscribe("p", max_queue=3, overflow="drop_oldest")
     client.stop()
@@ -228,7 +228,7 @@ def test_a_change_to_latest_conflates_what_is_queued(place: Place) -> None:
 # credit
 
 
-def test_credit_lets_so_many_events_come_and_more_when_it_is_added(place: Place) -> None:
+def test_credit_bounds_the_events_sent_until_more_is_added(place: Place) -> None:
     client = place.client()
     subscription = client.subscribe("a", max_queue=3, credit=2)
     receipts = []
@@ -249,7 +249,7 @@ def test_credit_lets_so_many_events_come_and_more_when_it_is_added(place: Place)
     assert client.read()[-1] == 7
 
 
-def test_a_change_takes_no_credit_back_for_what_it_sends(place: Place) -> None:
+def test_change_does_not_refund_credit_for_events_it_sends(place: Place) -> None:
     client = place.client()
     subscription = client.subscribe("a", max_queue=9, credit=1)
     place.publish("a", 0)
@@ -270,7 +270,7 @@ def test_a_change_takes_no_credit_back_for_what_it_sends(place: Place) -> None:
         ("latest", [("conflated", 4), 5]),
     ],
 )
-def test_credit_that_is_used_up_is_as_a_full_socket_to_every_policy(
+def test_exhausted_credit_acts_like_a_full_socket_for_every_policy(
     place: Place, overflow: str, read: list[Any]
 ) -> None:
     client = place.client()
@@ -283,7 +283,7 @@ def test_credit_that_is_used_up_is_as_a_full_socket_to_every_policy(
     assert client.read() == [0, *read]
 
 
-def test_without_credit_close_closes(place: Place) -> None:
+def test_close_policy_closes_a_client_without_credit(place: Place) -> None:
     client = place.client()
     client.subscribe("a", max_queue=2, overflow="close", credit=0)
     for n in range(3):
@@ -291,7 +291,7 @@ def test_without_credit_close_closes(place: Place) -> None:
     assert client.read() == [SLOW_CONSUMER]
 
 
-def test_a_subscription_without_credit_holds_up_no_other(place: Place) -> None:
+def test_subscription_without_credit_does_not_delay_others(place: Place) -> None:
     client = place.client()
     client.subscribe("a", credit=0)
     client.subscribe("b")
@@ -303,7 +303,7 @@ def test_a_subscription_without_credit_holds_up_no_other(place: Place) -> None:
     assert client.connection.lagging
 
 
-def test_credit_is_given_back_for_what_the_socket_did_not_take(place: Place) -> None:
+def test_credit_is_refunded_for_events_the_socket_did_not_take(place: Place) -> None:
     client = place.client(SlowSocket)
     subscription = client.subscribe("a", credit=10)
     client.stop()
@@ -315,7 +315,7 @@ def test_credit_is_given_back_for_what_the_socket_did_not_take(place: Place) -> 
     assert [item[0] for item in client.read()] == list(range(20))
 
 
-def test_what_waits_for_credit_is_not_overtaken_by_a_more_specific_subscription(place: Place) -> None:
+def test_more_specific_subscription_does_not_overtake_events_without_credit(place: Place) -> None:
     client = place.client()
     wide = client.subscribe("a.*", credit=0)
     place.publish("a.b", 1)
@@ -330,7 +330,7 @@ def test_what_waits_for_credit_is_not_overtaken_by_a_more_specific_subscription(
     assert client.read() == [1, 2, 3]
 
 
-def test_it_holds_up_nothing_that_it_does_not_overlap_with(place: Place) -> None:
+def test_order_barrier_does_not_delay_patterns_without_overlap(place: Place) -> None:
     client = place.client()
     wide = client.subscribe("a.*", credit=0)
     other = client.subscribe("c.*", credit=1)
@@ -346,7 +346,7 @@ def test_it_holds_up_nothing_that_it_does_not_overlap_with(place: Place) -> None
     assert client.read() == [3, 1, 2, 4]
 
 
-def test_those_who_wait_for_each_other_go_out_in_their_order(place: Place) -> None:
+def test_nested_order_barriers_are_released_in_order(place: Place) -> None:
     client = place.client()
     widest, wide = client.subscribe("a.>", credit=0), client.subscribe("a.*", credit=0)
     place.publish("a.b.c", 1)
@@ -361,7 +361,7 @@ def test_those_who_wait_for_each_other_go_out_in_their_order(place: Place) -> No
     assert not client.connection.lagging
 
 
-def test_a_new_subscription_of_other_topics_leaves_the_turns_as_they_are(place: Place) -> None:
+def test_new_subscription_keeps_the_fair_order_of_other_queues(place: Place) -> None:
     client = place.client()
     client.subscribe("a")
     client.subscribe("b")
@@ -374,7 +374,7 @@ def test_a_new_subscription_of_other_topics_leaves_the_turns_as_they_are(place: 
     assert client.read() == [0, "b", "c", 1, 2]
 
 
-def test_a_topic_that_changes_hands_holds_up_no_other(place: Place) -> None:
+def test_order_barrier_of_one_topic_does_not_delay_other_topics(place: Place) -> None:
     client = place.client()
     client.subscribe("a.*")
     client.subscribe("b")
@@ -388,7 +388,7 @@ def test_a_topic_that_changes_hands_holds_up_no_other(place: Place) -> None:
     assert client.read() == [0, "b", 1, 2, 3]
 
 
-def test_what_is_larger_than_the_bound_in_bytes_is_sent_where_the_socket_takes_it() -> None:
+def test_event_over_max_outbox_is_sent_if_the_socket_takes_it() -> None:
     place = Place(max_outbox=1000)
     client, plain = place.client(), place.client()
     client.subscribe("a", credit=5, overflow="close")
@@ -399,7 +399,7 @@ def test_what_is_larger_than_the_bound_in_bytes_is_sent_where_the_socket_takes_i
 
 
 @pytest.mark.parametrize("key", ["k", "another"])
-def test_no_state_is_given_up_for_one_that_finds_no_room_all_the_same(key: str) -> None:
+def test_latest_drops_no_queued_event_for_an_event_that_does_not_fit(key: str) -> None:
     place = Place(max_outbox=1000)
     client = place.client()
     client.subscribe("a")
@@ -415,7 +415,7 @@ def test_no_state_is_given_up_for_one_that_finds_no_room_all_the_same(key: str) 
     assert client.read()[-1] == 3
 
 
-def test_it_is_waited_for_also_where_it_goes_by_being_dropped(place: Place) -> None:
+def test_order_barrier_is_released_when_the_event_before_it_is_dropped(place: Place) -> None:
     client = place.client()
     client.subscribe("a.*", max_queue=1, credit=0)
     place.publish("a.b", 1)
@@ -428,7 +428,7 @@ def test_it_is_waited_for_also_where_it_goes_by_being_dropped(place: Place) -> N
     assert client.seen() == [2]
 
 
-def test_who_waits_for_a_subscription_goes_on_when_that_one_ends(place: Place) -> None:
+def test_order_barrier_is_released_by_unsubscribing(place: Place) -> None:
     client = place.client()
     client.subscribe("a.*", credit=0)
     place.publish("a.b", 1)
@@ -440,7 +440,7 @@ def test_who_waits_for_a_subscription_goes_on_when_that_one_ends(place: Place) -
     assert client.seen() == [2]
 
 
-def test_nor_does_it_hold_up_one_of_other_topics(place: Place) -> None:
+def test_order_barrier_does_not_delay_other_topics(place: Place) -> None:
     client = place.client()
     client.subscribe("a.*", credit=0)
     place.publish("a.b", 1)
@@ -449,13 +449,13 @@ def test_nor_does_it_hold_up_one_of_other_topics(place: Place) -> None:
     assert client.read() == [2]
 
 
-def test_credit_that_was_not_asked_for_cannot_be_added(place: Place) -> None:
+def test_credit_cannot_be_added_to_a_subscription_without_credit(place: Place) -> None:
     subscription = place.client().subscribe("a")
     with pytest.raises(ValueError, match="without credit"):
         subscription.add_credit(1)
 
 
-def test_a_subscription_may_get_credit_while_it_is_live(place: Place) -> None:
+def test_live_subscription_can_be_changed_to_use_credit(place: Place) -> None:
     client = place.client()
     subscription = client.subscribe("a")
     place.publish("a", 0)
@@ -465,7 +465,7 @@ def test_a_subscription_may_get_credit_while_it_is_live(place: Place) -> None:
     assert client.read() == [0, 1]
 
 
-def test_a_farewell_waits_for_the_socket_but_not_for_credit(place: Place) -> None:
+def test_final_close_waits_for_the_socket_and_not_for_credit(place: Place) -> None:
     client = place.client()
     client.subscribe("a.*", credit=0)
     client.subscribe("b")
@@ -483,7 +483,7 @@ def test_a_farewell_waits_for_the_socket_but_not_for_credit(place: Place) -> Non
 # age
 
 
-def test_what_has_waited_for_too_long_is_not_sent(place: Place) -> None:
+def test_event_over_max_age_is_not_sent(place: Place) -> None:
     place.context.max_age = {"young": 0.02, "old": 3600.0, "any": None}.get
     client = place.client()
     subscription = client.subscribe(">")
@@ -498,7 +498,7 @@ def test_what_has_waited_for_too_long_is_not_sent(place: Place) -> None:
     assert sum(place.context.dropped_events.values()) == 3
 
 
-def test_at_the_bound_it_is_what_is_too_old_that_goes(place: Place) -> None:
+def test_full_queue_drops_events_over_max_age_first(place: Place) -> None:
     place.context.max_age = {"young": 0.02, "old": None}.get
     client = place.client()
     client.subscribe("*", max_queue=3)
@@ -526,7 +526,7 @@ def route(place: Place, topic: str) -> None:
     place.hub.routes.install(topic, place.hub.audience(topic), prefix)
 
 
-def test_a_publisher_waits_until_its_event_has_found_room(place: Place) -> None:
+def test_block_parks_a_publisher_until_its_event_is_queued(place: Place) -> None:
     slow, quick, one, other = place.client(), place.client(), publisher(place), publisher(place)
     subscription = slow.subscribe("a", max_queue=2, overflow="block")
     quick.subscribe("a")
@@ -554,7 +554,7 @@ def test_a_publisher_waits_until_its_event_has_found_room(place: Place) -> None:
     assert one.connection.parked_publishes == other.connection.parked_publishes == 0
 
 
-def test_publishers_are_let_go_in_their_order_as_room_comes(place: Place) -> None:
+def test_parked_publishers_are_resumed_in_order(place: Place) -> None:
     slow = place.client()
     subscription = slow.subscribe("a", max_queue=1, overflow="block", credit=0)
     publishers = [publisher(place) for _ in range(4)]
@@ -573,7 +573,7 @@ def test_publishers_are_let_go_in_their_order_as_room_comes(place: Place) -> Non
 
 
 @IMPATIENT
-def test_a_subscriber_that_makes_publishers_wait_for_too_long_is_closed(place: Place) -> None:
+def test_block_timeout_closes_the_subscriber(place: Place) -> None:
     slow, one = place.client(), publisher(place)
     slow.subscribe("a", max_queue=1, overflow="block")
     route(place, "a")
@@ -591,7 +591,7 @@ def test_a_subscriber_that_makes_publishers_wait_for_too_long_is_closed(place: P
 
 
 @IMPATIENT
-def test_a_circle_of_connections_that_wait_for_each_other_ends(place: Place) -> None:
+def test_publishers_parked_on_each_other_end_by_the_timeout(place: Place) -> None:
     peers = [publisher(place), publisher(place)]
     for peer, topic in zip(peers, "ab", strict=True):
         peer.subscribe(topic, max_queue=1, overflow="block")
@@ -608,7 +608,7 @@ def test_a_circle_of_connections_that_wait_for_each_other_ends(place: Place) -> 
 
 
 @pytest.mark.parametrize("how", ["unsubscribe", "change", "grow", "close", "lose"])
-def test_a_publisher_goes_on_when_nobody_blocks_it_any_more(place: Place, how: str) -> None:
+def test_publisher_resumes_when_the_blocking_subscriber_is_gone(place: Place, how: str) -> None:
     slow, one = place.client(), publisher(place)
     subscription = slow.subscribe("a", max_queue=1, overflow="block")
     route(place, "a")
@@ -636,7 +636,7 @@ def test_a_publisher_goes_on_when_nobody_blocks_it_any_more(place: Place, how: s
         assert slow.read() == [("overflow", 1), 1]
 
 
-def test_a_publisher_that_goes_while_it_waits_leaves_its_event(place: Place) -> None:
+def test_event_of_a_parked_publisher_that_disconnects_is_kept(place: Place) -> None:
     slow, one = place.client(), publisher(place)
     subscription = slow.subscribe("a", max_queue=1, overflow="block")
     route(place, "a")
@@ -649,7 +649,7 @@ def test_a_publisher_that_goes_while_it_waits_leaves_its_event(place: Place) -> 
     assert slow.read() == [0, 1]
 
 
-def test_where_nobody_can_be_made_to_wait_the_queue_is_bounded_all_the_same(place: Place) -> None:
+def test_block_queue_is_bounded_for_events_without_a_publisher(place: Place) -> None:
     slow = place.client()
     subscription = slow.subscribe("a", max_queue=2, overflow="block")
     slow.stop()
@@ -662,7 +662,7 @@ def test_where_nobody_can_be_made_to_wait_the_queue_is_bounded_all_the_same(plac
     assert slow.read()[-1] == SLOW_CONSUMER
 
 
-def test_what_nobody_waits_for_is_not_counted_once_it_has_found_room(place: Place) -> None:
+def test_event_without_a_publisher_leaves_the_block_overflow_once_queued(place: Place) -> None:
     slow, one = place.client(), publisher(place)
     subscription = slow.subscribe("a", max_queue=2, overflow="block", credit=0)
     route(place, "a")
@@ -688,7 +688,7 @@ def test_what_nobody_waits_for_is_not_counted_once_it_has_found_room(place: Plac
     assert not slow.connection.close_pending
 
 
-def test_those_who_left_and_those_who_wait_keep_their_places(place: Place) -> None:
+def test_disconnected_and_parked_publishers_keep_their_order(place: Place) -> None:
     slow = place.client()
     subscription = slow.subscribe("a", max_queue=1, overflow="block", credit=0)
     publishers = [publisher(place) for _ in range(4)]
@@ -712,7 +712,7 @@ def test_those_who_left_and_those_who_wait_keep_their_places(place: Place) -> No
 
 
 @IMPATIENT
-def test_nobody_is_closed_for_what_nobody_waits_for(place: Place) -> None:
+def test_block_timeout_ignores_events_of_disconnected_publishers(place: Place) -> None:
     slow, one = place.client(), publisher(place)
     slow.subscribe("a", max_queue=1, overflow="block", credit=0)
     route(place, "a")
@@ -725,7 +725,7 @@ def test_nobody_is_closed_for_what_nobody_waits_for(place: Place) -> None:
     assert not slow.connection.close_pending
 
 
-def test_what_is_too_old_makes_room_for_a_publisher_that_waits(place: Place) -> None:
+def test_dropping_old_events_resumes_a_parked_publisher(place: Place) -> None:
     place.context.max_age = {"a": 0.02}.get
     slow, one = place.client(), publisher(place)
     slow.subscribe("a", max_queue=1, overflow="block", credit=0)
@@ -742,7 +742,7 @@ def test_what_is_too_old_makes_room_for_a_publisher_that_waits(place: Place) -> 
     assert slow.read() == [("age", 2)]
 
 
-def test_a_publisher_that_blocks_itself_ends_by_reading(place: Place) -> None:
+def test_publisher_blocked_by_its_own_subscription_resumes_by_reading(place: Place) -> None:
     one = publisher(place)
     one.subscribe("a", max_queue=1, overflow="block")
     route(place, "a")
@@ -755,7 +755,7 @@ def test_a_publisher_that_blocks_itself_ends_by_reading(place: Place) -> None:
     assert one.read() == ["ok", 0, 1, "ok", "ok", 2]
 
 
-def test_a_farewell_to_a_waiting_publisher_comes_behind_its_answer(place: Place) -> None:
+def test_bye_to_a_parked_publisher_follows_its_answer(place: Place) -> None:
     slow, one = place.client(), publisher(place)
     slow.subscribe("a", max_queue=1, overflow="block")
     route(place, "a")
@@ -771,7 +771,7 @@ def test_a_farewell_to_a_waiting_publisher_comes_behind_its_answer(place: Place)
     assert len(one.commands) == 1
 
 
-def test_a_change_to_block_loses_nothing(place: Place) -> None:
+def test_change_to_block_drops_nothing(place: Place) -> None:
     slow, one = place.client(), publisher(place)
     subscription = slow.subscribe("a", max_queue=5)
     route(place, "a")
@@ -787,7 +787,7 @@ def test_a_change_to_block_loses_nothing(place: Place) -> None:
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "latest", "block"])
-def test_a_hole_is_announced_where_it_is(place: Place, overflow: str) -> None:
+def test_loss_gap_is_sent_at_its_place(place: Place, overflow: str) -> None:
     ready, full, dry = place.client(), place.client(), place.client()
     for client in (ready, full):
         client.subscribe("a", overflow=overflow)
@@ -805,7 +805,7 @@ def test_a_hole_is_announced_where_it_is(place: Place, overflow: str) -> None:
     assert not ready.subscriptions["a"].behind or overflow == "block"
 
 
-def test_a_hole_without_anything_behind_it_is_announced_too(place: Place) -> None:
+def test_loss_gap_is_sent_without_a_later_event(place: Place) -> None:
     client = place.client()
     client.subscribe("a").announce_loss()
     assert client.read() == [("lost", None)]
@@ -814,7 +814,7 @@ def test_a_hole_without_anything_behind_it_is_announced_too(place: Place) -> Non
 # replay
 
 
-def test_under_replay_nothing_is_held_and_all_is_fed(place: Place) -> None:
+def test_replay_queues_nothing_and_feeds_missed_events(place: Place) -> None:
     catching_up: list[Subscription] = []
     place.context.catch_up = catching_up.append
     client = place.client()
@@ -847,7 +847,7 @@ def test_under_replay_nothing_is_held_and_all_is_fed(place: Place) -> None:
         subscription.skip(1)
 
 
-def test_what_was_left_to_history_is_lost_with_another_policy(place: Place) -> None:
+def test_change_from_replay_counts_missed_events_in_a_gap(place: Place) -> None:
     client = place.client()
     subscription = client.subscribe("a", overflow="replay")
     client.stop()
@@ -862,7 +862,7 @@ def test_what_was_left_to_history_is_lost_with_another_policy(place: Place) -> N
 # Who is behind
 
 
-def test_who_stays_behind_is_told_of_once_and_when_it_has_caught_up(place: Place) -> None:
+def test_lagging_client_is_reported_once_and_again_when_caught_up(place: Place) -> None:
     told: list[tuple[Connection, bool]] = []
     place.context.on_lagging = lambda connection, behind: told.append((connection, behind))
     client, brief = place.client(), place.client()
@@ -886,7 +886,7 @@ def test_who_stays_behind_is_told_of_once_and_when_it_has_caught_up(place: Place
     assert place.context.lagging_connections == 0
 
 
-def test_who_catches_up_between_two_looks_is_not_told_of(place: Place) -> None:
+def test_client_that_catches_up_between_sweeps_is_not_reported(place: Place) -> None:
     told: list[bool] = []
     place.context.on_lagging = lambda connection, behind: told.append(behind)
     burst, fed = place.client(), place.client()
@@ -910,7 +910,7 @@ def test_who_catches_up_between_two_looks_is_not_told_of(place: Place) -> None:
 # The token_bucket
 
 
-def test_an_token_bucket_lets_a_burst_through_and_then_says_how_long_to_wait() -> None:
+def test_token_bucket_allows_a_burst_and_then_gives_the_wait() -> None:
     token_bucket = TokenBucket(100, 3)
     assert [token_bucket.take() for _ in range(3)] == [0, 0, 0]
     wait = token_bucket.take()
@@ -926,7 +926,7 @@ def test_an_token_bucket_lets_a_burst_through_and_then_says_how_long_to_wait() -
         TokenBucket(0, 1)
 
 
-def test_the_fast_path_takes_what_the_token_bucket_gives(place: Place) -> None:
+def test_fast_path_obeys_the_token_bucket(place: Place) -> None:
     peer = place.client()
     peer.connection.token_bucket = TokenBucket(0.001, 2, place.hub.routes)
     route(place, "a")

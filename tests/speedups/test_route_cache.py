@@ -171,7 +171,7 @@ STEPS = st.lists(st.one_of(*[SEND] * 8, BLOCK, st.none()), min_size=5, max_size=
 
 @examples(300)
 @given(st.lists(st.tuples(CLIENT, _subscribe()), min_size=1, max_size=4), STEPS)
-def test_both_lanes_do_the_same(
+def test_fast_path_and_slow_path_do_the_same(
     subscribes: list[tuple[int, bytes]], steps: list[tuple[int, bytes, int] | tuple[int, bool] | None]
 ) -> None:
     fast, slow = Harness(CLIENTS, fast=True), Harness(CLIENTS, fast=False)
@@ -246,7 +246,7 @@ def test_a_plain_publish_takes_the_fast_path(message: bytes, opcode: int) -> Non
 
 
 @pytest.mark.parametrize("message", LEFT)
-def test_what_is_not_plain_is_left_to_the_session(message: bytes) -> None:
+def test_publish_that_is_not_plain_takes_the_slow_path(message: bytes) -> None:
     harness = _warm_harness()
     before = harness.node.context.fast_publishes
     harness.send(0, message)
@@ -255,7 +255,7 @@ def test_what_is_not_plain_is_left_to_the_session(message: bytes) -> None:
 
 
 @pytest.mark.parametrize("message", TAKEN)
-def test_what_lies_behind_a_message_is_not_part_of_it(message: bytes) -> None:
+def test_bytes_after_a_message_are_not_read(message: bytes) -> None:
     # The key of zeros leaves the bytes as they are, so that the message goes on behind its frame.
     harness = _warm_harness()
     before = harness.node.context.fast_publishes
@@ -269,7 +269,7 @@ def test_what_lies_behind_a_message_is_not_part_of_it(message: bytes) -> None:
     harness.end()
 
 
-def test_data_is_passed_on_byte_for_byte() -> None:
+def test_data_is_delivered_byte_for_byte() -> None:
     data = b'{ "a" :\t[1.50, -0e0,"\\u00e9\\/ \xc3\xa9"],\r\n"a":{} }'
     event = (TEXT, b'{"op":"event","topic":"a","data":' + data + b"}")
     harness = _warm_harness()
@@ -281,7 +281,7 @@ def test_data_is_passed_on_byte_for_byte() -> None:
     harness.end()
 
 
-def test_a_text_that_is_not_utf8_reaches_nobody() -> None:
+def test_invalid_utf8_is_not_delivered() -> None:
     for harness in (Harness(2, fast=True), Harness(2, fast=False)):
         harness.send(1, b'{"op":"subscribe","topic":"a"}')
         harness.send(0, b'{"op":"publish","topic":"a","data":"warm"}')
@@ -298,7 +298,7 @@ def test_a_text_that_is_not_utf8_reaches_nobody() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 15, 16, 17, 31, 33, 48])
-def test_a_byte_that_is_not_ascii_is_seen_wherever_it_stands(size: int) -> None:
+def test_non_ascii_byte_is_detected_at_every_offset(size: int) -> None:
     # Nobody looks at all bytes again to see whether they are UTF-8, unless one of them is beyond ASCII.
     for place in range(size + 1):
         head, tail = b"x" * place, b"x" * (size - place)
@@ -319,7 +319,7 @@ def test_a_byte_that_is_not_ascii_is_seen_wherever_it_stands(size: int) -> None:
             harness.end()
 
 
-def test_a_good_publish_ends_a_row_of_mistakes() -> None:
+def test_valid_publish_resets_the_count_of_bad_commands() -> None:
     for harness in (_warm_harness(), Harness(1, fast=False)):
         for _ in range(3):
             for _ in range(9):
@@ -335,7 +335,7 @@ def test_a_good_publish_ends_a_row_of_mistakes() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["a", "*", ">"])
-def test_who_subscribes_gets_the_next_event(pattern: str) -> None:
+def test_new_subscriber_gets_the_next_event(pattern: str) -> None:
     harness = _warm_harness()
     harness.send(0, b'{"op":"publish","topic":"a","data":1}')
     harness.send(1, f'{{"op":"subscribe","topic":"{pattern}"}}'.encode())
@@ -346,7 +346,7 @@ def test_who_subscribes_gets_the_next_event(pattern: str) -> None:
     harness.end()
 
 
-def test_who_has_left_is_no_receiver() -> None:
+def test_closed_subscriber_does_not_count_as_receiver() -> None:
     harness = _warm_harness()
     harness.send(1, b'{"op":"subscribe","topic":"a"}')
     harness.send(0, b'{"op":"publish","id":1,"topic":"a","data":1}')
@@ -359,7 +359,7 @@ def test_who_has_left_is_no_receiver() -> None:
     harness.end()
 
 
-def test_remembers_the_topics_last_used_and_no_more_than_twice_as_many() -> None:
+def test_cache_keeps_recent_topics_and_at_most_two_generations() -> None:
     loop = Loop()
     audience = Audience(loop.context(), (Filter("a"),))
     routes = RouteCache(limit=4)
@@ -377,7 +377,7 @@ def test_remembers_the_topics_last_used_and_no_more_than_twice_as_many() -> None
     assert "t0" not in routes
 
 
-def test_a_topic_installed_again_is_there_once() -> None:
+def test_installing_a_topic_twice_keeps_one_route() -> None:
     audience = Audience(Loop().context(), (Filter("a"),))
     routes = RouteCache(limit=2)
     for name in ("a", "b", "c", "a", "b", "c"):
@@ -388,7 +388,7 @@ def test_a_topic_installed_again_is_there_once() -> None:
     assert len(routes) == 0
 
 
-def test_more_topics_than_are_looked_up_without_a_dictionary() -> None:
+def test_lookup_finds_more_topics_than_the_recent_table_holds() -> None:
     """Whatever place they share in the table of recent ones, each event goes out under its own topic."""
     harness = Harness(2, fast=True)
     harness.send(1, b'{"op":"subscribe","topic":">"}')
@@ -404,7 +404,7 @@ def test_more_topics_than_are_looked_up_without_a_dictionary() -> None:
     harness.end()
 
 
-def test_a_topic_that_was_used_a_moment_ago_is_withdrawn_all_the_same() -> None:
+def test_recently_used_topic_can_be_withdrawn() -> None:
     harness = _warm_harness()
     for expected in (1, 2):
         harness.send(0, b'{"op":"publish","topic":"a","data":1}')

@@ -26,11 +26,11 @@ BYTES = st.one_of(st.binary(max_size=40), TEXTS, st.text(max_size=40).map(str.en
 
 @examples(500)
 @given(BYTES)
-def test_is_valid_where_python_decodes_it(data: bytes) -> None:
+def test_accepts_what_python_decodes(data: bytes) -> None:
     assert valid_utf8(data) == _decodes(data)
 
 
-def test_every_border_of_the_table() -> None:
+def test_every_boundary_of_the_table_is_checked() -> None:
     for size in range(5):
         for combination in itertools.product(BORDERS, repeat=size):
             data = bytes(combination)
@@ -51,7 +51,7 @@ def test_no_surrogate_is_valid() -> None:
         assert not valid_utf8(chr(code).encode(errors="surrogatepass"))
 
 
-def test_a_wrong_byte_is_found_at_every_place() -> None:
+def test_invalid_byte_is_found_at_every_offset() -> None:
     # Whole words of ASCII are passed over at once: the byte may be anywhere in them, or behind them.
     for size in range(1, 70):
         for place in range(size):
@@ -67,32 +67,32 @@ def test_a_wrong_byte_is_found_at_every_place() -> None:
 
 @examples(100)
 @given(BYTES)
-def test_what_lies_behind_the_end_is_not_looked_at(data: bytes) -> None:
+def test_bytes_after_the_end_are_not_read(data: bytes) -> None:
     for size in range(len(data)):
         assert valid_utf8(memoryview(data)[:size]) == _decodes(data[:size])
 
 
 @examples(300)
 @given(BYTES, st.lists(st.integers(0, 40), max_size=4))
-def test_pieces_are_judged_as_the_whole(data: bytes, cuts: list[int]) -> None:
+def test_incremental_check_equals_a_whole_check(data: bytes, cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     assert _fed(data[a:b] for a, b in pairwise(places)) == _decodes(data)
 
 
 @examples(200)
 @given(BYTES)
-def test_every_cut_is_judged_as_the_whole(data: bytes) -> None:
+def test_incremental_check_agrees_at_every_split(data: bytes) -> None:
     for cut in range(len(data) + 1):
         assert _fed([data[:cut], data[cut:]]) == _decodes(data)
 
 
 @examples(300)
 @given(BYTES)
-def test_a_mistake_is_noticed_at_its_first_byte(data: bytes) -> None:
+def test_invalid_sequence_fails_at_its_first_invalid_byte(data: bytes) -> None:
     _assert_noticed_at_once(data)
 
 
-def test_a_mistake_is_noticed_at_its_first_byte_at_every_border() -> None:
+def test_invalid_sequence_fails_at_its_first_invalid_byte_at_every_boundary() -> None:
     for combination in itertools.product(BORDERS, repeat=3):
         _assert_noticed_at_once(bytes(combination))
     for first, last in itertools.product(b"\xf0\xf1\xf4\xf5", BORDERS):
@@ -100,7 +100,7 @@ def test_a_mistake_is_noticed_at_its_first_byte_at_every_border() -> None:
         _assert_noticed_at_once(bytes([first, 0x90, 0x80, last]))
 
 
-def test_what_was_wrong_does_not_become_right() -> None:
+def test_error_state_is_permanent() -> None:
     validator = Utf8Validator()
     assert not validator.feed(b"\xff")
     assert not validator.feed(b"a")
@@ -108,7 +108,7 @@ def test_what_was_wrong_does_not_become_right() -> None:
     assert not validator.complete
 
 
-def test_a_text_ends_only_behind_a_character() -> None:
+def test_incomplete_character_at_the_end_is_invalid() -> None:
     validator = Utf8Validator()
     assert validator.complete
     for byte in "😀".encode()[:-1]:

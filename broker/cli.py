@@ -26,15 +26,30 @@ if TYPE_CHECKING:
     from broker.client import ClientError
     from broker.config import Config
     from broker.errors import CommandError, ConfigError
-    from broker.messages import Overflow
+    from broker.overflow import Overflow
 
 URL: Final = "ws://127.0.0.1:8765"
 """Where a broker without any configuration listens. As `broker.client.DEFAULT_URL`, which would have to be imported."""
 
 EXTENSION: Final = "broker._speedups"
 
-OVERFLOWS: Final = ("drop_oldest", "drop_newest", "latest", "replay", "block", "close")
-"""The overflow policies. As `broker.messages.Overflow`, which would have to be imported."""
+
+class OverflowOption(click.Option):
+    """`--overflow`. It looks the policies up when it is used, so that the other commands start without them."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        self.type = click.Choice(_overflows())
+        return super().process_value(ctx, value)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (record[0], f"{record[1].rstrip('.')}: {', '.join(_overflows())}.")
+
+
+def _overflows() -> tuple[str, ...]:
+    from broker.overflow import OVERFLOWS
+
+    return OVERFLOWS
 
 
 class Status(enum.IntEnum):
@@ -279,7 +294,7 @@ def pub(
 
 @wsbroker.command()
 @click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
-@click.option("--overflow", metavar="P", type=click.Choice(OVERFLOWS), help=f"When too slow: {', '.join(OVERFLOWS)}.")
+@click.option("--overflow", metavar="P", cls=OverflowOption, help="When too slow.")
 @click.option("--max-queue", metavar="N", type=click.IntRange(min=1), help="How many events may wait in the broker.")
 @click.option(
     "--credit",

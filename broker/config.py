@@ -24,6 +24,8 @@ import msgspec
 from msgspec import Meta, inspect
 
 from broker.errors import ConfigError
+from broker.overflow import OVERFLOWS as OVERFLOWS  # noqa: PLC0414 -- tests of the native core import it from here
+from broker.overflow import Overflow
 
 DEFAULT_FILE: Final = Path("/etc/wsbroker/wsbroker.toml")
 """Read where it exists and no other file is named."""
@@ -32,14 +34,37 @@ PREFIX: Final = "WSBROKER_"
 """What the environment variables begin with: WSBROKER_LIMITS__MAX_SIZE is limits.max_size."""
 
 
-def _key(about: str, low: float | None = None, high: float | None = None, unit: str = "", example: Any = None) -> Meta:
-    """Describe a key: what it is for, the range that it allows, its unit, and an example where it has no default.
+Reload = Literal["at_once", "new_connections", "new_subscriptions", "restart"]
+"""From when on a changed key holds after a reload. `new_subscriptions`: and for changes to subscriptions."""
+
+RELOADS: Final[dict[Reload, str]] = {
+    "at_once": "A reload changes it at once.",
+    "new_connections": "A reload changes it for new connections.",
+    "new_subscriptions": "A reload changes it for new subscriptions.",
+    "restart": "It changes with a restart only.",
+}
+
+
+def _key(
+    about: str,
+    low: float | None = None,
+    high: float | None = None,
+    unit: str = "",
+    example: Any = None,
+    *,
+    reload: Reload,
+) -> Meta:
+    """Describe a key: what it is for, the range that it allows, its unit, an example where it has no default, and what
+    a reload does to it.
 
     Ranges are wide. They are there to catch a slip of the unit, like milliseconds for seconds.
     """
     examples = None if example is None else [example]
     about += f" In {unit}." if unit else ""
-    return Meta(ge=low, le=high, description=about, examples=examples, extra={"unit": unit})
+    extra = {"unit": unit, "reload": reload}
+    return Meta(
+        ge=low, le=high, description=about, examples=examples, extra=extra, extra_json_schema={"x-reload": reload}
+    )
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,15 +75,17 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _key(
             "Addresses to listen on, each host:port, [v6]:port, unix:/path (a socket with mode 0660), or systemd for "
             "the sockets that it passes. "
-            "In the environment they are separated by commas."
+            "In the environment they are separated by commas.",
+            reload="restart",
         ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8765"])
-    path: Annotated[str, _key("Path of the WebSocket. Whatever follows a ? is not looked at.")] = "/"
+    path: Annotated[str, _key("Path of the WebSocket. Whatever follows a ? is not looked at.", reload="restart")] = "/"
     origins: Annotated[
         list[str],
         _key(
             "Origins whose pages may connect besides the broker's own host, written as browsers send them, like "
-            '"https://example.org". "null" and "*" (every origin) must be listed in so many words.'
+            '"https://example.org". "null" and "*" (every origin) must be listed in so many words.',
+            reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
     anonymous: Annotated[
@@ -67,6 +94,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "Whether clients without an identity are let in. Left out: only where all addresses of listen are on "
             "loopback or are Unix sockets.",
             example=True,
+            reload="restart",
         ),
     ] = None
     block: Annotated[
@@ -74,25 +102,31 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _key(
             "Who may subscribe with the overflow policy block, under which publishers wait for the subscriber. local: "
             "clients on loopback and Unix sockets, but nobody for whom a proxy says in X-Forwarded-For who it is and "
-            "is believed. Behind a proxy on this machine that is not believed it is everybody."
+            "is believed. Behind a proxy on this machine that is not believed it is everybody.",
+            reload="new_subscriptions",
         ),
     ] = "local"
     engine: Annotated[
         Literal["memory"],
-        _key("What happens to an event between publish and delivery. memory: nothing outlives the process."),
+        _key(
+            "What happens to an event between publish and delivery. memory: nothing outlives the process.",
+            reload="restart",
+        ),
     ] = "memory"
     admin: Annotated[
         str,
         _key(
             "Address of the admin listener, written as those of listen; systemd stands for the socket that is named "
-            "admin there. Empty: none. It has health and metrics, in HTTP."
+            "admin there. Empty: none. It has health and metrics, in HTTP.",
+            reload="restart",
         ),
     ] = "127.0.0.1:8766"
     trusted_proxies: Annotated[
         list[str],
         _key(
             "Networks whose proxies are believed when they say in X-Forwarded-For from where a client comes, like "
-            "10.0.0.0/8. Who comes by a Unix socket is believed anyway."
+            "10.0.0.0/8. Who comes by a Unix socket is believed anyway.",
+            reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
     certificate: Annotated[
@@ -101,6 +135,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "File with the certificate for TLS, in PEM format, those that lead from it to its root behind it. With it, "
             "clients on TCP addresses have to speak TLS; those on Unix sockets do not.",
             example="/etc/wsbroker/certificate.pem",
+            reload="new_connections",
         ),
     ] = None
     key: Annotated[
@@ -108,13 +143,15 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _key(
             "File with the private key of the certificate, in PEM format, not encrypted.",
             example="/etc/wsbroker/key.pem",
+            reload="new_connections",
         ),
     ] = None
     compression: Annotated[
         bool,
         _key(
             "Whether clients may agree to compressed messages (permessage-deflate, RFC 7692). It saves traffic, and "
-            "costs the broker time for each event and each command."
+            "costs the broker time for each event and each command.",
+            reload="new_connections",
         ),
     ] = False
 
@@ -122,16 +159,22 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds on what a client may ask for, and on the time that things may take."""
 
-    max_size: Annotated[int, _key("Largest message from a client, all its fragments together.", 64, 2**30, "bytes")] = (
-        2**20
-    )
-    max_fragments: Annotated[int, _key("Fragments in one message from a client, empty ones counted.", 1, 10**6)] = 4096
+    max_size: Annotated[
+        int,
+        _key(
+            "Largest message from a client, all its fragments together.", 64, 2**30, "bytes", reload="new_connections"
+        ),
+    ] = 2**20
+    max_fragments: Annotated[
+        int, _key("Fragments in one message from a client, empty ones counted.", 1, 10**6, reload="new_connections")
+    ] = 4096
     max_connections: Annotated[
         Annotated[int, Meta(ge=1, le=10**7)] | None,
         _key(
             "Connections at one time; beyond it the answer is 503. Left out: as many as there are file descriptors "
             "(RLIMIT_NOFILE), less a reserve.",
             example=10_000,
+            reload="new_connections",
         ),
     ] = None
     max_connections_per_address: Annotated[
@@ -141,13 +184,24 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "429. The address is the forwarded one where a proxy is believed; who comes by a Unix socket without one "
             "is not counted, nor who is being closed. Left out: any number.",
             example=100,
+            reload="new_connections",
         ),
     ] = None
-    max_subscriptions: Annotated[int, _key("Subscriptions of one connection.", 1, 10**6)] = 1000
+    max_subscriptions: Annotated[
+        int, _key("Subscriptions of one connection.", 1, 10**6, reload="new_subscriptions")
+    ] = 1000
     max_queue: Annotated[
-        int, _key("Events that wait for one subscription which does not say how many may.", 1, 2**24)
+        int,
+        _key(
+            "Events that wait for one subscription which does not say how many may.",
+            1,
+            2**24,
+            reload="new_subscriptions",
+        ),
     ] = 256
-    max_queue_limit: Annotated[int, _key("Most events that a subscription may let wait.", 1, 2**24)] = 65_536
+    max_queue_limit: Annotated[
+        int, _key("Most events that a subscription may let wait.", 1, 2**24, reload="new_subscriptions")
+    ] = 65_536
     max_outbox: Annotated[
         int,
         _key(
@@ -156,6 +210,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             1024,
             2**34,
             "bytes",
+            reload="at_once",
         ),
     ] = 4 * 2**20
     max_answers: Annotated[
@@ -165,27 +220,53 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             1024,
             2**30,
             "bytes",
+            reload="at_once",
         ),
     ] = 2**20
     max_inflight: Annotated[
-        int, _key("Commands of one connection under way; at this number the broker stops reading from it.", 1, 65_536)
+        int,
+        _key(
+            "Commands of one connection under way; at this number the broker stops reading from it.",
+            1,
+            65_536,
+            reload="at_once",
+        ),
     ] = 64
     # The upper bound stays clear of the recursion limit of Python (1000), which the JSON decoder counts against.
     max_depth: Annotated[
-        int, _key("Levels that the JSON of a command may be nested, its own object included.", 2, 512)
+        int, _key("Levels that the JSON of a command may be nested, its own object included.", 2, 512, reload="at_once")
     ] = 64
     open_timeout: Annotated[
-        float, _key("Time from connecting to the end of the opening handshake.", 0.1, 3600, "seconds")
+        float,
+        _key(
+            "Time from connecting to the end of the opening handshake.", 0.1, 3600, "seconds", reload="new_connections"
+        ),
     ] = 10.0
     ping_interval: Annotated[
-        float, _key("Time between two pings to a client, whatever it sends. 0: no pings.", 0, 86_400, "seconds")
+        float,
+        _key(
+            "Time between two pings to a client, whatever it sends. 0: no pings.",
+            0,
+            86_400,
+            "seconds",
+            reload="restart",
+        ),
     ] = 25.0
     ping_timeout: Annotated[
         float,
-        _key("Time from a ping to its answer; beyond it the connection is closed with 4001.", 0.1, 3600, "seconds"),
+        _key(
+            "Time from a ping to its answer; beyond it the connection is closed with 4001.",
+            0.1,
+            3600,
+            "seconds",
+            reload="restart",
+        ),
     ] = 10.0
     close_timeout: Annotated[
-        float, _key("Time from a close to its answer; beyond it the connection is cut.", 0.1, 3600, "seconds")
+        float,
+        _key(
+            "Time from a close to its answer; beyond it the connection is cut.", 0.1, 3600, "seconds", reload="restart"
+        ),
     ] = 5.0
     block_timeout: Annotated[
         float,
@@ -195,6 +276,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             0.1,
             3600,
             "seconds",
+            reload="restart",
         ),
     ] = 5.0
     publish_rate: Annotated[
@@ -204,13 +286,27 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "0: any number.",
             0,
             10**7,
+            reload="at_once",
         ),
     ] = 0.0
     publish_burst: Annotated[
-        int, _key("Events that one connection may publish at once, after it was silent for long enough.", 1, 10**7)
+        int,
+        _key(
+            "Events that one connection may publish at once, after it was silent for long enough.",
+            1,
+            10**7,
+            reload="at_once",
+        ),
     ] = 100
     drain_timeout: Annotated[
-        float, _key("Time for a shutdown: what waits for the clients goes out until then.", 0, 86_400, "seconds")
+        float,
+        _key(
+            "Time for a shutdown: what waits for the clients goes out until then.",
+            0,
+            86_400,
+            "seconds",
+            reload="at_once",
+        ),
     ] = 10.0
     reconnect_spread: Annotated[
         float,
@@ -219,6 +315,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             0,
             3600,
             "seconds",
+            reload="at_once",
         ),
     ] = 5.0
     max_memory: Annotated[
@@ -228,6 +325,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "publishers are slowed down. Left out: no bound.",
             unit="bytes",
             example=2**30,
+            reload="at_once",
         ),
     ] = None
     notsent_lowat: Annotated[
@@ -238,6 +336,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             0,
             2**31 - 1,
             "bytes",
+            reload="restart",
         ),
     ] = 16_384
 
@@ -245,39 +344,52 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the broker writes to standard error."""
 
-    format: Annotated[Literal["text", "json"], _key("Lines for people, or a JSON object a line.")] = "text"
-    level: Annotated[Literal["debug", "info", "warning", "error"], _key("The least important that is written.")] = (
-        "info"
+    format: Annotated[Literal["text", "json"], _key("Lines for people, or a JSON object a line.", reload="restart")] = (
+        "text"
     )
-
-
-Overflow = Literal["drop_oldest", "drop_newest", "latest", "replay", "block", "close"]
-OVERFLOWS: Final[tuple[str, ...]] = get_args(Overflow)
-"""The overflow policies, the default first."""
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], _key("The least important that is written.", reload="at_once")
+    ] = "info"
 
 
 class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What holds for some topics: one [[topics]] table. Of those that match, the most specific one applies, alone."""
 
-    match: Annotated[str, _key("The topic or pattern that the rule is for. `*` and `>` are as in subscriptions.")]
+    match: Annotated[
+        str, _key("The topic or pattern that the rule is for. `*` and `>` are as in subscriptions.", reload="at_once")
+    ]
     max_queue: Annotated[
         Annotated[int, Meta(ge=1, le=2**24)] | None,
-        _key("Events that wait for a subscription which does not say how many may.", example=64),
+        _key(
+            "Events that wait for a subscription which does not say how many may.",
+            example=64,
+            reload="new_subscriptions",
+        ),
     ] = None
     max_queue_limit: Annotated[
         Annotated[int, Meta(ge=1, le=2**24)] | None,
-        _key("Most events that a subscription may let wait.", example=1024),
+        _key("Most events that a subscription may let wait.", example=1024, reload="new_subscriptions"),
     ] = None
     overflow: Annotated[
-        Overflow | None, _key("Policy of a subscription which does not name one.", example="latest")
+        Overflow | None,
+        _key("Policy of a subscription which does not name one.", example="latest", reload="new_subscriptions"),
     ] = None
     overflows: Annotated[
         Annotated[list[Overflow], Meta(min_length=1)] | None,
-        _key("Policies that a subscription may name; the first is the default.", example=["latest", "drop_oldest"]),
+        _key(
+            "Policies that a subscription may name; the first is the default.",
+            example=["latest", "drop_oldest"],
+            reload="new_subscriptions",
+        ),
     ] = None
     max_age: Annotated[
         Annotated[float, Meta(ge=0.01, le=31_536_000)] | None,
-        _key("Age beyond which an event that had to wait is not sent any more.", unit="seconds", example=30.0),
+        _key(
+            "Age beyond which an event that had to wait is not sent any more.",
+            unit="seconds",
+            example=30.0,
+            reload="at_once",
+        ),
     ] = None
 
 
@@ -374,18 +486,19 @@ def default_toml() -> str:
         for key in _KEYS.values():
             if key.section != section:
                 continue
-            lines += textwrap.wrap(
-                f"{key.description} Allowed: {key.allowed}.", 100, initial_indent="# ", subsequent_indent="# "
-            )
+            lines += _comment(key)
             example = f"# {key.name} = {_toml(key.example)}"
             lines += [example if key.default is None else f"{key.name} = {_toml(key.default)}", ""]
     # Two marks, because a rule is no default to be switched on by taking away one.
     lines += [f"# {TopicRule.__doc__}", "# # [[topics]]", ""]
     for key in _RULE_KEYS.values():
-        about = f"{key.description} Allowed: {key.allowed}."
-        lines += textwrap.wrap(about, 100, initial_indent="# ", subsequent_indent="# ")
-        lines += [f"# # {key.name} = {_toml('prices.>' if key.name == 'match' else key.example)}", ""]
+        lines += [*_comment(key), f"# # {key.name} = {_toml('prices.>' if key.name == 'match' else key.example)}", ""]
     return "\n".join(lines)
+
+
+def _comment(key: _Key) -> list[str]:
+    about = f"{key.description} Allowed: {key.allowed}. {RELOADS[key.reload]}"
+    return textwrap.wrap(about, 100, initial_indent="# ", subsequent_indent="# ")
 
 
 def schema() -> dict[str, Any]:
@@ -655,6 +768,7 @@ class _Key(NamedTuple):
     unit: str
     example: Any
     """For a key that has no default of its own."""
+    reload: Reload
 
     @property
     def is_list(self) -> bool:
@@ -675,7 +789,8 @@ def _keys_of(section: str, struct: type[msgspec.Struct], defaults: msgspec.Struc
         assert isinstance(kind, inspect.Metadata)  # every field has a description
         # msgspec sorts the choices of a Literal; people expect them in the order that they were written in.
         choices = get_args(get_args(types[name])[0]) if isinstance(kind.type, inspect.LiteralType) else ()
-        about, unit = kind.extra_json_schema or {}, (kind.extra or {}).get("unit")
+        about, extra = kind.extra_json_schema or {}, kind.extra or {}
+        unit = extra["unit"]
         yield _Key(
             section=section,
             name=name,
@@ -685,6 +800,7 @@ def _keys_of(section: str, struct: type[msgspec.Struct], defaults: msgspec.Struc
             allowed=_allowed(kind.type, choices or OVERFLOWS),
             unit=f" ({unit})" if unit else "",
             example=about.get("examples", [None])[0],
+            reload=extra["reload"],
         )
 
 
@@ -733,6 +849,8 @@ def _toml(value: object) -> str:
 _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {"server": Server, "limits": Limits, "log": Log}
 _KEYS: Final = _read_keys()
 _RULE_KEYS: Final = {key.name: key for key in _keys_of("topics", TopicRule, TopicRule(match=""))}
+RESTART_KEYS: Final = tuple(name for name, key in _KEYS.items() if key.reload == "restart")
+"""The settings that a reload does not change."""
 _VARIABLES: Final = {_variable(key): key for key in _KEYS}
 _LIKELY_TYPOS: Final = {PREFIX + key.upper().replace(".", "_") for key in _KEYS} | {
     PREFIX + key.rpartition(".")[2].upper() for key in _KEYS

@@ -21,7 +21,7 @@ import structlog
 import uvloop
 
 from broker import __version__
-from broker.config import Config, parse_address, too_open
+from broker.config import RESTART_KEYS, Config, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
@@ -49,22 +49,6 @@ CANNOT_START = 1
 MOST_FILES = 1 << 20
 """The soft limit of open files is raised to the hard one, but not beyond this: Linux's own ceiling (fs.nr_open)
 unless set. Some systems have a billion for the hard limit, which says nothing about what they can carry."""
-
-STARTS_WITH = (
-    "server.listen",
-    "server.path",
-    "server.anonymous",
-    "server.engine",
-    "server.admin",
-    "limits.ping_interval",
-    "limits.ping_timeout",
-    "limits.close_timeout",
-    "limits.block_timeout",
-    "limits.notsent_lowat",
-    "log.format",
-)
-"""Settings that a reload does not change. Clients were told of the path and the ping; the sweep and the kernel were set
-up with the others."""
 
 STATUS_EVERY = 5.0
 """Seconds between two lines for `systemctl status`."""
@@ -250,7 +234,7 @@ class Daemon:
         """Do it, and return what is to be seen in the status. Raises ConfigError."""
         wanted = self._reread()
         capacity, tls_context = examine(wanted)
-        fixed = set(STARTS_WITH)
+        fixed = set(RESTART_KEYS)
         if (tls_context is None) != (self.tls is None):
             fixed |= {"server.certificate", "server.key"}
         changed = set(differences(self.config, wanted))

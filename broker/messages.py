@@ -9,12 +9,13 @@ this broker, and not for the protocol, the session says.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar, get_args
 
 import msgspec
 
 from broker._speedups import check_json
 from broker.errors import ERRORS, CommandError
+from broker.overflow import OVERFLOWS, Overflow
 
 VERSION: Final = 1
 """The version of the protocol, in `welcome` and in the name of the subprotocol."""
@@ -24,9 +25,6 @@ SUBPROTOCOL: Final = "wsbroker.v1"
 
 MAX_INTEGER: Final = 2**53 - 1
 """The largest integer in the protocol: the largest that JavaScript holds exactly (Number.MAX_SAFE_INTEGER)."""
-
-MAX_DEPTH: Final = 64
-"""How deeply the JSON of a command may be nested, its own object included. As System.Text.Json of .NET."""
 
 _T = TypeVar("_T")
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ else:
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_INTEGER)]
-Overflow = Literal["drop_oldest", "drop_newest", "latest", "replay", "block", "close"]
 Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)] | Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -131,7 +128,7 @@ class BadCommand(CommandError):  # noqa: N818 -- it is what the protocol calls i
         self.id = id
 
 
-def decode(payload: bytes | memoryview, depth: int = MAX_DEPTH) -> Command:
+def decode(payload: bytes | memoryview, depth: int) -> Command:
     """Decode one message of a client, which may be nested `depth` levels deep.
 
     The `data` of a `Publish` is a view of `payload`, not a copy: `payload` must not change while it is in use.
@@ -330,7 +327,7 @@ _ALLOWED: Final[dict[str, str]] = {
     "key": "a string",
     "token": "a string",
     "max_queue": "an integer from 1 to 2^53-1",
-    "overflow": f"one of {', '.join(get_args(Overflow))}",
+    "overflow": f"one of {', '.join(OVERFLOWS)}",
     "echo": "true or false",
     "presence": "true or false",
     "credit": "an integer from 0 to 2^53-1",

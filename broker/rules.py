@@ -12,8 +12,9 @@ from typing import Final
 
 import msgspec
 
-from broker.config import OVERFLOWS, Limits, TopicRule
+from broker.config import Limits, TopicRule
 from broker.errors import CommandError, ConfigError
+from broker.overflow import OVERFLOWS
 from broker.topics import check_pattern, covers, matches, overlap, rank
 
 

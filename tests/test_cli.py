@@ -12,7 +12,7 @@ import subprocess
 import sys
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import pytest
@@ -22,7 +22,7 @@ from broker import __version__, cli
 from broker.client import DEFAULT_URL, CommandRefused
 from broker.config import default_toml, load, schema
 from broker.errors import ERRORS, CloseCode
-from broker.messages import ErrorAnswer, Overflow
+from broker.messages import ErrorAnswer
 from tests.client.fake import FakeBroker, closing, refusing, running, saying
 from tests.fixtures_command import Result, finish, start, wsbroker
 
@@ -34,7 +34,6 @@ ROOT = Path(__file__).parent.parent
 
 def test_duplicated_constants_are_equal() -> None:
     assert cli.URL == DEFAULT_URL
-    assert get_args(Overflow) == cli.OVERFLOWS
 
 
 def test_every_exit_status_is_documented() -> None:

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from broker import config, messages
 from broker.config import Address, Config, Limits, Log, Server, TopicRule, default_toml, load, parse_address, schema
 from broker.errors import ConfigError
+from broker.overflow import OVERFLOWS
 from broker.rules import Rules
 
 DOCUMENTATION = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -48,6 +49,17 @@ def problems(
 def setting(loaded: Config, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(loaded, section), name)
+
+
+def reload_of(section: str, name: str) -> config.Reload:
+    """What the JSON Schema says about a reload."""
+    struct = SECTIONS.get(section, TopicRule)
+    found: config.Reload = schema()["$defs"][struct.__name__]["properties"][name]["x-reload"]
+    return found
+
+
+def shown_reload(section: str, name: str) -> str:
+    return reload_of(section, name).replace("_", " ")
 
 
 class TestLayers:
@@ -477,7 +489,8 @@ class TestDocuments:
         shown = "left out" if default is None else f"`{msgspec.json.encode(default).decode()}`"
         allowed = re.search(r"must be (.*?)( \(\w+\))?, not \{", problems(flags={key: {}})[0])
         assert allowed
-        assert f"| `{key}` | {shown} | {allowed[1]} |" in DOCUMENTATION
+        section, name = key.split(".")
+        assert f"| `{key}` | {shown} | {allowed[1]} | {shown_reload(section, name)} |" in DOCUMENTATION
 
     def test_docs_have_no_unknown_keys(self) -> None:
         assert re.findall(r"^\| `(\w+\.\w+)` \|", DOCUMENTATION, re.MULTILINE) == KEYS
@@ -526,7 +539,19 @@ class TestTopics:
             file.write_text(f"[[topics]]\nmatch = 'a'\n{name} = {{}}\n".replace("match = 'a'\nmatch", "match"))
             allowed = re.search(r"must be (.*?)( \(\w+\))?, not \{", problems(file)[0])
             assert allowed
-            assert f"| `{name}` | {allowed[1]} |" in DOCUMENTATION
+            assert f"| `{name}` | {allowed[1]} | {shown_reload('topics', name)} |" in DOCUMENTATION
+
+    def test_commented_file_says_what_a_reload_changes(self) -> None:
+        comments = re.sub(r"\n# (?!# |\w+ = )", " ", default_toml())
+        for section, struct in SECTIONS.items():
+            for name in struct.__struct_fields__:
+                words = config.RELOADS[reload_of(section, name)]
+                assert re.search(rf"{re.escape(words)}\n(# )?{name} = ", comments), name
+
+    def test_restart_keys_follow_from_the_fields(self) -> None:
+        assert set(config.RESTART_KEYS) == {key for key in KEYS if reload_of(*key.split(".")) == "restart"}
+        # Listeners, handshake answers, the keep-alive sweep and sockets are set up once.
+        assert {"server.listen", "limits.ping_interval", "limits.notsent_lowat"} <= {*config.RESTART_KEYS}
 
     def test_rule_in_the_commented_file_is_valid(self, file: Path) -> None:
         file.write_text(re.sub(r"^# # (\w+ = |\[\[)", r"\1", default_toml(), flags=re.MULTILINE))
@@ -535,4 +560,5 @@ class TestTopics:
         assert Rules([rule], Limits()).policy("prices.a").overflow == "latest"
 
     def test_the_policies_are_those_of_the_protocol(self) -> None:
-        assert get_args(messages.Overflow) == config.OVERFLOWS
+        protocol = msgspec.json.schema(messages.Subscribe)["$defs"]["Subscribe"]["properties"]["overflow"]["enum"]
+        assert sorted(protocol) == sorted(OVERFLOWS)

@@ -15,7 +15,6 @@ import pytest
 
 from broker import __version__, cli
 from broker.config import schema
-from broker.daemon import STARTS_WITH
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ROOT / "docs" / "commands.md"
@@ -94,8 +93,3 @@ def test_links_in_the_docs_resolve(document: Path) -> None:
 
 def test_changelog_has_this_version() -> None:
     assert any(heading.startswith(f"[{__version__}]") for heading in sections(ROOT / "CHANGELOG.md"))
-
-
-def test_settings_that_need_a_restart_are_documented() -> None:
-    text = sections(ROOT / "docs" / "configuration.md")["Reload"].partition(";")[0]
-    assert re.findall(r"`([a-z]+\.[a-z_]+)`", text) == list(STARTS_WITH)

@@ -18,6 +18,7 @@ from websockets.frames import Frame, Opcode
 
 from broker import messages
 from broker._speedups import Audience, Connection, LoopContext, Subscription
+from broker.config import Limits
 from broker.hub import Hub
 from broker.topics import matches, rank
 
@@ -117,7 +118,7 @@ class SlowLane:
         self.connection = connection
 
     def message(self, payload: bytes, text: bool) -> None:
-        command = messages.decode(payload)
+        command = messages.decode(payload, Limits().max_depth)
         assert isinstance(command, messages.Publish)
         self.harness.publish(command.topic, bytes(command.data), self.connection)
 

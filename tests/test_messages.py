@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import messages
+from broker.config import Limits
 from broker.errors import ERRORS, CommandError
 from broker.messages import (
-    MAX_DEPTH,
     MAX_INTEGER,
     Auth,
     BadCommand,
@@ -27,7 +27,6 @@ from broker.messages import (
     Gap,
     History,
     Ok,
-    Overflow,
     Ping,
     Pong,
     Presence,
@@ -36,7 +35,6 @@ from broker.messages import (
     Subscribe,
     Unsubscribe,
     Welcome,
-    decode,
     decode_server,
     encode_bye,
     encode_command,
@@ -47,6 +45,7 @@ from broker.messages import (
     encode_pong,
     encode_welcome,
 )
+from broker.overflow import GAP_REASONS, OVERFLOWS
 from broker.topics import check_pattern
 
 PROTOCOL = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -57,6 +56,13 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=12,
 )
+
+
+MAX_DEPTH = Limits().max_depth
+
+
+def decode(payload: bytes | memoryview, depth: int = MAX_DEPTH) -> Command:
+    return messages.decode(payload, depth)
 
 
 def command(**fields: object) -> bytes:
@@ -98,7 +104,7 @@ class TestCommands:
         assert decode(memoryview(payload)) == expected
         assert decode(encode_command(expected)) == expected
 
-    @pytest.mark.parametrize("overflow", get_args(Overflow))
+    @pytest.mark.parametrize("overflow", OVERFLOWS)
     def test_every_overflow_policy_is_decoded(self, overflow: str) -> None:
         subscribe = decode(command(op="subscribe", topic="a", overflow=overflow))
         assert isinstance(subscribe, Subscribe)
@@ -480,6 +486,11 @@ class TestDocumentation:
                 continue  # what `history` returns is documented with it
             assert f"`{field.encode_name}`" in PROTOCOL, field.name
 
-    @pytest.mark.parametrize("overflow", get_args(Overflow))
+    @pytest.mark.parametrize("overflow", OVERFLOWS)
     def test_docs_list_every_overflow_policy(self, overflow: str) -> None:
         assert f"| `{overflow}` |" in PROTOCOL
+
+    def test_docs_list_every_gap_reason(self) -> None:
+        table = PROTOCOL.partition("| reason | why |\n|---|---|\n")[2].partition("\n\n")[0]
+        documented = [reason for row in table.splitlines() for reason in re.findall(r"`(\w+)`", row.split("|")[1])]
+        assert documented == list(GAP_REASONS)

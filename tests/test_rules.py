@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.config import OVERFLOWS, Limits, TopicRule
+from broker.config import Limits, TopicRule
 from broker.errors import ConfigError
+from broker.overflow import OVERFLOWS
 from broker.rules import Rules, SubscriptionPolicy
 from broker.topics import covers, matches, overlap
 from tests.test_topics import patterns, topics

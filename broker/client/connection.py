@@ -36,7 +36,6 @@ from broker.messages import (
     Join,
     Leave,
     Ok,
-    Overflow,
     Ping,
     Pong,
     Publish,
@@ -47,6 +46,7 @@ from broker.messages import (
     decode_server,
     encode_command,
 )
+from broker.overflow import Overflow
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765"
 """Where a broker without any configuration listens."""
@@ -320,7 +320,9 @@ def check_publish(command: bytes, value: bytes) -> None:
     two values with a comma between them would be a valid command with one more field.
     Raises CommandError.
     """
-    publish = decode(command)
+    from broker.config import Limits  # most commands do not need it
+
+    publish = decode(command, Limits().max_depth)
     if not isinstance(publish, Publish) or bytes(publish.data) != value.strip(_SPACE):
         raise CommandError("bad_json", "not one JSON value")
 

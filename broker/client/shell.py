@@ -18,7 +18,8 @@ from broker.client.failures import ClientError
 from broker.client.pipe import Lines, Output
 from broker.client.publisher import Publisher
 from broker.errors import CommandError
-from broker.messages import Credit, EventMessage, Overflow, decode_server, encode_command
+from broker.messages import Credit, EventMessage, decode_server, encode_command
+from broker.overflow import Overflow
 from broker.topics import matches, rank
 
 Failed = Callable[[CommandError, int | None], object]

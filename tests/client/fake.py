@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from broker.config import Limits
 from broker.messages import Credit, Ping, Publish, Subscribe, Unsubscribe, decode, encode_error, encode_ok, encode_pong
 
 WELCOME = b'{"op":"welcome","version":1,"session":"s1","server":"fake","ping":25,"max_size":4096,"max_queue":256}'
@@ -61,7 +62,7 @@ class FakeBroker:
 async def answer(fake: FakeBroker, connection: ServerConnection) -> None:
     """Behave as a broker does."""
     async for fields in fake.commands(connection):
-        command = decode(msgspec.json.encode(fields))
+        command = decode(msgspec.json.encode(fields), Limits().max_depth)
         if isinstance(command, Publish):
             key = b"" if command.key is None else b'"key":' + msgspec.json.encode(command.key) + b","
             topic = msgspec.json.encode(command.topic)

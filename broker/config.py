@@ -515,7 +515,7 @@ def parse_address(text: str) -> Address:
 
     Raises ConfigError, with `text` and what is allowed.
     """
-    shown = text if text.isprintable() else text.encode("unicode_escape").decode()
+    shown = _printable(text)
     if text == "systemd":
         return Address(systemd=True)
     if text.startswith("unix:"):
@@ -695,8 +695,13 @@ def too_open(where: str, addresses: Iterable[str]) -> str:
     )
 
 
+def _printable(text: str) -> str:
+    """Give a text for a message, which is one line."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 def _check_listen(addresses: list[str]) -> list[str]:
-    problems = [f"{text} is listed twice" for text in dict.fromkeys(addresses) if addresses.count(text) > 1]
+    problems = [f"{_printable(text)} is listed twice" for text in dict.fromkeys(addresses) if addresses.count(text) > 1]
     for address in addresses:
         try:
             parse_address(address)
@@ -719,7 +724,7 @@ def _check_path(path: str) -> list[str]:
 
 def _check_origins(origins: list[str]) -> list[str]:
     return [
-        f"`{origin}` is no origin: it must be scheme://host or scheme://host:port, without a path"
+        f"`{_printable(origin)}` is no origin: it must be scheme://host or scheme://host:port, without a path"
         for origin in origins
         if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin)
     ]
@@ -731,7 +736,7 @@ def _check_networks(networks: list[str]) -> list[str]:
         try:
             ipaddress.ip_network(network)
         except ValueError as error:
-            problems.append(f"`{network}` is no network, as 10.0.0.0/8: {error}")
+            problems.append(f"`{_printable(network)}` is no network, as 10.0.0.0/8: {_printable(str(error))}")
     return problems
 
 

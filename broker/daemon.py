@@ -28,7 +28,7 @@ from broker.errors import ConfigError
 from broker.health import HealthMonitor
 from broker.log import complain, report_fault, set_level, set_up_log
 from broker.net.limiter import Capacity, ConnectionLimiter
-from broker.net.listener import CannotListenError, Listener, named
+from broker.net.listener import CannotListenError, Listener, bound_address
 from broker.net.tls import Tls
 from broker.net.tls import load as load_tls
 from broker.node import Node
@@ -36,7 +36,7 @@ from broker.rules import Rules
 from broker.systemd import Systemd, extend, reloading, status
 
 if TYPE_CHECKING:
-    from broker.admin.server import Admin, AdminPort
+    from broker.admin.server import Admin, AdminListener
 
 ENGINES: dict[str, Callable[[], Engine]] = {"memory": MemoryEngine}
 
@@ -122,7 +122,9 @@ def check_sockets(config: Config, systemd: Systemd) -> None:
         raise ConfigError(systemd.problems)
     if config.server.anonymous is not None or "systemd" not in config.server.listen:
         return
-    remote = [str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := named(sock)).local]
+    remote = [
+        str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := bound_address(sock)).local
+    ]
     if remote:
         raise ConfigError([too_open("server.listen", [f"systemd: {address}" for address in remote])])
 
@@ -150,7 +152,7 @@ class Daemon:
         self.started = 0.0
         """When the broker was ready, in seconds since 1970."""
         self._admin: Admin | None = None
-        self._admin_port: AdminPort | None = None
+        self._admin_listener: AdminListener | None = None
         self._trouble = ""
         """What `systemctl status` shows behind the counts."""
         self._retiring: asyncio.Task[None] | None = None
@@ -290,7 +292,7 @@ class Daemon:
         deadline = loop.time() + timeout
         self._close_listeners()
         # Who was accepted already is let in, and then told when to come back like everybody else.
-        await self.limiter.wait_open(min(GRACE, timeout / 4))
+        await self.limiter.wait_handshakes(min(GRACE, timeout / 4))
         self.limiter.close()
         await self.node.drain(max(0.0, deadline - loop.time()))
         await self.limiter.wait_empty(max(0.0, deadline - loop.time()))
@@ -319,14 +321,14 @@ class Daemon:
         from prometheus_client import CollectorRegistry
 
         from broker.admin.prometheus import MetricsCollector
-        from broker.admin.server import Admin, AdminPort
+        from broker.admin.server import Admin, AdminListener
 
         registry = CollectorRegistry()
         registry.register(MetricsCollector(self))
         self._admin = Admin(registry, self.unready, self.node, self.capacity.admin)
         await self._admin.start()
         address = parse_address(self.config.server.admin)
-        port = AdminPort(self._admin)
+        port = AdminListener(self._admin)
         try:
             if not address.systemd:
                 await port.open(address)
@@ -337,11 +339,11 @@ class Daemon:
             raise CannotListenError(f"{exc} (server.admin)") from exc
         if not port.addresses:
             raise CannotListenError(f"cannot listen on systemd: it has passed no socket named {ADMIN} (server.admin)")
-        self._admin_port = port
+        self._admin_listener = port
 
     async def _close_admin(self) -> None:
-        if self._admin_port is not None:
-            self._admin_port.close()
+        if self._admin_listener is not None:
+            self._admin_listener.close()
         if self._admin is not None:
             await self._admin.stop()
 
@@ -361,8 +363,8 @@ class Daemon:
                 url = f"{scheme}://{address}{self.config.server.path}"
                 where = {} if address.startswith("unix:") else {"url": url}
                 log.info("listening", address=address, **where)
-        if self._admin_port is not None:
-            for address in self._admin_port.addresses:
+        if self._admin_listener is not None:
+            for address in self._admin_listener.addresses:
                 log.info("admin listener", address=address)
         if any(name != ADMIN for name, _ in self._systemd.sockets) and "systemd" not in self.config.server.listen:
             log.warning("sockets passed by systemd are not used: server.listen does not name systemd")
@@ -375,7 +377,7 @@ class Daemon:
     # What systemd is told
 
     def unready(self) -> str | None:
-        """Say why the broker takes no clients; None if it does."""
+        """Give the reason for not being ready; None if ready."""
         if self.state != "serving":
             return self.state
         if self.health.level:

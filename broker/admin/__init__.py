@@ -1,5 +1,5 @@
-"""The second listener, for operators: whether the broker lives and is ready, its metrics, its clients.
+"""The admin listener, for operators: health, metrics and sessions.
 
-It runs in the broker's own event loop, so that it answers only while that turns; and it answers while the broker is
-full, drains, or has no descriptors left.
+It runs in the broker's event loop, so it answers only while the loop runs. It also answers while the broker is full,
+drains, or has no descriptors left.
 """

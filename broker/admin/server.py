@@ -1,4 +1,4 @@
-"""Plain HTTP for operators and their programs: health and metrics."""
+"""The admin listener: health, metrics and sessions over HTTP."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from prometheus_client.exposition import choose_encoder
 
 from broker.admin.sessions import NO_STORE, Sessions
 from broker.config import Address
-from broker.net.limiter import ADMIN
-from broker.net.listener import PAUSE, Accepting, Acceptor, Port, why
+from broker.net.limiter import ADMIN_CONNECTIONS
+from broker.net.listener import ACCEPT_RETRY_DELAY, Acceptor, BaseListener, SocketAcceptor, describe_error
 from broker.node import Node
 
-SPARE: Final = 4
-"""Descriptors that are kept for times when there are no others."""
+SPARE_FDS: Final = 4
+"""Descriptors kept open to be released when the process has no others."""
 
 KEEP_ALIVE: Final = 5.0
-"""Seconds that a connection without a request is kept."""
+"""Seconds that an idle connection is kept."""
 
 LIFETIME: Final = 60.0
-"""Seconds that a connection is kept at all: of who asks and does not read the answer nothing else would be the end."""
+"""Maximum age of a connection in seconds: nothing else closes a client that does not read its answer."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -36,18 +36,22 @@ log = structlog.get_logger(__name__)
 class Admin:
     """The admin listener.
 
-    `unready` says why the broker takes no clients, or None if it does; `node` knows the clients. Of more than `most`
-    connections at one time the surplus ones are closed.
+    `unready_reason` gives the reason for not being ready, or None; `node` has the sessions. Connections over
+    `max_connections` are closed at once.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, unready: Callable[[], str | None], node: Node, most: int = ADMIN
+        self,
+        registry: CollectorRegistry,
+        unready_reason: Callable[[], str | None],
+        node: Node,
+        max_connections: int = ADMIN_CONNECTIONS,
     ) -> None:
         self._registry = registry
-        self._unready = unready
+        self._unready_reason = unready_reason
         self._sessions = Sessions(node)
-        self._most = most
-        app = web.Application(middlewares=[_by_its_own_name])
+        self._max_connections = max_connections
+        app = web.Application(middlewares=[_check_host])
         app.add_routes(
             [
                 web.get("/livez", self._livez),
@@ -57,18 +61,18 @@ class Admin:
                 web.get("/v1/sessions/{id}", self._sessions.show),
             ]
         )
-        app.on_response_prepare.append(_name_server)
+        app.on_response_prepare.append(_set_server_header)
         self._runner = web.AppRunner(
             app, handle_signals=False, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=1.0
         )
-        self._spare: list[int] = []
+        self._spare_fds: list[int] = []
         self._serving: set[asyncio.Task[None]] = set()
         self._refilling: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Get ready to serve."""
+        """Prepare to serve."""
         await self._runner.setup()
-        self._refill()
+        self._refill_spare_fds()
 
     async def stop(self) -> None:
         """Close all connections."""
@@ -77,51 +81,51 @@ class Admin:
         for task in self._serving:
             task.cancel()
         await self._runner.cleanup()
-        while self._spare:
-            os.close(self._spare.pop())
+        while self._spare_fds:
+            os.close(self._spare_fds.pop())
 
-    def take(self, sock: socket.socket) -> None:
+    def handle(self, sock: socket.socket) -> None:
         """Serve an accepted connection."""
         server = self._runner.server
-        if server is None or len(server.connections) + len(self._serving) >= self._most:
+        if server is None or len(server.connections) + len(self._serving) >= self._max_connections:
             sock.close()
             return
-        task = asyncio.get_running_loop().create_task(self._take(sock))
+        task = asyncio.get_running_loop().create_task(self._serve(sock))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
-    def give_up_one(self) -> bool:
-        """Give a descriptor back to the system. False if there is none to spare."""
-        if not self._spare:
+    def release_spare_fd(self) -> bool:
+        """Close a spare descriptor, so that the process can open another. False if none is left."""
+        if not self._spare_fds:
             return False
-        os.close(self._spare.pop())
+        os.close(self._spare_fds.pop())
         if self._refilling is None:
-            self._refilling = asyncio.get_running_loop().call_later(PAUSE, self._refill)
+            self._refilling = asyncio.get_running_loop().call_later(ACCEPT_RETRY_DELAY, self._refill_spare_fds)
         return True
 
-    async def _take(self, sock: socket.socket) -> None:
+    async def _serve(self, sock: socket.socket) -> None:
         server = self._runner.server
         assert server is not None
         try:
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(server, sock)
             asyncio.get_running_loop().call_later(LIFETIME, transport.abort)
         except OSError as exc:
-            log.debug("admin connection lost", reason=why(exc))
+            log.debug("admin connection lost", reason=describe_error(exc))
             sock.close()
 
-    def _refill(self) -> None:
+    def _refill_spare_fds(self) -> None:
         self._refilling = None
         try:
-            while len(self._spare) < SPARE:
-                self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            while len(self._spare_fds) < SPARE_FDS:
+                self._spare_fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
-            self._refilling = asyncio.get_running_loop().call_later(PAUSE, self._refill)
+            self._refilling = asyncio.get_running_loop().call_later(ACCEPT_RETRY_DELAY, self._refill_spare_fds)
 
     async def _livez(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"}, headers=NO_STORE)
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        reason = self._unready()
+        reason = self._unready_reason()
         if reason is None:
             return web.json_response({"status": "ready"}, headers=NO_STORE)
         return web.json_response({"status": "not ready", "reason": reason}, status=503, headers=NO_STORE)
@@ -132,11 +136,11 @@ class Admin:
 
 
 @web.middleware
-async def _by_its_own_name(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """On loopback, tell who is connected under a name of loopback only: a page of anybody's whose name was pointed at
-    this machine would be of the same origin, and could read it (DNS rebinding)."""
-    name = None if request.transport is None else request.transport.get_extra_info("sockname")
-    here = isinstance(name, tuple) and Address(host=name[0]).local
+async def _check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """On loopback, serve /v1/ under loopback host names only. A web page whose own host name resolves to this machine
+    would have the same origin, and could read the sessions (DNS rebinding)."""
+    sockname = None if request.transport is None else request.transport.get_extra_info("sockname")
+    here = isinstance(sockname, tuple) and Address(host=sockname[0]).local
     if here and request.path.startswith("/v1/") and not Address(host=_host_of(request)).local:
         raise web.HTTPMisdirectedRequest(text="the admin listener is on loopback, and has no other name\n")
     return await handler(request)
@@ -147,32 +151,32 @@ def _host_of(request: web.Request) -> str:
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
-async def _name_server(request: web.Request, response: web.StreamResponse) -> None:
+async def _set_server_header(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "wsbroker"  # and not the versions of everything
 
 
-class AdminPort(Port):
+class AdminListener(BaseListener):
     """One address of the admin listener."""
 
     def __init__(self, admin: Admin) -> None:
         super().__init__()
         self._admin = admin
 
-    def _entrance(self, sock: socket.socket) -> Accepting:
-        return AdminEntrance(self._admin, sock)
+    def _make_acceptor(self, sock: socket.socket) -> Acceptor:
+        return AdminAcceptor(self._admin, sock)
 
 
-class AdminEntrance(Acceptor):
-    """A bound socket that accepts also when the process has no descriptors left: there are some to spare."""
+class AdminAcceptor(SocketAcceptor):
+    """Accepts even when the process has no descriptors left, by releasing a spare one."""
 
     def __init__(self, admin: Admin, sock: socket.socket) -> None:
         super().__init__(sock)
         self._admin = admin
 
-    def take(self, sock: socket.socket) -> None:
-        """Serve it."""
-        self._admin.take(sock)
+    def handle(self, sock: socket.socket) -> None:
+        """Serve an accepted connection."""
+        self._admin.handle(sock)
 
-    def spare(self) -> bool:
-        """Give up one that was kept for this."""
-        return self._admin.give_up_one()
+    def release_spare_fd(self) -> bool:
+        """Release one of the spare descriptors."""
+        return self._admin.release_spare_fd()

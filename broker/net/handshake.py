@@ -1,10 +1,8 @@
-"""The opening handshake: one accepted socket until it is a WebSocket, or was told in HTTP why not (RFC 6455, section
-4.2).
+"""The opening handshake: one accepted socket until the upgrade, or until an HTTP refusal (RFC 6455, section 4.2).
 
-Bytes are collected until the head of the request is complete; whatever follows it stays untouched and is handed on.
-websockets reads the head, and its `ServerProtocol` checks what RFC 6455 asks of it; what is the broker's own to decide
-(path, Host, Origin, capacity) is decided here. Nothing in here outlives the upgrade: no reference to a handshake or its
-request is left behind, not even a cycle for the garbage collector.
+Bytes are collected until the head of the request is complete; bytes after it are passed on unchanged. websockets parses
+the head, and its `ServerProtocol` checks what RFC 6455 requires; path, Host, Origin and capacity are checked here.
+Invariant: nothing of a handshake outlives the upgrade, not even a reference cycle for the garbage collector.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from broker import messages
 from broker.errors import REFUSALS
 from broker.net.limiter import REFUSED_TIMEOUT, ConnectionLimiter
 
-HEALTH = "/healthz"
+HEALTH_PATH = "/healthz"
 HEALTH_METHODS = ("GET", "HEAD")
 SUBPROTOCOL = Subprotocol(messages.SUBPROTOCOL)
 SERVER = "wsbroker"
@@ -47,13 +45,12 @@ MAX_HEAD = 16 * 1024
 """Bytes of a request's head. Apache and nginx take 8 kB in a line, Node 16 kB in all; a browser with a full cookie
 jar sends some 8 kB."""
 
-END = b"\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
 BARE_LF = re.compile(rb"(?<!\r)\n")
 BODY_HEADERS = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:[^\n]*\n", re.IGNORECASE | re.MULTILINE)
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]/?#@:\s]*)(?::[0-9]*)?")
-# Of the first byte of a method: a token (RFC 9110, section 5.6.2). TLS, SSH and the like are told apart from HTTP by
-# it.
-TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+# The first byte of a method is one of a token (RFC 9110, section 5.6.2). TLS, SSH and the like begin with others.
+TOKEN_CHARACTERS = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 UPGRADE_RESPONSE = (
     b"HTTP/1.1 101 Switching Protocols\r\n"
@@ -64,13 +61,13 @@ UPGRADE_RESPONSE = (
     b"%s"
     b"\r\n"
 )
-EXTENSIONS = b"Sec-WebSocket-Extensions: %s\r\n"
+EXTENSIONS_HEADER = b"Sec-WebSocket-Extensions: %s\r\n"
 PROTOCOL_V1 = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode()
 
 MALFORMED = (ValueError, EOFError, NotImplementedError)
-"""What websockets raises for a request that it cannot read."""
+"""What websockets raises for a request that it cannot parse."""
 
-REASONS = {
+REFUSAL_REASONS = {
     200: "",
     400: "malformed",
     401: "unauthorized",
@@ -80,11 +77,11 @@ REASONS = {
     429: "address_limit",
     431: "header_too_large",
 }
-"""What refusals are counted by."""
+"""Reasons of refusals in the metrics, by HTTP status."""
 
 UNAVAILABLE = {"full": "the broker is full", "memory": "the broker is out of memory"}
 
-NONE: Mapping[str, str] = {}
+NO_HEADERS: Mapping[str, str] = {}
 UPGRADE: Mapping[str, str] = {"Upgrade": "websocket"}
 
 log = structlog.get_logger(__name__)
@@ -93,22 +90,22 @@ log = structlog.get_logger(__name__)
 class Handshake(asyncio.Protocol):
     """The protocol of an accepted socket until the upgrade, or until the refused client has read its answer.
 
-    `loopback` says that its listener is reached from this machine only, `unix` that it is a Unix socket.
+    `loopback`: the listener is on loopback; `unix`: it is a Unix socket.
     """
 
-    __slots__ = ("_client", "_head", "_limiter", "_loopback", "_transport", "_unix", "admitted", "began")
+    __slots__ = ("_forwarded", "_head", "_limiter", "_loopback", "_transport", "_unix", "began", "has_slot")
 
     def __init__(self, limiter: ConnectionLimiter, loopback: bool = False, unix: bool = False) -> None:
-        self.admitted = False
-        """Whether there is room for this connection; the limiter's own."""
+        self.has_slot = False
+        """Whether the limiter has reserved a slot for this connection; set by the limiter."""
         self.began = 0.0
-        """When it was accepted; the limiter's own."""
+        """When it was accepted; set by the limiter."""
         self._limiter = limiter
         self._loopback = loopback
         self._unix = unix
-        # The client's address as a proxy that is believed has given it.
-        self._client: str | None = None
-        # What came of the head so far; None once there is nothing to be read any more, only to be thrown away.
+        # The client's address from a trusted proxy.
+        self._forwarded: str | None = None
+        # The head received so far; None once all further bytes are discarded.
         self._head: bytes | bytearray | None = b""
         self._transport: asyncio.Transport | None = None
 
@@ -128,68 +125,68 @@ class Handshake(asyncio.Protocol):
             head += data
         else:
             self._head = head = data
-        end = head.find(END, max(0, seen - 3))
+        end = head.find(HEAD_END, max(0, seen - 3))
         try:
             if end < 0:
                 check_start(head, seen)
                 return
-            end += len(END)
+            end += len(HEAD_END)
             if end > MAX_HEAD:
                 raise HTTPResponse(431, f"the head of the request is longer than {MAX_HEAD} bytes")
-            self._take(bytes(head[:end]), bytes(head[end:]))
+            self._handle_request(bytes(head[:end]), bytes(head[end:]))
         except HTTPResponse as answer:
-            self._send(answer)
+            self._send_response(answer)
 
     def eof_received(self) -> None:
-        """The transport closes itself now, after it has sent what is to be sent."""
+        """Let the transport close itself after it has sent its buffer."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head = None
         self._transport = None
-        self._limiter.leave(self)
+        self._limiter.untrack(self)
 
     def expire(self) -> None:
-        """End it: the time for the opening, or for reading the answer, is up."""
+        """Abort: the time for the handshake, or for reading the answer, is over."""
         if self._head is not None:
-            self._limiter.count(0, "timeout")
-            log.debug("handshake timeout", peer=self._peer())
-        self._limiter.leave(self)
+            self._limiter.count_refusal(0, "timeout")
+            log.debug("handshake timeout", peer=self._peer_name())
+        self._limiter.untrack(self)
         if self._transport is not None:
             self._transport.abort()
 
     def refuse_draining(self) -> None:
-        """Refuse it: the broker shuts down before the request was complete."""
-        self._send(draining(self._limiter))
+        """Refuse it, because the broker shuts down before the request is complete."""
+        self._send_response(draining_response(self._limiter))
 
-    def _take(self, head: bytes, rest: bytes) -> None:
+    def _handle_request(self, head: bytes, rest: bytes) -> None:
         limiter = self._limiter
-        request = parse(head)
+        request = parse_request(head)
         if forwarded := request.headers.get_all("X-Forwarded-For"):
-            self._client = limiter.proxies.client(self._host(), forwarded)
+            self._forwarded = limiter.proxies.resolve_client(self._peer_host(), forwarded)
         hosts = request.headers.get_all("Host")
         check_host(hosts, request.protocol)
-        path = path_of(request.path)
-        if path == HEALTH:
+        path = extract_path(request.path)
+        if path == HEALTH_PATH:
             if request.method not in HEALTH_METHODS:
                 raise HTTPResponse(426, "only GET and HEAD are answered here", UPGRADE)
-            raise draining(limiter) if limiter.draining else HTTPResponse(200, "ok")
+            raise draining_response(limiter) if limiter.draining else HTTPResponse(200, "ok")
         if path != limiter.path:
             raise HTTPResponse(404, f"there is nothing at this path; the WebSocket is at {limiter.path}")
         if limiter.draining:
-            raise draining(limiter)
-        peer = self._peer()
+            raise draining_response(limiter)
+        peer = self._peer_name()
         if limiter.over_address_limit(peer):
-            raise HTTPResponse(429, "there are too many connections of this address", later(limiter))
-        if not limiter.admit(self):
+            raise HTTPResponse(429, "there are too many connections of this address", retry_after(limiter))
+        if not limiter.reserve_slot(self):
             limiter.reject()
             reason = limiter.unavailable_reason or "full"
-            raise HTTPResponse(503, UNAVAILABLE[reason], later(limiter), reason)
+            raise HTTPResponse(503, UNAVAILABLE[reason], retry_after(limiter), reason)
         upgrade_response, window_bits = make_upgrade_response(
             request, NEGOTIATION_WITH_COMPRESSION if limiter.compression else NEGOTIATION
         )
         origins = request.headers.get_all("Origin")
         if origins and not limiter.origins.allow(origins[0], hosts[0], loopback=self._loopback):
-            log.info("origin refused", origin=origins[0], host=hosts[0], peer=self._peer())
+            log.info("origin refused", origin=origins[0], host=hosts[0], peer=self._peer_name())
             raise HTTPResponse(403, "pages of this origin may not connect; those that may are listed in server.origins")
         transport = self._transport
         assert transport is not None
@@ -198,14 +195,14 @@ class Handshake(asyncio.Protocol):
         limiter.establish(self, peer)
         limiter.node.connect(transport, upgrade_response, rest, peer, window_bits)
 
-    def _send(self, answer: HTTPResponse) -> None:
+    def _send_response(self, answer: HTTPResponse) -> None:
         transport = self._transport
         assert transport is not None
         bodiless = self._head is not None and self._head[:5] == b"HEAD "
         self._head = None
         if answer.status >= 400:
-            self._limiter.count(answer.status, answer.reason)
-            log.debug("request refused", status=answer.status, reason=answer.text, peer=self._peer())
+            self._limiter.count_refusal(answer.status, answer.reason)
+            log.debug("request refused", status=answer.status, reason=answer.text, peer=self._peer_name())
         lingers = self._limiter.drain_refused(self)
         transport.write(answer.serialize(bodiless=bodiless))
         # A socket that is closed while bytes from the client are unread answers with a reset, and the reset destroys
@@ -219,16 +216,15 @@ class Handshake(asyncio.Protocol):
         else:
             transport.close()
 
-    def _host(self) -> str | None:
-        """The IP address of whoever is connected; None for a Unix socket."""
+    def _peer_host(self) -> str | None:
+        """The IP address of the peer; None for a Unix socket."""
         name = None if self._unix or self._transport is None else self._transport.get_extra_info("peername")
         return None if name is None else str(name[0])
 
-    def _peer(self) -> str:
-        # Asked for the name of a Unix socket's peer, uvloop would make a socket object and keep it as long as the
-        # connection.
-        if self._client is not None:
-            return self._client
+    def _peer_name(self) -> str:
+        # For the peer of a Unix socket, uvloop would create a socket object and keep it as long as the connection.
+        if self._forwarded is not None:
+            return self._forwarded
         if self._unix:
             return "unix:"
         name = self._transport.get_extra_info("peername") if self._transport is not None else None
@@ -238,23 +234,23 @@ class Handshake(asyncio.Protocol):
 
 
 def format_peer(name: Sequence[Any]) -> str:
-    """Write the name of a TCP socket as in a URL."""
+    """Format the address of a TCP socket as in a URL."""
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
 
-class SecureHandshake(Handshake):
-    """The same behind TLS. The limiter counts it from the moment that its socket is accepted."""
+class TlsHandshake(Handshake):
+    """A handshake over TLS. The limiter counts it from the accept on."""
 
-    __slots__ = ("_securing",)
+    __slots__ = ("_tls_task",)
 
     def __init__(self, limiter: ConnectionLimiter, loopback: bool = False) -> None:
         super().__init__(limiter, loopback)
-        self._securing: asyncio.Task[None] | None = None
+        self._tls_task: asyncio.Task[None] | None = None
 
-    def secure(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
-        """Take over an accepted socket; the handshake of TLS may take `timeout` seconds."""
+    def start_tls(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
+        """Take over an accepted socket; the TLS handshake may take `timeout` seconds."""
         if self._limiter.track(self):
-            self._securing = asyncio.get_running_loop().create_task(self._secure(sock, context, timeout))
+            self._tls_task = asyncio.get_running_loop().create_task(self._start_tls(sock, context, timeout))
         else:
             sock.close()
 
@@ -262,21 +258,21 @@ class SecureHandshake(Handshake):
         self._transport = cast(asyncio.Transport, transport)
 
     def expire(self) -> None:
-        """End it, also in the middle of the handshake of TLS."""
+        """Abort, also during the TLS handshake."""
         super().expire()
-        if self._transport is None and self._securing is not None:
-            self._securing.cancel()
+        if self._transport is None and self._tls_task is not None:
+            self._tls_task.cancel()
 
     def refuse_draining(self) -> None:
-        """Refuse it, or cut it off where it cannot be told why yet."""
+        """Refuse it, or abort it during the TLS handshake, when no answer can be sent yet."""
         if self._transport is None:
-            self._limiter.count(0, "draining")
+            self._limiter.count_refusal(0, "draining")
             self._head = None
             self.expire()
         else:
             super().refuse_draining()
 
-    async def _secure(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
+    async def _start_tls(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         try:
             peer = format_peer(sock.getpeername())
@@ -287,17 +283,17 @@ class SecureHandshake(Handshake):
                 lambda: self, sock, ssl=context, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=REFUSED_TIMEOUT
             )
         except OSError as exc:  # ssl.SSLError is one
-            self._limiter.count(0, "tls")
+            self._limiter.count_refusal(0, "tls")
             log.debug("TLS handshake failed", reason=getattr(exc, "reason", None) or str(exc), peer=peer)
         finally:
-            self._securing = None
-            # A client that goes in the middle of it is reported by neither an exception nor `connection_lost`.
+            self._tls_task = None
+            # A disconnect during the TLS handshake causes neither an exception nor `connection_lost`.
             if self._transport is None:
-                self._limiter.leave(self)
+                self._limiter.untrack(self)
 
 
 class Negotiation(ServerProtocol):
-    """websockets' side of it, with the rule for subprotocols."""
+    """The negotiation of websockets, with the broker's choice of subprotocols."""
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
         """Choose `wsbroker.v1` where it is offered, none where nothing is. `bearer.<token>` is a token.
@@ -312,25 +308,25 @@ class Negotiation(ServerProtocol):
 
 
 NEGOTIATION = Negotiation()
-"""One for all: the negotiation of a request leaves nothing behind that another one would see."""
+"""Shared by all requests: a negotiation keeps no state."""
 
 NEGOTIATION_WITH_COMPRESSION = Negotiation(
     extensions=[ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)]
 )
-"""The same where compression is on. Neither side keeps a window from one message to the next: so an event is deflated
-once for all, and a connection holds nothing."""
+"""The same with compression. No side keeps its window between messages, so an event is deflated once for all
+subscribers, and a connection holds no deflate state."""
 
 
 class HTTPResponse(Exception):  # noqa: N818 -- no error, but the end of the handshake
     """An HTTP answer in place of the upgrade; the connection ends with it. `text` is for people."""
 
-    def __init__(self, status: int, text: str, headers: Mapping[str, str] = NONE, reason: str = "") -> None:
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] = NO_HEADERS, reason: str = "") -> None:
         super().__init__(status)
         self.status = status
         self.text = text
         self.headers = headers
-        self.reason = reason or REASONS[status]
-        """By which it is counted."""
+        self.reason = reason or REFUSAL_REASONS[status]
+        """The reason in the metrics."""
 
     def serialize(self, *, bodiless: bool) -> bytes:
         """Give the bytes of the answer; `bodiless` for a HEAD request (RFC 9110, section 9.3.2)."""
@@ -352,28 +348,27 @@ class HTTPResponse(Exception):  # noqa: N818 -- no error, but the end of the han
 
 
 def check_start(head: bytes | bytearray, seen: int) -> None:
-    """See early that what comes will never be a request, instead of waiting for its end.
+    """Detect early that the bytes are no HTTP request, instead of waiting for the end of the head.
 
     The first `seen` bytes were checked before. Raises HTTPResponse.
     """
     if len(head) > MAX_HEAD:
         raise HTTPResponse(431, f"the head of the request is longer than {MAX_HEAD} bytes")
-    if head[0] not in TOKEN or BARE_LF.search(head, max(0, seen - 1)):
+    if head[0] not in TOKEN_CHARACTERS or BARE_LF.search(head, max(0, seen - 1)):
         raise HTTPResponse(400, "this is not HTTP/1.1")
 
 
-def parse(head: bytes) -> Request:
-    """Read the head of a request. Raises HTTPResponse."""
+def parse_request(head: bytes) -> Request:
+    """Parse the head of a request. Raises HTTPResponse."""
     try:
-        return read(head)
+        return read_request(head)
     except SecurityError:
         raise HTTPResponse(431, "the head of the request has a line that is too long, or too many of them") from None
     except MALFORMED:
         pass
-    # A request with a body is none for websockets. It is HTTP all the same, and has a right to learn that its path is
-    # wrong, say.
+    # websockets refuses a request with a body. It is valid HTTP, and gets a proper answer, such as 404.
     try:
-        request = read(BODY_HEADERS.sub(b"", head))
+        request = read_request(BODY_HEADERS.sub(b"", head))
     except (*MALFORMED, SecurityError):
         raise HTTPResponse(400, "the request is malformed") from None
     if "Upgrade" in request.headers:
@@ -381,8 +376,8 @@ def parse(head: bytes) -> Request:
     return request
 
 
-def read(head: bytes) -> Request:
-    """Have websockets read a complete head. Raises SecurityError for one that is too long, or one of MALFORMED."""
+def read_request(head: bytes) -> Request:
+    """Parse a complete head with websockets. Raises SecurityError if it is too long, or one of MALFORMED."""
     readline = BytesIO(head).readline
 
     def read_line(limit: int, too_long: type[Exception]) -> Generator[None, None, bytes]:
@@ -409,7 +404,7 @@ def check_host(hosts: list[str], version: str) -> None:
         raise HTTPResponse(400, "the header Host is missing, doubled or malformed")
 
 
-def path_of(target: str) -> str:
+def extract_path(target: str) -> str:
     """Give the path in a request's target, without the query; a target may be a whole URL (RFC 9112, section 3.2.2)."""
     if target.startswith(("http://", "https://")):
         target = "/" + target.split("/", 3)[3] if target.count("/") > 2 else "/"
@@ -427,17 +422,17 @@ def make_upgrade_response(request: Request, negotiation: Negotiation) -> tuple[b
     try:
         key, agreed, subprotocol = negotiation.process_request(request)
     except InvalidHandshake as exc:
-        raise wrong(exc) from None
+        raise response_for(exc) from None
     more = b"" if subprotocol is None else PROTOCOL_V1
     window_bits = 0
     if agreed is not None:
-        more += EXTENSIONS % agreed.encode()
+        more += EXTENSIONS_HEADER % agreed.encode()
         window_bits = cast(PerMessageDeflate, negotiation.extensions[0]).local_max_window_bits
     return UPGRADE_RESPONSE % (key.encode(), more), window_bits
 
 
-def wrong(exc: InvalidHandshake) -> HTTPResponse:
-    """Give what is answered where websockets would not go on."""
+def response_for(exc: InvalidHandshake) -> HTTPResponse:
+    """Map an exception of websockets to the response."""
     match exc:
         case InvalidMethod() | InvalidProtocol() | InvalidUpgrade():
             return HTTPResponse(426, "this is a WebSocket; a plain request has nothing to find here", UPGRADE)
@@ -451,9 +446,9 @@ def wrong(exc: InvalidHandshake) -> HTTPResponse:
     return HTTPResponse(400, "the request is malformed")
 
 
-def draining(limiter: ConnectionLimiter) -> HTTPResponse:
-    return HTTPResponse(503, "the broker is shutting down", later(limiter), "draining")
+def draining_response(limiter: ConnectionLimiter) -> HTTPResponse:
+    return HTTPResponse(503, "the broker is shutting down", retry_after(limiter), "draining")
 
 
-def later(limiter: ConnectionLimiter) -> dict[str, str]:
+def retry_after(limiter: ConnectionLimiter) -> dict[str, str]:
     return {"Retry-After": str(limiter.retry_after())}

@@ -1,9 +1,8 @@
-"""Who may come in now: counts every connection of the process, and sends away who takes too long over the opening.
+"""The limit of connections: counts every connection of the process and times out slow handshakes.
 
-There is one limiter for all listeners. It keeps this law: at no moment are there more than `room.connections`
-connections that are established or on their way to it, nor more than `room.extra` beside them that are being told why
-they may not come in. So the process never runs out of descriptors, which uvloop would answer by closing connections
-without a word.
+There is one limiter for all listeners. Invariant: at any time at most `capacity.connections` connections are
+established or in their handshake, and at most `capacity.extra` more are being refused. So the process never runs out of
+descriptors; if it did, uvloop would close connections without an answer.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from broker.config import Config
 from broker.errors import ConfigError
 from broker.metrics import Metrics
 from broker.net.origin import Origins
-from broker.net.proxy import Proxies, network_of
+from broker.net.proxy import Proxies, address_key
 
 if TYPE_CHECKING:
     from broker.net.handshake import Handshake
@@ -31,25 +30,24 @@ REFUSED_TIMEOUT = 2.0
 """Seconds that a refused client has to read its answer and close. nginx gives 5 (lingering_timeout) and 30 in all;
 here it is one answer of a few hundred bytes, and each second holds a descriptor."""
 
-RESERVE = 160
-"""Descriptors that are not for clients: some 18 of the process itself, the listening sockets with their further doors,
-the admin listener's connections, the engine's files or connections."""
+RESERVED_FDS = 160
+"""Descriptors that are not for clients: about 18 of the process itself, the listening sockets and their duplicates, the
+admin listener's connections, the engine's files or connections."""
 
-ADMIN = 64
-"""Connections of the admin listener at one time. There are a few probes and a Prometheus or two."""
+ADMIN_CONNECTIONS = 64
+"""Limit of admin connections: enough for a few probes and scrapers."""
 
-DOORS = 8
-"""Descriptors by which one listening socket may be accepted on."""
+ACCEPTS_PER_TURN = 8
+"""Connections that one listening socket accepts in a turn of the event loop (see listener.py)."""
 
 WARN_EVERY = 10.0
-"""Seconds between two warnings that the broker is full: a storm of connections is not to become a storm of log
-lines."""
+"""Seconds between two warnings that the limit is reached, so that a burst of connections does not flood the log."""
 
 log = structlog.get_logger(__name__)
 
 
 class Node(Protocol):
-    """What is asked of `broker.node.Node` here."""
+    """What the limiter needs of `broker.node.Node`."""
 
     @property
     def connections(self) -> int:
@@ -61,10 +59,10 @@ class Node(Protocol):
 
     @property
     def metrics(self) -> Metrics:
-        """Where it is counted."""
+        """The counters of the node."""
 
     on_disconnect: Callable[[str], None] | None
-    """Called with the address of each client that leaves."""
+    """Called with the address of each client that disconnects."""
 
     def peers(self) -> Iterable[str]:
         """Give the addresses of all clients."""
@@ -72,7 +70,7 @@ class Node(Protocol):
     def connect(
         self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
     ) -> None:
-        """Take over a socket whose request is a good one.
+        """Take over a socket after a valid request.
 
         Must give the transport another protocol and send `upgrade_response`, the answer with status 101. `rest` is what
         the client sent behind its request, `peer` its address. `window_bits` is 0 unless compression was agreed to,
@@ -81,42 +79,47 @@ class Node(Protocol):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """How many connections there is room for."""
+    """How the descriptors of the process are divided."""
 
     connections: int
-    """Established, or on their way to it."""
+    """Limit of connections, established or in their handshake."""
     extra: int
-    """Beside them: surplus ones that are told to come back later, and refused ones that still read their answer."""
-    admin: int = ADMIN
-    """Of the admin listener, from what is not for clients."""
-    doors: int = DOORS
-    """Of each listening socket, from the same."""
+    """Limit of further connections that are being refused."""
+    admin: int = ADMIN_CONNECTIONS
+    """Limit of admin connections; their descriptors are part of the reserve."""
+    accepts_per_turn: int = ACCEPTS_PER_TURN
+    """Connections that a listening socket accepts in a turn; its duplicates are part of the reserve."""
 
     @classmethod
     def of(cls, files: int, max_connections: int | None) -> Capacity:
-        """Divide up `files`, the limit of open descriptors (RLIMIT_NOFILE).
+        """Divide `files`, the limit of open descriptors (RLIMIT_NOFILE).
 
         `max_connections` is the configured bound, if there is one.
         Raises ConfigError when the bound is more than there are descriptors for, or when there are none left for
         clients.
         """
         extra = min(max(files // 16, 16), 1024)
-        # With few there is less to be reserved for: 32 are enough for some clients.
-        reserve = min(RESERVE, max(32, files * 3 // 8))
-        most = files - reserve - extra
-        wanted = most if max_connections is None else max_connections
-        if most < 1:
+        # A low limit has fewer sockets to reserve for: 32 are enough.
+        reserve = min(RESERVED_FDS, max(32, files * 3 // 8))
+        limit = files - reserve - extra
+        wanted = limit if max_connections is None else max_connections
+        if limit < 1:
             problem = f"limits.max_connections: a limit of {files} open files leaves none for clients"
             raise ConfigError([f"{problem}; allow more (ulimit -n, LimitNOFILE=)"])
-        if wanted > most:
+        if wanted > limit:
             problem = f"limits.max_connections: {wanted} do not fit into the limit of {files} open files"
-            raise ConfigError([f"{problem}; allow more (ulimit -n, LimitNOFILE=) or set it to at most {most}"])
-        few = reserve < RESERVE
-        return cls(wanted, extra, admin=reserve // 6 if few else ADMIN, doors=2 if few else DOORS)
+            raise ConfigError([f"{problem}; allow more (ulimit -n, LimitNOFILE=) or set it to at most {limit}"])
+        few = reserve < RESERVED_FDS
+        return cls(
+            wanted,
+            extra,
+            admin=reserve // 6 if few else ADMIN_CONNECTIONS,
+            accepts_per_turn=2 if few else ACCEPTS_PER_TURN,
+        )
 
 
 class ConnectionLimiter:
-    """Counts, bounds and times the openings of all listeners, by one sweep for all of them."""
+    """Counts, bounds and times out the handshakes of all listeners, with one sweep for all."""
 
     def __init__(self, config: Config, node: Node, capacity: Capacity, loop: asyncio.AbstractEventLoop) -> None:
         self.node = node
@@ -127,31 +130,31 @@ class ConnectionLimiter:
         self.capacity = capacity
         self.closing = False
         self.refused: dict[int, int] = {}
-        """How many were refused, by HTTP status; 0 stands for those that were closed without an answer."""
+        """Refused connections by HTTP status; 0: closed without an answer."""
         self.reasons: Counter[str] = Counter()
-        """The same by reason, which tells full from draining."""
+        """Refused connections by reason, as in the metric."""
         self.memory_pressure = False
-        """Whether the process takes up as much memory as it may: nobody new is let in then."""
+        """Whether memory is low, so that new connections are refused."""
         self._loop = loop
         self.open_timeout = config.limits.open_timeout
         self._spread = config.limits.reconnect_spread
-        # Both are in the order of their deadlines, since each group has one time limit for all of its members.
+        # Both are in the order of their deadlines: each has one timeout for all its members.
         self.metrics = node.metrics
         self._opening: dict[Handshake, float] = {}
         self._refused: dict[Handshake, float] = {}
-        self._admitted = 0
+        self._slots = 0
         self._tick = min(self.open_timeout, REFUSED_TIMEOUT) / 4
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
         self._opened: asyncio.Future[None] | None = None
         self._warned = -WARN_EVERY
-        self._turned_away = 0
+        self._rejected = 0
         self._addresses: Counter[str] | None = None
-        """How many clients there are of each address; None where nobody asks."""
+        """Clients of each address; None without `max_connections_per_address`."""
         self._limit_addresses(config.limits.max_connections_per_address)
 
     def reconfigure(self, config: Config, capacity: Capacity) -> None:
-        """Go by these limits and origins from now on. Who is in already stays."""
+        """Apply these limits and origins from now on. Established connections stay."""
         self.compression = config.server.compression
         self.origins = Origins(config.server.origins)
         self.proxies = Proxies(config.server.trusted_proxies)
@@ -168,17 +171,17 @@ class ConnectionLimiter:
 
     @property
     def draining(self) -> bool:
-        """Whether nobody is let in any more."""
+        """Whether all new connections are refused."""
         return self.closing or self.node.draining
 
     def track(self, handshake: Handshake) -> bool:
-        """Take note of a socket that was accepted, and set `handshake.admitted`.
+        """Track an accepted socket, and set `handshake.has_slot`.
 
-        False: there is no descriptor to spare, not even for as long as an answer takes. It must be closed at once.
+        False: not even the extra capacity is free, and the caller must close the socket at once.
         """
-        if not self.admit(handshake) and not self._has_extra():
+        if not self.reserve_slot(handshake) and not self._has_extra_slot():
             self.reject()
-            self.count(0, self.unavailable_reason or "full")
+            self.count_refusal(0, self.unavailable_reason or "full")
             return False
         handshake.began = time.monotonic()  # the loop's own clock has milliseconds
         self._opening[handshake] = self._loop.time() + self.open_timeout
@@ -188,80 +191,80 @@ class ConnectionLimiter:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """What there is not enough of to let anybody in: `memory`, or room (`full`); None if there is."""
+        """Why new connections are refused: `memory` or `full`; None if they are not."""
         if self.memory_pressure:
             return "memory"
-        return "full" if self.node.connections + self._admitted >= self.capacity.connections else None
+        return "full" if self.node.connections + self._slots >= self.capacity.connections else None
 
     def over_address_limit(self, peer: str) -> bool:
-        """Whether there are as many clients of this address as there may be."""
+        """Whether the limit of connections of this address is reached."""
         if self._addresses is None:
             return False
-        network = network_of(peer)
-        return network is not None and self._addresses[network] >= self._most_of_address
+        network = address_key(peer)
+        return network is not None and self._addresses[network] >= self._max_per_address
 
-    def admit(self, handshake: Handshake) -> bool:
-        """Whether there is room for this connection.
+    def reserve_slot(self, handshake: Handshake) -> bool:
+        """Reserve one of `capacity.connections` for a handshake; False if none is free.
 
-        Asked again when its request is complete, for a place may have become free.
+        Tried again when the request is complete, since a slot may have become free. Idempotent.
         """
-        if not handshake.admitted and self.unavailable_reason is None:
-            handshake.admitted = True
-            self._admitted += 1
-        return handshake.admitted
+        if not handshake.has_slot and self.unavailable_reason is None:
+            handshake.has_slot = True
+            self._slots += 1
+        return handshake.has_slot
 
-    def leave(self, handshake: Handshake) -> None:
-        """Take note that this handshake is over, in whatever way. Idempotent."""
+    def untrack(self, handshake: Handshake) -> None:
+        """Stop tracking a handshake that has ended, for any reason. Idempotent."""
         if self._opening.pop(handshake, None) is None:
             self._refused.pop(handshake, None)
-        self._dismiss(handshake)
-        self._tell()
+        self._release_slot(handshake)
+        self._wake_waiters()
 
     def establish(self, handshake: Handshake, peer: str) -> None:
-        """Take note that this handshake has ended well: the node counts the connection from here on."""
-        if self._addresses is not None and (network := network_of(peer)) is not None:
+        """End a successful handshake: the node counts the connection from now on."""
+        if self._addresses is not None and (network := address_key(peer)) is not None:
             self._addresses[network] += 1
         self.metrics.handshakes.observe(time.monotonic() - handshake.began)
-        self.leave(handshake)
+        self.untrack(handshake)
 
     def drain_refused(self, handshake: Handshake) -> bool:
-        """Take note that this handshake was refused.
+        """Move a refused handshake to those that still read their answer.
 
-        False: too many others read their answer just now, it must be closed without waiting.
+        False: the extra capacity is used up, and the caller must close the connection without waiting.
         """
         del self._opening[handshake]
-        self._dismiss(handshake)
-        stays = self._has_extra()
+        self._release_slot(handshake)
+        stays = self._has_extra_slot()
         if stays:
             self._refused[handshake] = self._loop.time() + REFUSED_TIMEOUT
-        self._tell()
+        self._wake_waiters()
         return stays
 
     def retry_after(self) -> int:
-        """Seconds for the header Retry-After: not the same for all, so that they do not all come back at once."""
+        """Choose the seconds of a Retry-After header, at random so that clients do not all reconnect at once."""
         return 1 + int(random.random() * self._spread)
 
-    def count(self, status: int, reason: str) -> None:
+    def count_refusal(self, status: int, reason: str) -> None:
         """Count a refusal with this HTTP status."""
         self.reasons[reason] += 1
         self.refused[status] = self.refused.get(status, 0) + 1
 
     def close(self) -> None:
-        """Let nobody in any more, and refuse those who are about to. Idempotent."""
+        """Refuse all new connections and all pending handshakes. Idempotent."""
         self.closing = True
         for handshake in list(self._opening):
             handshake.refuse_draining()
 
     async def wait_empty(self, timeout: float) -> None:
-        """Wait until the last handshake is over, at most `timeout` seconds; who is left then is cut off."""
+        """Wait until the last handshake has ended, at most `timeout` seconds; then abort the others."""
         if self._opening or self._refused:
             self._empty = self._loop.create_future()
             await asyncio.wait([self._empty], timeout=timeout)
         for handshake in [*self._opening, *self._refused]:
             handshake.expire()
 
-    async def wait_open(self, timeout: float) -> None:
-        """Wait until nobody is on the way in any more, at most `timeout` seconds. Who was just accepted counts."""
+    async def wait_handshakes(self, timeout: float) -> None:
+        """Wait until no handshake is pending, at most `timeout` seconds. A connection that was just accepted counts."""
         deadline = self._loop.time() + timeout
         # A listener that was closed in this turn of the loop may have accepted in it.
         await asyncio.sleep(0)
@@ -269,8 +272,8 @@ class ConnectionLimiter:
             self._opened = self._loop.create_future()
             await asyncio.wait([self._opened], timeout=left)
 
-    def _tell(self) -> None:
-        """Wake up who waits for an end of the openings."""
+    def _wake_waiters(self) -> None:
+        """Wake `wait_handshakes` and `wait_empty` if their condition holds."""
         if self._opening:
             return
         if self._opened is not None and not self._opened.done():
@@ -278,13 +281,13 @@ class ConnectionLimiter:
         if self._empty is not None and not self._refused and not self._empty.done():
             self._empty.set_result(None)
 
-    def _has_extra(self) -> bool:
-        return len(self._refused) + len(self._opening) - self._admitted < self.capacity.extra
+    def _has_extra_slot(self) -> bool:
+        return len(self._refused) + len(self._opening) - self._slots < self.capacity.extra
 
-    def _dismiss(self, handshake: Handshake) -> None:
-        if handshake.admitted:
-            handshake.admitted = False
-            self._admitted -= 1
+    def _release_slot(self, handshake: Handshake) -> None:
+        if handshake.has_slot:
+            handshake.has_slot = False
+            self._slots -= 1
 
     def _sweep(self) -> None:
         now = self._loop.time()
@@ -299,29 +302,29 @@ class ConnectionLimiter:
         waiting = self._opening or self._refused
         self._sweeper = self._loop.call_later(self._tick, self._sweep) if waiting else None
 
-    def _limit_addresses(self, most: int | None) -> None:
-        """Begin to count the clients of each address, or cease to."""
-        if most is None:
+    def _limit_addresses(self, limit: int | None) -> None:
+        """Start or stop counting the clients of each address."""
+        if limit is None:
             self._addresses = self.node.on_disconnect = None
             return
-        self._most_of_address = most
+        self._max_per_address = limit
         if self._addresses is None:
-            self._addresses = Counter(filter(None, map(network_of, self.node.peers())))
-            self.node.on_disconnect = self._depart
+            self._addresses = Counter(filter(None, map(address_key, self.node.peers())))
+            self.node.on_disconnect = self._uncount_address
 
-    def _depart(self, peer: str) -> None:
-        network = network_of(peer)
+    def _uncount_address(self, peer: str) -> None:
+        network = address_key(peer)
         if self._addresses is None or network is None:
             return
         self._addresses[network] -= 1
-        if self._addresses[network] <= 0:  # only who is there takes up memory
+        if self._addresses[network] <= 0:  # so that memory is bounded by the connected clients
             del self._addresses[network]
 
     def reject(self) -> None:
-        """Take note that a surplus connection is not let in. That memory is short is told of elsewhere."""
+        """Log connections over the limit, at most every WARN_EVERY seconds. The health monitor logs low memory."""
         if self.memory_pressure:
             return
-        self._turned_away += 1
+        self._rejected += 1
         now = self._loop.time()
         if now - self._warned < WARN_EVERY:
             return
@@ -329,7 +332,7 @@ class ConnectionLimiter:
             "connection limit reached",
             connections=self.node.connections,
             capacity=self.capacity.connections,
-            rejected=self._turned_away,
+            rejected=self._rejected,
         )
         self._warned = now
-        self._turned_away = 0
+        self._rejected = 0

@@ -1,4 +1,4 @@
-"""Listening sockets: TCP over IPv4 and IPv6, with TLS or without, and Unix sockets."""
+"""Listening sockets: TCP over IPv4 and IPv6, with or without TLS, and Unix sockets."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ from typing import Protocol
 import structlog
 
 from broker.config import Address
-from broker.net.handshake import Handshake, SecureHandshake
-from broker.net.limiter import DOORS, ConnectionLimiter
+from broker.net.handshake import Handshake, TlsHandshake
+from broker.net.limiter import ACCEPTS_PER_TURN, ConnectionLimiter
 from broker.net.tls import Tls
 
-# A listening socket gives DOORS connections in one turn of the event loop while others are waiting.
+# During a burst, a listening socket accepts ACCEPTS_PER_TURN connections in one turn of the event loop.
 #
-# libuv (since 1.45) accepts one for each descriptor that is ready. A turn may take 4 ms, when an event goes to a
-# thousand subscribers; then all who come back after a restart would be let in at 250 a second. So a socket with a crowd
-# before it is given to the loop under several descriptors. Not always, because each of them wakes up for each
-# connection: a lone one would cost 190 µs in place of 160.
+# libuv (since 1.45) accepts one connection per turn for each descriptor that is ready. A turn may take 4 ms, when an
+# event goes to a thousand subscribers; clients that reconnect after a restart would then be accepted at 250 a second.
+# So during a burst the socket is duplicated, and the loop accepts on each duplicate. Not always, because each duplicate
+# wakes up for each connection: a single connection would cost 190 µs instead of 160.
 
-CROWD = 4
-"""So many connections in a row had another one waiting behind them: there is a crowd."""
+BURST_START = 4
+"""After this many connections in a row with another one in the backlog, the socket is duplicated."""
 
-CALM = 256
-"""So many in a row had none: it has gone."""
+BURST_END = 256
+"""After this many connections in a row with an empty backlog, the duplicates are closed."""
 
 BACKLOG = 65_535
-"""Connections that wait for being accepted. The kernel takes the least of this and net.core.somaxconn (4096 unless
-set)."""
+"""Size of the accept backlog. The kernel uses the minimum of this and net.core.somaxconn (4096 by default)."""
 
-PAUSE = 1.0
-"""Seconds without accepting after the system could not. As in asyncio (ACCEPT_RETRY_DELAY)."""
+ACCEPT_RETRY_DELAY = 1.0
+"""Seconds without accepting after `accept` failed, as in asyncio."""
 
 UNIX_MODE = 0o660
 """A Unix socket is for its owner and group: the broker, and a proxy in front of it."""
@@ -50,22 +49,22 @@ class CannotListenError(Exception):
     """An address cannot be listened on; the text names it and says why."""
 
 
-class Accepting(Protocol):
-    """A bound socket that connections come in by."""
+class Acceptor(Protocol):
+    """Accepts connections on one bound socket."""
 
     @property
     def address(self) -> Address:
-        """What it is bound to."""
+        """The address of the socket."""
 
     async def open(self) -> None:
-        """Accept from now on. Raises OSError."""
+        """Start accepting. Raises OSError."""
 
     def close(self) -> None:
-        """Accept no more. Idempotent."""
+        """Stop accepting. Idempotent."""
 
 
-class Port(abc.ABC):
-    """One address of the configuration. A name may stand for several sockets, one for each IP address that it has."""
+class BaseListener(abc.ABC):
+    """One configured address. A host name may need several sockets, one for each of its IP addresses."""
 
     def __init__(self, *, notsent_lowat: int = 0) -> None:
         """`notsent_lowat` (bytes, 0: the kernel's own) is set here because accepted TCP sockets inherit it, which
@@ -73,31 +72,31 @@ class Port(abc.ABC):
         self.addresses: list[str] = []
         """What is really listened on, as clients would write it: with the port that the system chose for port 0."""
         self._notsent_lowat = notsent_lowat
-        self._entrances: list[Accepting] = []
+        self._acceptors: list[Acceptor] = []
         self._file: tuple[Path, int] | None = None
 
     @abc.abstractmethod
-    def _entrance(self, sock: socket.socket) -> Accepting:
-        """Make what accepts on a bound socket."""
+    def _make_acceptor(self, sock: socket.socket) -> Acceptor:
+        """Create the acceptor of a bound socket."""
 
     async def open(self, address: Address) -> None:
-        """Bind, and accept from now on. Raises CannotListenError; nothing is left open then."""
+        """Bind, and start accepting. Raises CannotListenError, with nothing left open."""
         try:
             sockets = [self._bind_unix(Path(address.path))] if address.path else await self._bind_tcp(address)
-            self._entrances = [self._entrance(sock) for sock in sockets]
-            for entrance in self._entrances:
-                await entrance.open()
-                self.addresses.append(str(entrance.address))
+            self._acceptors = [self._make_acceptor(sock) for sock in sockets]
+            for acceptor in self._acceptors:
+                await acceptor.open()
+                self.addresses.append(str(acceptor.address))
         except OSError as exc:
             self.close()
-            raise CannotListenError(f"cannot listen on {address}: {why(exc)}") from exc
+            raise CannotListenError(f"cannot listen on {address}: {describe_error(exc)}") from exc
         except CannotListenError:
             self.close()
             raise
 
     async def adopt(self, sock: socket.socket, name: str) -> None:
-        """Accept on a socket that somebody else has bound, and called `name`. It is listened on there too: who comes
-        after `close` waits for the next broker.
+        """Accept on a socket that systemd has bound and named `name`. systemd keeps it open: a connection that arrives
+        after `close` stays in the backlog for the next broker.
 
         Raises CannotListenError.
         """
@@ -109,17 +108,17 @@ class Port(abc.ABC):
                 raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: it is not one that listens")
             if self._notsent_lowat and sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat)
-            self._entrances = [self._entrance(sock)]
-            await self._entrances[0].open()
+            self._acceptors = [self._make_acceptor(sock)]
+            await self._acceptors[0].open()
         except OSError as exc:
             self.close()
-            raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: {why(exc)}") from exc
-        self.addresses.append(str(self._entrances[0].address))
+            raise CannotListenError(f"cannot listen on the socket `{name}` of systemd: {describe_error(exc)}") from exc
+        self.addresses.append(str(self._acceptors[0].address))
 
     def close(self) -> None:
-        """Accept no more, and remove the file of a Unix socket. What was accepted goes on. Idempotent."""
-        for entrance in self._entrances:
-            entrance.close()
+        """Stop accepting, and remove the file of a Unix socket. Accepted connections stay open. Idempotent."""
+        for acceptor in self._acceptors:
+            acceptor.close()
         if self._file is not None:
             path, inode = self._file
             self._file = None
@@ -161,7 +160,7 @@ class Port(abc.ABC):
         return sockets
 
     def _bind_unix(self, path: Path) -> socket.socket:
-        remove_stale(path)
+        remove_stale_socket(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # The mode must be right from the first moment, not only after a chmod.
         umask = os.umask(0o777 & ~UNIX_MODE)
@@ -176,7 +175,7 @@ class Port(abc.ABC):
         return sock
 
 
-class Listener(Port):
+class Listener(BaseListener):
     """One address for clients. With `tls`, those on TCP have to speak TLS."""
 
     def __init__(self, limiter: ConnectionLimiter, *, notsent_lowat: int = 0, tls: Tls | None = None) -> None:
@@ -184,130 +183,130 @@ class Listener(Port):
         self._limiter = limiter
         self._tls = tls
 
-    def _entrance(self, sock: socket.socket) -> Accepting:
+    def _make_acceptor(self, sock: socket.socket) -> Acceptor:
         if self._tls is None or sock.family == socket.AF_UNIX:
-            return Entrance(self._limiter, sock)
-        return SecureEntrance(self._limiter, sock, self._tls)
+            return ServerAcceptor(self._limiter, sock)
+        return TlsAcceptor(self._limiter, sock, self._tls)
 
 
-class Entrance:
-    """One bound socket: makes a handshake for each connection, and opens further doors while there is a crowd."""
+class ServerAcceptor:
+    """Accepts by asyncio servers, creates a handshake for each connection, and duplicates the socket during a burst."""
 
     def __init__(self, limiter: ConnectionLimiter, sock: socket.socket) -> None:
-        self.address = named(sock)
+        self.address = bound_address(sock)
         self._limiter = limiter
         self._sock = sock
         self._unix = sock.family == socket.AF_UNIX
         self._loopback = not self._unix and ipaddress.ip_address(self.address.host).is_loopback
-        self._doors: list[asyncio.Server] = []
-        self._waiting = select.poll()
-        self._waiting.register(sock, select.POLLIN)
-        self._crowded = 0
-        self._calm = 0
-        self._widening: asyncio.Task[None] | None = None
+        self._servers: list[asyncio.Server] = []
+        self._pending = select.poll()
+        self._pending.register(sock, select.POLLIN)
+        self._burst_length = 0
+        self._quiet_length = 0
+        self._adding: asyncio.Task[None] | None = None
 
     def __call__(self) -> Handshake:
-        """Make the protocol of the next connection."""
-        if self._waiting.poll(0):
-            self._calm = 0
-            self._crowded += 1
-            if self._crowded == CROWD and len(self._doors) == 1:
-                self._widening = asyncio.get_running_loop().create_task(self._widen())
+        """Create the protocol of the next connection."""
+        if self._pending.poll(0):
+            self._quiet_length = 0
+            self._burst_length += 1
+            if self._burst_length == BURST_START and len(self._servers) == 1:
+                self._adding = asyncio.get_running_loop().create_task(self._add_servers())
         else:
-            self._crowded = 0
-            self._calm += 1
-            if self._calm == CALM and len(self._doors) > 1:
+            self._burst_length = 0
+            self._quiet_length += 1
+            if self._quiet_length == BURST_END and len(self._servers) > 1:
                 # Not now: uvloop is about to take the connection out of one of them.
-                asyncio.get_running_loop().call_soon(self._narrow)
+                asyncio.get_running_loop().call_soon(self._remove_servers)
         return Handshake(self._limiter, self._loopback, self._unix)
 
     async def open(self) -> None:
-        """Accept from now on. Raises OSError."""
-        await self._add(self._sock)
+        """Start accepting. Raises OSError."""
+        await self._add_server(self._sock)
 
     def close(self) -> None:
-        """Accept no more. Idempotent."""
-        if self._widening is not None:
-            self._widening.cancel()
-        for door in self._doors:
-            door.close()
-        self._doors.clear()
+        """Stop accepting. Idempotent."""
+        if self._adding is not None:
+            self._adding.cancel()
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
         self._sock.close()
 
-    async def _add(self, sock: socket.socket) -> None:
+    async def _add_server(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        self._doors.append(await loop.create_server(self, sock=sock, backlog=BACKLOG))
+        self._servers.append(await loop.create_server(self, sock=sock, backlog=BACKLOG))
 
-    async def _widen(self) -> None:
+    async def _add_servers(self) -> None:
         try:
-            while len(self._doors) < self._limiter.capacity.doors:
-                await self._add(self._sock.dup())
+            while len(self._servers) < self._limiter.capacity.accepts_per_turn:
+                await self._add_server(self._sock.dup())
         except OSError as exc:
-            log.warning("cannot open more acceptors", address=str(self.address), reason=why(exc))
+            log.warning("cannot duplicate listening socket", address=str(self.address), reason=describe_error(exc))
 
-    def _narrow(self) -> None:
-        for door in self._doors[1:]:
-            door.close()
-        del self._doors[1:]
+    def _remove_servers(self) -> None:
+        for server in self._servers[1:]:
+            server.close()
+        del self._servers[1:]
 
 
-class Acceptor(abc.ABC):
-    """A bound socket that is accepted on here and not by uvloop."""
+class SocketAcceptor(abc.ABC):
+    """Accepts on the socket itself, instead of by a uvloop server."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.address = named(sock)
+        self.address = bound_address(sock)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
-        self._pause: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
 
     @abc.abstractmethod
-    def take(self, sock: socket.socket) -> None:
-        """Do something with an accepted connection, which does not block."""
+    def handle(self, sock: socket.socket) -> None:
+        """Handle an accepted connection, without blocking."""
 
-    def spare(self) -> bool:
-        """Give a descriptor back to the system, where it has no others. False if there is none to spare."""
+    def release_spare_fd(self) -> bool:
+        """Release a descriptor when the process has none left. False if there is no spare one."""
         return False
 
     async def open(self) -> None:
-        """Accept from now on. Raises OSError."""
+        """Start accepting. Raises OSError."""
         self._sock.listen(BACKLOG)
         self._sock.setblocking(False)
-        self._go_on()
+        self._resume()
 
     def close(self) -> None:
-        """Accept no more. Idempotent."""
+        """Stop accepting. Idempotent."""
         if self._sock.fileno() < 0:
             return
-        if self._pause is not None:
-            self._pause.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
         self._loop.remove_reader(self._sock)
         self._sock.close()
 
-    def _go_on(self) -> None:
-        self._pause = None
+    def _resume(self) -> None:
+        self._retry = None
         self._loop.add_reader(self._sock, self._accept)
 
     def _accept(self) -> None:
-        for _ in range(DOORS):
+        for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE) and self.spare():
+                if exc.errno in (errno.EMFILE, errno.ENFILE) and self.release_spare_fd():
                     continue
-                # Who waits stays in the backlog. Without a pause the loop would spin.
-                log.warning("cannot accept", address=str(self.address), reason=why(exc))
+                # Pending connections stay in the backlog. Without a pause the loop would spin.
+                log.warning("cannot accept", address=str(self.address), reason=describe_error(exc))
                 self._loop.remove_reader(self._sock)
-                self._pause = self._loop.call_later(PAUSE, self._go_on)
+                self._retry = self._loop.call_later(ACCEPT_RETRY_DELAY, self._resume)
                 return
             sock.setblocking(False)
-            self.take(sock)
+            self.handle(sock)
 
 
-class SecureEntrance(Acceptor):
-    """One bound socket for TLS. It accepts by itself: of a connection that does not get through the handshake of TLS,
-    asyncio's server would tell nobody, and the limiter counts them all."""
+class TlsAcceptor(SocketAcceptor):
+    """Accepts on one bound socket with TLS. asyncio's server would not report a connection whose TLS handshake fails,
+    and the limiter has to count all of them."""
 
     def __init__(self, limiter: ConnectionLimiter, sock: socket.socket, tls: Tls) -> None:
         super().__init__(sock)
@@ -315,12 +314,12 @@ class SecureEntrance(Acceptor):
         self._tls = tls
         self._loopback = ipaddress.ip_address(self.address.host).is_loopback
 
-    def take(self, sock: socket.socket) -> None:
-        """Begin the handshake of TLS."""
-        SecureHandshake(self._limiter, self._loopback).secure(sock, self._tls.context, self._limiter.open_timeout)
+    def handle(self, sock: socket.socket) -> None:
+        """Start the TLS handshake."""
+        TlsHandshake(self._limiter, self._loopback).start_tls(sock, self._tls.context, self._limiter.open_timeout)
 
 
-def remove_stale(path: Path) -> None:
+def remove_stale_socket(path: Path) -> None:
     """Remove the file of a Unix socket that its process left behind.
 
     Raises CannotListenError when there is anything else in the way.
@@ -337,14 +336,14 @@ def remove_stale(path: Path) -> None:
     if error == errno.ENOENT:
         return
     if error != errno.ECONNREFUSED:
-        # Connected; or EAGAIN, somebody listens and is busy; or it cannot be told.
-        reason = why(OSError(errno.EADDRINUSE if error in (0, errno.EAGAIN) else error, os.strerror(error)))
+        # Connected; or EAGAIN, a busy process listens; or the state is unknown.
+        reason = describe_error(OSError(errno.EADDRINUSE if error in (0, errno.EAGAIN) else error, os.strerror(error)))
         raise CannotListenError(f"cannot listen on unix:{path}: {reason}")
     path.unlink(missing_ok=True)
 
 
-def named(sock: socket.socket) -> Address:
-    """Give what a socket is bound to. The name of an abstract Unix socket is written with an @, as in unix(7)."""
+def bound_address(sock: socket.socket) -> Address:
+    """Give the address of a bound socket. The name of an abstract Unix socket is written with an @, as in unix(7)."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return Address(path=f"@{name[1:].decode(errors='replace')}" if isinstance(name, bytes) else name)
@@ -353,7 +352,7 @@ def named(sock: socket.socket) -> Address:
     return Address(host=str(getattr(sock.family, "name", sock.family)))
 
 
-def why(exc: OSError) -> str:
+def describe_error(exc: OSError) -> str:
     """Give the reason in words for people."""
     if exc.errno == errno.EADDRINUSE:
         return "the address is in use"

@@ -1,8 +1,8 @@
-"""Who the client really is behind a proxy.
+"""The client's address behind a proxy, from `X-Forwarded-For`.
 
-A proxy says in `X-Forwarded-For` from which address a request came, and appends to what was there before. Anybody can
-send such a header; so it is believed from a Unix socket, behind which only programs of this machine can be, and from
-networks that the configuration lists, and of the addresses in it only the last one that is no proxy itself.
+A proxy appends the address of its client to this header. Any client can send the header, so it is trusted only from a
+Unix socket, which only programs of this machine can reach, and from the networks in `server.trusted_proxies`. The last
+of its addresses that is not a trusted proxy is the client.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Proxies:
-    """The proxies of one broker; `networks` as in the configuration, like 10.0.0.0/8."""
+    """The trusted proxies; `networks` as in the configuration, like 10.0.0.0/8."""
 
     __slots__ = ("_networks",)
 
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = [ipaddress.ip_network(network) for network in networks]
 
-    def client(self, host: str | None, forwarded: Sequence[str]) -> str | None:
-        """Give the address of the client, or None where it is the one that is connected.
+    def resolve_client(self, host: str | None, forwarded: Sequence[str]) -> str | None:
+        """Give the forwarded address of the client, or None if the header is absent or not trusted.
 
-        `host` is the IP address of whoever is connected, None for a Unix socket; `forwarded` are the values of all
-        headers X-Forwarded-For of the request, in order.
+        `host` is the IP address of the peer, None for a Unix socket; `forwarded` are the values of all headers
+        X-Forwarded-For of the request, in order.
         """
-        if not forwarded or not (host is None or self._trusts(parse(host))):
+        if not forwarded or not (host is None or self._trusts(parse_address(host))):
             return None
         found: Address | None = None
         for hop in reversed(",".join(forwarded).split(",")):
-            address = parse(hop.strip())
+            address = parse_address(hop.strip())
             if address is None:
-                break  # what stands before something that is no address was written by nobody knows whom
+                break  # entries before one that is no address cannot be trusted
             found = address
             if not self._trusts(address):
                 break
@@ -43,26 +43,26 @@ class Proxies:
         return address is not None and any(address in network for network in self._networks)
 
 
-def network_of(peer: str) -> str | None:
-    """Give the address by which a client is counted, or None where it has none. Of IPv6 that is the network of 64 bits:
-    whoever has one address there has them all (RFC 6177).
+def address_key(peer: str) -> str | None:
+    """Give the address by which a client is counted, or None if it has none. For IPv6 that is the network of 64 bits,
+    since a host usually has a whole network (RFC 6177).
 
     `peer` is an address, with or without a port, as in the log.
     """
-    address = parse(peer)
+    address = parse_address(peer)
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return None if address is None else str(address)
 
 
-def parse(text: str) -> Address | None:
-    """Read an address, which some proxies write with a port. None if it is none."""
+def parse_address(text: str) -> Address | None:
+    """Parse an address, which some proxies write with a port. None if it is invalid."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        # A scope (fe80::1%eth0) says something to the machine that has it, and nothing here.
+        # A scope (fe80::1%eth0) has a meaning only on the machine that wrote it.
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None

@@ -18,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 from broker.admin.prometheus import FAMILIES, PREFIX, MetricsCollector
 from broker.health import HealthMonitor
 from broker.metrics import KNOWN_CODES, Metrics
-from broker.net.handshake import REASONS
+from broker.net.handshake import REFUSAL_REASONS
 from broker.net.limiter import ConnectionLimiter
 from broker.node import Node
 from tests.engines.late import LateServer
@@ -359,7 +359,7 @@ def test_docs_list_every_metric() -> None:
 
 
 def test_docs_list_every_refusal_reason() -> None:
-    reasons = set(REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls"}
+    reasons = set(REFUSAL_REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls"}
     assert (
         set(re.findall(r"^\| `([a-z_]+)` \| (?!counter|gauge|histogram)", DOCUMENT.read_text(), re.MULTILINE))
         == reasons

@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from broker.admin import server
-from broker.admin.server import SPARE
+from broker.admin.server import SPARE_FDS
 from broker.config import Config, parse_address
 from broker.engines.memory import MemoryEngine
 from broker.node import Node
@@ -256,7 +256,7 @@ async def test_admin_listener_answers_once_descriptors_are_free() -> None:
         _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         most = min(set(range(len(before) + 1)) - before)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
-        idle = [socket.create_connection((there.host, there.port)) for _ in range(SPARE + 1)]
+        idle = [socket.create_connection((there.host, there.port)) for _ in range(SPARE_FDS + 1)]
         await daemon.until("cannot accept")
         asked = asyncio.create_task(get(daemon.admin, "/livez"))
         for sock in idle:
@@ -269,9 +269,9 @@ async def test_admin_connection_lifetime_is_bounded(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(server, "KEEP_ALIVE", 3600)
     monkeypatch.setattr(server, "LIFETIME", 0.2)
     node = Node(Config(), MemoryEngine(), asyncio.get_running_loop())
-    admin = server.Admin(CollectorRegistry(), lambda: None, node, most=1)
+    admin = server.Admin(CollectorRegistry(), lambda: None, node, max_connections=1)
     await admin.start()
-    port = server.AdminPort(admin)
+    port = server.AdminListener(admin)
     await port.open(parse_address("127.0.0.1:0"))
     there = parse_address(port.addresses[0])
     with socket.create_connection((there.host, there.port)) as half:

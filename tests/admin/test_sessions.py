@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from broker.admin.server import Admin, AdminPort
+from broker.admin.server import Admin, AdminListener
 from broker.config import parse_address
 from tests.admin.test_server import Reply, get
 from tests.fixtures_node import Harness, serving
@@ -38,7 +38,7 @@ async def opened(**limits: Any) -> AsyncIterator[Desk]:
     async with serving(**limits) as harness:
         admin = Admin(CollectorRegistry(), lambda: None, harness.node)
         await admin.start()
-        port = AdminPort(admin)
+        port = AdminListener(admin)
         await port.open(parse_address("127.0.0.1:0"))
         try:
             yield Desk(harness, port.addresses[0])

@@ -1,11 +1,11 @@
-"""Who may come in now. What it does to real connections is tested with the handshake and the listener."""
+"""The limit of connections. What it does to real connections is tested with the handshake and the listener."""
 
 from __future__ import annotations
 
 import pytest
 
 from broker.errors import ConfigError
-from broker.net.limiter import RESERVE, Capacity
+from broker.net.limiter import RESERVED_FDS, Capacity
 from tests.net.harness import harness, request
 
 
@@ -14,9 +14,9 @@ def test_capacity_fits_into_the_limit_of_open_files(files: int) -> None:
     capacity = Capacity.of(files, None)
     assert capacity.connections >= files * 2 // 5
     reserve = files - capacity.connections - capacity.extra
-    assert reserve == min(RESERVE, files * 3 // 8)
+    assert reserve == min(RESERVED_FDS, files * 3 // 8)
     # Some 18 are of the process itself.
-    assert 20 + capacity.admin + capacity.doors <= reserve
+    assert 20 + capacity.admin + capacity.accepts_per_turn <= reserve
 
 
 async def test_refused_connection_takes_no_capacity() -> None:
@@ -46,7 +46,7 @@ def test_max_connections_over_the_descriptor_limit_is_a_mistake() -> None:
 
 
 def test_low_descriptor_limit_leaves_capacity_for_clients() -> None:
-    assert Capacity.of(64, None) == Capacity(connections=16, extra=16, admin=5, doors=2)
+    assert Capacity.of(64, None) == Capacity(connections=16, extra=16, admin=5, accepts_per_turn=2)
 
 
 def test_descriptor_limit_without_capacity_for_clients_is_a_mistake() -> None:

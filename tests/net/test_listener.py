@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from broker.config import Config, parse_address
-from broker.net.limiter import DOORS, Capacity, ConnectionLimiter
-from broker.net.listener import CALM, CannotListenError, Entrance, Listener
+from broker.net.limiter import ACCEPTS_PER_TURN, Capacity, ConnectionLimiter
+from broker.net.listener import BURST_END, CannotListenError, Listener, ServerAcceptor
 from tests.net.harness import Harness, Node, harness, request, until
 
 
@@ -22,9 +22,9 @@ def nowhere() -> Listener:
     return Listener(ConnectionLimiter(Config(), Node(), Capacity(10, 10), asyncio.get_running_loop()))
 
 
-def entrance(opened: Harness) -> Entrance:
-    [only] = opened.listener._entrances
-    assert isinstance(only, Entrance)
+def acceptor(opened: Harness) -> ServerAcceptor:
+    [only] = opened.listener._acceptors
+    assert isinstance(only, ServerAcceptor)
     return only
 
 
@@ -202,20 +202,20 @@ async def test_accepted_sockets_inherit_notsent_lowat(listen: str) -> None:
             assert same.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
-# A crowd
+# Bursts
 
 
-async def accepted_in_a_turn(opened: Harness, crowd: int) -> list[int]:
-    """How many of a crowd that waits were accepted in each turn of the loop."""
+async def accepted_in_a_turn(opened: Harness, total: int) -> list[int]:
+    """How many of `total` pending connections were accepted in each turn of the loop."""
     before = opened.limiter.connections
     there = parse_address(opened.address)
     waiting = []
-    for _ in range(crowd):
+    for _ in range(total):
         sock = socket.socket(socket.AF_UNIX) if there.path else socket.socket()
         sock.connect(there.path or (there.host, there.port))
         waiting.append(sock)
     counts = [before]
-    while counts[-1] < before + crowd:
+    while counts[-1] < before + total:
         await asyncio.sleep(0)
         counts.append(opened.limiter.connections)
     for sock in waiting:
@@ -227,24 +227,24 @@ async def accepted_in_a_turn(opened: Harness, crowd: int) -> list[int]:
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_burst_of_connections_opens_acceptors_and_closes_them_after(kind: str, tmp_path: Path) -> None:
     async with harness("127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/broker.sock") as opened:
-        assert len(entrance(opened)._doors) == 1
-        assert max(await accepted_in_a_turn(opened, 100)) == DOORS
-        assert len(entrance(opened)._doors) == DOORS
-        for _ in range(CALM):
+        assert len(acceptor(opened)._servers) == 1
+        assert max(await accepted_in_a_turn(opened, 100)) == ACCEPTS_PER_TURN
+        assert len(acceptor(opened)._servers) == ACCEPTS_PER_TURN
+        for _ in range(BURST_END):
             client = await opened.connect()
             await until(lambda: opened.limiter.connections == 1)
             await client.close()
             await until(lambda: opened.limiter.connections == 0)
-        assert len(entrance(opened)._doors) == 1
+        assert len(acceptor(opened)._servers) == 1
         await opened.upgrade(request())
-        assert max(await accepted_in_a_turn(opened, 100)) == DOORS
+        assert max(await accepted_in_a_turn(opened, 100)) == ACCEPTS_PER_TURN
 
 
 async def test_few_connections_open_no_more_acceptors() -> None:
     async with harness() as opened:
         for _ in range(10):
             await accepted_in_a_turn(opened, 3)
-        assert len(entrance(opened)._doors) == 1
+        assert len(acceptor(opened)._servers) == 1
 
 
 async def test_close_closes_all_acceptors() -> None:

@@ -1,4 +1,4 @@
-"""Who the client is behind a proxy, and who may say so."""
+"""The client's address behind a proxy, and which peers are trusted to state it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.net.proxy import Proxies, network_of, parse
+from broker.net.proxy import Proxies, address_key, parse_address
 from tests.net.harness import harness, request
 
 
@@ -41,7 +41,7 @@ from tests.net.harness import harness, request
 def test_client_is_the_last_address_that_is_no_trusted_proxy(
     networks: list[str], host: str | None, forwarded: list[str], client: str | None
 ) -> None:
-    assert Proxies(networks).client(host, forwarded) == client
+    assert Proxies(networks).resolve_client(host, forwarded) == client
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_client_is_the_last_address_that_is_no_trusted_proxy(
     ],
 )
 def test_forwarded_address_formats_are_parsed(text: str, address: str) -> None:
-    assert str(parse(text)) == address
+    assert str(parse_address(text)) == address
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_forwarded_address_formats_are_parsed(text: str, address: str) -> None:
     ],
 )
 def test_clients_are_counted_by_address_or_ipv6_network(peer: str, network: str | None) -> None:
-    assert network_of(peer) == network
+    assert address_key(peer) == network
 
 
 async def test_forwarded_address_from_a_unix_socket_is_trusted(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ async def test_many_tls_clients_connect_at_once(pair: Pair) -> None:
 async def test_tls_listener_pauses_without_descriptors(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("broker.net.listener.PAUSE", 0.05)
+    monkeypatch.setattr("broker.net.listener.ACCEPT_RETRY_DELAY", 0.05)
     async with harness(tls=Tls(loaded(pair))) as opened:
         there = parse_address(opened.address)
         waiting = socket.create_connection((there.host, there.port))

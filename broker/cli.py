@@ -190,13 +190,13 @@ def serve(
     try:
         config = load(file, os.environ, flags)
     except ConfigError as error:
-        from broker.log import complain, set_up_log
+        from broker.log import report_start_failure, set_up_log
 
         # In the way of the log, as everything else that keeps the broker from starting.
         found = log_of(file, os.environ, flags)
         set_up_log(found)
         for problem in error.problems:
-            complain(found, problem)
+            report_start_failure(found, problem)
         return Status.BAD_CONFIG
     from broker.daemon import run
 
@@ -217,11 +217,11 @@ def check(file: Path | None, as_json: bool) -> int:
     config = _load(file, {}, report)
     if config is None:
         return Status.BAD_CONFIG
-    from broker.daemon import examine
+    from broker.daemon import check_resources
     from broker.errors import ConfigError
 
     try:
-        examine(config)
+        check_resources(config)
     except ConfigError as error:
         return report.config_error(error)
     return _print(f"The configuration is good: serve listens on {', '.join(config.server.listen)}.\n", as_json)

@@ -1,6 +1,6 @@
-"""The composition root: builds engine, node and listeners from the configuration, runs them, and ends them.
+"""The composition root: builds engine, node and listeners from the configuration, runs them, and shuts them down.
 
-Alone in naming concrete engines, and in what belongs to a whole process: signals, systemd, the limit of open files.
+Only this module names concrete engines and handles process state: signals, systemd, the limit of open files.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
 from broker.health import HealthMonitor
-from broker.log import complain, report_fault, set_level, set_up_log
+from broker.log import log_unhandled, report_start_failure, set_level, set_up_log
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import CannotListenError, Listener, bound_address
 from broker.net.tls import Tls
 from broker.net.tls import load as load_tls
 from broker.node import Node
 from broker.rules import Rules
-from broker.systemd import Systemd, extend, reloading, status
+from broker.systemd import Systemd, extend_timeout, reloading, status
 
 if TYPE_CHECKING:
     from broker.admin.server import Admin, AdminListener
@@ -44,55 +44,54 @@ ADMIN = "admin"
 """The name of the socket that systemd passes for the admin listener."""
 
 CANNOT_START = 1
-"""Exit status when an address cannot be listened on, say."""
+"""Exit status when the start fails, for example because an address is in use."""
 
-MOST_FILES = 1 << 20
-"""The soft limit of open files is raised to the hard one, but not beyond this: Linux's own ceiling (fs.nr_open)
-unless set. Some systems have a billion for the hard limit, which says nothing about what they can carry."""
+MAX_FILES = 1 << 20
+"""The soft limit of open files is raised to the hard one, but not over this, the default ceiling of Linux (fs.nr_open).
+Some systems have a hard limit of a billion, which says nothing about their capacity."""
 
 STATUS_EVERY = 5.0
-"""Seconds between two lines for `systemctl status`."""
+"""Seconds between two updates of `systemctl status`."""
 PROGRESS_EVERY = 1.0
-"""The same while the broker drains. Each of them asks for `MORE_TIME` seconds."""
-MORE_TIME = 10.0
+"""The same while the broker drains. Each update extends the timeout of systemd by `EXTEND_BY` seconds."""
+EXTEND_BY = 10.0
 PROGRESS_LINES = 60
-"""Most lines of that kind while the broker is retired."""
+"""Maximum number of progress entries while the broker retires."""
 
-GRACE = 1.0
-"""Seconds within which those who were accepted before the end began may still be let in. A request that is under way
-takes milliseconds; who has sent nothing by then will not be missed."""
+HANDSHAKE_GRACE = 1.0
+"""Seconds that a shutdown gives connections that were accepted before it to finish their handshake. A request takes
+milliseconds."""
 
-FAULT = "a fault of the broker's own, which its log tells of"
+INTERNAL_ERROR = "internal error, see the log"
 
 log = structlog.get_logger(__name__)
 
 
 def run(config: Config, reread: Callable[[], Config]) -> int:
-    """Run the broker until it is told to end, and return the exit status.
+    """Run the broker until it shuts down, and return the exit status.
 
     `reread` gives the configuration as it is then, for a reload; it raises ConfigError. The status is 0 after a drain,
     1 if it could not start, 78 for a configuration that does not fit this machine.
     """
-    keep_standard_streams()
-    # The watchdog of systemd kills with SIGABRT: the log then has the stack of what did not return.
+    reserve_standard_fds()
+    # The watchdog of systemd sends SIGABRT: the log then has the stack of each thread.
     faulthandler.enable(file=2)
     systemd = Systemd(os.environ)
     set_up_log(config.log)
     try:
-        capacity, tls_context = examine(config)
+        capacity, tls_context = check_resources(config)
         check_sockets(config, systemd)
     except ConfigError as exc:
         for problem in exc.problems:
-            complain(config.log, problem)
+            report_start_failure(config.log, problem)
         systemd.close()
         return os.EX_CONFIG
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(Daemon(config, capacity, tls_context, reread, systemd).serve())
 
 
-def examine(config: Config) -> tuple[Capacity, ssl.SSLContext | None]:
-    """See whether the configuration fits this machine: how many connections the process can hold, and the certificate
-    for TLS, if there is one.
+def check_resources(config: Config) -> tuple[Capacity, ssl.SSLContext | None]:
+    """Check the configuration against this machine: the capacity of connections, and the certificate for TLS, if any.
 
     Raises ConfigError where there are fewer than configured, where the certificate cannot be used, and for topic rules
     that are wrong or can never apply.
@@ -104,7 +103,7 @@ def examine(config: Config) -> tuple[Capacity, ssl.SSLContext | None]:
     except ConfigError as error:
         problems += error.problems
     try:
-        capacity = Capacity.of(raise_limit_of_files(), config.limits.max_connections)
+        capacity = Capacity.of(raise_file_limit(), config.limits.max_connections)
     except ConfigError as error:
         problems += error.problems
     try:
@@ -117,7 +116,7 @@ def examine(config: Config) -> tuple[Capacity, ssl.SSLContext | None]:
 
 
 def check_sockets(config: Config, systemd: Systemd) -> None:
-    """See whether the broker may listen on the sockets that systemd has passed. Raises ConfigError."""
+    """Check that the broker may listen on the sockets passed by systemd. Raises ConfigError."""
     if systemd.problems:
         raise ConfigError(systemd.problems)
     if config.server.anonymous is not None or "systemd" not in config.server.listen:
@@ -145,28 +144,28 @@ class Daemon:
         self.tls = None if context is None else Tls(context)
         self.listeners: list[Listener] = []
         self.state = "starting"
-        """`starting`, `serving`, `retiring` (all clients are sent away), `retired` (they have gone, and nobody is let
-        in), or `draining` (it ends)."""
+        """`starting`, `serving`, `retiring` (clients get `bye` over time), `retired` (all have disconnected, new
+        connections are refused), or `draining` (the broker shuts down)."""
         self._reread = reread
         self._systemd = systemd
         self.started = 0.0
         """When the broker was ready, in seconds since 1970."""
         self._admin: Admin | None = None
         self._admin_listener: AdminListener | None = None
-        self._trouble = ""
-        """What `systemctl status` shows behind the counts."""
+        self._status_note = ""
+        """Text after the counts in `systemctl status`."""
         self._retiring: asyncio.Task[None] | None = None
-        self._later: dict[Callable[[], None], None] = {}
-        """What signals asked for before the start was over, in order."""
+        self._deferred: dict[Callable[[], None], None] = {}
+        """Handlers of signals that arrived during the start, in order."""
 
     async def serve(self) -> int:
-        """Run on the event loop that is running, which must be uvloop's, in the main thread."""
+        """Run on the running event loop, which must be uvloop's, in the main thread."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(report_fault)
+        loop.set_exception_handler(log_unhandled)
         ending = ShutdownSignal(loop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGUSR2, self.retire)
-        # What asks others to open their logs again would end this process without a word.
+        # Other services reopen their logs on SIGUSR1. The default action would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.node = Node(self.config, ENGINES[self.config.server.engine](), loop)
         self.limiter = ConnectionLimiter(self.config, self.node, self.capacity, loop)
@@ -176,29 +175,29 @@ class Daemon:
         try:
             for text in self.config.server.listen:
                 await self._listen(text)
-            await self._administer()
+            await self._open_admin()
         except CannotListenError as exc:
             self._close_listeners()
             await self._close_admin()
             await self.node.stop()
             self._systemd.close()
-            complain(self.config.log, str(exc))
+            report_start_failure(self.config.log, str(exc))
             return CANNOT_START
         self.health.start()
         self.started = time.time()
-        self._say_where()
-        tasks = [loop.create_task(self._report())]
+        self._log_addresses()
+        tasks = [loop.create_task(self._report_status())]
         if self._systemd.watchdog:
-            tasks.append(loop.create_task(self._live()))
-        # What the start has made stays for good. Frozen, it is not walked through again by each full collection.
+            tasks.append(loop.create_task(self._feed_watchdog()))
+        # Objects of the start live for ever. Frozen, they are not traversed by each full collection.
         gc.collect()
         gc.freeze()
         self.state = "serving"
         self._systemd.notify("READY=1", self._status())
-        for asked in self._later:
-            asked()
+        for requested in self._deferred:
+            requested()
         try:
-            await self._end(await ending.asked)
+            await self._shut_down(await ending.requested)
         finally:
             for task in tasks:
                 task.cancel()
@@ -208,39 +207,39 @@ class Daemon:
         return 0
 
     def reload(self) -> None:
-        """Read the configuration again, and go by it. Whatever is wrong with it leaves everything as it was.
+        """Read the configuration again and apply it. A mistake in it leaves everything unchanged.
 
-        During the start it waits until that is over, and during the end it is not done any more: either way systemd
-        would be told that the broker is ready.
+        During the start the reload is deferred, and during the shutdown it is refused: in both states the READY=1 of a
+        reload would be wrong.
         """
         if self.state == "starting":
-            self._later[self.reload] = None
+            self._deferred[self.reload] = None
             return
         if self.state == "draining":
             log.warning("reload failed", problem="the broker is shutting down")
             return
         self._systemd.notify(reloading())
         try:
-            self._trouble = self._reload()
+            self._status_note = self._reload()
         except ConfigError as error:
             for problem in error.problems:
                 log.error("reload failed", problem=problem)
-            self._trouble = f"; the configuration was not read again: {error.problems[0]}"
+            self._status_note = f"; reload failed: {error.problems[0]}"
         except Exception:
-            log.exception("reload failed", problem=FAULT)
-            self._trouble = f"; the configuration was not read again: {FAULT}"
+            log.exception("reload failed", problem=INTERNAL_ERROR)
+            self._status_note = f"; reload failed: {INTERNAL_ERROR}"
         finally:
             self._systemd.notify("READY=1", self._status())
 
     def _reload(self) -> str:
-        """Do it, and return what is to be seen in the status. Raises ConfigError."""
+        """Apply the new configuration, and return a note for the status. Raises ConfigError."""
         wanted = self._reread()
-        capacity, tls_context = examine(wanted)
+        capacity, tls_context = check_resources(wanted)
         fixed = set(RESTART_KEYS)
         if (tls_context is None) != (self.tls is None):
             fixed |= {"server.certificate", "server.key"}
-        changed = set(differences(self.config, wanted))
-        self.config = with_settings(wanted, self.config, changed & fixed)
+        changed = set(changed_settings(self.config, wanted))
+        self.config = copy_settings(wanted, self.config, changed & fixed)
         self.capacity = capacity
         if self.tls is not None and tls_context is not None:
             self.tls.context = tls_context
@@ -256,9 +255,9 @@ class Daemon:
         return f"; changed since the start, which needs a restart: {', '.join(later)}"
 
     def retire(self) -> None:
-        """Let nobody in any more and send all clients away, but do not end. Idempotent."""
+        """Refuse new connections and send `bye` to all clients, but do not shut down. Idempotent."""
         if self.state == "starting":
-            self._later[self.retire] = None
+            self._deferred[self.retire] = None
         if self.state != "serving":
             return
         self.state = "retiring"
@@ -269,9 +268,9 @@ class Daemon:
         self._retiring = asyncio.get_running_loop().create_task(self._retire(timeout))
 
     async def _retire(self, timeout: float) -> None:
-        # With an hour for it there is no need of a line for each second.
+        # Over an hour, one entry per second would be too many.
         every = max(PROGRESS_EVERY, timeout / PROGRESS_LINES)
-        progress = asyncio.get_running_loop().create_task(self._progress("retiring", every))
+        progress = asyncio.get_running_loop().create_task(self._report_progress("retiring", every))
         try:
             await self.node.retire(timeout)
         finally:
@@ -280,19 +279,19 @@ class Daemon:
         log.info("retired")
         self._systemd.notify(self._status())
 
-    async def _end(self, name: str) -> None:
+    async def _shut_down(self, name: str) -> None:
         loop = asyncio.get_running_loop()
         timeout = self.config.limits.drain_timeout
         log.info("shutting down", signal=name, connections=self.node.connections)
         self.state = "draining"
-        self._systemd.notify("STOPPING=1", self._status(), extend(MORE_TIME))
+        self._systemd.notify("STOPPING=1", self._status(), extend_timeout(EXTEND_BY))
         if self._retiring is not None:
             self._retiring.cancel()
-        progress = loop.create_task(self._progress("draining", PROGRESS_EVERY, extend(MORE_TIME)))
+        progress = loop.create_task(self._report_progress("draining", PROGRESS_EVERY, extend_timeout(EXTEND_BY)))
         deadline = loop.time() + timeout
         self._close_listeners()
-        # Who was accepted already is let in, and then told when to come back like everybody else.
-        await self.limiter.wait_handshakes(min(GRACE, timeout / 4))
+        # Accepted connections finish their handshake, and then get `bye` like the others.
+        await self.limiter.wait_handshakes(min(HANDSHAKE_GRACE, timeout / 4))
         self.limiter.close()
         await self.node.drain(max(0.0, deadline - loop.time()))
         await self.limiter.wait_empty(max(0.0, deadline - loop.time()))
@@ -305,15 +304,15 @@ class Daemon:
         """Listen on one address of the configuration. Raises CannotListenError."""
         address = parse_address(text)
         if not address.systemd:
-            await self._listener().open(address)
+            await self._add_listener().open(address)
             return
         passed = [(name, sock) for name, sock in self._systemd.sockets if name != ADMIN]
         if not passed:
             raise CannotListenError("cannot listen on systemd: it has passed no sockets")
         for name, sock in passed:
-            await self._listener().adopt(sock, name)
+            await self._add_listener().adopt(sock, name)
 
-    async def _administer(self) -> None:
+    async def _open_admin(self) -> None:
         """Open the admin listener, if one is configured. Raises CannotListenError."""
         if not self.config.server.admin:
             return
@@ -325,7 +324,7 @@ class Daemon:
 
         registry = CollectorRegistry()
         registry.register(MetricsCollector(self))
-        self._admin = Admin(registry, self.unready, self.node, self.capacity.admin)
+        self._admin = Admin(registry, self.unready_reason, self.node, self.capacity.admin)
         await self._admin.start()
         address = parse_address(self.config.server.admin)
         port = AdminListener(self._admin)
@@ -347,7 +346,7 @@ class Daemon:
         if self._admin is not None:
             await self._admin.stop()
 
-    def _listener(self) -> Listener:
+    def _add_listener(self) -> Listener:
         listener = Listener(self.limiter, notsent_lowat=self.config.limits.notsent_lowat, tls=self.tls)
         self.listeners.append(listener)
         return listener
@@ -356,7 +355,7 @@ class Daemon:
         for listener in self.listeners:
             listener.close()
 
-    def _say_where(self) -> None:
+    def _log_addresses(self) -> None:
         scheme = "ws" if self.tls is None else "wss"
         for listener in self.listeners:
             for address in listener.addresses:
@@ -374,9 +373,9 @@ class Daemon:
             "ready", version=__version__, engine=self.config.server.engine, max_connections=self.capacity.connections
         )
 
-    # What systemd is told
+    # Notifications of systemd
 
-    def unready(self) -> str | None:
+    def unready_reason(self) -> str | None:
         """Give the reason for not being ready; None if ready."""
         if self.state != "serving":
             return self.state
@@ -386,7 +385,7 @@ class Daemon:
 
     @property
     def draining(self) -> bool:
-        """Whether clients are sent away."""
+        """Whether the broker drains or retires."""
         return self.state in ("retiring", "draining")
 
     @property
@@ -401,46 +400,45 @@ class Daemon:
     def _status(self) -> str:
         context = self.node.context
         counts = f"{context.connections:,} connections, {context.subscriptions:,} subscriptions"
-        return status(f"{self.state}: {counts}, {context.queued:,} events waiting{self._trouble}")
+        return status(f"{self.state}: {counts}, {context.queued:,} events queued{self._status_note}")
 
-    async def _report(self) -> None:
-        while self._systemd.listens:
+    async def _report_status(self) -> None:
+        while self._systemd.is_notified:
             await asyncio.sleep(STATUS_EVERY)
             self._systemd.notify(self._status())
 
-    async def _progress(self, event: str, every: float, *more: str) -> None:
-        """Say how many clients are still there, and `more` to systemd."""
+    async def _report_progress(self, event: str, every: float, *more: str) -> None:
+        """Log the number of remaining connections, and send `more` to systemd."""
         while True:
             await asyncio.sleep(every)
             log.info(event, connections=self.node.connections)
             self._systemd.notify(self._status(), *more)
 
-    async def _live(self) -> None:
-        """Say in good time, from the event loop, that it turns: half of what is asked for, as sd_watchdog_enabled(3)
-        advises."""
+    async def _feed_watchdog(self) -> None:
+        """Notify the watchdog from the event loop, at half of its interval, as sd_watchdog_enabled(3) advises."""
         while True:
             self._systemd.notify("WATCHDOG=1")
             await asyncio.sleep(self._systemd.watchdog / 2)
 
 
 class ShutdownSignal:
-    """TERM and INT: the first one asks for the end, the second one is the end."""
+    """TERM and INT: the first signal requests a drain, the second one exits at once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.asked: asyncio.Future[str] = loop.create_future()
-        """Done when the broker is to end, with the name of the signal."""
+        self.requested: asyncio.Future[str] = loop.create_future()
+        """Done with the name of the signal when a shutdown is requested."""
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.asked.done():
-            # As a shell reports a process that a signal has killed.
+        if self.requested.done():
+            # The exit status of a shell for a process killed by a signal.
             os._exit(128 + number)
-        self.asked.set_result(number.name)
+        self.requested.set_result(number.name)
 
 
-def differences(old: Config, new: Config) -> Iterable[str]:
-    """Name the settings that differ."""
+def changed_settings(old: Config, new: Config) -> Iterable[str]:
+    """Name the settings that differ between two configurations."""
     if old.topics != new.topics:
         yield "topics"
     for section in old.__struct_fields__:
@@ -452,8 +450,8 @@ def differences(old: Config, new: Config) -> Iterable[str]:
                 yield f"{section}.{name}"
 
 
-def with_settings(config: Config, other: Config, settings: Iterable[str]) -> Config:
-    """Give `config` with these settings as they are in `other`."""
+def copy_settings(config: Config, other: Config, settings: Iterable[str]) -> Config:
+    """Give `config` with these settings taken from `other`."""
     for setting in settings:
         section, _, name = setting.partition(".")
         changed = msgspec.structs.replace(getattr(config, section), **{name: getattr(getattr(other, section), name)})
@@ -461,18 +459,18 @@ def with_settings(config: Config, other: Config, settings: Iterable[str]) -> Con
     return config
 
 
-def raise_limit_of_files() -> int:
-    """Allow the process as many open files as it may have, and return how many those are."""
+def raise_file_limit() -> int:
+    """Raise the limit of open files as far as allowed, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= most:
-        return MOST_FILES if soft == resource.RLIM_INFINITY else soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return most
+    limit = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= limit:
+        return MAX_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
-def keep_standard_streams() -> None:
-    """Make sure that 0, 1 and 2 are taken: else sockets would take them, and the log would be written to a client."""
+def reserve_standard_fds() -> None:
+    """Make sure that descriptors 0, 1 and 2 are open. Else sockets would get them, and the log would go to a client."""
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(file)

@@ -1,8 +1,8 @@
-"""How the broker is: whether its event loop turns, how much memory it takes up, how many descriptors it has left.
+"""Health of the process: event loop lag, memory, file descriptors.
 
-A tick on the loop measures how late it comes. While it does not come, a thread looks where the loop is stuck: it can
-run during a call that waits, and between two steps of Python, but not in the middle of the native code, which therefore
-measures the time that it writes. Of a loop that never turns again the thread tells itself.
+A periodic timer on the loop measures its delay. While the timer is late, a watchdog thread samples the stack of the
+loop's thread. It can run during a blocking call and between two Python instructions, but not inside the native code,
+which therefore measures its own write time. If the loop hangs, the watchdog thread logs it.
 """
 
 from __future__ import annotations
@@ -24,29 +24,28 @@ from broker._speedups import LoopContext, trim_memory
 from broker.metrics import Histogram
 
 TICK: Final = 0.25
-"""Seconds between two looks."""
+"""Seconds between two timer ticks."""
 
-LATE: Final = 0.5
-"""So late a tick is worth a warning, in seconds."""
+BLOCKED_AFTER: Final = 0.5
+"""A tick that is later than this, in seconds, is logged."""
 
-LOOK: Final = 0.1
-"""Seconds between two looks of the thread."""
+LOOK_EVERY: Final = 0.1
+"""Seconds between two samples of the watchdog thread."""
 
-HANGS: Final = 5.0
-"""So late a tick may never come, in seconds: the thread tells of it then."""
+HANGS_AFTER: Final = 5.0
+"""If a tick is later than this, in seconds, the watchdog thread logs that the loop hangs."""
 
 WARN_EVERY: Final = 10.0
 """Seconds between two warnings."""
 
-TIGHT: Final = 0.9
-"""From this part of the memory that it may take up on, the broker lets nobody in."""
+LOW_MEMORY: Final = 0.9
+"""From this part of `limits.max_memory` on, new connections are refused."""
 
-RELAX: Final = 0.95
-"""Below this part of a bound it is kept no more. With one threshold for both ways the broker would open and close four
-times a second."""
+HYSTERESIS: Final = 0.95
+"""A level ends below this part of its bound. With one threshold for both directions it could change at every tick."""
 
 TRIM_EVERY: Final = 1.0
-"""Seconds between two trims while memory is short; more where one takes more than a twentieth of that."""
+"""Seconds between two trims while memory is low; longer if a trim takes more than a twentieth of it."""
 
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -54,25 +53,25 @@ log = structlog.get_logger(__name__)
 
 
 class HealthMonitor:
-    """The watch over one event loop.
+    """Monitors one event loop.
 
-    `memory_pressure(level)` is called when the memory passes a bound: 0 normal, 1 no new connections, 2 publishers are
-    slowed down.
+    `on_memory_pressure(level)` is called when the memory passes a bound: 0 normal, 1 refuse new connections, 2 throttle
+    publishers.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, context: LoopContext, memory_pressure: Callable[[int], None]
+        self, loop: asyncio.AbstractEventLoop, context: LoopContext, on_memory_pressure: Callable[[int], None]
     ) -> None:
         self.lag = Histogram()
-        """How late the ticks came, in seconds."""
+        """Delay of the ticks, in seconds."""
         self.max_memory: int | None = None
-        """Bytes of memory that the process may take up."""
+        """Memory limit of the process in bytes; None: no limit."""
         self.level = 0
-        """How short of memory the broker is, as told to `memory_pressure`."""
+        """The current level of memory pressure."""
         self._loop = loop
         self._context = context
-        self._tight = memory_pressure
-        # Kept open: when it matters most there may be no descriptor for it.
+        self._on_memory_pressure = on_memory_pressure
+        # Kept open, since the process may have no descriptor left when memory is low.
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._schedstat: int | None = os.open("/proc/self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
@@ -80,24 +79,24 @@ class HealthMonitor:
             self._schedstat = None
         self._due = 0.0
         self._cpu = 0.0
-        self._wanted = 0.0
+        self._runnable = 0.0
         self._delivered = 0
         self._where: str | None = None
-        self._told = False
+        self._hang_logged = False
         self._trim_at = 0.0
         self._warned = -WARN_EVERY
         self._timer: asyncio.TimerHandle | None = None
         self._stop = threading.Event()
         self._main = threading.get_ident()
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._watch_loop, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch the loop that runs in this thread."""
-        self._set()
+        """Start monitoring the loop that runs in this thread."""
+        self._arm()
         self._thread.start()
 
     def stop(self) -> None:
-        """End it."""
+        """Stop monitoring."""
         if self._timer is not None:
             self._timer.cancel()
         self._stop.set()
@@ -111,28 +110,28 @@ class HealthMonitor:
         """Resident memory of the process, in bytes (proc(5), statm)."""
         return int(os.pread(self._statm, 256, 0).split()[1]) * PAGE
 
-    def _set(self) -> None:
+    def _arm(self) -> None:
         self._due = self._loop.time() + TICK
         self._cpu = time.process_time()
-        self._wanted = self._wanted_cpu()
+        self._runnable = self._runnable_time()
         self._delivered = self._context.delivered
         self._context.writing = 0.0
         self._where = None
-        self._told = False
+        self._hang_logged = False
         self._timer = self._loop.call_at(self._due, self._tick)
 
     def _tick(self) -> None:
         now = self._loop.time()
         late = now - self._due
         self.lag.observe(max(late, 0.0))
-        if late > LATE and now - self._warned >= WARN_EVERY:
+        if late > BLOCKED_AFTER and now - self._warned >= WARN_EVERY:
             self._warned = now
-            log.warning("event loop blocked", seconds=round(late, 3), **self._culprit(late))
-        self._weigh()
-        self._set()
+            log.warning("event loop blocked", seconds=round(late, 3), **self._find_cause(late))
+        self._check_memory()
+        self._arm()
 
-    def _culprit(self, late: float) -> dict[str, Any]:
-        """Say what held the loop up, as far as can be told."""
+    def _find_cause(self, late: float) -> dict[str, Any]:
+        """Find what blocked the loop, as far as is known."""
         if self._context.writing > late / 2:
             return {
                 "cause": "fan-out",
@@ -141,21 +140,21 @@ class HealthMonitor:
             }
         busy = time.process_time() - self._cpu
         if self._where is not None:
-            works = self._wanted_cpu() - self._wanted > late / 2
-            return {"cause": "busy call" if works else "blocking call", "where": self._where}
+            is_busy = self._runnable_time() - self._runnable > late / 2
+            return {"cause": "busy call" if is_busy else "blocking call", "where": self._where}
         if busy < late / 2:
             return {"cause": "process not scheduled", "cpu_seconds": round(busy, 3)}
         return {"cause": "unknown", "cpu_seconds": round(busy, 3)}
 
-    def _wanted_cpu(self) -> float:
-        """For how long the main thread, which is the loop's, has run or would have, in seconds: on a busy machine it
-        waits for its turn (the kernel's documentation of schedstats)."""
+    def _runnable_time(self) -> float:
+        """Seconds for which the loop's thread was running or runnable: on a busy machine it waits for a CPU (see
+        schedstat in the kernel's documentation)."""
         if self._schedstat is None:
             return time.process_time()
         run, waited, *_ = os.pread(self._schedstat, 256, 0).split()
         return (int(run) + int(waited)) / 1e9
 
-    def _weigh(self) -> None:
+    def _check_memory(self) -> None:
         if self.max_memory is None:
             level, memory = 0, 0
         else:
@@ -166,20 +165,20 @@ class HealthMonitor:
         if level == self.level:
             return
         say = log.warning if level > self.level else log.info
-        say(MEMORY[level], memory=memory, max_memory=self.max_memory)
+        say(MEMORY_EVENTS[level], memory=memory, max_memory=self.max_memory)
         self.level = level
-        self._tight(level)
+        self._on_memory_pressure(level)
 
     def _level_of(self, memory: int, max_memory: int) -> int:
-        """Say which bounds are kept: those that are reached, and those that were and have not been left for good."""
+        """Compute the level, with hysteresis for bounds that were reached before."""
         level = 0
-        for number, bound in enumerate((max_memory * TIGHT, max_memory), 1):
-            if memory >= bound * (RELAX if self.level >= number else 1):
+        for number, bound in enumerate((max_memory * LOW_MEMORY, max_memory), 1):
+            if memory >= bound * (HYSTERESIS if self.level >= number else 1):
                 level = number
         return level
 
     def _trim(self, first: bool) -> None:
-        """Give back what is not in use: what was freed is still counted as memory that the process takes up."""
+        """Return freed memory to the system; until then it counts as resident."""
         began = time.monotonic()
         if first:
             gc.collect()
@@ -187,36 +186,40 @@ class HealthMonitor:
         ended = time.monotonic()
         self._trim_at = ended + max(TRIM_EVERY, 20 * (ended - began))
 
-    def _look(self) -> None:
-        """In the thread: see where the loop is while its tick is late."""
+    def _watch_loop(self) -> None:
+        """Run in the watchdog thread: sample the stack of the loop while its tick is late."""
         last = time.monotonic()
-        while not self._stop.wait(LOOK):
+        while not self._stop.wait(LOOK_EVERY):
             now = time.monotonic()
-            # Where this thread did not run either, the whole process stood still, and where it stood says nothing.
-            ran = now - last < 2 * LOOK
+            # If this thread did not run either, the whole process was stopped, and the stack says nothing.
+            ran = now - last < 2 * LOOK_EVERY
             last = now
             late = now - self._due
-            if not ran or late < LATE / 2 or (self._told if late > HANGS else self._where is not None):
+            if (
+                not ran
+                or late < BLOCKED_AFTER / 2
+                or (self._hang_logged if late > HANGS_AFTER else self._where is not None)
+            ):
                 continue
             frame = sys._current_frames().get(self._main)
-            # Between two callbacks there is nothing but what runs the loop, and that says nothing.
+            # Between two callbacks the stack has only the runner of the loop.
             if frame is None or frame.f_code is asyncio.Runner.run.__code__:
                 continue
-            self._where = place(frame)
-            if late > HANGS:
-                self._told = True
+            self._where = format_stack(frame)
+            if late > HANGS_AFTER:
+                self._hang_logged = True
                 log.error("event loop hangs", seconds=round(late, 3), where=self._where)
 
 
-MEMORY: Final = (
+MEMORY_EVENTS: Final = (
     "memory back to normal",
     "memory low: new connections refused",
     "memory limit reached: publishers throttled",
 )
 
 
-def place(frame: FrameType) -> str:
-    """Name the innermost functions of a stack, without what they were called with."""
+def format_stack(frame: FrameType) -> str:
+    """Name the innermost functions of a stack, without their arguments."""
     names: list[str] = []
     found: FrameType | None = frame
     while found is not None and len(names) < 4:
@@ -227,7 +230,7 @@ def place(frame: FrameType) -> str:
 
 
 def open_descriptors() -> int | None:
-    """How many files and sockets are open; None if it cannot be told, as when there are none left to look."""
+    """Count the open files and sockets; None if unknown, as when no descriptor is left to look with."""
     try:
         # Linux 6.2 and later say it here; older ones say 0, and are counted.
         return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))  # noqa: PTH116, PTH208 -- one line
@@ -236,5 +239,5 @@ def open_descriptors() -> int | None:
 
 
 def max_descriptors() -> int:
-    """How many there may be."""
+    """Give the limit of open files and sockets."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,7 +1,4 @@
-"""The log: what the broker says of itself, on standard error.
-
-Text for people, JSON for machines. A log that nobody takes never holds the broker up.
-"""
+"""The log, on standard error: text for people, JSON for programs. Writing the log never blocks the broker."""
 
 from __future__ import annotations
 
@@ -25,44 +22,44 @@ log = structlog.get_logger(__name__)
 
 
 def set_up_log(config: Log) -> None:
-    """Send the log of the broker, and what libraries say through `logging`, to standard error.
+    """Send the log of the broker, and that of libraries through `logging`, to standard error.
 
-    A message below the level is not even put together.
+    A message below the level is not formatted.
     """
     set_level(config)
-    journal = goes_to_journal(os.environ.get("JOURNAL_STREAM", ""))
+    journal = is_journal(os.environ.get("JOURNAL_STREAM", ""))
     processors: list[Processor] = [LogRateLimiter(), structlog.processors.add_log_level]
     if config.format == "json" or not journal:  # the journal has the time itself
         processors.append(structlog.processors.TimeStamper("iso", utc=True))
     if config.format == "json":
-        processors += [structlog.processors.format_exc_info, to_json]
+        processors += [structlog.processors.format_exc_info, render_json]
     else:
         colors = sys.stderr is not None and sys.stderr.isatty()
         # Plain: the pretty ones print the variables of each frame, payloads and tokens among them.
         plain = structlog.dev.plain_traceback
         processors.append(structlog.dev.ConsoleRenderer(colors=colors, repr_native_str=True, exception_formatter=plain))
     if journal:
-        processors.append(with_priority)
+        processors.append(add_priority)
     structlog.configure(
         processors=processors,
         wrapper_class=Logger,
         logger_factory=StandardError,
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(handlers=[Forward()], force=True)
+    logging.basicConfig(handlers=[LoggingHandler()], force=True)
 
 
 class Logger(structlog.make_filtering_bound_logger(logging.NOTSET)):  # type: ignore[misc]  # made at run time
-    """What `structlog.get_logger` gives. Its methods are exchanged when the level changes."""
+    """The type of `structlog.get_logger()`. `set_level` replaces its methods."""
 
 
 LEVELS = ("debug", "info", "warning", "error", "critical", "exception")
 
 
 def set_level(config: Log) -> None:
-    """Write what is as important as `config.level`, and nothing below it, from now on.
+    """Write entries of `config.level` and above from now on.
 
-    structlog chooses the methods of a logger when it is made, and loggers live as long as the process.
+    structlog chooses the methods of a logger when it is created, and loggers live as long as the process.
     """
     level = logging.getLevelNamesMapping()[config.level.upper()]
     made = structlog.make_filtering_bound_logger(level)
@@ -75,11 +72,11 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "
 """sd-daemon(3), from syslog(3)."""
 
 
-def goes_to_journal(stream: str) -> bool:
-    """Whether standard error is what systemd has connected to its journal.
+def is_journal(stream: str) -> bool:
+    """Whether standard error is connected to the journal of systemd.
 
-    `stream` is JOURNAL_STREAM, the device and inode of that (systemd.exec(5)). It also comes to those whose output goes
-    elsewhere.
+    `stream` is JOURNAL_STREAM, its device and inode (systemd.exec(5)). Processes with redirected output inherit the
+    variable as well.
     """
     try:
         found = os.fstat(2)
@@ -88,8 +85,8 @@ def goes_to_journal(stream: str) -> bool:
     return stream == f"{found.st_dev}:{found.st_ino}"
 
 
-def with_priority(logger: object, method: str, rendered: Any) -> Any:
-    """Put the priority before each line, by which journalctl sorts and colours."""
+def add_priority(logger: object, method: str, rendered: Any) -> Any:
+    """Put the priority before each line, for journalctl."""
     prefix = f"<{PRIORITIES.get(method, 6)}>"
     if isinstance(rendered, bytes):
         return prefix.encode() + rendered
@@ -97,54 +94,53 @@ def with_priority(logger: object, method: str, rendered: Any) -> Any:
 
 
 class LogRateLimiter:
-    """Lets through so many entries of one kind in a while, and counts the others: what goes wrong a thousand times a
-    second is not to fill a disk. `debug` is for those who want it all."""
+    """Passes at most LIMIT entries of one kind in PERIOD seconds and counts the others, so that an error that repeats a
+    thousand times a second does not fill the disk. `debug` is not limited."""
 
-    MOST = 20
-    WHILE = 10.0
-    KINDS = 1000
-    """Kinds that are remembered. The broker's own are some thirty; libraries have more."""
+    LIMIT = 20
+    PERIOD = 10.0
+    MAX_KINDS = 1000
+    """Kinds that are remembered. The broker has about forty; libraries have more."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seen: dict[str, list[float]] = {}
 
     def __call__(self, logger: object, method: str, entry: Any) -> Any:
-        """Pass an entry on, or raise DropEvent. The first that is passed on again says how many were not."""
+        """Pass an entry on, or raise DropEvent. The first one of the next period has the number of suppressed ones."""
         if method == "debug":
             return entry
         now = self._clock()
         kind = str(entry.get("logger", entry["event"]))
-        if len(self._seen) >= self.KINDS:
+        if len(self._seen) >= self.MAX_KINDS:
             self._seen.clear()
         seen = self._seen.setdefault(kind, [now, 0])
-        if now - seen[0] >= self.WHILE:
-            suppressed = int(seen[1]) - self.MOST
+        if now - seen[0] >= self.PERIOD:
+            suppressed = int(seen[1]) - self.LIMIT
             seen[:] = now, 0
             if suppressed > 0:
                 entry["suppressed"] = suppressed
         seen[1] += 1
-        if seen[1] > self.MOST:
+        if seen[1] > self.LIMIT:
             raise structlog.DropEvent
         return entry
 
 
-def to_json(logger: object, method: str, event: Any) -> bytes:
+def render_json(logger: object, method: str, event: Any) -> bytes:
     """Render a log entry as one JSON object; the last processor of structlog's chain."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
     return msgspec.json.encode(first | event, enc_hook=str)
 
 
 class StandardError:
-    """Where log lines go. A log that nobody takes (a pipe that is closed or not read, a full disk) must not stop the
-    broker: a line that cannot be written at once is dropped, and counted. The first one that can be written again is
-    preceded by the count.
+    """Writes log lines. A blocked log (a pipe that is closed or not read, a full disk) must not stop the broker: a line
+    that cannot be written at once is dropped and counted. The count precedes the next line that can be written.
     """
 
-    # Of the descriptor, and so common to all loggers.
+    # State of the descriptor, shared by all loggers.
     dropped: ClassVar[int] = 0
-    torn: ClassVar[bool] = False
-    """Whether the last line that was written has no end."""
+    partial_line: ClassVar[bool] = False
+    """Whether the last line was written only in part."""
 
     def __init__(self, *names: object) -> None:
         """`names` is what `get_logger` was called with."""
@@ -152,34 +148,34 @@ class StandardError:
     def msg(self, line: str | bytes) -> None:
         """Write one line, at once: lines of several processes do not mix, as long as they fit into PIPE_BUF."""
         lost = StandardError.dropped
-        if lost and takes_more():
+        if lost and is_writable():
             StandardError.dropped = 0
-            # An error, so that it is below no level. It comes back here, with nothing to tell.
+            # An error, so that no level hides it. It calls this method again, with a count of 0.
             log.error("log lines dropped: standard error blocked", lines=lost)
             if StandardError.dropped:
                 StandardError.dropped = lost
         data = line.encode("utf-8", "backslashreplace") if isinstance(line, str) else line
-        left = memoryview(b"\n" * StandardError.torn + data + b"\n")
+        left = memoryview(b"\n" * StandardError.partial_line + data + b"\n")
         whole = len(left)
         try:
-            while left and takes_more():
-                # Of a pipe that has room, only so much is sure not to block (pipe(7)).
+            while left and is_writable():
+                # On a pipe with room, only PIPE_BUF bytes are sure not to block (pipe(7)).
                 left = left[os.write(2, left[: select.PIPE_BUF]) :]
         except OSError:
             pass  # it is counted below
         if left:
             StandardError.dropped += 1
         if len(left) < whole:
-            StandardError.torn = len(left) > 0
+            StandardError.partial_line = len(left) > 0
 
     debug = info = warning = error = critical = exception = msg
 
 
-def takes_more() -> bool:
-    """Whether standard error can be written to without waiting for who reads it.
+def is_writable() -> bool:
+    """Whether a write to standard error does not block.
 
-    That is asked, and the descriptor not set to O_NONBLOCK, because other processes share it. Files are always ready,
-    and a terminal is waited for: who stops it with Ctrl-S means it.
+    The descriptor is not set to O_NONBLOCK, because other processes share it. Files are always ready. A terminal may
+    block: Ctrl-S is meant to.
     """
     try:
         kind = os.fstat(2).st_mode
@@ -192,29 +188,29 @@ def takes_more() -> bool:
     return bool(poll.poll(0))
 
 
-class Forward(logging.Handler):
-    """Pass on what asyncio and others log."""
+class LoggingHandler(logging.Handler):
+    """Passes on the log of asyncio and other libraries."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
 
-def report_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what went wrong where nobody could catch it.
+def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an unhandled exception of the event loop.
 
-    Not in the loop's own way, which prints the arguments of callbacks, payloads among them.
+    The default handler would print the arguments of callbacks, with payloads among them.
     """
     what, _, _ = str(context.get("message")).partition("(")
     log.error("unhandled exception", message=what.rstrip(), exc_info=context.get("exception"))
 
 
-def complain(config: Log, text: str) -> None:
-    """Say why the broker does not start: one line, of its own kind for people, of the log's for machines."""
+def report_start_failure(config: Log, text: str) -> None:
+    """Report why the broker does not start: as one plain line, or as a log entry if the format is JSON."""
     if config.format == "json":
         log.error("cannot start", problem=text)
         return
-    # Some of it may come from elsewhere, and must not command the terminal.
+    # The text may have foreign parts, which must not send control characters to the terminal.
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in f"wsbroker: {text}")
-    if goes_to_journal(os.environ.get("JOURNAL_STREAM", "")):
-        line = with_priority(None, "error", line)
+    if is_journal(os.environ.get("JOURNAL_STREAM", "")):
+        line = add_priority(None, "error", line)
     StandardError().msg(line)

@@ -27,12 +27,12 @@ from broker.session import Session, SubscriptionStats
 log = structlog.get_logger(__name__)
 
 SERVER = f"wsbroker/{__version__}"
-AT_ONCE = 500
-"""How many clients are sent away in one turn of the loop, so that a drain does not hold up deliveries."""
-SENDING = 0.8
-"""Part of the time for a retirement in which clients are sent away; the rest is for them to go."""
+BYES_PER_TURN = 500
+"""Clients that get `bye` in one turn of the loop, so that a drain does not delay deliveries."""
+BYE_SHARE = 0.8
+"""Part of the time of a retirement over which `bye` is sent; the rest is for the clients to disconnect."""
 POLL = 0.02
-"""Seconds between two looks at whether a drain is done."""
+"""Seconds between two checks whether a drain is done."""
 
 
 class Node:
@@ -63,8 +63,8 @@ class Node:
         self.hub = Hub(self.context)
         self.on_disconnect: Callable[[str], None] | None = None
         """Called with the address of each client that leaves."""
-        self._told: set[str] = set()
-        """Sessions that have been told to go, and have not gone yet."""
+        self._bye_sent: set[str] = set()
+        """Sessions that got `bye` and have not disconnected yet."""
         self.metrics = Metrics()
 
     def reconfigure(self, config: Config) -> None:
@@ -192,7 +192,7 @@ class Node:
 
     def remove(self, session: Session) -> None:
         """Drop a session whose connection takes part no more."""
-        self._told.discard(session.id)
+        self._bye_sent.discard(session.id)
         if self.sessions.pop(session.id, None) is not None and self.on_disconnect is not None:
             self.on_disconnect(session.peer)
 
@@ -257,10 +257,10 @@ class Node:
         await _until(lambda: not any(session.inflight for session in self.sessions.values()), deadline)
         waiting = list(self.sessions.values())
         log.info("draining", connections=len(waiting))
-        farewell = iter(waiting)
-        while part := list(islice(farewell, AT_ONCE)):
+        remaining = iter(waiting)
+        while part := list(islice(remaining, BYES_PER_TURN)):
             for session in part:
-                self._send_away(session)
+                self._send_bye(session)
             await asyncio.sleep(0)
         await _until(lambda: not self.connections, deadline)
         if self.connections:
@@ -279,9 +279,10 @@ class Node:
         random.shuffle(waiting)
         sent = 0
         while sent < len(waiting):
-            due = len(waiting) if timeout == 0 else int(len(waiting) * (loop.time() - began) / (timeout * SENDING)) + 1
-            for session in waiting[sent : min(due, sent + AT_ONCE)]:
-                self._send_away(session)
+            elapsed = loop.time() - began
+            due = len(waiting) if timeout == 0 else int(len(waiting) * elapsed / (timeout * BYE_SHARE)) + 1
+            for session in waiting[sent : min(due, sent + BYES_PER_TURN)]:
+                self._send_bye(session)
                 sent += 1
             await asyncio.sleep(POLL if sent >= due else 0)
         await _until(lambda: not self.connections, began + timeout)
@@ -291,10 +292,10 @@ class Node:
             session.connection.abort()
         await _until(lambda: not self.connections, loop.time() + POLL)
 
-    def _send_away(self, session: Session) -> None:
-        if session.id in self._told or session.id not in self.sessions:
+    def _send_bye(self, session: Session) -> None:
+        if session.id in self._bye_sent or session.id not in self.sessions:
             return
-        self._told.add(session.id)
+        self._bye_sent.add(session.id)
         delay = int(random.uniform(0, self._spread) * 1000)
         # A publisher whose event waits for room is told first that it has found it (`block`).
         session.connection.answer_publish(messages.encode_bye("shutdown", delay))

@@ -1,6 +1,6 @@
-"""What the broker and systemd tell each other: sockets that are passed (sd_listen_fds(3)), and how it goes
-(sd_notify(3)). Both are a few environment variables, one of which names a datagram socket; started otherwise, all of
-this does nothing.
+"""The interface to systemd: passed sockets (sd_listen_fds(3)) and notifications (sd_notify(3)).
+
+Both use environment variables, one of which names a datagram socket. Without them this module does nothing.
 """
 
 from __future__ import annotations
@@ -15,71 +15,71 @@ from typing import Final
 
 import structlog
 
-FIRST: Final = 3
+LISTEN_FDS_START: Final = 3
 """SD_LISTEN_FDS_START: passed sockets are 3, 4, 5 …"""
 
-PATIENCE: Final = 5
-"""Seconds for which systemd may have no room for a message that it must not miss."""
+NOTIFY_TIMEOUT: Final = 5
+"""Seconds to wait for a full socket of systemd, for messages that must be delivered."""
 
 log = structlog.get_logger(__name__)
 
 
 class Systemd:
-    """The service manager that has started this process, if one has.
+    """The service manager, if it has started this process.
 
-    Takes its variables out of `environ`, since they are not meant for children. Make one early: what is passed must
-    be taken before anything else is opened.
+    Removes its variables from `environ`, since they are not meant for children. Create it before anything else is opened,
+    so that passed descriptors keep their numbers.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         given = {name: environ.pop(name, "") for name in VARIABLES}
         self.problems: list[str] = []
-        """What is wrong with that which was passed."""
-        self.sockets = _passed(given, self.problems)
-        """The sockets that were passed, by the names that their units give them."""
+        """Problems with the passed sockets."""
+        self.sockets = _adopt_sockets(given, self.problems)
+        """The passed sockets, with the names from their units."""
         self._address = given["NOTIFY_SOCKET"]
         self._notify: socket.socket | None = None
         self.watchdog = 0.0
-        """Seconds within which the broker has to say that it lives; 0 if nobody watches."""
+        """Watchdog interval in seconds; 0: no watchdog."""
         if given["WATCHDOG_USEC"].isdigit() and given["WATCHDOG_PID"] in ("", str(os.getpid())):
             self.watchdog = int(given["WATCHDOG_USEC"]) / 1e6
         if self._address.startswith(("/", "@")):
-            # Kept open, so that it also works when no descriptors are left.
+            # Kept open, so that it works when no descriptors are left.
             self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             # A timeout of Python's own would poll this socket, which has room when the other one has none.
-            self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", PATIENCE, 0))
-        self._failed = False
+            self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", NOTIFY_TIMEOUT, 0))
+        self._failure_logged = False
 
     @property
-    def listens(self) -> bool:
-        """Whether anybody takes notice of `notify`."""
+    def is_notified(self) -> bool:
+        """Whether systemd receives notifications."""
         return self._notify is not None
 
     def notify(self, *lines: str) -> None:
-        """Tell how it goes, as `READY=1` and `STATUS=…`.
+        """Send a notification, such as `READY=1` or `STATUS=…`.
 
-        What cannot be delivered at once is not delivered; but for `READY` and `STOPPING`, which systemd waits for, and
-        which are waited for in turn, for some seconds.
+        It is dropped if it cannot be sent at once. For `READY` and `STOPPING`, which systemd waits for, the call waits up
+        to NOTIFY_TIMEOUT seconds.
         """
         if self._notify is None:
             if self._address:
-                self._fail("its address is of a kind that is not known here")
+                self._log_failure("unknown kind of address")
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        matters = lines[0] in MATTER
+        matters = lines[0] in MUST_DELIVER
         try:
             self._notify.sendto("\n".join(lines).encode(), 0 if matters else socket.MSG_DONTWAIT, address)
         except OSError as exc:
             if matters or exc.errno != errno.EAGAIN:
-                self._fail((exc.strerror or str(exc)).lower())
+                self._log_failure((exc.strerror or str(exc)).lower())
 
-    def _fail(self, reason: str) -> None:
-        if not self._failed:
-            self._failed = True
+    def _log_failure(self, reason: str) -> None:
+        if not self._failure_logged:
+            self._failure_logged = True
             log.warning("cannot notify systemd", socket=self._address, reason=reason)
 
     def close(self) -> None:
-        """Tell nothing more, and close what was passed."""
+        """Stop notifying, and close the passed sockets."""
         for _, sock in self.sockets:
             sock.close()
         if self._notify is not None:
@@ -88,39 +88,39 @@ class Systemd:
 
 
 def status(text: str) -> str:
-    """What `systemctl status` is to show."""
+    """Format the text for `systemctl status`."""
     return "STATUS=" + text.replace("\n", " ")
 
 
 def reloading() -> str:
-    """Say that the configuration is being read, and when it began: systemd tells this READY=1 from an earlier one."""
+    """Announce a reload and its start time, by which systemd tells its READY=1 from an earlier one."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
 
 
-def extend(seconds: float) -> str:
-    """Ask for more time, counted from now."""
+def extend_timeout(seconds: float) -> str:
+    """Extend the timeout of systemd, counted from now."""
     return f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"
 
 
-MATTER: Final = ("READY=1", "STOPPING=1")
+MUST_DELIVER: Final = ("READY=1", "STOPPING=1")
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
 
 
-def _passed(given: dict[str, str], problems: list[str]) -> list[tuple[str, socket.socket]]:
-    """Take over what was passed, each with its name; `unknown` is systemd's own word for none."""
+def _adopt_sockets(given: dict[str, str], problems: list[str]) -> list[tuple[str, socket.socket]]:
+    """Adopt the passed sockets with their names; systemd uses `unknown` for none."""
     if given["LISTEN_PID"] != str(os.getpid()) or not given["LISTEN_FDS"].isdigit():
         return []
     count = int(given["LISTEN_FDS"])
     names = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else []
     names += ["unknown"] * (count - len(names))
     passed = []
-    for number, name in zip(range(FIRST, FIRST + count), names, strict=False):
+    for number, name in zip(range(LISTEN_FDS_START, LISTEN_FDS_START + count), names, strict=False):
         try:
             os.set_inheritable(number, False)
             passed.append((name, socket.socket(fileno=number)))
         except OSError as exc:
             if exc.errno == errno.EBADF:
-                problems.append(f"systemd: has announced {count} sockets, and passed {number - FIRST}")
+                problems.append(f"systemd: has announced {count} sockets, and passed {number - LISTEN_FDS_START}")
                 break
             problems.append(f"systemd: what it has passed as `{name}` is no socket")
     return passed

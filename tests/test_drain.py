@@ -190,7 +190,7 @@ async def test_drain_without_connections_ends() -> None:
 
 
 async def test_drain_of_more_clients_than_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.node.AT_ONCE", 2)
+    monkeypatch.setattr("broker.node.BYES_PER_TURN", 2)
     async with serving() as harness:
         clients = [await harness.connect() for _ in range(5)]
         # One goes by itself, while the others are being sent away.
@@ -248,7 +248,7 @@ async def test_retire_sends_bye_gradually() -> None:
 
 
 async def test_drain_sends_no_second_bye_to_retired_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.node.SENDING", 0.001)  # all at once, and then it waits for them
+    monkeypatch.setattr("broker.node.BYE_SHARE", 0.001)  # all at once, and then it waits for them
     async with serving(close_timeout=0.1) as harness:
         slow = await harness.deaf()
         await slow.tell("subscribe", id=1, topic="t")

@@ -19,7 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from broker import health
-from broker.health import MEMORY, TICK, HealthMonitor, max_descriptors, open_descriptors
+from broker.health import MEMORY_EVENTS, TICK, HealthMonitor, max_descriptors, open_descriptors
 from tests.admin.test_server import descriptors, get
 from tests.fixtures_daemon import TIMEOUT, launched, mute
 from tests.fixtures_node import Harness, masked, serving
@@ -78,7 +78,7 @@ async def test_busy_call_is_logged_with_its_stack() -> None:
 
 
 async def test_long_fan_out_is_logged_as_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "LATE", 0.001)  # what this test can bring about in a moment
+    monkeypatch.setattr(health, "BLOCKED_AFTER", 0.001)  # what this test can bring about in a moment
     async with serving() as harness:
         clients = [await harness.subscriber("a") for _ in range(40)]
         audience = harness.node.hub.audience("a")
@@ -124,7 +124,7 @@ async def test_blocking_call_before_a_write_is_logged_as_the_cause() -> None:
 
 
 async def test_hanging_loop_is_logged_by_the_watchdog_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "HANGS", 0.4)
+    monkeypatch.setattr(health, "HANGS_AFTER", 0.4)
     async with serving() as harness, watched(harness):
         with capture_logs() as logs:
 
@@ -182,7 +182,7 @@ async def test_memory_pressure_has_hysteresis(
         seen = []
         for now in memory:
             monkeypatch.setattr(HealthMonitor, "memory", now)
-            found._weigh()
+            found._check_memory()
             seen.append(found.level)
         assert seen == levels
 
@@ -196,7 +196,11 @@ async def test_memory_pressure_levels_follow_the_bounds() -> None:
                     found.max_memory = bound
                     await until(lambda level=level: found.level == level)  # type: ignore[misc]
         assert levels == [1, 2, 0]
-        assert [entry["event"] for entry in logs if entry["event"] in MEMORY] == [MEMORY[1], MEMORY[2], MEMORY[0]]
+        assert [entry["event"] for entry in logs if entry["event"] in MEMORY_EVENTS] == [
+            MEMORY_EVENTS[1],
+            MEMORY_EVENTS[2],
+            MEMORY_EVENTS[0],
+        ]
 
 
 async def test_memory_limit_refuses_connections_and_throttles_publishers(tmp_path: Any) -> None:
@@ -208,7 +212,7 @@ async def test_memory_limit_refuses_connections_and_throttles_publishers(tmp_pat
             # Less than it has already.
             daemon.configure(file + "[limits]\nmax_memory = 16777216\n")
             daemon.signal(signal.SIGHUP)
-            await daemon.until(MEMORY[2])
+            await daemon.until(MEMORY_EVENTS[2])
             with pytest.raises(InvalidStatus) as refused:
                 await connect(daemon.url).__aenter__()
             assert refused.value.response.status_code == 503
@@ -226,7 +230,7 @@ async def test_memory_limit_refuses_connections_and_throttles_publishers(tmp_pat
             assert loop.time() - began > 0.3  # four times a tenth of a second, with no bound above
             daemon.configure(file)
             daemon.signal(signal.SIGHUP)
-            await daemon.until(MEMORY[0])
+            await daemon.until(MEMORY_EVENTS[0])
             async with connect(daemon.url) as other:
                 await other.recv()
 
@@ -251,10 +255,10 @@ async def test_freed_memory_ends_the_memory_pressure(tmp_path: Any) -> None:
             bound = (before + full) // 2
             daemon.configure(file + f"max_memory = {bound}\n")
             daemon.signal(signal.SIGHUP)
-            await daemon.until(MEMORY[2])
+            await daemon.until(MEMORY_EVENTS[2])
             assert (await get(daemon.admin, "/readyz")).json["reason"] == "out of memory"
             deaf.transport.abort()
-            await daemon.until(MEMORY[0])
+            await daemon.until(MEMORY_EVENTS[0])
             assert resident(daemon.process.pid) < bound
             assert (await get(daemon.admin, "/readyz")).status == 200
             async with connect(daemon.url) as other:

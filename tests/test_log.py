@@ -18,8 +18,8 @@ import pytest
 import structlog
 from websockets.asyncio.client import connect, unix_connect
 
-from broker.health import MEMORY
-from broker.log import PRIORITIES, LogRateLimiter, StandardError, goes_to_journal, with_priority
+from broker.health import MEMORY_EVENTS
+from broker.log import PRIORITIES, LogRateLimiter, StandardError, add_priority, is_journal
 from tests.fixtures_daemon import TIMEOUT, is_served, launched
 from tests.net.harness import until
 
@@ -109,12 +109,12 @@ async def test_blocked_log_drops_lines_and_reports_the_count(form: str, size: in
         os.close(its)
 
     whole = [line for line in first.splitlines(keepends=True) if "number" in line and line.endswith("\n")]
-    torn = first[len("".join(whole)) :]
-    assert "number" not in torn
+    partial_line = first[len("".join(whole)) :]
+    assert "number" not in partial_line
     dropped = 10_000 - len(whole)
     assert dropped > 0
     # What was cut off is ended before anything else comes.
-    assert second.startswith("\n") == bool(torn)
+    assert second.startswith("\n") == bool(partial_line)
     note, *rest = second.strip().splitlines()
     assert "log lines dropped" in note
     assert re.search(rf"lines['\"]?[=:]{dropped}\b", note), note
@@ -162,14 +162,14 @@ def test_partially_written_line_is_continued(
 FAULT = """
 import asyncio, logging, uvloop
 from broker.config import Log
-from broker.log import report_fault, set_up_log
+from broker.log import log_unhandled, set_up_log
 
 def handle(payload):
     raise RuntimeError("a fault")
 
 async def main():
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(report_fault)
+    loop.set_exception_handler(log_unhandled)
     loop.call_soon(handle, b"the-payload")
     await asyncio.sleep(0)
     logging.getLogger("a.library").warning("it is %s", "late")
@@ -221,12 +221,12 @@ def passed(few: LogRateLimiter, event: str, method: str = "warning", **more: Any
 def test_frequent_entries_are_suppressed_and_counted() -> None:
     clock = Clock()
     few = LogRateLimiter(clock)
-    assert sum(passed(few, "a") is not None for _ in range(1000)) == LogRateLimiter.MOST
+    assert sum(passed(few, "a") is not None for _ in range(1000)) == LogRateLimiter.LIMIT
     assert passed(few, "b") == {"event": "b"}
-    clock.now += LogRateLimiter.WHILE
-    assert passed(few, "a") == {"event": "a", "suppressed": 1000 - LogRateLimiter.MOST}
+    clock.now += LogRateLimiter.PERIOD
+    assert passed(few, "a") == {"event": "a", "suppressed": 1000 - LogRateLimiter.LIMIT}
     assert passed(few, "a") == {"event": "a"}
-    clock.now += LogRateLimiter.WHILE
+    clock.now += LogRateLimiter.PERIOD
     assert passed(few, "a") == {"event": "a"}
 
 
@@ -237,30 +237,30 @@ def test_debug_entries_are_not_suppressed() -> None:
 
 def test_entries_of_libraries_are_limited_by_logger() -> None:
     few = LogRateLimiter(Clock())
-    assert sum(passed(few, f"line {n}", logger="asyncio") is not None for n in range(1000)) == LogRateLimiter.MOST
+    assert sum(passed(few, f"line {n}", logger="asyncio") is not None for n in range(1000)) == LogRateLimiter.LIMIT
 
 
 def test_number_of_remembered_kinds_is_bounded() -> None:
     few = LogRateLimiter(Clock())
-    for n in range(10 * LogRateLimiter.KINDS):
+    for n in range(10 * LogRateLimiter.MAX_KINDS):
         assert passed(few, f"event {n}")
-        assert len(few._seen) <= LogRateLimiter.KINDS
+        assert len(few._seen) <= LogRateLimiter.MAX_KINDS
 
 
 # The journal
 
 
 def test_each_line_has_its_priority() -> None:
-    assert with_priority(None, "error", "a\n  b") == "<3>a\n<3>  b"
-    assert with_priority(None, "info", b"{}") == b"<6>{}"
+    assert add_priority(None, "error", "a\n  b") == "<3>a\n<3>  b"
+    assert add_priority(None, "info", b"{}") == b"<6>{}"
     assert PRIORITIES["debug"] > PRIORITIES["info"] > PRIORITIES["warning"] > PRIORITIES["error"]
 
 
 def test_journal_stream_variable_must_match_standard_error() -> None:
-    assert not goes_to_journal("")
-    assert not goes_to_journal("8:1")
+    assert not is_journal("")
+    assert not is_journal("8:1")
     found = os.fstat(2)
-    assert goes_to_journal(f"{found.st_dev}:{found.st_ino}")
+    assert is_journal(f"{found.st_dev}:{found.st_ino}")
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -289,8 +289,8 @@ async def test_under_systemd_lines_have_a_priority(form: str) -> None:
 
 def entries() -> dict[str, str]:
     """The name of each entry that the broker writes, with its level."""
-    found = dict.fromkeys(MEMORY, "warning")
-    found[MEMORY[0]] = "info"
+    found = dict.fromkeys(MEMORY_EVENTS, "warning")
+    found[MEMORY_EVENTS[0]] = "info"
     for path in (ROOT / "broker").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):

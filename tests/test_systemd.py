@@ -77,7 +77,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 def test_no_notification_without_systemd() -> None:
     systemd = Systemd({})
     systemd.notify("READY=1")
-    assert (systemd.listens, systemd.watchdog, systemd.sockets) == (False, 0.0, [])
+    assert (systemd.is_notified, systemd.watchdog, systemd.sockets) == (False, 0.0, [])
     systemd.close()
 
 
@@ -97,7 +97,7 @@ def test_systemd_variables_are_removed_from_the_environment(tmp_path: Path) -> N
     assert systemd.sockets == []  # they are another process's
     systemd.notify("READY=1")  # nobody takes it, and that is no error
     systemd.close()
-    assert not systemd.listens
+    assert not systemd.is_notified
 
 
 @pytest.mark.parametrize("message", ["READY=1", "STOPPING=1"])
@@ -142,7 +142,7 @@ async def test_systemd_is_notified_from_start_to_stop(manager: Manager, tmp_path
     told = {"NOTIFY_SOCKET": manager.address}
     async with launched(folder=tmp_path, config=config, environ=told) as daemon:
         ready = await manager.next()
-        assert ready == {"READY": "1", "STATUS": "serving: 0 connections, 0 subscriptions, 0 events waiting"}
+        assert ready == {"READY": "1", "STATUS": "serving: 0 connections, 0 subscriptions, 0 events queued"}
         await daemon.started()
         async with connect(daemon.url) as client:
             await client.recv()
@@ -159,7 +159,7 @@ async def test_systemd_is_notified_from_start_to_stop(manager: Manager, tmp_path
             back = await manager.next()
             assert back["READY"] == "1"
             assert "1 connections" in back["STATUS"]
-            assert "not read again: limits.max_sise" in back["STATUS"]
+            assert "reload failed: limits.max_sise" in back["STATUS"]
             daemon.configure(config + "max_queue = 3")
             daemon.signal(signal.SIGHUP)
             await manager.next()
@@ -271,7 +271,7 @@ async def test_failing_reload_still_notifies_systemd(manager: Manager) -> None:
         assert "RELOADING" in await manager.next()
         ready = await manager.next()
         assert ready["READY"] == "1"
-        assert "not read again: a fault of the broker's own" in ready["STATUS"]
+        assert "reload failed: internal error" in ready["STATUS"]
         daemon.signal(signal.SIGTERM)
         assert await daemon.ended() == 0
         assert "reload failed" in daemon.said
@@ -307,7 +307,7 @@ async def test_retiring_is_in_status_and_log(manager: Manager, tmp_path: Path) -
             client.transport.pause_reading()
             daemon.signal(signal.SIGUSR2)
             assert (await manager.next())["STATUS"].startswith("retiring: 1 connections")
-            assert await manager.next() == {"STATUS": "retiring: 1 connections, 0 subscriptions, 0 events waiting"}
+            assert await manager.next() == {"STATUS": "retiring: 1 connections, 0 subscriptions, 0 events queued"}
             # It does not go, and is cut off.
             assert (await manager.next())["STATUS"].startswith("retired: 0 connections")
             client.transport.abort()
@@ -400,7 +400,7 @@ async def test_blocking_call_starves_the_watchdog(tmp_path: Path) -> None:
 
 HANGING = """
 import broker.health
-broker.health.HANGS = 0.3
+broker.health.HANGS_AFTER = 0.3
 
 def hanging(self, event, done):
     import time
@@ -560,7 +560,7 @@ async def test_a_socket_that_does_not_listen_is_refused() -> None:
         datagrams.bind(("127.0.0.1", 0))
         async with activated([datagrams], "--listen", "systemd", names="ws") as daemon:
             assert await daemon.ended() == 1
-            assert "the socket `ws` of systemd: it is not one that listens" in daemon.said
+            assert "the socket `ws` of systemd: it is not one that is_notified" in daemon.said
 
 
 async def test_public_passed_socket_needs_anonymous_true() -> None:

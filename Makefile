@@ -1,4 +1,4 @@
-# What one does with a checkout. Each target first sets up what it needs and does not have yet.
+# Targets for a checkout. Each target first installs what it needs and is missing.
 #
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
@@ -12,17 +12,17 @@
 #   make install-service   as root: into /opt/wsbroker, with units for systemd; make install-service WHAT=dist/….whl
 #   make clean         removes what a build leaves behind; .venv stays
 
-ROOMS := broker bench examples tests
+PACKAGES := broker bench examples tests
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint conformance fuzz soak bench bench-check instructions install-service clean
 .PHONY: setup-run setup-dev setup-bench
 
-# The servers of the bench, and where Debian has them.
+# The servers of the bench, and their Debian packages.
 NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /usr/lib/nginx/modules/ngx_nchan_module.so)
 PEERS := nats-server=nats-server nginx=nginx-light $(NCHAN)=libnginx-mod-nchan redis-server=redis-server openssl=openssl
 
-# A file of tests on each processor; more than four would be too many browsers at once.
+# One test file per processor; more than four would run too many browsers at once.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 help:
@@ -36,9 +36,9 @@ test: setup-dev tests/node/node_modules
 	.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: setup-dev
-	.venv/bin/ruff check $(ROOMS) _speedups setup.py
-	.venv/bin/ruff format --check $(ROOMS) _speedups setup.py
-	.venv/bin/mypy $(ROOMS)
+	.venv/bin/ruff check $(PACKAGES) _speedups setup.py
+	.venv/bin/ruff format --check $(PACKAGES) _speedups setup.py
+	.venv/bin/mypy $(PACKAGES)
 	PATH=$$PWD/.venv/bin:$$PATH cython-lint _speedups
 
 conformance: setup-dev
@@ -50,7 +50,7 @@ fuzz: setup-dev
 soak: setup-dev
 	.venv/bin/python -m tests.soak $(ARGS)
 
-# A server that is not there is named by the bench, and the others are measured.
+# The bench reports a missing server and measures the others.
 bench: setup-bench
 	@tools/packages $(PEERS) || true
 	.venv/bin/python -m bench $(ARGS)

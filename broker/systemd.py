@@ -27,8 +27,8 @@ log = structlog.get_logger(__name__)
 class Systemd:
     """The service manager, if it has started this process.
 
-    Removes its variables from `environ`, since they are not meant for children. Create it before anything else is opened,
-    so that passed descriptors keep their numbers.
+    Removes its variables from `environ`, since they are not meant for children. Create it before anything else is
+    opened: the passed descriptors have fixed numbers.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
@@ -58,8 +58,8 @@ class Systemd:
     def notify(self, *lines: str) -> None:
         """Send a notification, such as `READY=1` or `STATUS=…`.
 
-        It is dropped if it cannot be sent at once. For `READY` and `STOPPING`, which systemd waits for, the call waits up
-        to NOTIFY_TIMEOUT seconds.
+        It is dropped if it cannot be sent at once. For `READY` and `STOPPING`, which systemd waits for, the call waits
+        up to NOTIFY_TIMEOUT seconds.
         """
         if self._notify is None:
             if self._address:

@@ -35,7 +35,7 @@ async def ask(client: ClientConnection, op: str, **fields: Any) -> dict[str, Any
     return answer
 
 
-async def farewell(client: ClientConnection) -> dict[str, Any]:
+async def read_bye(client: ClientConnection) -> dict[str, Any]:
     """The last message before the broker closes with 1001."""
     last: dict[str, Any] = {"op": "bye", "retry_after_ms": 0}
     try:
@@ -342,7 +342,7 @@ async def test_reload_changes_connection_limits_and_permissions(tmp_path: Path) 
                 assert (await ask(second, "publish", topic="c", data=1))["code"] == "rate_limited"
                 with pytest.raises(InvalidStatus):
                     await connect(daemon.url).__aenter__()
-                # Fewer than there are: nobody is sent away.
+                # Fewer than there are connections: none is closed.
                 await reload(server + limits.replace("max_connections = 2", "max_connections = 1"))
                 assert (await ask(first, "ping"))["op"] == "pong"
                 # The time for the end is the new one: they do not read, and are cut off.
@@ -478,7 +478,7 @@ async def test_usr2_closes_all_clients_and_the_broker_stays(tmp_path: Path) -> N
             await connect(daemon.url).__aenter__()
         assert refused.value.response.status_code == 503
         assert await health(daemon.addresses[0]) == 503
-        byes = await asyncio.gather(*(farewell(client) for client in clients))
+        byes = await asyncio.gather(*(read_bye(client) for client in clients))
         assert all(0 <= bye["retry_after_ms"] <= 2000 for bye in byes)
         assert len({bye["retry_after_ms"] for bye in byes}) > 10
         await daemon.until("retired")  # also whoever did not go by itself
@@ -509,17 +509,17 @@ async def test_client_is_served_until_its_bye(tmp_path: Path) -> None:
         daemon.signal(signal.SIGUSR2)
         await daemon.until("retiring")
         # One of them goes first, at once; the next one would in a quarter of an hour.
-        goodbyes = [asyncio.create_task(farewell(client)) for client in clients]
-        await asyncio.wait(goodbyes, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-        served = [client for client, goodbye in zip(clients, goodbyes, strict=True) if not goodbye.done()]
+        byes = [asyncio.create_task(read_bye(client)) for client in clients]
+        await asyncio.wait(byes, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        served = [client for client, goodbye in zip(clients, byes, strict=True) if not goodbye.done()]
         assert len(served) == 2
-        for goodbye in goodbyes:
+        for goodbye in byes:
             goodbye.cancel()
-        await asyncio.gather(*goodbyes, return_exceptions=True)
+        await asyncio.gather(*byes, return_exceptions=True)
         for client in served:
             assert (await ask(client, "subscribe", topic="a"))["op"] == "ok"
         daemon.signal(signal.SIGTERM)
-        assert {(await farewell(client))["op"] for client in served} == {"bye"}
+        assert {(await read_bye(client))["op"] for client in served} == {"bye"}
         assert await daemon.ended() == 0
 
 

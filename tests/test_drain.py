@@ -148,7 +148,7 @@ async def test_events_answered_ok_are_delivered_by_a_drain_under_load(number: si
             assert {n for n, [told] in answered.items() if told == "ok"} <= set(mine)
 
 
-# Everybody is sent away
+# bye to all clients
 
 
 async def test_bye_spreads_the_reconnect_delays() -> None:
@@ -193,7 +193,7 @@ async def test_drain_of_more_clients_than_one_batch(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("broker.node.BYES_PER_TURN", 2)
     async with serving() as harness:
         clients = [await harness.connect() for _ in range(5)]
-        # One goes by itself, while the others are being sent away.
+        # One goes by itself, while the others get bye.
         await asyncio.gather(harness.node.drain(10), clients[-1].close())
         for client in clients[:-1]:
             assert await client.closed() == GOING_AWAY

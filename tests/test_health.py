@@ -295,9 +295,9 @@ async def test_broker_with_64_descriptors_serves_some_clients_and_refuses_others
     arguments = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
     async with launched(*arguments, before=few) as daemon:
         await daemon.started()
-        room = int(daemon.log[-1].split("max_connections=")[1].split()[0])
-        assert room == 16
-        clients = [await connect(daemon.url, proxy=None) for _ in range(room)]
+        capacity = int(daemon.log[-1].split("max_connections=")[1].split()[0])
+        assert capacity == 16
+        clients = [await connect(daemon.url, proxy=None) for _ in range(capacity)]
         for _ in range(20):
             with pytest.raises(InvalidStatus) as refused:
                 await connect(daemon.url, proxy=None).__aenter__()
@@ -320,7 +320,7 @@ async def test_broker_with_64_descriptors_serves_some_clients_and_refuses_others
         # Recovered: a place that becomes free is taken.
         await clients.pop().close()
         async with asyncio.timeout(TIMEOUT):
-            while len(clients) < room:
+            while len(clients) < capacity:
                 try:
                     clients.append(await connect(daemon.url, proxy=None))
                 except (InvalidStatus, ConnectionError):

@@ -1,4 +1,4 @@
-"""Imports within the package go down only. The table below is the order; a new room takes a place in it."""
+"""Imports within `broker` go to lower layers only. LAYERS is the order; a new package needs a place in it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "broker"
 
-# From the top to the bottom. A room may import what lies in a lower row, and what stands further right in its own.
-ROWS = (
+# From top to bottom. A package may import those of lower layers, and those further right in its own layer.
+LAYERS = (
     ("__main__",),
     ("cli",),
     ("client",),
@@ -27,21 +27,21 @@ ROWS = (
     ("errors", "overflow"),
     ("_speedups", "__init__"),
 )
-ORDER = {room: (row, place) for row, rooms in enumerate(ROWS) for place, room in enumerate(rooms)}
+ORDER = {package: (layer, place) for layer, packages in enumerate(LAYERS) for place, package in enumerate(packages)}
 
-# Stricter than the order.
+# Packages that may import only these.
 ONLY = {
     "client": {"messages", "topics", "config", "errors", "overflow", "__init__"},
     "config": {"errors", "overflow", "__init__"},
 }
-# A concrete engine is named where the process is put together, and nowhere else.
-NOT_AN_ENGINE = {"broker.engines", "broker.engines.base"}
-NAMES_ENGINES = "broker.daemon"
-READ_BY = {"client": {"cli"}}
+# Only the composition root imports a concrete engine.
+ENGINE_PORTS = {"broker.engines", "broker.engines.base"}
+COMPOSITION_ROOT = "broker.daemon"
+IMPORTED_BY = {"client": {"cli"}}
 
 
 def modules() -> dict[str, Path]:
-    """Each module of the package by its dotted name."""
+    """Each module of `broker` by its dotted name."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -49,14 +49,14 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def room(module: str) -> str:
-    """The room that a module belongs to: `broker.net.handshake` → `net`, `broker` itself → `__init__`."""
+def package_of(module: str) -> str:
+    """The package or top-level module of a module: `broker.net.handshake` → `net`, `broker` → `__init__`."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
 
 def imported(source: str, module: str, package: str, known: set[str]) -> set[str]:
-    """The modules of this package that `source` imports, wherever in the file, also for types alone."""
+    """The modules of `broker` that `source` imports, anywhere in the file, also for types only."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -72,24 +72,24 @@ def imported(source: str, module: str, package: str, known: set[str]) -> set[str
     return {name for name in found if name.split(".")[0] == "broker"} - {module}
 
 
-def offences(module: str, imports: set[str]) -> list[str]:
-    """What is wrong about the imports of one module."""
-    here = room(module)
+def violations(module: str, imports: set[str]) -> list[str]:
+    """The forbidden imports of one module."""
+    here = package_of(module)
     if here not in ORDER:
-        return [f"{module} has no place in the order of the harness"]
+        return [f"{module} is in no layer"]
     wrong = []
     for name in sorted(imports):
-        there = room(name)
+        there = package_of(name)
         if there not in ORDER:
-            wrong.append(f"{module} imports {name}, which has no place in the order of the harness")
+            wrong.append(f"{module} imports {name}, which is in no layer")
         elif there != here and ORDER[there] < ORDER[here]:
-            wrong.append(f"{module} imports {name}, which lies above it")
+            wrong.append(f"{module} imports {name}, which is in a higher layer")
         elif there != here and there not in ONLY.get(here, {there}):
             wrong.append(f"{module} imports {name}; {here} may import {', '.join(sorted(ONLY[here]))} alone")
-        elif here not in READ_BY.get(there, {here}) and there != here:
-            wrong.append(f"{module} imports {name}, which is for {', '.join(READ_BY[there])} alone")
-        elif there == "engines" and name not in NOT_AN_ENGINE and module != NAMES_ENGINES:
-            wrong.append(f"{module} names the engine {name}; only {NAMES_ENGINES} may")
+        elif here not in IMPORTED_BY.get(there, {here}) and there != here:
+            wrong.append(f"{module} imports {name}, which is for {', '.join(IMPORTED_BY[there])} alone")
+        elif there == "engines" and name not in ENGINE_PORTS and module != COMPOSITION_ROOT:
+            wrong.append(f"{module} names the engine {name}; only {COMPOSITION_ROOT} may")
     return wrong
 
 
@@ -98,7 +98,7 @@ def test_imports_go_to_lower_layers_only(module: str) -> None:
     known = modules()
     path = known[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    assert offences(module, imported(path.read_text(), module, package, set(known))) == []
+    assert violations(module, imported(path.read_text(), module, package, set(known))) == []
 
 
 def test_extension_imports_nothing_of_the_package() -> None:
@@ -128,7 +128,7 @@ def test_extension_imports_nothing_of_the_package() -> None:
 )
 def test_import_of_a_higher_layer_is_reported(module: str, source: str) -> None:
     known = {"broker.node", "broker.session", "broker.messages"}
-    assert offences(module, imported(source, module, module.rpartition(".")[0], known))
+    assert violations(module, imported(source, module, module.rpartition(".")[0], known))
 
 
 @pytest.mark.parametrize(
@@ -144,4 +144,4 @@ def test_import_of_a_higher_layer_is_reported(module: str, source: str) -> None:
     ],
 )
 def test_import_of_a_lower_layer_is_accepted(module: str, source: str) -> None:
-    assert offences(module, imported(source, module, module.rpartition(".")[0], {"broker.hub"})) == []
+    assert violations(module, imported(source, module, module.rpartition(".")[0], {"broker.hub"})) == []

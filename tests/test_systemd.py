@@ -107,7 +107,7 @@ def test_ready_and_stopping_wait_for_a_full_socket(manager: Manager, message: st
         other.setblocking(False)
         while True:
             other.sendto(b"STATUS=", manager.address)
-    systemd.notify("STATUS=none")  # there is no room, and it does not matter
+    systemd.notify("STATUS=none")  # the socket is full, and this message may be dropped
     telling = threading.Thread(target=systemd.notify, args=(message, "STATUS=there"))
     telling.start()
     assert telling.is_alive()
@@ -609,7 +609,7 @@ async def test_restart_refuses_no_connection() -> None:
 
 
 async def test_pending_connections_survive_a_restart() -> None:
-    """A crowd that comes back while a second restart is ordered: its connections are in every state there is."""
+    """Clients that reconnect while a second restart is ordered: its connections are in every state there is."""
     with bound() as tcp:
         url = f"ws://127.0.0.1:{tcp.getsockname()[1]}/"
         welcomed = 0

@@ -84,7 +84,7 @@ def encode_event() -> Round:
     return partial(messages.encode_event, "prices.eurusd", b'"' + text(126) + b'"')
 
 
-def lane(payloads: Sequence[bytes], subscribers: int = 1, fast: bool = True) -> Round:
+def publish_batch(payloads: Sequence[bytes], subscribers: int = 1, fast: bool = True) -> Round:
     """Messages of one publisher, read and sent in one turn; not `fast`: its session carries them out."""
     harness = Harness()
     for _ in range(subscribers):
@@ -183,22 +183,40 @@ CASES = (
     Case("json-16k", "check a JSON document of 16 kB", 1, 5, scan_document),
     Case("decode-publish", "decode a publish in the slow path", 1, 200, decode_publish),
     Case("encode-event", "encode an event in the slow path", 1, 200, encode_event),
-    Case("fast", "publish 128 bytes, 64 in a turn", BATCH, 5, partial(lane, [publish()] * BATCH)),
-    Case("slow", "the same by the session", BATCH, 2, partial(lane, [publish()] * BATCH, fast=False)),
-    Case("fast-turn", "publish 128 bytes, one in a turn", 1, 200, partial(lane, [publish()])),
-    Case("fast-id", "publish 128 bytes, answered, 64 in a turn", BATCH, 5, partial(lane, [publish(id=7)] * BATCH)),
+    Case("fast", "publish 128 bytes, 64 in a turn", BATCH, 5, partial(publish_batch, [publish()] * BATCH)),
+    Case("slow", "the same by the session", BATCH, 2, partial(publish_batch, [publish()] * BATCH, fast=False)),
+    Case("fast-turn", "publish 128 bytes, one in a turn", 1, 200, partial(publish_batch, [publish()])),
+    Case(
+        "fast-id",
+        "publish 128 bytes, answered, 64 in a turn",
+        BATCH,
+        5,
+        partial(publish_batch, [publish(id=7)] * BATCH),
+    ),
     Case(
         "fast-key",
         "publish 128 bytes with a key, 64 in a turn",
         BATCH,
         5,
-        partial(lane, [publish(key="eurusd")] * BATCH),
+        partial(publish_batch, [publish(key="eurusd")] * BATCH),
     ),
-    Case("fast-16k", "publish 16 kB, one in a turn", 1, 20, partial(lane, [publish(size=16_384)])),
+    Case("fast-16k", "publish 16 kB, one in a turn", 1, 20, partial(publish_batch, [publish(size=16_384)])),
     Case("one-to-one", "publish to 1,000 topics in a turn, a subscriber each", MANY, 1, many_topics),
     Case("bridge", "the same, by one with `>` and without echo", MANY, 1, partial(many_topics, topic=">", echo=False)),
-    Case("fanout", "deliver to 1,000, one event in a turn", MANY, 3, partial(lane, [publish()], subscribers=MANY)),
-    Case("fanout-64", "the same, 64 in a turn", MANY * BATCH, 1, partial(lane, [publish()] * BATCH, subscribers=MANY)),
+    Case(
+        "fanout",
+        "deliver to 1,000, one event in a turn",
+        MANY,
+        3,
+        partial(publish_batch, [publish()], subscribers=MANY),
+    ),
+    Case(
+        "fanout-64",
+        "the same, 64 in a turn",
+        MANY * BATCH,
+        1,
+        partial(publish_batch, [publish()] * BATCH, subscribers=MANY),
+    ),
     Case("match", "find the audience of a topic among 1,000 patterns", 1, 100, match_patterns),
     Case("behind-queue", "queue for one who is behind, dropping the oldest", 100, 5, behind_queue),
     Case("behind-catch-up", "publish to one who is behind, and send it later", BATCH, 5, behind_catch_up),

@@ -69,7 +69,7 @@ test("the broker pings, and a client that answers stays", async () => {
   client.socket.close();
 });
 
-test("a client that answers no ping is sent away", async () => {
+test("a client that answers no ping is closed", async () => {
   const client = await connect({ autoPong: false });
   assert.deepEqual(await client.closed, { code: 4001, reason: "ping_timeout" });
 });

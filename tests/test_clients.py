@@ -195,7 +195,7 @@ async def test_broker_client_is_closed_with_bye_and_1001() -> None:
         async with connect(broker.url) as client:
             broker.program.terminate()
             with pytest.raises(Closed) as caught:
-                await client.ended()
+                await client.raise_when_closed()
             assert (caught.value.code, caught.value.retry) == (1001, True)
             assert caught.value.retry_after_ms is not None
         assert await asyncio.to_thread(broker.program.wait) == 0

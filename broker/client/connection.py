@@ -1,4 +1,4 @@
-"""The client: commands that are answered, and the events and gaps that come.
+"""The client: commands that are on_answer, and the events and gaps that come.
 
     async with connect("ws://127.0.0.1:8765") as client:
         await client.subscribe("prices.*")
@@ -6,9 +6,10 @@
         async for message in client:
             ...
 
-There is no task behind it: what comes is sorted as it is read, answers to those who wait for them and events into a
-batch that the next round of the loop takes. While a batch that is large enough is not taken, nothing more is read, so
-that the broker's queue and its overflow policy do their work; answers wait behind it. Whoever subscribes must read.
+The client has no task of its own. Received messages are sorted as they are read: an answer completes the call that
+waits for it, and events go into a batch that the iteration takes. While a large batch is not taken, reading is paused,
+so that the broker's queue and its overflow policy apply; answers are delayed as well. A client that subscribes must
+iterate.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ from broker.overflow import Overflow
 DEFAULT_URL: Final = "ws://127.0.0.1:8765"
 """Where a broker without any configuration listens."""
 
-ENOUGH: Final = 256 * 1024
-"""A batch of events of this many bytes is not added to: reading stops until it is taken. As much as one read brings."""
+MAX_BATCH: Final = 256 * 1024
+"""Reading is paused while the batch of events has at least this many bytes. About as much as one read returns."""
 
 _T = TypeVar("_T")
 Answer = Ok | ErrorAnswer | Pong
@@ -71,10 +72,10 @@ async def connect(
     stream = await open_stream(url, token=token, ca=ca, open_timeout=timeout)
     client = Client(stream)
     try:
-        await client.make_upgrade_response(timeout)
+        await client.wait_welcome(timeout)
         yield client
     finally:
-        await stream.leave()
+        await stream.shut_down()
 
 
 class Client:
@@ -88,30 +89,30 @@ class Client:
     """What the broker said of itself: version, session, `max_size` (bytes), `ping` (seconds)."""
 
     def __init__(self, stream: Stream) -> None:
-        self.on_error: Callable[[CommandError], None] = self._disagree
-        """Called with an error that names no command. There is none as long as both sides read JSON alike."""
+        self.on_error: Callable[[CommandError], None] = self._fail_on_error
+        """Called with an error without an id. It occurs only if both sides parse JSON differently."""
         self._stream = stream
         self._ids = itertools.count(1)
         self._pending: dict[int | str, Callable[[Answer], None]] = {}
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._greeted: asyncio.Future[None] | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._welcomed: asyncio.Future[None] | None = None
         self._bye: Bye | None = None
         self._events: list[bytes] = []
-        self._held = 0
-        self._some: asyncio.Future[None] | None = None
+        self._batch_bytes = 0
+        self._batch_ready: asyncio.Future[None] | None = None
 
     @property
     def failure(self) -> ClientError | None:
         """Why the connection has ended; None as long as it has not."""
         return self._stream.failure
 
-    async def make_upgrade_response(self, timeout: float) -> None:
+    async def wait_welcome(self, timeout: float) -> None:
         """Wait for `welcome`, for `timeout` seconds at most. `connect` does it."""
-        self._greeted = asyncio.get_running_loop().create_future()
+        self._welcomed = asyncio.get_running_loop().create_future()
         self._stream.attach(self)
         try:
             async with asyncio.timeout(timeout):
-                await self.wait(self._greeted)
+                await self.wait(self._welcomed)
         except TimeoutError:
             raise NotABroker(f"the other side sent no `welcome` within {timeout:g} seconds: not a wsbroker?") from None
         except Closed as failure:
@@ -120,7 +121,7 @@ class Client:
             raise Unreachable(f"{failure} before it said `welcome`") from failure
         if self.welcome.ping > 0:
             # Two pings and a half: one may be late by as much as it takes to send a large event.
-            self._stream.watch(self.welcome.ping * 2.5)
+            self._stream.watch_silence(self.welcome.ping * 2.5)
 
     async def subscribe(
         self,
@@ -170,8 +171,8 @@ class Client:
                 if isinstance(message, (EventMessage, Gap, Join, Leave)):
                     yield message
 
-    async def ended(self) -> NoReturn:
-        """Wait until the connection has ended. Raises why."""
+    async def raise_when_closed(self) -> NoReturn:
+        """Wait until the connection has ended, and raise the reason."""
         await self.wait(asyncio.get_running_loop().create_future())
         raise AssertionError("nobody completes that future")
 
@@ -182,14 +183,14 @@ class Client:
         """
         while True:
             if not self._events:
-                self._some = asyncio.get_running_loop().create_future()
-                await self.wait(self._some)
+                self._batch_ready = asyncio.get_running_loop().create_future()
+                await self.wait(self._batch_ready)
             batch, self._events = self._events, []
-            self._held = 0
+            self._batch_bytes = 0
             self._stream.resume()
             yield batch
 
-    # For those who send many commands: Publisher.
+    # For Publisher, which sends many commands.
 
     def check_size(self, command: bytes) -> None:
         """Check that a command is not too large, for which the broker would close. Raises CommandError with `limit`."""
@@ -197,14 +198,14 @@ class Client:
             size, most = len(command), self.welcome.max_size
             raise CommandError("limit", f"the command has {size:,} bytes, the broker takes at most {most:,}")
 
-    def forget(self, number: int) -> None:
-        """Give back an id for which nothing was sent."""
+    def cancel_answer(self, number: int) -> None:
+        """Release an id from `expect_answer` for which nothing was sent."""
         self._pending.pop(number, None)
 
-    def expect(self, answered: Callable[[Answer], None]) -> int:
-        """Reserve an id for a command to `send`; `answered` is called with what the broker answers."""
+    def expect_answer(self, on_answer: Callable[[Answer], None]) -> int:
+        """Reserve an id for a command to `send`; `on_answer` is called with what the broker answers."""
         number = next(self._ids)
-        self._pending[number] = answered
+        self._pending[number] = on_answer
         return number
 
     async def send(self, commands: Iterable[bytes]) -> None:
@@ -217,52 +218,52 @@ class Client:
         """Wait for `future`, which what is received completes. Raises ClientError if the connection ends first."""
         if self.failure is not None:
             raise self.failure
-        self._waiting.add(future)
+        self._waiters.add(future)
         try:
             await future
         finally:
-            self._waiting.discard(future)
+            self._waiters.discard(future)
 
     # What the stream calls.
 
-    def received(self, messages: list[bytes]) -> None:
-        """Sort what came: answers to those who wait for them, the rest into the batch."""
+    def on_messages(self, messages: list[bytes]) -> None:
+        """Sort messages: answers complete their calls, the rest goes into the batch."""
         events = self._events
         before = len(events)
         for message in messages:
-            # The form that the broker gives it. An event that looks otherwise is only slower to tell.
+            # The format of the broker. An event in another format is only slower to recognize.
             if message.startswith(_EVENT):
                 events.append(message)
-            elif not self._take(message):
+            elif not self._process(message):
                 return
         if len(events) == before:
             return
-        self._held += sum(map(len, events[before:]))
-        if self._held >= ENOUGH:
+        self._batch_bytes += sum(map(len, events[before:]))
+        if self._batch_bytes >= MAX_BATCH:
             self._stream.pause()
-        if self._some is not None and not self._some.done():
-            self._some.set_result(None)
+        if self._batch_ready is not None and not self._batch_ready.done():
+            self._batch_ready.set_result(None)
 
-    def closed(self, failure: ClientError) -> None:
-        """Tell everybody who waits that nothing more will come."""
+    def on_closed(self, failure: ClientError) -> None:
+        """Fail all pending calls."""
         if isinstance(failure, Closed) and self._bye is not None:
             failure.retry_after_ms = self._bye.retry_after_ms
             failure.args = (f"{failure}; it may be tried again after {failure.retry_after_ms / 1000:.1f} seconds",)
-        for future in list(self._waiting):
+        for future in list(self._waiters):
             if not future.done():
                 future.set_exception(failure)
 
-    def _take(self, raw: bytes) -> bool:
-        """Act on one message that is not an event. False if there is no going on after it."""
+    def _process(self, raw: bytes) -> bool:
+        """Process one message other than an event. False if the connection fails by it."""
         try:
             message = decode_server(raw)
         except ValueError as error:
-            self._stream.give_up(NotABroker(str(error)))
+            self._stream.fail(NotABroker(str(error)))
             return False
         if isinstance(message, (Ok, ErrorAnswer, Pong)) and message.id is not None:
-            answered = self._pending.pop(message.id, None)
-            if answered is not None:
-                answered(message)
+            on_answer = self._pending.pop(message.id, None)
+            if on_answer is not None:
+                on_answer(message)
         elif isinstance(message, ErrorAnswer):
             self.on_error(CommandRefused(message))
         elif isinstance(message, (EventMessage, Gap, Join, Leave)):
@@ -276,15 +277,15 @@ class Client:
     def _welcome(self, message: Welcome) -> bool:
         if message.version != VERSION:
             found = f"the broker speaks version {message.version} of the protocol, this client version {VERSION}"
-            self._stream.give_up(NotABroker(found))
+            self._stream.fail(NotABroker(found))
             return False
         self.welcome = message
-        if self._greeted is not None and not self._greeted.done():
-            self._greeted.set_result(None)
+        if self._welcomed is not None and not self._welcomed.done():
+            self._welcomed.set_result(None)
         return True
 
-    def _disagree(self, error: CommandError) -> None:
-        self._stream.give_up(NotABroker(f"the broker cannot read a command of this client: {error}"))
+    def _fail_on_error(self, error: CommandError) -> None:
+        self._stream.fail(NotABroker(f"the broker cannot read a command of this client: {error}"))
 
     async def _request(self, command: Command, kind: type[_T]) -> _T:
         """Send one command and wait for its answer, which is of this kind unless it is an error."""
@@ -294,12 +295,12 @@ class Client:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answers: list[Answer] = []
 
-        def answered(answer: Answer) -> None:
+        def on_answer(answer: Answer) -> None:
             answers.append(answer)
             if not done.done():
                 done.set_result(None)
 
-        self._pending[command.id] = answered
+        self._pending[command.id] = on_answer
         try:
             await self.send([payload])
             await self.wait(done)

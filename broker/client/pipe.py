@@ -21,10 +21,10 @@ CHUNK: Final = 64 * 1024
 class Lines:
     """The lines of a file descriptor, as they come. No more is held than a chunk and one line."""
 
-    def __init__(self, descriptor: int, longest: int) -> None:
-        """`longest` is in bytes: of a line that is longer nothing is kept."""
+    def __init__(self, descriptor: int, max_length: int) -> None:
+        """`max_length` is in bytes: of a line that is longer nothing is kept."""
         self._descriptor = descriptor
-        self._longest = longest
+        self._max_length = max_length
 
     async def __aiter__(self) -> AsyncIterator[list[tuple[int, bytes | None]]]:
         """Give the lines of each read with their numbers, counted from 1, without the line break.
@@ -40,14 +40,14 @@ class Lines:
                 if too_long:
                     lines[0] = b""
                 batch: list[tuple[int, bytes | None]] = [
-                    (at, line if len(line) <= self._longest else None) for at, line in enumerate(lines, number)
+                    (at, line if len(line) <= self._max_length else None) for at, line in enumerate(lines, number)
                 ]
                 if too_long:
                     batch[0] = (number, None)
                 too_long = False
                 number += len(lines)
                 yield batch
-            if len(rest) > self._longest:
+            if len(rest) > self._max_length:
                 too_long = True
             if too_long:
                 rest = b""
@@ -58,7 +58,7 @@ class Lines:
 
     async def _read(self) -> bytes:
         while True:
-            if not _ready(self._descriptor, select.POLLIN):
+            if not _is_ready(self._descriptor, select.POLLIN):
                 await _wait_readable(self._descriptor)
             try:
                 return os.read(self._descriptor, CHUNK)
@@ -80,24 +80,24 @@ class Output:
         """Write all of `data`, and wait while there is no room. Raises OSError, BrokenPipeError for a closed pipe."""
         view = memoryview(data)
         while view:
-            if not _ready(self._descriptor, select.POLLOUT):
+            if not _is_ready(self._descriptor, select.POLLOUT):
                 await _wait_writable(self._descriptor)
             try:
                 view = view[os.write(self._descriptor, view[: self._piece]) :]
             except BlockingIOError:  # somebody else made it non-blocking, and wrote faster
                 await asyncio.sleep(0)
 
-    async def abandoned(self) -> NoReturn:
+    async def wait_reader_gone(self) -> NoReturn:
         """Wait until nobody reads any more what is written, and raise BrokenPipeError. For ever, if it is no pipe."""
         if not self._is_pipe:
             await asyncio.get_running_loop().create_future()
-        while not _ready(self._descriptor, select.POLLERR):
+        while not _is_ready(self._descriptor, select.POLLERR):
             # Nothing is ever read here. It is the way to be told of the error that a closed pipe is (epoll(7)).
             await _wait_readable(self._descriptor)
         raise BrokenPipeError
 
 
-def _ready(descriptor: int, event: int) -> bool:
+def _is_ready(descriptor: int, event: int) -> bool:
     """Whether reading or writing would not block: there is something, or room, or an error to be told."""
     poll = select.poll()
     poll.register(descriptor, event)

@@ -1,4 +1,4 @@
-"""Publishing many events: a window of them is under way, and each is answered before it counts."""
+"""Publishing many events: a window of them is in flight, and each counts as published once it is answered."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ class Publisher:
         self._failed = failed
         self._window = window
         self._numbers: dict[int | str, int] = {}
-        self._lost_track = 0
-        self._room: asyncio.Future[None] | None = None
-        self._room_from = 0
+        self._unmatched_errors = 0
+        self._window_open: asyncio.Future[None] | None = None
+        self._window_limit = 0
         fields = b',"topic":' + msgspec.json.encode(topic)
         if key is not None:
             fields += b',"key":' + msgspec.json.encode(key)
         self._fields = fields + b',"data":'
-        client.on_error = self._answered_without_id
+        client.on_error = self._on_error_without_id
 
     @property
     def unanswered(self) -> list[int]:
-        """The numbers of the events that were sent and not answered, in their order."""
+        """The numbers of the events that were sent and not on_answer, in their order."""
         return list(self._numbers.values())
 
     @property
-    def _under_way(self) -> int:
-        return len(self._numbers) - self._lost_track
+    def _in_flight(self) -> int:
+        return len(self._numbers) - self._unmatched_errors
 
     async def publish(self, events: Iterable[tuple[int, bytes]]) -> None:
         """Send events, given as number and JSON value, and return when all are sent: `finish` waits for the answers.
@@ -69,7 +69,7 @@ class Publisher:
         """
         rest = iter(events)
         while True:
-            commands = list(self._encode(rest, self._window - self._under_way))
+            commands = list(self._encode(rest, self._window - self._in_flight))
             if not commands:
                 return
             await self._client.send(commands)
@@ -80,27 +80,32 @@ class Publisher:
         """Wait until every event is answered. Raises ClientError when the connection ended before."""
         await self._wait(0)
 
-    def _encode(self, events: Iterator[tuple[int, bytes]], room: int) -> Iterator[bytes]:
-        """Make the commands for as many of the next events as there is room for."""
-        fields, numbers, expect, answered = self._fields, self._numbers, self._client.expect, self._answered
-        while room > 0:
-            number, value = next(events, _NO_MORE)
+    def _encode(self, events: Iterator[tuple[int, bytes]], limit: int) -> Iterator[bytes]:
+        """Make the commands for at most `limit` of the next events."""
+        fields, numbers, expect_answer, on_answer = (
+            self._fields,
+            self._numbers,
+            self._client.expect_answer,
+            self._on_answer,
+        )
+        while limit > 0:
+            number, value = next(events, _END)
             if number < 0:
                 return
-            name = expect(answered)
+            name = expect_answer(on_answer)
             command = b'{"op":"publish","id":%d%b%b}' % (name, fields, value)
             try:
                 self._client.check_size(command)
                 check_publish(command, value)
             except CommandError as error:
-                self._client.forget(name)
+                self._client.cancel_answer(name)
                 self._failed(number, error)
                 continue
             numbers[name] = number
-            room -= 1
+            limit -= 1
             yield command
 
-    def _answered(self, answer: Answer) -> None:
+    def _on_answer(self, answer: Answer) -> None:
         number = self._numbers.pop(answer.id, None) if answer.id is not None else None
         if isinstance(answer, Ok):
             self.published += 1
@@ -108,23 +113,23 @@ class Publisher:
             self._failed(number, CommandRefused(answer))
         self._wake()
 
-    def _answered_without_id(self, error: CommandError) -> None:
+    def _on_error_without_id(self, error: CommandError) -> None:
         # The broker reads more strictly than this client: it may allow less depth. One of those under way gets no other
         # answer.
-        self._lost_track += 1
+        self._unmatched_errors += 1
         self._failed(None, error)
         self._wake()
 
-    async def _wait(self, at_most: int) -> None:
+    async def _wait(self, limit: int) -> None:
         """Wait until no more than so many events are without an answer."""
-        while self._under_way > at_most:
-            self._room_from = at_most
-            self._room = asyncio.get_running_loop().create_future()
-            await self._client.wait(self._room)
+        while self._in_flight > limit:
+            self._window_limit = limit
+            self._window_open = asyncio.get_running_loop().create_future()
+            await self._client.wait(self._window_open)
 
     def _wake(self) -> None:
-        if self._under_way <= self._room_from and self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        if self._in_flight <= self._window_limit and self._window_open is not None and not self._window_open.done():
+            self._window_open.set_result(None)
 
 
-_NO_MORE: Final = (-1, b"")
+_END: Final = (-1, b"")

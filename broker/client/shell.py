@@ -52,7 +52,7 @@ async def publish_lines(
     """
     failures = 0
 
-    def fails(line: int | None, error: CommandError) -> None:
+    def report_failure(line: int | None, error: CommandError) -> None:
         nonlocal failures
         failures += 1
         failed(error, line)
@@ -60,7 +60,9 @@ async def publish_lines(
     def values(batch: list[tuple[int, bytes | None]]) -> Iterator[tuple[int, bytes]]:
         for number, line in batch:
             if line is None:
-                fails(number, CommandError("limit", "the line is longer than any message that the broker takes"))
+                report_failure(
+                    number, CommandError("limit", "the line is longer than any message that the broker takes")
+                )
             elif not text:
                 if line and not line.isspace():
                     yield number, line
@@ -68,7 +70,7 @@ async def publish_lines(
                 try:
                     yield number, text_value(line.removesuffix(b"\r"))
                 except CommandError as error:
-                    fails(number, error)
+                    report_failure(number, error)
 
     async def feed(publisher: Publisher, lines: Lines) -> None:
         try:
@@ -79,9 +81,9 @@ async def publish_lines(
         await publisher.finish()
 
     async with connect(url, token=token, ca=ca) as client:
-        publisher = Publisher(client, topic, key=key, failed=fails)
+        publisher = Publisher(client, topic, key=key, failed=report_failure)
         try:
-            await _first(feed(publisher, Lines(0, client.welcome.max_size)), client.ended())
+            await _run_until_first(feed(publisher, Lines(0, client.welcome.max_size)), client.raise_when_closed())
         except ClientError as failure:
             failure.args = (f"{failure}; {_outcome(publisher)}",)
             raise
@@ -113,7 +115,7 @@ async def print_events(
     try:
         output = Output(1)
         async with connect(url, token=token, ca=ca) as client:
-            return await _first(events(client), output.abandoned())
+            return await _run_until_first(events(client), output.wait_reader_gone())
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -146,10 +148,10 @@ class Credits:
     def __init__(self, client: Client, topics: Sequence[str], credit: int) -> None:
         self._client = client
         self._topics = sorted(set(topics), key=rank)
-        self._enough = max(1, credit // 2)
+        self._threshold = max(1, credit // 2)
         self._used = dict.fromkeys(self._topics, 0)
 
-    async def give_back(self, batch: Sequence[bytes]) -> None:
+    async def add_used(self, batch: Sequence[bytes]) -> None:
         """Count the events of a batch, and let more come where half of the credit is used up."""
         for raw in batch:
             message = decode_server(raw)
@@ -158,7 +160,7 @@ class Credits:
                 self._used[topic] += 1
         commands = []
         for topic, used in self._used.items():
-            if used >= self._enough:
+            if used >= self._threshold:
                 self._used[topic] = 0
                 commands.append(encode_command(Credit(topic=topic, add=used)))
         if commands:
@@ -174,7 +176,7 @@ async def _print_batches(client: Client, output: Output, credits: Credits | None
             text = b"\n".join(message.translate(_ONE_LINE) for message in batch)
         await output.write(text + b"\n")
         if credits is not None:
-            await credits.give_back(batch)
+            await credits.add_used(batch)
 
 
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
@@ -182,7 +184,7 @@ _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 _T = TypeVar("_T")
 
 
-async def _first(*works: Coroutine[Any, Any, _T]) -> _T:
+async def _run_until_first(*works: Coroutine[Any, Any, _T]) -> _T:
     """Run all at once. Returns, or raises, what the first to end does; the others are cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:

@@ -3,7 +3,7 @@
 The handshake, the frames and the close handshake are those of `websockets`. Its `send` and `recv` are not used: they
 cost a system call and a switch of coroutines for each message. Here, what is written together goes out in one call, and
 what one read from the socket brought is handed over at once, by a call instead of through a queue. Measured with small
-events on one core: 16 µs instead of 28 to publish and be answered, 6 µs instead of 12 to receive.
+events on one core: 16 µs instead of 28 to publish and be on_answer, 6 µs instead of 12 to receive.
 
 What `websockets` and the sockets raise does not leave this module: it becomes a ClientError.
 """
@@ -51,13 +51,13 @@ LOST: Final = 1006
 
 
 class Receiver(Protocol):
-    """Who gets what a Stream receives. Both are called from the event loop and must not block."""
+    """The callbacks of a Stream. Both are called from the event loop and must not block."""
 
-    def received(self, messages: list[bytes]) -> None:
-        """Takes whole messages, in their order."""
+    def on_messages(self, messages: list[bytes]) -> None:
+        """Called with complete messages, in order."""
 
-    def closed(self, failure: ClientError) -> None:
-        """Is told, once, that the connection has ended and why. Nothing is received after it."""
+    def on_closed(self, failure: ClientError) -> None:
+        """Called once when the connection has ended, with the reason. No message follows."""
 
 
 class Stream(ClientConnection):
@@ -71,17 +71,17 @@ class Stream(ClientConnection):
         self._messages: list[bytes] = []
         self._partial = bytearray()
         self._reading = True
-        self._heard = self.loop.time()
+        self._last_read = self.loop.time()
         self._own_failure: ClientError | None = None
-        self._ending = False
-        self._leaving = False
+        self._abort_scheduled = False
+        self._shutting_down = False
 
     def attach(self, receiver: Receiver) -> None:
-        """Hand over what has arrived so far and whatever arrives from now on."""
+        """Deliver the messages received so far, and all later ones, to `receiver`."""
         self._receiver = receiver
-        self._hand_over()
+        self._deliver_messages()
         if self.failure is not None:
-            receiver.closed(self.failure)
+            receiver.on_closed(self.failure)
 
     async def write(self, payloads: Iterable[bytes]) -> None:
         """Send each payload, which is UTF-8, as a text message, and wait while the socket does not take them.
@@ -94,18 +94,18 @@ class Stream(ClientConnection):
             self.transport.write(b"".join(self.protocol.data_to_send()))
             await self.drain()
         except (InvalidState, OSError):
-            await self.ended()
+            await self.raise_when_closed()
         if self.failure is not None:
             raise self.failure
 
-    async def ended(self) -> NoReturn:
+    async def raise_when_closed(self) -> NoReturn:
         """Wait until the connection has ended. Raises the ClientError that says why."""
         await self.wait_closed()
         assert self.failure is not None
         raise self.failure
 
     def pause(self) -> None:
-        """Read nothing more until `resume`, so that TCP and then the broker hold back what comes."""
+        """Stop reading until `resume`, so that TCP and the broker apply backpressure."""
         if self._reading:
             self._reading = False
             self.transport.pause_reading()
@@ -114,31 +114,31 @@ class Stream(ClientConnection):
         """Read again."""
         if not self._reading:
             self._reading = True
-            self._heard = self.loop.time()
+            self._last_read = self.loop.time()
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
-    def watch(self, silence: float) -> None:
+    def watch_silence(self, silence: float) -> None:
         """End the connection when nothing at all was heard for `silence` seconds while it was being read."""
-        left = self._heard + silence - self.loop.time() if self._reading else silence
+        left = self._last_read + silence - self.loop.time() if self._reading else silence
         if left > 0:
-            self._later(left, self.watch, silence)
+            self._call_later(left, self.watch_silence, silence)
         else:
-            self.give_up(
+            self.fail(
                 Closed(f"nothing was heard from the broker for {silence:g} seconds", code=LOST, retry=True),
             )
 
-    def give_up(self, failure: ClientError) -> None:
+    def fail(self, failure: ClientError) -> None:
         """End the connection at once, for this reason, without a close handshake."""
         self._own_failure = failure
         self.transport.abort()
 
-    async def leave(self, timeout: float = CLOSE_TIMEOUT) -> None:
+    async def shut_down(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Close properly, with 1000, and wait for the broker's answer for `timeout` seconds at most.
 
         The receiver gets nothing more but the end.
         """
-        self._leaving = True
+        self._shutting_down = True
         self.resume()
         try:
             async with asyncio.timeout(timeout):
@@ -166,36 +166,36 @@ class Stream(ClientConnection):
 
     def data_received(self, data: bytes) -> None:
         """Hand over all messages of one read together."""
-        self._heard = self.loop.time()
+        self._last_read = self.loop.time()
         super().data_received(data)
-        self._hand_over()
-        if not self._ending and self.protocol.close_expected():
+        self._deliver_messages()
+        if not self._abort_scheduled and self.protocol.close_expected():
             # RFC 6455, section 7.1.1: the server closes the TCP connection first. One that does not is not waited for.
-            self._ending = True
-            self._later(CLOSE_TIMEOUT, self.transport.abort)
+            self._abort_scheduled = True
+            self._call_later(CLOSE_TIMEOUT, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Keep the reason of the end, and tell the receiver."""
         super().connection_lost(exc)
-        self.failure = self._own_failure or self._why_closed(exc)
+        self.failure = self._own_failure or self._closed_failure(exc)
         if self._receiver is not None:
-            self._receiver.closed(self.failure)
+            self._receiver.on_closed(self.failure)
 
-    def _later(self, delay: float, call: Callable[..., None], *args: object) -> None:
+    def _call_later(self, delay: float, call: Callable[..., None], *args: object) -> None:
         """Call after `delay` seconds, unless the connection has ended by then."""
         self.loop.call_later(delay, lambda: None if self.connection_lost_waiter.done() else call(*args))
 
-    def _hand_over(self) -> None:
+    def _deliver_messages(self) -> None:
         if self._messages and self._receiver is not None:
             messages, self._messages = self._messages, []
-            if not self._leaving:
-                self._receiver.received(messages)
+            if not self._shutting_down:
+                self._receiver.on_messages(messages)
 
-    def _why_closed(self, exc: Exception | None) -> ClientError:
+    def _closed_failure(self, exc: Exception | None) -> ClientError:
         wrong = self.protocol.parser_exc
         if wrong is not None and not isinstance(wrong, EOFError):
             return NotABroker(f"what came is not a valid WebSocket stream: {wrong}")
-        if self._leaving:
+        if self._shutting_down:
             return Closed("this client has closed the connection", code=CloseCode.NORMAL, retry=False)
         frame = self.protocol.close_rcvd
         if frame is None:
@@ -272,7 +272,7 @@ async def open_stream(
             # A proxy of the environment is used as everywhere, but not to reach this very machine.
             connection = await connect(url, proxy=None if _is_loopback(url) else True, **options)
     except (OSError, WebSocketException) as error:
-        raise _why_not_open(error, _shown(url), open_timeout) from error
+        raise _open_failure(error, _redact(url), open_timeout) from error
     assert isinstance(connection, Stream)
     return connection
 
@@ -282,7 +282,7 @@ _CLOSE_CODES: Final = {int(code): code for code in CloseCode}
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
 
-def _why_not_open(error: OSError | WebSocketException, url: str, timeout: float) -> ClientError:
+def _open_failure(error: OSError | WebSocketException, url: str, timeout: float) -> ClientError:
     if isinstance(error, TimeoutError) and error.errno is None:
         return Unreachable(f"{url} did not answer within {timeout:g} seconds")
     if isinstance(error, OSError):
@@ -339,6 +339,6 @@ def _is_loopback(url: str) -> bool:
         return False
 
 
-def _shown(url: str) -> str:
+def _redact(url: str) -> str:
     """Leave out a user name and password, which must not get into messages and logs."""
     return re.sub(r"(?<=://)[^/@]*@", "", url)

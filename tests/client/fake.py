@@ -85,7 +85,7 @@ async def answer(fake: FakeBroker, connection: ServerConnection) -> None:
 
 
 def closing(code: int, reason: str = "") -> Behaviour:
-    """Make a behaviour: make_upgrade_response, wait for one command, and close."""
+    """Make a behaviour: send welcome, wait for one command, and close."""
 
     async def close(fake: FakeBroker, connection: ServerConnection) -> None:
         async for _ in fake.commands(connection):

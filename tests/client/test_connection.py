@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 
 from broker.client import DEFAULT_URL, Client, ClientError, Closed, CommandRefused, NotABroker, Unreachable, connect
-from broker.client.connection import ENOUGH
+from broker.client.connection import MAX_BATCH
 from broker.config import Server
 from broker.errors import CommandError
 from broker.messages import EventMessage, Gap, Join, Ok
@@ -22,7 +22,7 @@ def event(topic: str, data: bytes) -> bytes:
 
 
 def sending(*messages: bytes) -> Behaviour:
-    """Make a behaviour: make_upgrade_response, then send these, then answer commands with `ok`."""
+    """Make a behaviour: send welcome, then send these, then answer commands with `ok`."""
 
     async def send(fake: FakeBroker, connection: ServerConnection) -> None:
         await connection.send(WELCOME, text=True)
@@ -37,7 +37,7 @@ def sending(*messages: bytes) -> Behaviour:
 
 
 def refusing(*errors: dict[str, Any]) -> Behaviour:
-    """Make a behaviour: make_upgrade_response, and answer each command with the next of these errors."""
+    """Make a behaviour: send welcome, and answer each command with the next of these errors."""
 
     async def refuse(fake: FakeBroker, connection: ServerConnection) -> None:
         rest = iter(errors)
@@ -233,7 +233,7 @@ async def test_error_without_an_id_ends_the_connection() -> None:
     error = b'{"op":"error","code":"bad_json","message":"what?","retry":false}'
     async with running(sending(error)) as fake, connect(fake.url) as client:
         with pytest.raises(NotABroker, match=r"cannot read a command of this client: bad_json: what\?"):
-            await client.ended()
+            await client.raise_when_closed()
 
 
 # Events
@@ -313,7 +313,7 @@ async def test_events_received_before_a_close_are_yielded_before_the_error() -> 
 
 async def test_all_waiters_get_the_close() -> None:
     async with running(closing(4503, "disconnected")) as fake, connect(fake.url) as client:
-        waiting = [client.ping(), client.publish("t", 1), take(client, 1), client.ended()]
+        waiting = [client.ping(), client.publish("t", 1), take(client, 1), client.raise_when_closed()]
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(result) for result in results] == [Closed] * 4
         with pytest.raises(Closed):
@@ -355,4 +355,4 @@ async def test_reading_stops_while_events_are_not_consumed() -> None:
         await client.send([b"{}"])
         await stopped.wait()
         held = sum(map(len, await anext(client.batches())))
-        assert ENOUGH <= held < 2 * ENOUGH + len(payload)
+        assert MAX_BATCH <= held < 2 * MAX_BATCH + len(payload)

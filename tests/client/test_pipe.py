@@ -173,13 +173,13 @@ async def test_a_full_disk_is_an_error() -> None:
 async def test_write_to_a_closed_pipe_fails(pipe: tuple[int, int]) -> None:
     source, sink = pipe
     output = Output(sink)
-    abandoned = asyncio.ensure_future(output.abandoned())
+    waiting = asyncio.ensure_future(output.wait_reader_gone())
     await output.write(b"a")
     await asyncio.sleep(0)
-    assert not abandoned.done()
+    assert not waiting.done()
     os.close(source)
     with pytest.raises(BrokenPipeError):
-        await abandoned
+        await waiting
     with pytest.raises(BrokenPipeError):
         await output.write(b"b")
 
@@ -196,13 +196,13 @@ async def test_closing_a_full_pipe_ends_a_pending_write(pipe: tuple[int, int]) -
 
 async def test_a_file_is_never_abandoned(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file:
-        abandoned = asyncio.ensure_future(Output(file.fileno()).abandoned())
+        waiting = asyncio.ensure_future(Output(file.fileno()).wait_reader_gone())
         for _ in range(10):
             await asyncio.sleep(0)
-        assert not abandoned.done()
-        abandoned.cancel()
+        assert not waiting.done()
+        waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await abandoned
+            await waiting
 
 
 def _unread(descriptor: int) -> int:

@@ -33,11 +33,11 @@ class Kept:
     def messages(self) -> list[bytes]:
         return [message for call in self.calls for message in call]
 
-    def received(self, messages: list[bytes]) -> None:
+    def on_messages(self, messages: list[bytes]) -> None:
         self.calls.append(messages)
         self._changed.set()
 
-    def closed(self, failure: ClientError) -> None:
+    def on_closed(self, failure: ClientError) -> None:
         self.failures.append(failure)
         self._changed.set()
 
@@ -66,7 +66,7 @@ async def connected(behaviour: Behaviour, **options: Any) -> AsyncIterator[tuple
         try:
             yield fake, stream, kept
         finally:
-            await stream.leave()
+            await stream.shut_down()
 
 
 @contextlib.asynccontextmanager
@@ -129,7 +129,7 @@ async def test_messages_received_before_attach_are_kept() -> None:
         kept = Kept()
         stream.attach(kept)
         assert kept.messages == [b"early"]
-        await stream.leave()
+        await stream.shut_down()
 
 
 async def test_fragments_with_pings_between_them_are_joined() -> None:
@@ -172,7 +172,7 @@ async def test_reading_stops_while_paused() -> None:
 async def test_the_request_offers_the_protocol_and_carries_the_token() -> None:
     async with running(saying()) as fake:
         stream = await open_stream(fake.url + "/ws?x=1", token="secret")
-        await stream.leave()
+        await stream.shut_down()
         (request,) = fake.requests
         assert request.path == "/ws?x=1"
         assert request.headers["Sec-WebSocket-Protocol"] == "wsbroker.v1"
@@ -187,15 +187,15 @@ async def test_a_unix_socket_is_reached_by_its_path(tmp_path: Path) -> None:
         kept = Kept()
         stream.attach(kept)
         assert await kept.until(1) == [b"hello"]
-        await stream.leave()
+        await stream.shut_down()
 
 
 async def test_environment_proxy_is_not_used_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ws_proxy", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     async with running(saying()) as fake:
-        await (await open_stream(fake.url)).leave()
-        await (await open_stream(fake.url.replace("127.0.0.1", "localhost"))).leave()
+        await (await open_stream(fake.url)).shut_down()
+        await (await open_stream(fake.url.replace("127.0.0.1", "localhost"))).shut_down()
     with pytest.raises(Unreachable, match=r"through the proxy|Connection refused"):
         await open_stream("ws://192.0.2.1")
 
@@ -312,7 +312,7 @@ async def test_a_certificate_must_be_trusted(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(Unreachable, match=r"its certificate is not trusted: self-signed certificate"):
             await open_stream(url)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        await (await open_stream(url)).leave()
+        await (await open_stream(url)).shut_down()
         with pytest.raises(Unreachable, match=r"its certificate is not trusted: IP address mismatch"):
             await open_stream(fake.url.replace("ws://", "wss://"))
 
@@ -355,7 +355,7 @@ async def test_lost_connection_is_reported() -> None:
         assert (failure.code, failure.retry) == (1006, True)
         assert str(failure).startswith("the connection to the broker was lost")
         with pytest.raises(Closed):
-            await stream.ended()
+            await stream.raise_when_closed()
 
 
 async def test_attach_after_the_close_reports_the_close() -> None:
@@ -363,11 +363,11 @@ async def test_attach_after_the_close_reports_the_close() -> None:
         stream = await open_stream(fake.url)
         await stream.write([b"{}"])
         with pytest.raises(Closed):
-            await stream.ended()
+            await stream.raise_when_closed()
         kept = Kept()
         stream.attach(kept)
         assert len(kept.calls) == len(kept.failures) == 1
-        await stream.leave()
+        await stream.shut_down()
 
 
 async def test_invalid_frames_close_the_connection() -> None:
@@ -387,7 +387,7 @@ async def test_invalid_frames_close_the_connection() -> None:
 async def test_silent_broker_is_disconnected() -> None:
     async with connected(saying(b"hello")) as (_, stream, kept):
         await kept.until(1)
-        stream.watch(0.05)
+        stream.watch_silence(0.05)
         failure = await kept.end()
         assert isinstance(failure, Closed)
         assert (str(failure), failure.retry) == ("nothing was heard from the broker for 0.05 seconds", True)
@@ -399,7 +399,7 @@ async def test_silence_timeout_does_not_run_while_paused() -> None:
     async with connected(saying(b"hello")) as (_, stream, kept):
         await kept.until(1)
         stream.pause()
-        stream.watch(0.01)
+        stream.watch_silence(0.01)
         asyncio.get_running_loop().call_later(0.05, stayed.set)
         await stayed.wait()
         assert stream.failure is None
@@ -411,11 +411,11 @@ async def test_close_sends_1000_and_delivers_nothing_more() -> None:
     async with connected(saying(b"hello")) as (fake, stream, kept):
         await kept.until(1)
         stream.pause()
-        await stream.leave()
+        await stream.shut_down()
         assert await fake.closed.get() == (1000, "")
         assert kept.messages == [b"hello"]
         assert [str(failure) for failure in kept.failures] == ["this client has closed the connection"]
-        await stream.leave()
+        await stream.shut_down()
 
 
 async def test_close_does_not_wait_for_a_broker_that_does_not_answer() -> None:
@@ -427,7 +427,7 @@ async def test_close_does_not_wait_for_a_broker_that_does_not_answer() -> None:
 
     async with connected(deaf) as (fake, stream, kept):
         await kept.until(1)
-        await stream.leave(timeout=0.05)
+        await stream.shut_down(timeout=0.05)
         fake.subscribed.set()
         assert isinstance(stream.failure, Closed)
 

@@ -349,7 +349,7 @@ async def test_reload_changes_connection_limits_and_permissions(tmp_path: Path) 
                 first.transport.pause_reading()
                 second.transport.pause_reading()
                 daemon.signal(signal.SIGTERM)
-                await daemon.until("cut off")
+                await daemon.until("drain timed out")
                 first.transport.abort()
                 second.transport.abort()
         assert await daemon.ended() == 0

@@ -5,6 +5,7 @@
 #   make lint          style and types
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
+#   make sanitize      the tests of the native code once, under sanitizers; make sanitize ARGS="tests/speedups/test_json.py"
 #   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
 #   make bench-check   a short part of it, against the ratios that are recorded
@@ -15,7 +16,7 @@
 PACKAGES := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz soak bench bench-check instructions install-service clean
+.PHONY: help run test lint conformance fuzz sanitize soak bench bench-check instructions install-service clean
 .PHONY: setup-run setup-dev setup-bench
 
 # The servers of the bench, and their Debian packages.
@@ -46,6 +47,9 @@ conformance: setup-dev
 
 fuzz: setup-dev
 	.venv/bin/python -m tests.fuzz $(ARGS)
+
+sanitize: setup-dev
+	.venv/bin/python -m tests.sanitize $(ARGS)
 
 soak: setup-dev
 	.venv/bin/python -m tests.soak $(ARGS)

@@ -20,7 +20,7 @@ from bench.native import BuildError
 from bench.peers import PEERS
 from bench.scenarios import SCENARIOS
 from bench.terminal import console, following, show
-from bench.turns import Plan, Taken, Turns, plan
+from bench.turns import Outcome, Plan, Runner, plan
 
 # Everything is to take less than this. Runs are repeated because of disturbances only while there is time.
 WHOLE = 14 * 60.0
@@ -40,7 +40,7 @@ def main() -> int:
         return _measure(arguments)
     except BuildError as error:
         print(f"bench: {error}", file=sys.stderr)
-        return check.Status.CANNOT_SAY if arguments[:1] == ["check"] else 1
+        return check.Status.INCONCLUSIVE if arguments[:1] == ["check"] else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -55,12 +55,12 @@ def _measure(arguments: Sequence[str]) -> int:
         return 0
     for name, reason in planned.missing.items():
         err.print(f"missing: {name} ({reason})", style="yellow", soft_wrap=True)
-    turns = Turns(options.retries, WHOLE)
+    runner = Runner(options.retries, WHOLE)
     with following(err, planned.steps) as display:
-        taken = turns.take(planned.steps, display.before, display.after)
+        outcomes = runner.run(planned.steps, display.before, display.after)
     command = shlex.join(["python", "-m", "bench", *arguments])
     for scenario in scenarios:
-        found = taken.get(scenario.name, Taken())
+        found = outcomes.get(scenario.name, Outcome())
         made = record.Record(
             scenario.name,
             command,
@@ -75,10 +75,10 @@ def _measure(arguments: Sequence[str]) -> int:
         if file := _file(options, scenario.name):
             record.save(made, file)
         _show(out, made)
-    reached = goals.table({name: found.runs for name, found in taken.items()}, all_of_them=not options.scenario)
+    reached = goals.table({name: found.runs for name, found in outcomes.items()}, all_of_them=not options.scenario)
     if reached.rows:
         show(out, reached)
-    failures = [failure for found in taken.values() for failure in found.failures]
+    failures = [failure for found in outcomes.values() for failure in found.failures]
     for failure in failures:
         err.print(f"failed: {failure.peer}, {failure.load}: {failure.error.splitlines()[0]}", style="red")
     return 1 if failures else 0

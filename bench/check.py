@@ -1,7 +1,7 @@
-"""The guard: measures a short part, and compares its ratios with those that are recorded in the repository.
+"""The regression check: measures a small part of the bench, and compares its ratios with the recorded ones.
 
 Ratios to other servers hold from machine to machine and from hour to hour, where rates do not. A ratio that falls more
-than `TOLERANCE` below its record fails the check; where the machine was too busy to tell, that is said instead.
+than `TOLERANCE` below its record fails the check. If the machine was too busy, the result is inconclusive.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from rich.console import Console
 
 from bench import record
 from bench.figures import Run, Value, pairs, times
-from bench.measure import ROOT, Load, Published, unable
+from bench.measure import ROOT, Load, Published, missing_ability
 from bench.peers import BROKER, FLOOR, NATS, SOCKETIFY, Peer
 from bench.scenarios import fanout
 from bench.scenarios.base import deliveries
 from bench.scenarios.onetoone import ONETOONE, PIPELINED
 from bench.tables import Table
 from bench.terminal import console, following, show
-from bench.turns import Failure, Step, Turns
+from bench.turns import Failure, Runner, Step
 
 RECORDED = record.RESULTS / "recorded.json"
 COUNT = (sys.executable, "-m", "bench.instructions", "--check")
@@ -34,7 +34,7 @@ TOLERANCE = 0.15
 REPEAT = 3
 RECORD_REPEAT = 5
 # So many undisturbed pairs are a ratio.
-ENOUGH = 2
+MIN_PAIRS = 2
 
 
 def deliveries_per_cpu(result: Published) -> float:
@@ -43,7 +43,7 @@ def deliveries_per_cpu(result: Published) -> float:
     return 1e6 / result.server_us_per_delivery if result.server_us_per_delivery else 0.0
 
 
-class Part(NamedTuple):
+class Comparison(NamedTuple):
     """What is measured, against whom, and by what it is compared."""
 
     scenario: str
@@ -52,20 +52,20 @@ class Part(NamedTuple):
     compared: Value = deliveries
 
 
-PART = (
-    Part("fanout", fanout.at(1), (FLOOR, SOCKETIFY, NATS)),
-    Part("fanout", fanout.at(16), (FLOOR, SOCKETIFY)),
-    Part("onetoone", ONETOONE.loads[0], (NATS,)),
-    Part("pipelined", PIPELINED.loads[0], (FLOOR,), deliveries_per_cpu),
+COMPARISONS = (
+    Comparison("fanout", fanout.at(1), (FLOOR, SOCKETIFY, NATS)),
+    Comparison("fanout", fanout.at(16), (FLOOR, SOCKETIFY)),
+    Comparison("onetoone", ONETOONE.loads[0], (NATS,)),
+    Comparison("pipelined", PIPELINED.loads[0], (FLOOR,), deliveries_per_cpu),
 )
 
 
 class Status(IntEnum):
     """Exit statuses."""
 
-    KEPT = 0
+    OK = 0
     WORSE = 1
-    CANNOT_SAY = 2
+    INCONCLUSIVE = 2
 
 
 class Ratio(msgspec.Struct, frozen=True):
@@ -94,7 +94,7 @@ class Pair:
     bound: bool = False
 
     @property
-    def quiet(self) -> bool:
+    def conclusive(self) -> bool:
         """Whether it says how fast the servers are."""
         return not self.disturbed and not self.bound
 
@@ -112,13 +112,13 @@ class Verdict:
 def judge(found: Sequence[Pair], recorded: float | None) -> Verdict:
     """Compares the repetitions of one ratio with its record.
 
-    Pairs that are not quiet count only where there are no others. What lies below the bound is called worse if at least
-    two quiet pairs say so, and all of them; otherwise it was too noisy to say.
+    Pairs that are not conclusive count only where there are no others. A ratio below the bound is worse if there are at
+    least two conclusive pairs, all of them below it; otherwise the runs were too noisy.
     """
     if not found:
         return Verdict("not measured", recorded=recorded)
-    quiet = [pair.ratio for pair in found if pair.quiet]
-    values = quiet or [pair.ratio for pair in found]
+    conclusive = [pair.ratio for pair in found if pair.conclusive]
+    values = conclusive or [pair.ratio for pair in found]
     median = statistics.median(values)
     measured = Ratio(median, (max(values) - min(values)) / 2 / median if median else 0.0)
     if recorded is None:
@@ -126,26 +126,26 @@ def judge(found: Sequence[Pair], recorded: float | None) -> Verdict:
     bound = recorded * (1 - TOLERANCE)
     if median >= bound:
         return Verdict("kept", measured, recorded)
-    if len(quiet) < 2 or max(quiet) >= bound:
+    if len(conclusive) < 2 or max(conclusive) >= bound:
         return Verdict("too noisy", measured, recorded)
     return Verdict("worse", measured, recorded)
 
 
-def key(part: Part, peer: Peer) -> str:
+def key(comparison: Comparison, peer: Peer) -> str:
     """By what a ratio is recorded."""
-    return f"{part.scenario}: {part.load}: of {peer.name}"
+    return f"{comparison.scenario}: {comparison.load}: of {peer.name}"
 
 
-def pairs_of(runs: Sequence[Run], part: Part, peer: Peer) -> list[Pair]:
+def make_pairs(runs: Sequence[Run], comparison: Comparison, peer: Peer) -> list[Pair]:
     """The broker's runs and the peer's, one by one as they took turns."""
-    compared = part.compared
+    compared = comparison.compared
     return [
         Pair(
             compared(one.result) / compared(other.result),
             disturbed=one.disturbed or other.disturbed,
             bound=one.load_bound or other.load_bound,
         )
-        for one, other in pairs(runs, part.load, BROKER.name, peer.name)
+        for one, other in pairs(runs, comparison.load, BROKER.name, peer.name)
         if compared(other.result)
     ]
 
@@ -156,12 +156,12 @@ def verdicts(
     recorded: Mapping[str, Ratio],
     missing: Collection[str] = (),
 ) -> dict[str, Verdict]:
-    """One for each ratio of the part; `missing` are the names of those who cannot run here."""
+    """One for each ratio of the comparison; `missing` are the names of those who cannot run here."""
     found = {}
-    for part in PART:
-        failed = any(failure.load == part.load and failure.peer == BROKER.name for failure in failures)
-        for peer in part.peers:
-            name = key(part, peer)
+    for comparison in COMPARISONS:
+        failed = any(failure.load == comparison.load and failure.peer == BROKER.name for failure in failures)
+        for peer in comparison.peers:
+            name = key(comparison, peer)
             known = recorded[name].ratio if name in recorded else None
             if failed:
                 # Whatever else came of it: a broker that loses events or connections is no broker.
@@ -169,31 +169,33 @@ def verdicts(
             elif peer.name in missing or BROKER.name in missing:
                 found[name] = Verdict("missing", recorded=known)
             else:
-                found[name] = judge(pairs_of(runs, part, peer), known)
+                found[name] = judge(make_pairs(runs, comparison, peer), known)
     return found
 
 
-def status_of(found: Mapping[str, Verdict]) -> Status:
+def exit_status(found: Mapping[str, Verdict]) -> Status:
     """The exit status that these verdicts make: only what was compared and found no worse is kept."""
     words = {verdict.word for verdict in found.values()}
     if words & {"worse", "failed"}:
         return Status.WORSE
-    return Status.KEPT if "kept" in words and words <= {"kept", "missing"} else Status.CANNOT_SAY
+    return Status.OK if "kept" in words and words <= {"kept", "missing"} else Status.INCONCLUSIVE
 
 
-def steps_of(names: Collection[str] | None = None, repeat: int = REPEAT) -> tuple[list[Step], dict[str, str]]:
+def plan_steps(names: Collection[str] | None = None, repeat: int = REPEAT) -> tuple[list[Step], dict[str, str]]:
     """The measurements for these ratios (default: for all), and the peers that cannot run, with the reason."""
     steps: list[Step] = []
     missing = {}
-    for part in PART:
-        wanted = [peer for peer in part.peers if names is None or key(part, peer) in names]
+    for comparison in COMPARISONS:
+        wanted = [peer for peer in comparison.peers if names is None or key(comparison, peer) in names]
         present = []
         for peer in (BROKER, *wanted) if wanted else ():
-            if reason := peer.missing() or unable(peer, part.load):
+            if reason := peer.missing() or missing_ability(peer, comparison.load):
                 missing[peer.name] = reason
             else:
                 present.append(peer)
-        steps += [Step(part.scenario, part.load, peer, number) for number in range(repeat) for peer in present]
+        steps += [
+            Step(comparison.scenario, comparison.load, peer, number) for number in range(repeat) for peer in present
+        ]
     return steps, missing
 
 
@@ -201,44 +203,44 @@ def main(arguments: Sequence[str]) -> int:
     """Checks, or records; the exit status."""
     options = _parse(arguments)
     out, err = console(), console(stderr=True)
-    steps, missing = steps_of()
+    steps, missing = plan_steps()
     for name, reason in missing.items():
         err.print(f"missing: {name} ({reason}); its ratios are not checked", style="yellow")
     if options.record:
         return _record(out, err)
     if not RECORDED.exists():
         err.print("bench: nothing is recorded yet: python -m bench check --record", style="red")
-        return _worst(Status.CANNOT_SAY, _check_instructions())
+        return _worst_status(Status.INCONCLUSIVE, _check_instructions())
     recorded = msgspec.json.decode(RECORDED.read_bytes(), type=Recorded).ratios
 
-    runs, failures = _take(err, steps)
+    runs, failures = _measure(err, steps)
     found = verdicts(runs, failures, recorded, missing)
     doubtful = [name for name, verdict in found.items() if verdict.word in {"worse", "too noisy"}]
     if doubtful:
         # Once more, by themselves: what was an accident does not come again. What then cannot be measured at all has
         # not become better by it.
-        again = verdicts(*_take(err, steps_of(doubtful)[0]), recorded, missing)
+        again = verdicts(*_measure(err, plan_steps(doubtful)[0]), recorded, missing)
         found |= {name: again[name] for name in doubtful if again[name].word != "not measured"}
     show(out, _table(found))
     counted = _check_instructions()
-    status = _worst(status_of(found), counted)
+    status = _worst_status(exit_status(found), counted)
     out.print(
         {
-            Status.KEPT: "kept: no ratio fell by more than 15 %, no operation takes more instructions",
+            Status.OK: "kept: no ratio fell by more than 15 %, no operation takes more instructions",
             Status.WORSE: "worse: see above",
-            Status.CANNOT_SAY: "the instructions could not be compared: see above"
-            if status_of(found) == Status.KEPT
+            Status.INCONCLUSIVE: "the instructions could not be compared: see above"
+            if exit_status(found) == Status.OK
             else "too noisy to say, or not all could be measured and compared: see above",
         }[status]
     )
     return status
 
 
-def _take(err: Console, steps: Sequence[Step], retries: int = 1) -> tuple[list[Run], list[Failure]]:
+def _measure(err: Console, steps: Sequence[Step], retries: int = 1) -> tuple[list[Run], list[Failure]]:
     # What was disturbed is done again while that does not make it longer than half as long again as it has to be.
-    patience = 1.5 * sum(step.load.expected for step in steps)
+    time_limit = 1.5 * sum(step.load.expected for step in steps)
     with following(err, steps) as display:
-        taken = Turns(retries, patience).take(steps, display.before, display.after)
+        taken = Runner(retries, time_limit).run(steps, display.before, display.after)
     failures = [failure for each in taken.values() for failure in each.failures]
     for failure in failures:
         err.print(f"failed: {failure.peer}, {failure.load}: {failure.error.splitlines()[0]}", style="red")
@@ -247,44 +249,44 @@ def _take(err: Console, steps: Sequence[Step], retries: int = 1) -> tuple[list[R
 
 def _record(out: Console, err: Console) -> int:
     ratios: dict[str, Ratio] = {}
-    wanted = {key(part, peer): (part, peer) for part in PART for peer in part.peers}
+    wanted = {key(comparison, peer): (comparison, peer) for comparison in COMPARISONS for peer in comparison.peers}
     # What was disturbed too often is measured once more.
     for _ in range(2):
         names = wanted.keys() - ratios.keys()
         if not names:
             break
-        runs, failures = _take(err, steps_of(names, RECORD_REPEAT)[0], retries=2)
+        runs, failures = _measure(err, plan_steps(names, RECORD_REPEAT)[0], retries=2)
         if any(failure.peer == BROKER.name for failure in failures):
             break
         for name in names:
-            part, peer = wanted[name]
-            undisturbed = [pair for pair in pairs_of(runs, part, peer) if not pair.disturbed]
-            if len(undisturbed) < ENOUGH:
+            comparison, peer = wanted[name]
+            undisturbed = [pair for pair in make_pairs(runs, comparison, peer) if not pair.disturbed]
+            if len(undisturbed) < MIN_PAIRS:
                 continue
-            quiet = [pair for pair in undisturbed if pair.quiet]
-            if len(quiet) < ENOUGH:
+            conclusive = [pair for pair in undisturbed if pair.conclusive]
+            if len(conclusive) < MIN_PAIRS:
                 err.print(f"{name}: bound by the load program; dropped_events will be seen late", style="yellow")
-            verdict = judge(quiet if len(quiet) >= ENOUGH else undisturbed, None)
+            verdict = judge(conclusive if len(conclusive) >= MIN_PAIRS else undisturbed, None)
             if verdict.measured:
                 ratios[name] = verdict.measured
     ordered = {name: ratios[name] for name in wanted if name in ratios}
     show(out, _table({name: Verdict("recorded", ratio) for name, ratio in ordered.items()}))
     if lacking := [name for name in wanted if name not in ratios]:
         err.print(f"bench: nothing was recorded: failed, missing or disturbed: {'; '.join(lacking)}", style="red")
-        return Status.CANNOT_SAY
+        return Status.INCONCLUSIVE
     made = Recorded(record.now(), record.machine(), dict(record.versions()), ordered)
     RECORDED.parent.mkdir(exist_ok=True)
     RECORDED.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
-    return Status.KEPT
+    return Status.OK
 
 
-def _worst(*found: Status) -> Status:
-    return max(found, key=[Status.KEPT, Status.CANNOT_SAY, Status.WORSE].index)
+def _worst_status(*found: Status) -> Status:
+    return max(found, key=[Status.OK, Status.INCONCLUSIVE, Status.WORSE].index)
 
 
 def _check_instructions() -> Status:
     done = subprocess.run(COUNT, cwd=ROOT, check=False)
-    return {0: Status.KEPT, 1: Status.WORSE}.get(done.returncode, Status.CANNOT_SAY)
+    return {0: Status.OK, 1: Status.WORSE}.get(done.returncode, Status.INCONCLUSIVE)
 
 
 def _table(found: Mapping[str, Verdict]) -> Table:

@@ -206,7 +206,7 @@ class Opening(msgspec.Struct, frozen=True, tag_field="what", tag="open", kw_only
 Load = Publishing | Opening
 
 
-def unable(peer: Peer, load: Load) -> str | None:
+def missing_ability(peer: Peer, load: Load) -> str | None:
     """What the peer lacks for this load, if anything."""
     lacking = sorted(load.needs - peer.abilities)
     return f"has no {', no '.join(LACKS[ability] for ability in lacking)}" if lacking else None

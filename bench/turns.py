@@ -1,5 +1,5 @@
-"""Takes the measurements in turn: within a load the peers alternate (A B A B …), so that whatever else happens on the
-machine meets all of them."""
+"""Plans and runs the measurements. Within a load the peers alternate (A B A B …), so that disturbances of the machine
+affect all of them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from bench.figures import Run
-from bench.measure import Load, MeasureError, Publishing, unable
+from bench.measure import Load, MeasureError, Publishing, missing_ability
 from bench.peers import Peer
 from bench.scenarios import Scenario
 
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement to be taken."""
+    """One measurement to be outcomes."""
 
     scenario: str
     load: Load
@@ -25,7 +25,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Failure:
-    """A measurement that could not be taken, and why."""
+    """A measurement that could not be outcomes, and why."""
 
     peer: str
     load: Load
@@ -49,7 +49,7 @@ class Plan:
 
 
 @dataclass
-class Taken:
+class Outcome:
     """What came of the steps of one scenario."""
 
     runs: list[Run] = field(default_factory=list)
@@ -76,7 +76,7 @@ def plan(
         steps = []
         for own, load in zip(scenario.loads, loads(scenario, seconds), strict=True):
             for peer in present:
-                if reason := unable(peer, load):
+                if reason := missing_ability(peer, load):
                     made.unable.setdefault(scenario.name, {})[peer.name] = reason
                     continue
                 times = repeat or scenario.repetitions(own, peer)
@@ -103,46 +103,46 @@ def loads(scenario: Scenario, seconds: float | None) -> list[Load]:
     ]
 
 
-class Turns:
-    """Takes steps, one after the other.
+class Runner:
+    """Runs steps, one after the other.
 
-    A run that other programs disturbed is done again, up to `retries` times, as long as that does not put off the
-    end beyond `patience` seconds from the start; the one that was disturbed least counts. Tests replace `measure`.
+    A run that other programs disturbed is repeated, up to `retries` times, as long as that does not put off the
+    end beyond `time_limit` seconds from the start; the one that was disturbed least counts. Tests replace `measure`.
     """
 
     def __init__(
         self,
         retries: int,
-        patience: float = float("inf"),
+        time_limit: float = float("inf"),
         measure: Callable[[Step], Run] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._retries = retries
         self._measure = measure or _measure
         self._clock = clock
-        self._end = clock() + patience
+        self._end = clock() + time_limit
 
-    def take(
+    def run(
         self,
         steps: Sequence[Step],
         before: Callable[[Step], None] = lambda step: None,
         after: Callable[[Step], None] = lambda step: None,
-    ) -> dict[str, Taken]:
+    ) -> dict[str, Outcome]:
         """Takes all steps; `before` and `after` each is called with it. By scenario. Raises BuildError."""
-        taken: dict[str, Taken] = {}
+        outcomes: dict[str, Outcome] = {}
         left = sum(step.load.expected for step in steps)
         for step in steps:
             before(step)
             left -= step.load.expected
-            of_scenario = taken.setdefault(step.scenario, Taken())
+            of_scenario = outcomes.setdefault(step.scenario, Outcome())
             try:
-                of_scenario.runs.append(self._take(step, left))
+                of_scenario.runs.append(self._run_step(step, left))
             except MeasureError as error:
                 of_scenario.failures.append(Failure(step.peer.name, step.load, str(error)))
             after(step)
-        return taken
+        return outcomes
 
-    def _take(self, step: Step, left: float) -> Run:
+    def _run_step(self, step: Step, left: float) -> Run:
         run = self._measure(step)
         for _ in range(self._retries):
             if not run.disturbed or self._clock() + step.load.expected + left > self._end:

@@ -13,10 +13,10 @@ from broker.errors import CommandError
 
 # Seconds: the first wait after a lost connection, and the longest. It doubles in between.
 FIRST_WAIT = 0.25
-LONGEST_WAIT = 30.0
+MAX_WAIT = 30.0
 
 # Seconds that a connection has to last before the waits begin with the first again.
-STEADY = 5.0
+STABLE_AFTER = 5.0
 
 
 async def stay_connected(url: str, work: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
@@ -28,33 +28,33 @@ async def stay_connected(url: str, work: Callable[[Client], Coroutine[Any, Any, 
     losses = 0
     while True:
         started = time.monotonic()
-        trouble: Exception | None = None
+        failure: Exception | None = None
         try:
             async with connect(url) as client:
                 print(f"connected to {url}", flush=True)
                 await work(client)
-        except* (ClientError, CommandError) as troubles:
-            trouble = troubles.exceptions[0]
-        if for_good(trouble):
-            raise SystemExit(str(trouble))
-        losses = 1 if time.monotonic() - started >= STEADY else losses + 1
-        wait = asked_for(trouble) or back_off(losses)
-        print(f"{trouble}; next try in {wait:.1f} s", flush=True)
+        except* (ClientError, CommandError) as failures:
+            failure = failures.exceptions[0]
+        if is_permanent(failure):
+            raise SystemExit(str(failure))
+        losses = 1 if time.monotonic() - started >= STABLE_AFTER else losses + 1
+        wait = requested_delay(failure) or back_off(losses)
+        print(f"{failure}; next try in {wait:.1f} s", flush=True)
         await asyncio.sleep(wait)
 
 
-def for_good(trouble: Exception | None) -> bool:
+def is_permanent(failure: Exception | None) -> bool:
     """Whether it would be the same again: a close code from 4500 to 4999, a command that the broker never takes."""
-    if isinstance(trouble, Closed):
-        return 4500 <= trouble.code <= 4999
-    return isinstance(trouble, CommandError) and not trouble.retry
+    if isinstance(failure, Closed):
+        return 4500 <= failure.code <= 4999
+    return isinstance(failure, CommandError) and not failure.retry
 
 
-def asked_for(trouble: Exception | None) -> float:
+def requested_delay(failure: Exception | None) -> float:
     """Seconds to wait that the broker asked for; 0 where it did not."""
-    return (trouble.retry_after_ms or 0) / 1000 if isinstance(trouble, Closed) else 0.0
+    return (failure.retry_after_ms or 0) / 1000 if isinstance(failure, Closed) else 0.0
 
 
 def back_off(losses: int) -> float:
     """Seconds to wait after so many losses, up to half of it by chance, so that not all programs come at once."""
-    return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (losses - 1)) * random.uniform(0.5, 1)
+    return min(MAX_WAIT, FIRST_WAIT * 2.0 ** (losses - 1)) * random.uniform(0.5, 1)

@@ -13,7 +13,7 @@ from bench.instructions.record import RECORDED, TOLERANCE, Comparison, Record
 from bench.native import BuildError
 
 # The exit status where there is nothing to compare, or nothing to count with; 1 is for what has grown.
-CANNOT_SAY = 2
+INCONCLUSIVE = 2
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
         return 0
     if before is None:
         print("nothing is recorded: python -m bench.instructions --record", file=sys.stderr)
-        return CANNOT_SAY
+        return INCONCLUSIVE
     if options.case:
         before = Record(before.made_with, {name: before.costs[name] for name in before.costs if name in options.case})
     return verdict(record.compare(before, now))
@@ -46,7 +46,7 @@ def verdict(comparison: Comparison) -> int:
     """Says what a comparison means, and returns the exit status."""
     if comparison.foreign:
         print(f"not comparable: {comparison.foreign}", file=sys.stderr)
-        return CANNOT_SAY
+        return INCONCLUSIVE
     if comparison.unknown:
         print(f"recorded and counted cases differ ({', '.join(comparison.unknown)}): record them", file=sys.stderr)
     if comparison.shrunk:
@@ -76,6 +76,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except (CountError, BuildError) as error:
         print(f"bench: {error}", file=sys.stderr)
-        sys.exit(CANNOT_SAY)
+        sys.exit(INCONCLUSIVE)
     except KeyboardInterrupt:
         sys.exit(130)

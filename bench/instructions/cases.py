@@ -119,7 +119,7 @@ def match_patterns() -> Round:
     return partial(harness.node.hub.audience, "prices.forex.t00500")
 
 
-def behind_queue() -> Round:
+def queue_lagging() -> Round:
     """Subscribers who do not read, their queues at the bound: each event drops an older one."""
     harness = Harness()
     for _ in range(100):
@@ -132,7 +132,7 @@ def behind_queue() -> Round:
     return turn
 
 
-def behind_catch_up() -> Round:
+def catch_up_lagging() -> Round:
     """A subscriber whose socket is full while events come, and then takes them all."""
     harness = Harness()
     reader = harness.subscribe("prices.eurusd", max_queue=BATCH)
@@ -151,7 +151,7 @@ def behind_catch_up() -> Round:
     return run
 
 
-def come_and_go() -> Round:
+def connect_and_disconnect() -> Round:
     """A client behind its handshake: welcome, a subscription, its end."""
     harness = Harness()
     command = frame(messages.encode_command(messages.Subscribe("prices.eurusd", id=1)))
@@ -218,7 +218,7 @@ CASES = (
         partial(publish_batch, [publish()] * BATCH, subscribers=MANY),
     ),
     Case("match", "find the audience of a topic among 1,000 patterns", 1, 100, match_patterns),
-    Case("behind-queue", "queue for one who is behind, dropping the oldest", 100, 5, behind_queue),
-    Case("behind-catch-up", "publish to one who is behind, and send it later", BATCH, 5, behind_catch_up),
-    Case("come-and-go", "take a client over, subscribe it, lose it", 1, 50, come_and_go),
+    Case("behind-queue", "queue for one who is behind, dropping the oldest", 100, 5, queue_lagging),
+    Case("behind-catch-up", "publish to one who is behind, and send it later", BATCH, 5, catch_up_lagging),
+    Case("come-and-go", "take a client over, subscribe it, lose it", 1, 50, connect_and_disconnect),
 )

@@ -38,7 +38,7 @@ def count(cases: Sequence[Case] = CASES, keep: Path | None = None) -> dict[str, 
 
     `keep` is a folder for callgrind's files, of which callgrind_annotate shows where the instructions are.
     """
-    if missing := why_not():
+    if missing := missing_tool():
         raise CountError(missing)
     library = native.build("marks.so", MARKS, "-shared", "-fPIC")
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,7 +48,7 @@ def count(cases: Sequence[Case] = CASES, keep: Path | None = None) -> dict[str, 
         return costs(cases, read_dumps(path.read_text() for path in folder.glob("callgrind.out*")))
 
 
-def why_not() -> str | None:
+def missing_tool() -> str | None:
     """Why nothing can be counted here; None if it can."""
     if shutil.which("valgrind") is None or not Path("/usr/include", HEADER).exists():
         return "counting instructions needs valgrind and its headers (Debian: apt install valgrind)"

@@ -53,10 +53,10 @@ void client_connect(struct swarm *swarm, struct client *client) {
 
 /* Puts the client's unread bytes behind what it kept, and reads them; false when nothing more has come. */
 static bool read_once(struct swarm *swarm, struct client *client) {
-    size_t kept = client->kept_size, room = BUFFER_SIZE - kept;
+    size_t kept = client->kept_size, free_space = BUFFER_SIZE - kept;
     if (kept > 0)
         memcpy(swarm->buffer, client->kept, kept);
-    ssize_t got = transport_read(client, swarm->buffer + kept, room);
+    ssize_t got = transport_read(client, swarm->buffer + kept, free_space);
     if (got < 0 && errno == EINTR)
         return true;
     if (got < 0 && errno == EAGAIN)
@@ -77,7 +77,7 @@ static bool read_once(struct swarm *swarm, struct client *client) {
     }
     /* A read that did not fill the buffer has emptied the socket, and epoll will tell of more (epoll(7), Q9). TLS gives
      * out one record at a time. */
-    return (size_t)got == room || client->tls != NULL;
+    return (size_t)got == free_space || client->tls != NULL;
 }
 
 /* Goes on after epoll has reported something. Dies when the connection is lost: a load whose connections go away measures
@@ -120,9 +120,9 @@ void swarm_turn(struct swarm *swarm, int timeout) {
 
 /* Puts bytes behind the first `at` of those that wait. */
 static void insert(struct outgoing *out, size_t at, const char *bytes, size_t size) {
-    if (out->size + size > out->room) {
-        out->room = 2 * (out->size + size);
-        out->bytes = resize(out->bytes, out->room);
+    if (out->size + size > out->capacity) {
+        out->capacity = 2 * (out->size + size);
+        out->bytes = resize(out->bytes, out->capacity);
     }
     memmove(out->bytes + at + size, out->bytes + at, out->size - at);
     memcpy(out->bytes + at, bytes, size);

@@ -22,7 +22,7 @@ enum client_role { SUBSCRIBER, PUBLISHER, STALLED };
  * size follow; only a publisher has those. */
 struct outgoing {
     char *bytes;
-    size_t size, room;
+    size_t size, capacity;
     size_t head;
     size_t frame; /* the size of each of those that follow */
 };

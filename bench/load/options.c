@@ -85,10 +85,10 @@ static enum framing read_framing(const char *text) {
 }
 
 static void add_header(struct options *options, const char *text) {
-    size_t size = strlen(options->headers), room = sizeof options->headers - size;
+    size_t size = strlen(options->headers), free_space = sizeof options->headers - size;
     if (strpbrk(text, "\r\n") != NULL || strchr(text, ':') == NULL)
         die("--header is one line, Name: value");
-    if (snprintf(options->headers + size, room, "%s\r\n", text) >= (int)room)
+    if (snprintf(options->headers + size, free_space, "%s\r\n", text) >= (int)free_space)
         die("there are too many headers");
 }
 

@@ -43,7 +43,7 @@ static struct {
     struct client *client;
     char **frames; /* what publishes to each topic */
     size_t *sizes;
-    size_t room; /* so many bytes may wait for the socket to take them */
+    size_t max_unsent; /* so many bytes may wait for the socket to take them */
     uint64_t begun; /* of an open loop: the time of publish number 0 */
     uint64_t published, done, writes;
     uint64_t oldest; /* every publish before this one is done */
@@ -140,7 +140,7 @@ static void publish_due(void) {
         publisher.oldest++;
     while (publisher.published - publisher.oldest <= publisher.ring_mask && is_due(now)) {
         uint32_t topic = (uint32_t)(publisher.published % options.topics);
-        if (publisher.client->outgoing.size + publisher.sizes[topic] > publisher.room)
+        if (publisher.client->outgoing.size + publisher.sizes[topic] > publisher.max_unsent)
             break;
         client_append(publisher.client, publisher.frames[topic], publisher.sizes[topic]);
         uint64_t sent = options.rate > 0 ? intended(publisher.published) : now;
@@ -253,9 +253,9 @@ static void prepare_publisher(void) {
     publisher.sizes = allocate(options.topics, sizeof *publisher.sizes);
     for (uint32_t topic = 0; topic < options.topics; topic++)
         publisher.frames[topic] = encode(&options.dialogue, options.dialogue.publish, topic, &publisher.sizes[topic]);
-    publisher.room = publisher.sizes[0] * options.window;
-    if (options.rate > 0 || publisher.room > MAX_UNSENT)
-        publisher.room = publisher.sizes[0] > MAX_UNSENT ? publisher.sizes[0] : MAX_UNSENT;
+    publisher.max_unsent = publisher.sizes[0] * options.window;
+    if (options.rate > 0 || publisher.max_unsent > MAX_UNSENT)
+        publisher.max_unsent = publisher.sizes[0] > MAX_UNSENT ? publisher.sizes[0] : MAX_UNSENT;
     publisher.last_delivery = publisher.begun = monotonic();
 }
 

@@ -8,31 +8,31 @@ MAX_NAME = 64
 
 
 class Counting:
-    """The value, and the pages that are there. `patience` is for how many seconds a page may be silent."""
+    """The value, and the pages that are there. `timeout` is for how many seconds a page may be silent."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, timeout: float) -> None:
         self.value = 0
-        self._patience = patience
-        self._heard: dict[str, float] = {}  # page → when it was last heard
+        self._timeout = timeout
+        self._last_seen: dict[str, float] = {}  # page → time of its last event
 
     @property
     def state(self) -> dict[str, int]:
         """What the pages show."""
-        return {"value": self.value, "online": len(self._heard)}
+        return {"value": self.value, "online": len(self._last_seen)}
 
-    def take(self, op: str, data: object, now: float) -> bool:
+    def handle(self, op: str, data: object, now: float) -> bool:
         """Takes what a page says. Whether the state has to be told to all; what makes no sense is passed over."""
         match data:
             case {"page": str(page), **rest} if 0 < len(page) <= MAX_NAME:
-                known = page in self._heard
+                known = page in self._last_seen
             case _:
                 return False
         if op == "bye":
-            self._heard.pop(page, None)
+            self._last_seen.pop(page, None)
             return known
-        if not known and len(self._heard) >= MAX_PAGES:
+        if not known and len(self._last_seen) >= MAX_PAGES:
             return False
-        self._heard[page] = now
+        self._last_seen[page] = now
         counted = op == "add" and self._add(rest.get("by"))
         # A page that says hello has not seen the state yet, even if it was here before: its connection is a new one.
         return counted or op == "hello" or not known
@@ -43,13 +43,13 @@ class Counting:
         self.value += by
         return True
 
-    def strike_off(self, now: float) -> bool:
+    def remove_silent(self, now: float) -> bool:
         """Forgets the pages that have been silent for too long. Whether there were any."""
-        silent = [page for page, heard in self._heard.items() if now - heard > self._patience]
+        silent = [page for page, last_seen in self._last_seen.items() if now - last_seen > self._timeout]
         for page in silent:
-            del self._heard[page]
+            del self._last_seen[page]
         return bool(silent)
 
-    def forgive(self, now: float) -> None:
-        """Begins to wait anew for every page, because it was the program that heard nothing."""
-        self._heard = dict.fromkeys(self._heard, now)
+    def reset_timeouts(self, now: float) -> None:
+        """Restarts the timeout of every page, because it was the program that received nothing."""
+        self._last_seen = dict.fromkeys(self._last_seen, now)

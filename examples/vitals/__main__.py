@@ -28,7 +28,7 @@ from examples.pages import main
 from examples.vitals import proc
 
 # Seconds that the program remembers for pages that come later: what a page shows, and a little more.
-PAST = 130
+KEPT_SECONDS = 130
 
 PROC = Path("/proc")
 
@@ -36,7 +36,7 @@ PROC = Path("/proc")
 PAGE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # Pages that wait to be told the past. Those that come when so many wait begin with the present.
-MAX_WAITING = 100
+MAX_REQUESTS = 100
 
 
 async def program(broker: str) -> None:
@@ -54,7 +54,7 @@ class Vitals:
         self._meter = Meter()
         self._now: dict[str, dict[str, Any]] = {}
         self._past: dict[str, deque[dict[str, Any]]] = {
-            kind: deque(maxlen=PAST) for kind in ("cpu", "memory", "network")
+            kind: deque(maxlen=KEPT_SECONDS) for kind in ("cpu", "memory", "network")
         }
         self._read = asyncio.Event()
 
@@ -71,30 +71,30 @@ class Vitals:
     async def serve(self, client: Client) -> None:
         """Works with one connection until it is lost."""
         await client.subscribe("vitals.past")
-        asking: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
+        requests: asyncio.Queue[str] = asyncio.Queue(MAX_REQUESTS)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._tell_now(client))
-            group.create_task(self._listen(client, asking))
-            group.create_task(self._tell_past(client, asking))
+            group.create_task(self._publish_now(client))
+            group.create_task(self._listen(client, requests))
+            group.create_task(self._publish_past(client, requests))
 
-    async def _tell_now(self, client: Client) -> None:
+    async def _publish_now(self, client: Client) -> None:
         while True:
             await self._read.wait()
             self._read.clear()
             for kind, figures in self._now.items():
                 await client.publish(f"vitals.now.{kind}", figures)
 
-    async def _listen(self, client: Client, asking: asyncio.Queue[str]) -> None:
+    async def _listen(self, client: Client, requests: asyncio.Queue[str]) -> None:
         async for message in client:
             if not isinstance(message, EventMessage):
                 continue
             match msgspec.json.decode(message.data):
-                case {"page": str(page)} if PAGE.fullmatch(page) and not asking.full():
-                    asking.put_nowait(page)
+                case {"page": str(page)} if PAGE.fullmatch(page) and not requests.full():
+                    requests.put_nowait(page)
 
-    async def _tell_past(self, client: Client, asking: asyncio.Queue[str]) -> None:
+    async def _publish_past(self, client: Client, requests: asyncio.Queue[str]) -> None:
         while True:
-            page = await asking.get()
+            page = await requests.get()
             await client.publish(f"vitals.past.{page}", {kind: list(past) for kind, past in self._past.items()})
 
 

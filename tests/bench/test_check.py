@@ -17,7 +17,7 @@ from bench.turns import Failure, Step
 from tests.bench.made_up import published
 
 
-def quiet(*ratios: float) -> list[Pair]:
+def conclusive(*ratios: float) -> list[Pair]:
     return [Pair(ratio) for ratio in ratios]
 
 
@@ -28,20 +28,20 @@ def disturbed(*ratios: float) -> list[Pair]:
 @pytest.mark.parametrize(
     ("pairs", "word"),
     [
-        (quiet(1.0, 1.0, 1.0), "kept"),
-        (quiet(0.85, 0.85, 0.85), "kept"),
-        (quiet(3.0, 3.0, 3.0), "kept"),
-        (quiet(0.84, 0.84, 0.84), "worse"),
-        (quiet(0.5, 0.6, 0.8), "worse"),
-        (quiet(0.5, 0.6, 0.9), "too noisy"),  # they do not agree
-        (quiet(0.5), "too noisy"),
+        (conclusive(1.0, 1.0, 1.0), "kept"),
+        (conclusive(0.85, 0.85, 0.85), "kept"),
+        (conclusive(3.0, 3.0, 3.0), "kept"),
+        (conclusive(0.84, 0.84, 0.84), "worse"),
+        (conclusive(0.5, 0.6, 0.8), "worse"),
+        (conclusive(0.5, 0.6, 0.9), "too noisy"),  # they do not agree
+        (conclusive(0.5), "too noisy"),
         (disturbed(0.5, 0.5, 0.5), "too noisy"),
         (disturbed(1.0, 1.0, 1.0), "kept"),
         ([Pair(0.5, bound=True)] * 3, "too noisy"),
-        ([*quiet(1.0, 1.0), Pair(0.5, bound=True)], "kept"),
-        ([*quiet(0.95, 0.95), *disturbed(0.1)], "kept"),
-        ([*quiet(0.5, 0.5), *disturbed(1.0)], "worse"),
-        ([*quiet(0.5), *disturbed(0.5, 0.5)], "too noisy"),
+        ([*conclusive(1.0, 1.0), Pair(0.5, bound=True)], "kept"),
+        ([*conclusive(0.95, 0.95), *disturbed(0.1)], "kept"),
+        ([*conclusive(0.5, 0.5), *disturbed(1.0)], "worse"),
+        ([*conclusive(0.5), *disturbed(0.5, 0.5)], "too noisy"),
         ([], "not measured"),
     ],
 )
@@ -50,32 +50,32 @@ def test_ratio_that_fell_by_more_than_15_percent_is_worse(pairs: Sequence[Pair],
 
 
 def test_scenario_without_a_record_is_not_judged() -> None:
-    assert check.judge(quiet(0.1, 0.1), None).word == "not recorded"
+    assert check.judge(conclusive(0.1, 0.1), None).word == "not recorded"
 
 
 @pytest.mark.parametrize(
     ("words", "status"),
     [
-        (["kept", "kept"], Status.KEPT),
-        (["kept", "missing"], Status.KEPT),
-        (["missing"], Status.CANNOT_SAY),
-        (["kept", "not measured"], Status.CANNOT_SAY),
-        (["kept", "not recorded"], Status.CANNOT_SAY),
+        (["kept", "kept"], Status.OK),
+        (["kept", "missing"], Status.OK),
+        (["missing"], Status.INCONCLUSIVE),
+        (["kept", "not measured"], Status.INCONCLUSIVE),
+        (["kept", "not recorded"], Status.INCONCLUSIVE),
         (["kept", "failed"], Status.WORSE),
         (["kept", "worse", "too noisy"], Status.WORSE),
-        (["kept", "too noisy"], Status.CANNOT_SAY),
-        (["not measured", "not recorded"], Status.CANNOT_SAY),
+        (["kept", "too noisy"], Status.INCONCLUSIVE),
+        (["not measured", "not recorded"], Status.INCONCLUSIVE),
     ],
 )
 def test_status_is_that_of_the_worst_verdict(words: list[str], status: Status) -> None:
-    assert check.status_of({str(number): Verdict(word) for number, word in enumerate(words)}) == status  # type: ignore[arg-type]
+    assert check.exit_status({str(number): Verdict(word) for number, word in enumerate(words)}) == status  # type: ignore[arg-type]
 
 
 def made_up(rates: dict[str, float], other_cpu: float = 0.0) -> list[Run]:
-    """Three runs of each load of the part."""
+    """Three runs of each load of the comparison."""
     return [
         published(peer.name, rates[peer.name], load, other_cpu=other_cpu, repetition=repetition)
-        for _, load, others, _ in check.PART
+        for _, load, others, _ in check.COMPARISONS
         for repetition in range(3)
         for peer in (BROKER, *others)
     ]
@@ -100,7 +100,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[Run]]:
             Failure(run.peer, run.load, "no delivery") for run in failed
         ]
 
-    monkeypatch.setattr(check, "_take", take)
+    monkeypatch.setattr(check, "_measure", take)
     monkeypatch.setattr(check, "RECORDED", tmp_path / "recorded.json")
     monkeypatch.setattr(check, "COUNT", (sys.executable, "-c", "raise SystemExit(0)"))
     return given
@@ -108,11 +108,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[Run]]:
 
 def test_record_is_saved_and_compared(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES), made_up({**RATES, "wsbroker": 900.0})]
-    assert check.main(["--record"]) == Status.KEPT
+    assert check.main(["--record"]) == Status.OK
     recorded = msgspec.json.decode(check.RECORDED.read_bytes(), type=check.Recorded)
     assert recorded.ratios["onetoone: 1,000 subscribers, 1,000 topics, window 256, 128 B: of nats"] == Ratio(4.0, 0.0)
-    assert len(recorded.ratios) == sum(len(part.peers) for part in check.PART)
-    assert check.main([]) == Status.KEPT
+    assert len(recorded.ratios) == sum(len(comparison.peers) for comparison in check.COMPARISONS)
+    assert check.main([]) == Status.OK
 
 
 def test_worse_scenario_is_measured_again_and_reported(
@@ -123,21 +123,21 @@ def test_worse_scenario_is_measured_again_and_reported(
     assert check.main([]) == Status.WORSE
     assert bench == []
     worse = [line for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith("worse")]
-    assert len(worse) == len([1 for part in check.PART if NATS in part.peers])
+    assert len(worse) == len([1 for comparison in check.COMPARISONS if NATS in comparison.peers])
     assert all("of nats" in line for line in worse)
 
 
 def test_single_outlier_does_not_fail_the_check(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES), made_up({**RATES, "nats": 500.0}), made_up(RATES)]
     check.main(["--record"])
-    assert check.main([]) == Status.KEPT
+    assert check.main([]) == Status.OK
 
 
 @pytest.mark.parametrize("runs_that_fail", [1, 3])
 def test_failing_broker_is_worse(bench: list[list[Run]], runs_that_fail: int) -> None:
     """Whether it does so each time or once, and although all else is as it was."""
     runs = made_up(RATES)
-    mine = [run for run in runs if run.load == check.PART[-1][1] and run.peer == BROKER.name]
+    mine = [run for run in runs if run.load == check.COMPARISONS[-1][1] and run.peer == BROKER.name]
     for run in mine[:runs_that_fail]:
         runs[runs.index(run)] = published(run.peer, 0.0, run.load, repetition=run.repetition)
     bench += [made_up(RATES), runs]
@@ -148,7 +148,7 @@ def test_failing_broker_is_worse(bench: list[list[Run]], runs_that_fail: int) ->
 def test_failing_peer_makes_the_check_inconclusive(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES), made_up({**RATES, "nats": 0.0})]
     check.main(["--record"])
-    assert check.main([]) == Status.CANNOT_SAY
+    assert check.main([]) == Status.INCONCLUSIVE
 
 
 def test_failed_repetition_does_not_clear_a_worse_result(bench: list[list[Run]]) -> None:
@@ -161,39 +161,43 @@ def test_missing_recorded_ratio_makes_the_check_inconclusive(bench: list[list[Ru
     bench += [made_up(RATES), made_up(RATES)]
     check.main(["--record"])
     check.RECORDED.write_text(check.RECORDED.read_text().replace("window 256", "window 255"))
-    assert check.main([]) == Status.CANNOT_SAY
+    assert check.main([]) == Status.INCONCLUSIVE
 
 
 def test_unavailable_peer_does_not_fail_the_check(bench: list[list[Run]], monkeypatch: pytest.MonkeyPatch) -> None:
     bench += [made_up(RATES), made_up(RATES)]
     check.main(["--record"])
     gone = replace(NATS, missing=lambda: "gone")
-    absent = [part._replace(peers=tuple(gone if peer is NATS else peer for peer in part.peers)) for part in check.PART]
-    monkeypatch.setattr(check, "PART", absent)
-    assert check.main([]) == Status.KEPT
+    absent = [
+        comparison._replace(peers=tuple(gone if peer is NATS else peer for peer in comparison.peers))
+        for comparison in check.COMPARISONS
+    ]
+    monkeypatch.setattr(check, "COMPARISONS", absent)
+    assert check.main([]) == Status.OK
 
 
 def test_busy_machine_is_told_from_a_slow_broker(bench: list[list[Run]]) -> None:
     slow = made_up({**RATES, "wsbroker": 100.0}, other_cpu=0.5)
     bench += [made_up(RATES), slow, slow]
     check.main(["--record"])
-    assert check.main([]) == Status.CANNOT_SAY
+    assert check.main([]) == Status.INCONCLUSIVE
 
 
 @pytest.mark.parametrize("bound", [BROKER.name, NATS.name])
 def test_saturated_load_program_marks_the_pair_as_bound(bound: str) -> None:
-    part = check.PART[0]
+    comparison = check.COMPARISONS[0]
     runs = [
-        published(name, 100.0, part.load, load_cpu=0.95 if name == bound else 0.5) for name in (BROKER.name, NATS.name)
+        published(name, 100.0, comparison.load, load_cpu=0.95 if name == bound else 0.5)
+        for name in (BROKER.name, NATS.name)
     ]
-    assert check.pairs_of(runs, part, NATS) == [Pair(1.0, bound=True)]
+    assert check.make_pairs(runs, comparison, NATS) == [Pair(1.0, bound=True)]
 
 
 def test_cpu_time_is_compared_where_server_and_load_alternate() -> None:
-    part = check.PART[-1]
-    mine, other = (published(name, rate, part.load) for name, rate in (("wsbroker", 100.0), ("floor", 300.0)))
+    comparison = check.COMPARISONS[-1]
+    mine, other = (published(name, rate, comparison.load) for name, rate in (("wsbroker", 100.0), ("floor", 300.0)))
     slower = replace_result(mine, server_us_per_delivery=0.8)
-    assert [pair.ratio for pair in check.pairs_of([slower, other], part, FLOOR)] == [0.5]
+    assert [pair.ratio for pair in check.make_pairs([slower, other], comparison, FLOOR)] == [0.5]
 
 
 def replace_result(run: Run, **fields: float) -> Run:
@@ -201,7 +205,7 @@ def replace_result(run: Run, **fields: float) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("second", "recorded"), [(made_up(RATES), True), (made_up(RATES, other_cpu=0.5), False)], ids=["quiet", "busy"]
+    ("second", "recorded"), [(made_up(RATES), True), (made_up(RATES, other_cpu=0.5), False)], ids=["conclusive", "busy"]
 )
 def test_disturbed_run_is_repeated_before_recording(bench: list[list[Run]], second: list[Run], recorded: bool) -> None:
     first = made_up(RATES)
@@ -211,7 +215,7 @@ def test_disturbed_run_is_repeated_before_recording(bench: list[list[Run]], seco
         for run in first
     ]
     bench += [first, second]
-    assert check.main(["--record"]) == (Status.KEPT if recorded else Status.CANNOT_SAY)
+    assert check.main(["--record"]) == (Status.OK if recorded else Status.INCONCLUSIVE)
     assert check.RECORDED.exists() == recorded
     assert bench == []
 
@@ -220,18 +224,18 @@ def test_result_bounded_by_the_load_program_is_recorded_with_a_warning(
     bench: list[list[Run]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench += [[replace_result(run, load_cpu=0.95) for run in made_up(RATES)]]
-    assert check.main(["--record"]) == Status.KEPT
+    assert check.main(["--record"]) == Status.OK
     assert "bound by the load program" in capsys.readouterr().err
 
 
 def test_nothing_is_recorded_on_a_busy_machine(bench: list[list[Run]]) -> None:
     bench += [made_up(RATES, other_cpu=0.5), made_up(RATES, other_cpu=0.5)]
-    assert check.main(["--record"]) == Status.CANNOT_SAY
+    assert check.main(["--record"]) == Status.INCONCLUSIVE
     assert not check.RECORDED.exists()
 
 
 def test_check_without_a_record_measures_nothing(bench: list[list[Run]]) -> None:
-    assert check.main([]) == Status.CANNOT_SAY
+    assert check.main([]) == Status.INCONCLUSIVE
 
 
 @pytest.mark.parametrize("status", list(Status))
@@ -251,13 +255,13 @@ def test_instructions_are_not_judged_without_valgrind(
     bench += [made_up(RATES), made_up(RATES)]
     check.main(["--record"])
     monkeypatch.setattr(check, "COUNT", ("/usr/bin/env", f"PATH={tmp_path}", *COUNT))
-    assert check.main([]) == Status.CANNOT_SAY
+    assert check.main([]) == Status.INCONCLUSIVE
     said = capfd.readouterr()
     assert "valgrind" in said.err
     assert "the instructions could not be compared" in said.out
 
 
 def test_check_takes_at_most_ninety_seconds() -> None:
-    steps, _ = check.steps_of()
+    steps, _ = check.plan_steps()
     # The instructions take some 15 seconds.
     assert sum(step.load.expected for step in steps) <= 60, "it leaves time to measure some of it once more"

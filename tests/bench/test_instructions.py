@@ -11,7 +11,7 @@ import pytest
 from bench.instructions import record
 from bench.instructions.__main__ import verdict
 from bench.instructions.cases import CASES, Case
-from bench.instructions.count import CountError, costs, count, read_dumps, why_not
+from bench.instructions.count import CountError, costs, count, missing_tool, read_dumps
 from bench.instructions.record import Comparison, Record
 
 ROOT = Path(__file__).parent.parent.parent
@@ -111,7 +111,7 @@ def test_every_case_is_repeatable(case: Case) -> None:
 
 def test_instructions_are_counted() -> None:
     """Two cases of which it is known how they compare: the same work, and 128 times as much of it."""
-    assert why_not() is None
+    assert missing_tool() is None
     found = count([case for case in CASES if case.name in ("unmask-128", "unmask-16k")])
     assert found["unmask-128"] < found["unmask-16k"]
     # 16 kB take at least an instruction for each of the widest words that x86-64 is sure to have.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.measure import MeasureError, Opening, Publishing, server, unable
+from bench.measure import MeasureError, Opening, Publishing, missing_ability, server
 from bench.peers import ABILITIES, BROKER, FLOOR, LACKS, PEERS, Dialogue, Peer, Setting, Talk, base
 
 REACHED = [(name, way) for name, peer in PEERS.items() for way in ("tcp", "unix", "tls") if way in peer.abilities]
@@ -61,8 +61,8 @@ def test_abilities_are_known_names() -> None:
 
 def test_peer_reports_missing_abilities() -> None:
     load = Publishing(subscribers=2, topics=2, window=1, patterns=True, transport="tls")
-    assert unable(FLOOR, load) == "has no patterns, no TLS, no publisher of many topics"
-    assert unable(FLOOR, Publishing(subscribers=2, window=1)) is None
+    assert missing_ability(FLOOR, load) == "has no patterns, no TLS, no publisher of many topics"
+    assert missing_ability(FLOOR, Publishing(subscribers=2, window=1)) is None
 
 
 def test_missing_program_is_reported_with_its_package() -> None:
@@ -148,8 +148,8 @@ def test_stalled_subscribers_use_the_default_bounds_of_the_server(name: str) -> 
 
 def test_nchan_reports_loads_beyond_its_event_numbers() -> None:
     load = Publishing(subscribers=1, window=16)
-    assert unable(PEERS["nchan"], load) == (
+    assert missing_ability(PEERS["nchan"], load) == (
         "has no numbers for more than 32,767 events of a topic in a second, and stops there"
     )
-    assert unable(PEERS["nchan"], Publishing(subscribers=1, window=1)) is None
-    assert unable(PEERS["nchan"], Publishing(subscribers=100, window=16)) is None
+    assert missing_ability(PEERS["nchan"], Publishing(subscribers=1, window=1)) is None
+    assert missing_ability(PEERS["nchan"], Publishing(subscribers=100, window=16)) is None

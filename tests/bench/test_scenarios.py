@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import turns
-from bench.measure import Opening, Publishing, unable
+from bench.measure import Opening, Publishing, missing_ability
 from bench.peers import BROKER, FLOOR, NATS, PEERS, PICOWS, SOCKETIFY
 from bench.scenarios import SCENARIOS, fanout
 from bench.scenarios.stalled import WITH, WITHOUT
@@ -37,7 +37,7 @@ def test_a_scenario_compares_by_a_column_of_its_table(name: str) -> None:
     assert scenario.plots
     assert BROKER in scenario.peers
     for load in scenario.loads:
-        assert sum(unable(peer, load) is None for peer in scenario.peers) >= 2, "nothing to compare with"
+        assert sum(missing_ability(peer, load) is None for peer in scenario.peers) >= 2, "nothing to compare with"
 
 
 def test_loads_of_a_goal_are_measured_five_times() -> None:

@@ -9,7 +9,7 @@ from bench.figures import Run
 from bench.measure import MeasureError, Opening, Publishing
 from bench.peers import PEERS
 from bench.scenarios import SCENARIOS
-from bench.turns import Step, Turns
+from bench.turns import Runner, Step
 from tests.bench.made_up import LOAD, published
 
 A, B = PEERS["wsbroker"], PEERS["floor"]
@@ -31,7 +31,7 @@ def test_command_line_options_override_the_scenario() -> None:
 
 
 def test_repetitions_can_differ_between_peers() -> None:
-    """The seconds that are asked for make no other load of it. Turns are taken for as long as there are two."""
+    """The seconds that are asked for make no other load of it. Runner are taken for as long as there are two."""
     long = Publishing(subscribers=10_000, window=1)
     scenario = replace(
         SCENARIO, loads=(LOAD, long), repetitions=lambda load, peer: 1 if load == long else 3 if peer is A else 2
@@ -64,7 +64,7 @@ def test_a_run_knows_which_repetition_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     result = published("wsbroker", 1.0).result
     monkeypatch.setattr(Publishing, "run", lambda self, peer: result)
     steps = turns.plan([replace(SCENARIO, peers=(A,))]).steps
-    assert [run.repetition for run in Turns(0).take(steps)["pipelined"].runs] == [0, 1]
+    assert [run.repetition for run in Runner(0).run(steps)["pipelined"].runs] == [0, 1]
 
 
 def test_unavailable_peer_is_reported() -> None:
@@ -87,7 +87,7 @@ def test_failed_run_is_recorded_with_its_reason() -> None:
             raise MeasureError("nobody listens")
         return published("floor", 1.0)
 
-    taken = Turns(0, measure=measure).take(STEPS)["pipelined"]
+    taken = Runner(0, measure=measure).run(STEPS)["pipelined"]
     assert [run.peer for run in taken.runs] == ["floor"]
     assert [(failure.peer, failure.error) for failure in taken.failures] == [("wsbroker", "nobody listens")]
 
@@ -98,8 +98,8 @@ def test_failed_run_is_recorded_with_its_reason() -> None:
 )
 def test_disturbed_run_is_repeated(retries: int, disturbances: list[float], kept: float) -> None:
     left = iter(disturbances)
-    taker = Turns(retries, measure=lambda step: published("wsbroker", 1.0, other_cpu=next(left)))
-    (run,) = taker.take(STEPS[:1])["pipelined"].runs
+    runner = Runner(retries, measure=lambda step: published("wsbroker", 1.0, other_cpu=next(left)))
+    (run,) = runner.run(STEPS[:1])["pipelined"].runs
     assert run.result.other_cpu == kept
 
 
@@ -112,14 +112,14 @@ def test_no_run_is_repeated_after_the_deadline() -> None:
         return published(step.peer.name, 1.0, other_cpu=0.5)
 
     # Time for the two steps and one more.
-    taker = Turns(5, LOAD.expected * 3.5, measure, clock=lambda: now)
-    assert len(taker.take(STEPS)["pipelined"].runs) == 2
+    runner = Runner(5, LOAD.expected * 3.5, measure, clock=lambda: now)
+    assert len(runner.run(STEPS)["pipelined"].runs) == 2
     assert now == pytest.approx(LOAD.expected * 3)
 
 
 def test_progress_is_reported_before_and_after_each_step() -> None:
     told: list[str] = []
-    Turns(0, measure=lambda step: published(step.peer.name, 1.0)).take(
+    Runner(0, measure=lambda step: published(step.peer.name, 1.0)).run(
         STEPS, lambda step: told.append(f"before {step.peer.name}"), lambda step: told.append(f"after {step.peer.name}")
     )
     assert told == ["before wsbroker", "after wsbroker", "before floor", "after floor"]

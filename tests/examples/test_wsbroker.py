@@ -138,11 +138,11 @@ async def test_client_reconnects_after_the_delay_in_bye(page: Page) -> None:
 
 @pytest.mark.parametrize("code", [4500, 4502, 4503, 4999])
 async def test_client_does_not_reconnect_after_a_permanent_close(page: Page, code: int) -> None:
-    async def send_away(client: ServerConnection) -> None:
+    async def send_bye(client: ServerConnection) -> None:
         await client.close(code, "no")
 
     await page.clock.install()
-    async with fake_broker(send_away, stay) as (url, connections):
+    async with fake_broker(send_bye, stay) as (url, connections):
         await page.evaluate(CONNECT, url)
         await page.wait_for_function("() => states.at(-1).name === 'closed'")
         await page.clock.run_for(120_000)
@@ -152,10 +152,10 @@ async def test_client_does_not_reconnect_after_a_permanent_close(page: Page, cod
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1013, 4000, 4003, 4499])
 async def test_client_reconnects_after_a_temporary_close(page: Page, code: int) -> None:
-    async def send_away(client: ServerConnection) -> None:
+    async def send_bye(client: ServerConnection) -> None:
         await client.close(code)
 
-    async with fake_broker(send_away, stay) as (url, _):
+    async with fake_broker(send_bye, stay) as (url, _):
         await page.evaluate(CONNECT, url)
         await page.wait_for_function("() => states.filter(({ name }) => name === 'open').length === 2")
 
@@ -177,13 +177,13 @@ async def test_reconnect_delay_grows_up_to_a_bound(page: Page) -> None:
 async def test_client_disconnects_from_a_silent_broker(page: Page) -> None:
     pinged = asyncio.Event()
 
-    async def fall_silent(client: ServerConnection) -> None:
+    async def stop_answering(client: ServerConnection) -> None:
         async for message in client:
             if json.loads(message)["op"] == "ping":
                 pinged.set()
 
     await page.clock.install()
-    async with fake_broker(fall_silent, stay, ping=2) as (url, _):
+    async with fake_broker(stop_answering, stay, ping=2) as (url, _):
         await page.evaluate(CONNECT, url)
         await page.wait_for_function("() => states.at(-1).name === 'open'")
         await page.clock.run_for(2_100)
@@ -195,24 +195,24 @@ async def test_client_disconnects_from_a_silent_broker(page: Page) -> None:
 
 
 async def test_client_reports_gaps(page: Page) -> None:
-    async def lose(client: ServerConnection) -> None:
+    async def drop_events(client: ServerConnection) -> None:
         command = json.loads(await client.recv())
         await say(client, op="ok", id=command["id"], topic=command["topic"])
         await say(client, op="gap", topic=command["topic"], missed=7, reason="overflow")
         await stay(client)
 
-    async with fake_broker(lose) as (url, _):
+    async with fake_broker(drop_events) as (url, _):
         await page.evaluate(CONNECT, url)
         gap = await page.evaluate("() => new Promise((ongap) => broker.subscribe('a.*', () => {}, { ongap }))")
     assert gap == {"op": "gap", "topic": "a.*", "missed": 7, "reason": "overflow"}
 
 
 async def test_client_reports_errors_without_an_id(page: Page) -> None:
-    async def complain(client: ServerConnection) -> None:
+    async def send_error(client: ServerConnection) -> None:
         await say(client, op="error", code="internal", message="a fault", retry=True)
         await stay(client)
 
-    async with fake_broker(complain) as (url, _):
+    async with fake_broker(send_error) as (url, _):
         await page.evaluate(CONNECT, url)
         await page.wait_for_function("() => errors.length === 1")
     assert await page.evaluate("() => errors") == ["CommandError: internal"]

@@ -10,6 +10,7 @@ from typing import Any
 from bench.instructions.harness import Harness, document, frame, publish, text
 from broker import messages
 from broker._speedups import FrameReader, check_json, mask, valid_utf8
+from broker.config import Limits
 
 BATCH = 64
 """Publishes that come in one turn, where there are many."""
@@ -77,7 +78,7 @@ def scan_document() -> Round:
 
 
 def decode_publish() -> Round:
-    return partial(messages.decode, publish())
+    return partial(messages.decode, publish(), Limits().max_depth)
 
 
 def encode_event() -> Round:

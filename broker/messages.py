@@ -131,21 +131,49 @@ class BadCommand(CommandError):  # noqa: N818 -- it is what the protocol calls i
 def decode(payload: bytes | memoryview, depth: int) -> Command:
     """Decode one message of a client, which may be nested `depth` levels deep.
 
-    The `data` of a `Publish` is a view of `payload`, not a copy: `payload` must not change while it is in use.
+    Where a field is there more than once, the last one counts. The `data` of a `Publish` is no copy.
     Raises BadCommand, in which the message names the field and what is allowed there.
     """
     try:
         check_json(payload, depth)
     except ValueError as error:
         raise BadCommand("bad_json", str(error)) from None
+    payload = bytes(payload)
+    try:
+        if _may_repeat_op(payload):
+            payload = _without_duplicates(payload)
+        return _COMMANDS.decode(payload)
+    except msgspec.ValidationError:
+        return _decode_invalid(payload)
+    except msgspec.DecodeError as error:  # should check_json and msgspec ever disagree
+        raise BadCommand("bad_json", str(error)) from None
+
+
+def _decode_invalid(payload: bytes) -> Command:
+    """Decode a message that is not valid as it stands. What is wrong may be a duplicate that does not count.
+
+    Raises BadCommand.
+    """
+    if not payload.lstrip(_JSON_SPACE).startswith(b"{"):
+        raise BadCommand("bad_json", "a command is a JSON object")
+    payload = _without_duplicates(payload)
     try:
         return _COMMANDS.decode(payload)
     except msgspec.ValidationError as error:
-        if not bytes(payload).lstrip(_JSON_SPACE).startswith(b"{"):
-            raise BadCommand("bad_json", "a command is a JSON object") from None
         raise BadCommand("bad_command", _explain(str(error)), _id_of(payload)) from None
-    except msgspec.DecodeError as error:  # should check_json and msgspec ever disagree
-        raise BadCommand("bad_json", str(error)) from None
+
+
+def _may_repeat_op(payload: bytes) -> bool:
+    """Whether an object may hold `op` twice. msgspec takes the first `op`, and of every other field the last.
+
+    An escaped spelling of `op` holds a character below U+0100 as \\u00XX.
+    """
+    return payload.count(b'"op"') > 1 or b"\\u00" in payload
+
+
+def _without_duplicates(payload: bytes) -> bytes:
+    """Encode an object again with only the last one of each field. Raises msgspec.ValidationError for anything else."""
+    return _encode(_FIELDS.decode(payload))
 
 
 # Broker to client
@@ -315,6 +343,7 @@ def decode_server(payload: bytes | memoryview | str) -> ServerMessage | None:
 
 _encode = msgspec.json.Encoder().encode
 _COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANSWERS: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
 
 _JSON_SPACE = b" \t\n\r"
@@ -362,7 +391,7 @@ class _WithId(msgspec.Struct):
 _IDS = msgspec.json.Decoder(_WithId)
 
 
-def _id_of(payload: bytes | memoryview) -> int | str | None:
+def _id_of(payload: bytes) -> int | str | None:
     """Read the `id` of a command of which something else is wrong, so that the error can be told apart by it."""
     try:
         return _IDS.decode(payload).id

@@ -232,6 +232,47 @@ class TestBadJson:
                 assert json.loads(encode_event("a", result.data))["op"] == "event"
 
 
+fields = st.sampled_from(["op", "topic", "id", "data", "key", "max_queue", "overflow", "credit", "add", "other"])
+field_values = (
+    st.sampled_from(["ping", "publish", "subscribe", "unsubscribe", "credit", "auth", "close", "a", "b"])
+    | st.integers(-1, 3)
+    | st.none()
+    | st.booleans()
+    | st.just({"op": "ping"})
+)
+
+
+def spelled(name: str, escape: str) -> str:
+    """A JSON string for `name`, with the characters that `escape` names written as escapes, in both cases of hex."""
+    return '"' + "".join(f"\\u{ord(c):04{'x' if c < 'p' else 'X'}}" if c in escape else c for c in name) + '"'
+
+
+class TestDuplicateFields:
+    @given(st.lists(st.tuples(fields, st.text("op", max_size=2), field_values), max_size=6), st.booleans())
+    def test_last_duplicate_counts_as_in_python(self, members: list[tuple[str, str, object]], view: bool) -> None:
+        pairs = [f"{spelled(name, escape)}:{json.dumps(value)}" for name, escape, value in members]
+        payload = f"{{{','.join(pairs)}}}".encode()
+        outcomes = []
+        for each in (payload, json.dumps(json.loads(payload)).encode()):
+            try:
+                outcomes.append(msgspec.json.decode(msgspec.json.encode(decode(memoryview(each) if view else each))))
+            except BadCommand as error:
+                outcomes.append((error.code, error.message, error.id))
+        assert outcomes[0] == outcomes[1]
+
+    def test_last_op_counts(self) -> None:
+        assert decode(b'{"op":"publish","topic":"a","data":1,"op":"unsubscribe"}') == Unsubscribe("a")
+        assert decode(rb'{"op":"ping","topic":"a","\u006f\u0070":"unsubscribe"}') == Unsubscribe("a")
+        assert decode(rb'{"\u006Fp":"ping","topic":"a","op":"unsubscribe"}') == Unsubscribe("a")
+        assert refusal(b'{"op":"ping","op":"nonsense"}').code == "bad_command"
+        assert decode(b'{"op":"nonsense","op":"ping","id":[],"id":1}') == Ping(id=1)
+
+    def test_data_stays_byte_for_byte_beside_a_duplicate(self) -> None:
+        publish = decode(b'{"op":"ping","topic":"a","data": [1.50, {"op":1}] ,"op":"publish"}')
+        assert isinstance(publish, Publish)
+        assert bytes(publish.data) == b'[1.50, {"op":1}]'
+
+
 OPS = "one of auth, subscribe, unsubscribe, publish, credit, history, presence, ping"
 ID = "an integer from 0 to 2^53-1 or a string of up to 64 characters"
 

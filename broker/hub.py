@@ -9,10 +9,11 @@ Nothing is kept for a topic because it was published to, but for the routes, of 
 
 from __future__ import annotations
 
+import itertools
 from weakref import WeakValueDictionary
 
 from broker._speedups import Audience, Connection, Filter, LoopContext, RouteCache, Subscription
-from broker.topics import RESERVED, is_pattern, rank
+from broker.topics import RESERVED, is_pattern, overlap, rank
 
 Rank = tuple[int, ...]
 
@@ -81,7 +82,23 @@ class Hub:
 
     def audience(self, topic: str) -> Audience:
         """Find who gets an event of this topic. The audience stays true while subscriptions to its filters change."""
-        filters = self._match(topic)
+        return self._audience(self._match(topic))
+
+    def subscriptions(self, filter: str) -> list[Subscription]:
+        """Find the subscriptions that a possible loss of events of a topic or pattern concerns.
+
+        For a pattern all filters are compared with it.
+        """
+        if not is_pattern(filter):
+            return self.audience(filter).subscriptions()
+        filters = [
+            found
+            for name, found in itertools.chain(self._topics.items(), self._patterns.items())
+            if overlap(filter, name)
+        ]
+        return [subscription for found in filters for subscription in self._audience((found,)).subscriptions()]
+
+    def _audience(self, filters: tuple[Filter, ...]) -> Audience:
         audience = self._audiences.get(filters)
         if audience is None:
             audience = self._audiences[filters] = Audience(self._context, filters)

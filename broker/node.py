@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import math
 import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 
 import msgspec
 import structlog
 
 from broker import __version__, messages
 from broker._speedups import Connection, LoopContext, Subscription, TokenBucket
-from broker.config import Config
-from broker.engines.base import Done, Engine, Event, Position, Unavailable
-from broker.errors import CloseCode, CommandError
-from broker.hub import Hub
+from broker.config import Config, parse_address
+from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHistory, Position, Unavailable
+from broker.errors import CloseCode, CommandError, ConfigError
+from broker.hub import UNLIMITED, Hub
+from broker.interests import Interests
+from broker.messages import BadCommand
 from broker.metrics import Metrics
-from broker.rules import Rules
-from broker.session import Session, SubscriptionStats
+from broker.rules import Rules, SubscriptionPolicy
+from broker.session import Done, Published, Session, SubscriptionStats
+from broker.topics import check_pattern, check_topic
 
 log = structlog.get_logger(__name__)
 
@@ -31,8 +34,35 @@ BYES_PER_TURN = 500
 """Clients that get `bye` in one turn of the loop, so that a drain does not delay deliveries."""
 BYE_SHARE = 0.8
 """Part of the time of a retirement over which `bye` is sent; the rest is for the clients to disconnect."""
+MAX_PENDING = 1 << 20
+"""So many publishes may wait for the engine, of all connections together. Engines have lower bounds of their own; this
+one holds if an engine never answers and publishers come and go."""
 POLL = 0.02
 """Seconds between two checks whether a drain is done."""
+
+
+class PendingPublish:
+    """What a node knows of a publish that the engine has not answered: it stays on this node.
+
+    A delivered event is matched to it by its token.
+    """
+
+    __slots__ = ("began", "done", "node", "origin", "receipt", "token")
+
+    def __init__(self, node: Node, token: str, origin: Connection | None, done: Done[Published]) -> None:
+        self.node = node
+        self.token = token
+        self.origin = origin
+        """The connection that it came by."""
+        self.done = done
+        self.began = 0.0
+        """When the engine was asked, where its time is measured."""
+        self.receipt = (0, 0, 0)
+        """How many subscribers of this node it matched, is queued for, was dropped for; set at the delivery."""
+
+    def answer(self, result: Position | Unavailable) -> None:
+        """Take the engine's answer."""
+        self.node._finish(self, result)
 
 
 class Node:
@@ -44,6 +74,12 @@ class Node:
         self.memory_pressure = False
         """Whether publishers are slowed down, since there is no more memory."""
         self.engine = engine
+        self._interests = Interests(engine)
+        self._pending: dict[str, PendingPublish] = {}
+        """The publishes that the engine has not answered, by token."""
+        self._name = f"{secrets.token_urlsafe(9)}."
+        """How the tokens of this node begin."""
+        self._numbers = itertools.count()
         self.context = LoopContext(
             loop,
             encode_gap=messages.encode_gap,
@@ -123,7 +159,7 @@ class Node:
         connection = Connection(self.context)
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
-        connection.routes = self.hub.routes if self.engine.in_process else None
+        connection.routes = self.hub.routes
         self._allow(connection)
         self.sessions[session.id] = session
         self.metrics.connected += 1
@@ -151,67 +187,202 @@ class Node:
         elif rate:
             connection.token_bucket, connection.routes = TokenBucket(rate, burst, connection.routes), None
 
-    # What the sessions ask.
+    # The use cases. Each raises CommandError where it refuses a command.
 
-    def subscribe(
-        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool, credit: int
-    ) -> Subscription:
-        """Subscribe a connection to a valid topic or pattern. `credit` -1: any number of events may come."""
-        subscription = self.hub.subscribe(
-            connection, topic, max_queue=max_queue, overflow=overflow, echo=echo, credit=credit
-        )
-        if subscription.filter.subscribers == 1:
-            self.engine.interest(topic, True)
-        return subscription
+    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[None]) -> None:
+        """Start a subscription of a session, or change it. `done(None)` comes once the engine delivers its events here.
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """End a subscription."""
-        self.hub.unsubscribe(subscription)
-        if subscription.filter.subscribers == 0:
-            self.engine.interest(subscription.filter.topic, False)
+        `done` may get a CommandError instead; then the subscription has ended.
+        """
+        topic = command.topic
+        check_pattern(topic)
+        self._refuse_while_draining()
+        policy = self.rules.policy(topic)
+        self._check_policy(session, command, policy)
+        subscription = (session.subscriptions or {}).get(topic)
+        if subscription is not None:
+            subscription.change(
+                max_queue=subscription.max_queue if command.max_queue is None else command.max_queue,
+                overflow=command.overflow or subscription.overflow,
+                echo=subscription.echo if command.echo is None else command.echo,
+                credit=command.credit,
+            )
+            self._interests.confirm(topic, self._undo_unless_confirmed(session, subscription, done))
+            return
+        subscription = self._subscribe(session, command, policy)
+        ask = self._interests.begin if subscription.filter.subscribers == 1 else self._interests.confirm
+        try:
+            ask(topic, self._undo_unless_confirmed(session, subscription, done))
+        except BaseException:
+            if _forget(session, subscription):
+                self._end_subscription(subscription)
+            raise
 
-    def publish(self, event: Event, done: Done) -> None:
-        """Give an event to the engine; `done` gets its position, or Unavailable."""
-        if not self.engine.in_process:
-            done = self._timed(done)
-        self.engine.publish(event, done)
+    def unsubscribe(self, session: Session, topic: str) -> None:
+        """End a subscription of a session."""
+        check_pattern(topic)
+        subscription = _subscription(session, topic)
+        _forget(session, subscription)
+        self._end_subscription(subscription)
 
-    def _timed(self, done: Done) -> Done:
-        began = time.perf_counter()
+    def credit(self, session: Session, topic: str, add: int) -> None:
+        """Let `add` more events of a subscription come."""
+        check_pattern(topic)
+        subscription = _subscription(session, topic)
+        if subscription.credit == UNLIMITED:
+            raise BadCommand("bad_command", f"`{topic}` was subscribed to without `credit`")
+        subscription.add_credit(add)
 
-        def timed(result: Position | Unavailable) -> None:
-            self.metrics.engine.observe(time.perf_counter() - began)
-            done(result)
+    def publish(
+        self,
+        topic: str,
+        data: bytes | msgspec.Raw,
+        key: str | None,
+        done: Done[Published],
+        origin: Connection | None = None,
+    ) -> None:
+        """Publish an event. `origin` is the connection that it came by, if it came by one.
 
-        return timed
+        While `memory_pressure` is set the caller slows its publisher down.
+        """
+        check_topic(topic)
+        self._refuse_while_draining()
+        _check_rate(origin)
+        if len(self._pending) >= MAX_PENDING:
+            raise CommandError("unavailable", "too many publishes wait for the engine")
+        token = f"{self._name}{next(self._numbers)}"
+        pending = self._pending[token] = PendingPublish(self, token, origin, done)
+        if not self.engine.is_local(topic):
+            pending.began = time.perf_counter()
+        try:
+            self.engine.publish(Event(topic, data, key, token=token), self.rules.retention(topic), pending.answer)
+        except BaseException:
+            self._pending.pop(token, None)
+            raise
 
-    def refuse_while_draining(self) -> None:
-        """Raise CommandError once the broker shuts down."""
-        if self.draining:
-            raise CommandError("draining", "the broker is shutting down")
+    def history(self, topic: str, since: Position | None, limit: int, done: Done[HistoryPage]) -> None:
+        """Read kept events of a topic: the oldest after `since`, or the newest without it."""
+        check_topic(topic)
+        if not self.rules.retention(topic).events:
+            raise CommandError("no_history", f"`{topic}` keeps no history")
+
+        def answer(result: HistoryPage | NoHistory | Unavailable) -> None:
+            match result:
+                case NoHistory():
+                    done(CommandError("no_history", f"`{topic}` keeps no history"))
+                case Unavailable(message):
+                    done(CommandError("unavailable", message))
+                case page:
+                    done(page)
+
+        self.engine.history(topic, since, limit, answer)
+
+    def disconnect(self, id: str) -> bool:
+        """Close the connection of a session, on an operator's behalf. False: there is no such session."""
+        session = self.sessions.get(id)
+        if session is None:
+            return False
+        session.connection.close(CloseCode.DISCONNECTED, CloseCode.DISCONNECTED.reason)
+        return True
 
     def remove(self, session: Session) -> None:
-        """Drop a session whose connection takes part no more."""
+        """Drop a session whose connection takes part no more, and end its subscriptions."""
+        subscriptions, session.subscriptions = session.subscriptions, None
+        for subscription in (subscriptions or {}).values():
+            self._end_subscription(subscription)
         self._bye_sent.discard(session.id)
         if self.sessions.pop(session.id, None) is not None and self.on_disconnect is not None:
             self.on_disconnect(session.peer)
 
+    # Their details.
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise CommandError("draining", "the broker is shutting down")
+
+    def _check_policy(self, session: Session, command: messages.Subscribe, policy: SubscriptionPolicy) -> None:
+        """Raise CommandError if the command asks for more than it may here."""
+        if command.max_queue is not None and command.max_queue > policy.max_queue_limit:
+            raise CommandError("limit", f"`max_queue` may be at most {policy.max_queue_limit} here")
+        if command.overflow is None:
+            return
+        if command.overflow not in policy.overflows:
+            raise _not_allowed(policy)
+        if command.overflow == "replay":
+            raise CommandError("no_history", f"`{command.topic}` keeps no history")
+        if command.overflow == "block" and policy.overflow != "block" and not self._may_block(session):
+            raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
+
+    def _may_block(self, session: Session) -> bool:
+        return self.block == "all" or (self.block == "local" and is_local(session.peer))
+
+    def _subscribe(self, session: Session, command: messages.Subscribe, policy: SubscriptionPolicy) -> Subscription:
+        if session.subscriptions is None:
+            session.subscriptions = {}
+        limit = self.limits.max_subscriptions
+        if len(session.subscriptions) >= limit:
+            raise CommandError("limit", f"a connection may have at most {limit} subscriptions here")
+        overflow = command.overflow or policy.overflow
+        if overflow is None:
+            raise _not_allowed(policy)
+        subscription = session.subscriptions[command.topic] = self.hub.subscribe(
+            session.connection,
+            command.topic,
+            max_queue=policy.max_queue if command.max_queue is None else command.max_queue,
+            overflow=overflow,
+            echo=command.echo is not False,
+            credit=UNLIMITED if command.credit is None else command.credit,
+        )
+        return subscription
+
+    def _undo_unless_confirmed(self, session: Session, subscription: Subscription, done: Done[None]) -> InterestDone:
+        """Give what takes the engine's answer about an interest. Where that is an error, the subscription ends."""
+
+        def answer(result: Unavailable | None) -> None:
+            if result is None:
+                done(None)
+                return
+            if _forget(session, subscription):
+                self.hub.unsubscribe(subscription)
+            done(CommandError("unavailable", result.message))
+
+        return answer
+
+    def _end_subscription(self, subscription: Subscription) -> None:
+        self.hub.unsubscribe(subscription)
+        if subscription.filter.subscribers == 0:
+            self._interests.end(subscription.filter.topic)
+
+    def _finish(self, pending: PendingPublish, result: Position | Unavailable) -> None:
+        """Answer a publish; a second answer of the engine is none."""
+        if self._pending.pop(pending.token, None) is None:
+            return
+        if pending.began:
+            self.metrics.engine.observe(time.perf_counter() - pending.began)
+        if isinstance(result, Unavailable):
+            pending.done(CommandError("unavailable", result.message))
+        else:
+            pending.done(Published(result, *pending.receipt))
+
     # What the engine tells.
 
     def deliver(self, event: Event) -> None:
-        """Send an event to this node's subscribers, and note in its receipt how that went."""
+        """Send an event to this node's subscribers, and note in its receipt how that went, if it was published here."""
         audience = self.hub.audience(event.topic)
         payload = messages.encode_event(event.topic, event.data, event.key, event.offset)
-        origin = event.origin if isinstance(event.origin, Connection) else None
         key = None if event.key is None else event.key.encode()
-        event.receipt = audience.publish(event.topic, payload, key, origin)
-        if self.engine.in_process and not self.draining and not self.memory_pressure:
+        pending = None if event.token is None else self._pending.get(event.token)
+        if pending is None:
+            audience.publish(event.topic, payload, key)
+        else:
+            pending.receipt = audience.publish(event.topic, payload, key, pending.origin)
+        if self.engine.is_local(event.topic) and not self.draining and not self.memory_pressure:
             self.hub.routes.install(event.topic, audience, _prefix(event.topic))
 
-    def lost(self, topic: str) -> None:
-        """Announce a possible hole in a topic: to each of its subscribers a gap, of which nobody knows the size."""
+    def lost(self, filter: str) -> None:
+        """Announce a possible hole in a topic, or in those of a pattern: to each subscriber a gap of unknown size."""
         self.context.flush_batches()
-        for subscription in self.hub.audience(topic).subscriptions():
+        for subscription in self.hub.subscriptions(filter):
             subscription.announce_loss()
 
     # What operators ask.
@@ -258,7 +429,7 @@ class Node:
         waiting = list(self.sessions.values())
         log.info("draining", connections=len(waiting))
         remaining = iter(waiting)
-        while part := list(islice(remaining, BYES_PER_TURN)):
+        while part := list(itertools.islice(remaining, BYES_PER_TURN)):
             for session in part:
                 self._send_bye(session)
             await asyncio.sleep(0)
@@ -308,6 +479,44 @@ class Node:
         await asyncio.sleep(0)
         self.context.stop()
         await self.engine.stop()
+
+
+def _subscription(session: Session, topic: str) -> Subscription:
+    subscription = (session.subscriptions or {}).get(topic)
+    if subscription is None:
+        raise CommandError("not_subscribed", f"there is no subscription to `{topic}`")
+    return subscription
+
+
+def _forget(session: Session, subscription: Subscription) -> bool:
+    """Take a subscription from its session. False: it is not there any more."""
+    topic = subscription.filter.topic
+    if session.subscriptions is None or session.subscriptions.get(topic) is not subscription:
+        return False
+    del session.subscriptions[topic]
+    return True
+
+
+def _check_rate(origin: Connection | None) -> None:
+    """Raise CommandError if a connection publishes more than it may."""
+    token_bucket = None if origin is None else origin.token_bucket
+    if token_bucket is not None and (wait := token_bucket.take()):
+        after = math.ceil(1000 * wait)
+        raise CommandError("rate_limited", f"more than {token_bucket.rate:g} events a second", retry_after_ms=after)
+
+
+def _not_allowed(policy: SubscriptionPolicy) -> CommandError:
+    if not policy.overflows:
+        return CommandError("forbidden", "the rules for these topics have no `overflow` in common")
+    return CommandError("forbidden", f"`overflow` must be one of {', '.join(policy.overflows)} here")
+
+
+def is_local(peer: str) -> bool:
+    """Whether a client, by its address in the log, is on this machine."""
+    try:
+        return peer.startswith("unix:") or parse_address(peer).local
+    except ConfigError:  # "unknown": it was gone before it was asked
+        return False
 
 
 def _outbox(session: Session) -> int:

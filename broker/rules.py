@@ -30,6 +30,22 @@ class SubscriptionPolicy(msgspec.Struct, frozen=True):
     """The policies that may be asked for."""
 
 
+class Retention(msgspec.Struct, frozen=True):
+    """What of a topic is kept, as its rule says."""
+
+    events: int = 0
+    """The newest so many events. 0: the topic keeps no history."""
+    age: float | None = None
+    """Seconds; None: events of any age."""
+    bytes: int | None = None
+    """Of `data` and `key` together; None: any number."""
+    compact: bool = False
+    """Whether only the newest event of each key is kept."""
+
+
+NOTHING_KEPT = Retention()
+
+
 class Rules:
     """The rules of the configuration. Raises ConfigError, with every mistake, for rules that are wrong or can never
     apply."""
@@ -65,6 +81,10 @@ class Rules:
                 self._ages.clear()
             age = self._ages[topic] = None if rule is None else rule.max_age
             return age
+
+    def retention(self, topic: str) -> Retention:
+        """Find what of a topic is kept: nothing, as long as no rule can say otherwise."""
+        return NOTHING_KEPT
 
 
 def _policy(rule: TopicRule | None, limits: Limits) -> SubscriptionPolicy:

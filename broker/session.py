@@ -6,23 +6,21 @@ same. Every command with an id is answered exactly once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
 
 from broker import messages
 from broker._speedups import Connection, Subscription
-from broker.config import Limits, parse_address
-from broker.engines.base import Done, Event, Position, Unavailable
-from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError, ConfigError
+from broker.config import Limits
+from broker.engines.base import Position
+from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
 from broker.hub import UNLIMITED
 from broker.messages import BadCommand, Command
 from broker.metrics import Metrics
-from broker.rules import Rules, SubscriptionPolicy
-from broker.topics import check_pattern, check_topic
 
 log = structlog.get_logger(__name__)
 
@@ -32,32 +30,49 @@ TOO_SLOW = (CloseCode.SLOW_CONSUMER, CloseCode.NOT_READING)
 LATER_FIELDS = ("since", "last", "presence")
 
 
+class Published(msgspec.Struct, frozen=True):
+    """How a publish went: its position, and how many subscribers of this node it matched, is queued for, was dropped
+    for."""
+
+    position: Position
+    receivers: int
+    queued: int
+    dropped: int
+
+
+T = TypeVar("T")
+Done = Callable[[T | CommandError], None]
+"""Takes the outcome of a use case, which may come later. It comes once."""
+
+
 class Node(Protocol):
-    """What a session asks of `broker.node.Node`."""
+    """What a session asks of `broker.node.Node`. Each use case raises CommandError where it refuses a command."""
 
     limits: Limits
-    rules: Rules
-    block: str
-    """Who may subscribe with the policy `block`: "local", "all" or "none"."""
     metrics: Metrics
     memory_pressure: bool
 
-    def subscribe(
-        self, connection: Connection, topic: str, *, max_queue: int, overflow: str, echo: bool, credit: int
-    ) -> Subscription:
-        """Subscribe a connection to a valid topic or pattern. `credit` -1: any number of events may come."""
+    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[None]) -> None:
+        """Start a subscription of a session, or change it."""
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """End a subscription."""
+    def unsubscribe(self, session: Session, topic: str) -> None:
+        """End a subscription of a session."""
 
-    def publish(self, event: Event, done: Done) -> None:
-        """Give an event to the engine; `done` gets its position, or Unavailable."""
+    def credit(self, session: Session, topic: str, add: int) -> None:
+        """Let `add` more events of a subscription come."""
 
-    def refuse_while_draining(self) -> None:
-        """Raise CommandError once the broker shuts down."""
+    def publish(
+        self,
+        topic: str,
+        data: bytes | msgspec.Raw,
+        key: str | None,
+        done: Done[Published],
+        origin: Connection | None = None,
+    ) -> None:
+        """Publish an event that came by the connection `origin`."""
 
     def remove(self, session: Session) -> None:
-        """Drop a session whose connection takes part no more."""
+        """Drop a session whose connection takes part no more, and end its subscriptions."""
 
 
 class SubscriptionStats(msgspec.Struct, frozen=True):
@@ -93,7 +108,7 @@ class Session:
         self.subscriptions: dict[str, Subscription] | None = None
         """By topic or pattern. None for the many that have none yet: it saves 64 bytes on each."""
         self.inflight = 0
-        """Publishes that the engine has not answered."""
+        """Commands that the engine has not answered."""
 
     # What the connection tells.
 
@@ -107,13 +122,13 @@ class Session:
             handle = HANDLERS.get(type(command))
             if handle is None:
                 what = f"`{_op(command)}` comes with a later version of the broker"
-                raise BadCommand("bad_command", what, command.id)
+                raise BadCommand("bad_command", what)
             handle(self, command)
             connection.mistakes = 0
         except BadCommand as error:
             if command is None:
                 self.node.metrics.commands[""] += 1
-            self._refuse(error, error.id)
+            self._refuse(error, error.id if command is None else command.id)
             connection.mistakes += 1
             if connection.mistakes >= BAD_COMMANDS_IN_A_ROW:
                 connection.close(CloseCode.BAD_COMMANDS, CloseCode.BAD_COMMANDS.reason)
@@ -128,14 +143,11 @@ class Session:
 
     def on_close(self, code: int, reason: str) -> None:
         """Forget the client: its connection takes part no more (broker._speedups.Session)."""
-        subscriptions, self.subscriptions = self.subscriptions, None
         if code in TOO_SLOW:
-            dropped = sum(subscription.dropped for subscription in (subscriptions or {}).values())
+            dropped = sum(subscription.dropped for subscription in (self.subscriptions or {}).values())
             log.warning("closed a slow client", session=self.id, peer=self.peer, reason=reason, dropped=dropped)
         elif code == CloseCode.PING_TIMEOUT:
             log.info("ping timeout", session=self.id, peer=self.peer)
-        for subscription in (subscriptions or {}).values():
-            self.node.unsubscribe(subscription)
         self.node.remove(self)
         self.node.metrics.close(code)
         log.debug("session closed", session=self.id, peer=self.peer, code=code, reason=reason)
@@ -161,95 +173,59 @@ class Session:
     # The commands.
 
     def _subscribe(self, command: messages.Subscribe) -> None:
-        check_pattern(command.topic)
         for name in LATER_FIELDS:
             if getattr(command, name) is not None:
-                raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker", command.id)
-        self.node.refuse_while_draining()
-        policy = self.node.rules.policy(command.topic)
-        self._check_policy(command, policy)
-        subscription = (self.subscriptions or {}).get(command.topic)
-        if subscription is not None:
-            subscription.change(
-                max_queue=subscription.max_queue if command.max_queue is None else command.max_queue,
-                overflow=command.overflow or subscription.overflow,
-                echo=subscription.echo if command.echo is None else command.echo,
-                credit=command.credit,
-            )
-        else:
-            self._subscribe_anew(command, policy)
-        self._ok(command.id, topic=command.topic)
+                raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker")
 
-    def _check_policy(self, command: messages.Subscribe, policy: SubscriptionPolicy) -> None:
-        """Raise CommandError if the command asks for more than it may here."""
-        if command.max_queue is not None and command.max_queue > policy.max_queue_limit:
-            raise CommandError("limit", f"`max_queue` may be at most {policy.max_queue_limit} here")
-        if command.overflow is None:
-            return
-        if command.overflow not in policy.overflows:
-            raise _not_allowed(policy)
-        if command.overflow == "replay":
-            raise CommandError("no_history", f"`{command.topic}` keeps no history")
-        if command.overflow == "block" and policy.overflow != "block" and not self._may_block():
-            raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
+        def finish(result: None) -> None:
+            self._ok(command.id, topic=command.topic)
 
-    def _may_block(self) -> bool:
-        return self.node.block == "all" or (self.node.block == "local" and is_local(self.peer))
-
-    def _subscribe_anew(self, command: messages.Subscribe, policy: SubscriptionPolicy) -> None:
-        if self.subscriptions is None:
-            self.subscriptions = {}
-        limits = self.node.limits
-        if len(self.subscriptions) >= limits.max_subscriptions:
-            raise CommandError("limit", f"a connection may have at most {limits.max_subscriptions} subscriptions here")
-        overflow = command.overflow or policy.overflow
-        if overflow is None:
-            raise _not_allowed(policy)
-        self.subscriptions[command.topic] = self.node.subscribe(
-            self.connection,
-            command.topic,
-            max_queue=policy.max_queue if command.max_queue is None else command.max_queue,
-            overflow=overflow,
-            echo=command.echo is not False,
-            credit=UNLIMITED if command.credit is None else command.credit,
-        )
+        self._carry_out(command.id, partial(self.node.subscribe, self, command), finish)
 
     def _unsubscribe(self, command: messages.Unsubscribe) -> None:
-        check_pattern(command.topic)
-        subscription = (self.subscriptions or {}).pop(command.topic, None)
-        if subscription is None:
-            raise CommandError("not_subscribed", f"there is no subscription to `{command.topic}`")
-        self.node.unsubscribe(subscription)
+        self.node.unsubscribe(self, command.topic)
         self._ok(command.id, topic=command.topic)
 
     def _credit(self, command: messages.Credit) -> None:
-        check_pattern(command.topic)
-        subscription = (self.subscriptions or {}).get(command.topic)
-        if subscription is None:
-            raise CommandError("not_subscribed", f"there is no subscription to `{command.topic}`")
-        if subscription.credit == UNLIMITED:
-            raise BadCommand("bad_command", f"`{command.topic}` was subscribed to without `credit`", command.id)
-        subscription.add_credit(command.add)
+        self.node.credit(self, command.topic, command.add)
         self._ok(command.id, topic=command.topic)
 
     def _publish(self, command: messages.Publish) -> None:
-        check_topic(command.topic)
-        self.node.refuse_while_draining()
-        token_bucket = self.connection.token_bucket
-        if token_bucket is not None and (wait := token_bucket.take()):
-            after = math.ceil(1000 * wait)
-            raise CommandError("rate_limited", f"more than {token_bucket.rate:g} events a second", retry_after_ms=after)
-        event = Event(command.topic, command.data, command.key, origin=self.connection)
-        under_way = True
+        def begin(done: Done[Published]) -> None:
+            self.node.publish(command.topic, command.data, command.key, done, self.connection)
 
-        def done(result: Position | Unavailable) -> None:
-            nonlocal under_way
-            under_way = False
+        def finish(result: Published) -> None:
+            self._published(command.id, result)
+
+        self._carry_out(command.id, begin, finish)
+        if self.node.memory_pressure and self.inflight < self.node.limits.max_inflight:
+            self.connection.pause_for(SLOW)
+
+    def _published(self, id: int | str | None, result: Published) -> None:
+        if id is None:
+            return
+        offset = result.position.offset
+        answer = messages.encode_ok(
+            id,
+            receivers=result.receivers,
+            queued=result.queued,
+            dropped=result.dropped,
+            **({} if offset is None else {"offset": offset}),
+        )
+        self.connection.answer_publish(answer)
+
+    def _carry_out(self, id: int | str | None, begin: Callable[[Done[T]], None], finish: Callable[[T], None]) -> None:
+        """Carry out a use case that may answer later. Until then it counts, and at `max_inflight` reading stops."""
+        answered = False
+
+        def done(result: T | CommandError) -> None:
+            nonlocal answered
+            answered = True
             self.inflight -= 1
-            if isinstance(result, Unavailable):
-                self._refuse(CommandError("unavailable", str(result)), command.id)
+            if isinstance(result, CommandError):
+                self._refuse(result, id)
             else:
-                self._published(command.id, event, result)
+                finish(result)
             # Half of them at once: to go on for one command and stop again costs more than the command. And less than
             # half, whatever a reload has made of the limit.
             if self.inflight <= self.node.limits.max_inflight // 2:
@@ -257,23 +233,15 @@ class Session:
 
         self.inflight += 1
         try:
-            self.node.publish(event, done)
+            begin(done)
         except Exception:
-            if under_way:  # the fault is the answer, and no other is waited for
-                self.inflight -= 1
+            if answered:
+                log.exception("command failed after its answer", session=self.id, peer=self.peer)
+                return
+            self.inflight -= 1  # the fault is the answer, and no other is waited for
             raise
         if self.inflight >= self.node.limits.max_inflight:
             self.connection.pause()
-        elif self.node.memory_pressure:
-            self.connection.pause_for(SLOW)
-
-    def _published(self, id: int | str | None, event: Event, position: Position) -> None:
-        receivers, queued, dropped = event.receipt
-        if id is None:
-            return
-        found = {} if position.offset is None else {"offset": position.offset}
-        answer = messages.encode_ok(id, receivers=receivers, queued=queued, dropped=dropped, **found)
-        self.connection.answer_publish(answer)
 
     def _ping(self, command: messages.Ping) -> None:
         self.connection.answer(messages.encode_pong(command.id))
@@ -287,20 +255,6 @@ class Session:
     def _refuse(self, error: CommandError, id: int | str | None) -> None:
         self.node.metrics.errors[error.code] += 1
         self.connection.answer(messages.encode_error(id, error.code, error.message, error.retry_after_ms))
-
-
-def _not_allowed(policy: SubscriptionPolicy) -> CommandError:
-    if not policy.overflows:
-        return CommandError("forbidden", "the rules for these topics have no `overflow` in common")
-    return CommandError("forbidden", f"`overflow` must be one of {', '.join(policy.overflows)} here")
-
-
-def is_local(peer: str) -> bool:
-    """Whether a client, by its address in the log, is on this machine."""
-    try:
-        return peer.startswith("unix:") or parse_address(peer).local
-    except ConfigError:  # "unknown": it was gone before it was asked
-        return False
 
 
 def _op(command: Command) -> str:

@@ -19,6 +19,7 @@ LAYERS = (
     ("daemon",),
     ("admin", "net"),
     ("node", "health"),
+    ("interests",),
     ("session", "hub", "auth", "engines"),
     ("rules",),
     ("messages", "topics"),

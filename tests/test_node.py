@@ -11,7 +11,7 @@ import pytest
 
 from broker import session
 from broker.config import Config, Limits, Server
-from broker.engines.base import Done, Event, Position
+from broker.engines.base import Event, Position, PublishDone
 from tests.engines.late import LateEngine, LateServer
 from tests.fixtures_node import masked, serving
 from tests.net.harness import request, until
@@ -148,7 +148,7 @@ async def test_engine_interest_follows_the_first_and_last_subscriber(engine: Lat
         await until(lambda: engine.asked[2:] == [("a", False)])
         await one.close()
         await until(lambda: engine.asked[3:] == [("b.*", False)])
-        assert engine.interests == {}
+        await until(lambda: engine.interests == {})
 
 
 async def test_engine_failure_is_answered_with_unavailable(engine: LateEngine, server: LateServer) -> None:
@@ -218,10 +218,10 @@ async def test_reload_with_a_larger_max_inflight_stops_no_client(engine: LateEng
 
 
 async def test_reading_resumes_at_half_of_max_inflight(engine: LateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[Done] = []
+    done: list[PublishDone] = []
     async with serving(engine, max_inflight=4) as harness:
         client, other = await harness.connect(), await harness.connect()
-        monkeypatch.setattr(engine, "publish", lambda event, tell: done.append(tell))
+        monkeypatch.setattr(engine, "publish", lambda event, retention, tell: done.append(tell))
         for n in range(9):
             await client.tell("publish", topic="a", data=n, id=n)
         await until(lambda: len(done) == 4)
@@ -237,7 +237,7 @@ async def test_reading_resumes_at_half_of_max_inflight(engine: LateEngine, monke
         assert {(await client.next())["id"] for _ in range(9)} == set(range(9))
 
 
-def has_more_than(found: list[Done], number: int) -> bool:
+def has_more_than(found: list[PublishDone], number: int) -> bool:
     return len(found) > number
 
 

@@ -13,10 +13,11 @@ from structlog.testing import capture_logs
 from websockets.frames import Close
 
 from broker.config import Config, Limits, Server, TopicRule
-from broker.engines.base import Done, Event, Unavailable
+from broker.engines.base import Event, PublishDone, Unavailable
 from broker.engines.memory import MemoryEngine
 from broker.errors import ERRORS, CloseCode
-from broker.session import is_local
+from broker.node import is_local
+from broker.rules import Retention
 from tests.engines.late import LateServer
 from tests.fixtures_node import Client, Harness, serving
 from tests.net.harness import until
@@ -419,13 +420,13 @@ async def test_failed_command_is_answered_with_an_error(
 class Faulty(MemoryEngine):
     """Has a fault where a topic begins with `fault`, and cannot do it where it begins with `busy`."""
 
-    def publish(self, event: Event, done: Done) -> None:
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         if event.topic.startswith("fault"):
             raise RuntimeError("a fault of the engine")
         if event.topic.startswith("busy"):
             done(Unavailable("the engine is busy"))
         else:
-            super().publish(event, done)
+            super().publish(event, retention, done)
 
 
 async def test_unavailable_has_the_message_of_the_engine() -> None:

@@ -1,19 +1,25 @@
-"""The port of the engines. Its promises are numbered; the conformance suite checks them one by one on every engine.
+"""The engine ports. The promises are numbered; the conformance suite checks them one by one on every engine.
 
-1. **Order.** Events of one topic are delivered on every node in one order: that of their offsets, where the topic
-   keeps history.
-2. **Once.** A node gets each event of a topic that it has interest in once.
-3. **Delivered, then done.** On the node that published an event, `done` comes after `deliver`, if that node has
-   interest in the topic. So a receipt can count who got it.
-4. **Done means kept.** Numbering and keeping an event is one atomic step, and `done` comes after it with the event's
-   position; or with an error, and then nothing was kept and nothing is delivered. It comes exactly once.
-5. **Never blocks.** `publish` and `interest` return at once, whatever the server behind them does. What waits is
-   bounded; at the bound publishers get `Unavailable`.
-6. **No silent loss.** Where the engine cannot tell whether a node got all events of a topic, it calls `lost(topic)`.
-7. **Ends.** After `stop` has returned nothing is called back any more; each publish before it was answered.
+Every call returns at once and answers by callback, on the node's event loop, possibly before it returns. Errors are
+values. What an adapter's library raises does not leave the adapter.
 
-All calls and calls back happen on the node's event loop. An engine may call back before the call returns.
-What an adapter's library raises does not leave the adapter.
+1. **Order.** Events of one topic are delivered on every node in one order: that of their offsets, where the topic keeps
+   history. Events that one node publishes to a topic keep the order of their `publish` calls.
+2. **Once.** A node gets each event of a topic that it has interest in once, whatever the number of its interests. A
+   delivered event is equal to the published one, its token included; `offset` is set where the topic keeps history.
+3. **Done means kept.** Numbering and keeping an event is one atomic step. `done` comes exactly once: with the event's
+   position after that step, or with `Unavailable`, and then nothing was kept and nothing is delivered.
+4. **Delivered before done.** On the node that published an event, `deliver` comes before `done`, if that node has
+   interest in the topic. So a receipt can count the subscribers that got it.
+5. **Never blocks.** Every call returns at once, whatever the server behind the engine does.
+6. **Bounded.** The number of calls that wait for an answer is bounded; at the bound they get `Unavailable`.
+7. **No silent loss.** Where the engine cannot tell whether a node got all events of a topic or pattern, it calls
+   `lost(filter)`. Events delivered before this call precede the possible hole.
+8. **Ends.** When `stop` has returned, every call has been answered, and nothing is called back any more.
+9. **Interest is complete.** Events published anywhere after `done(None)` of an `interest(filter, True)` are delivered
+   here. With `Unavailable` nothing has changed. Calls for one filter take effect in their order.
+10. **History matches.** `history` and `position` say what `publish` answered and `deliver` delivered. A page says which
+    part of the history it is, so that its reader misses nothing without knowing it.
 """
 
 from __future__ import annotations
@@ -23,19 +29,19 @@ from collections.abc import Callable
 
 import msgspec
 
+from broker.rules import Retention
 
-class Event(msgspec.Struct, eq=False):
-    """An event on its way. `data` is one JSON value, as it was sent."""
+
+class Event(msgspec.Struct, frozen=True):
+    """An event as it travels between nodes. `data` is one JSON value, as it was sent."""
 
     topic: str
     data: bytes | msgspec.Raw
     key: str | None = None
     offset: int | None = None
     """Its number, where the topic keeps history; set by the engine."""
-    origin: object = None
-    """The publisher, for the node that it published on. It does not leave that node."""
-    receipt: tuple[int, int, int] = (0, 0, 0)
-    """How many subscribers of this node it matched, is queued for, was lost for; set by the node as it delivers."""
+    token: str | None = None
+    """How the publishing node recognises the event at its delivery. Engines pass it on and do not read it."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -45,46 +51,127 @@ class Position(msgspec.Struct, frozen=True):
     offset: int | None = None
 
 
-class Unavailable(Exception):  # noqa: N818 -- the word of the protocol
+class HistoryPage(msgspec.Struct, frozen=True):
+    """A part of a topic's history, the oldest event first."""
+
+    events: list[Event]
+    epoch: str
+    first: int
+    """The offset of the oldest event that is kept; `top` + 1 where none is."""
+    top: int
+    """The offset of the newest event that was published; 0 before the first one."""
+    complete: bool
+    """Whether no event after `since` is missing before the page: none expired, and the epoch is the same. True
+    without `since`. Events that a newer one of their key superseded are not missing."""
+    more: bool
+    """Whether kept events follow the page."""
+
+
+class Unavailable(msgspec.Struct, frozen=True):
     """The engine cannot do this now; the same may succeed later. The message is for people."""
 
+    message: str
 
-class NoHistory(Exception):  # noqa: N818 -- the word of the protocol
+
+class NoHistory(msgspec.Struct, frozen=True):
     """The topic keeps no history."""
 
+    topic: str
 
-Done = Callable[[Position | Unavailable], None]
+
+PublishDone = Callable[[Position | Unavailable], None]
+InterestDone = Callable[[Unavailable | None], None]
+HistoryDone = Callable[[HistoryPage | NoHistory | Unavailable], None]
+PositionDone = Callable[[Position | Unavailable], None]
 Deliver = Callable[[Event], None]
 Lost = Callable[[str], None]
-HistoryDone = Callable[[list[Event] | Unavailable | NoHistory], None]
 
 
 class Engine(ABC):
     """What a node asks of its engine; see the promises at the head of this file."""
 
-    in_process: bool = False
-    """Whether an event is delivered, done and forgotten within `publish`, on this node alone and never refused. Only
-    then may the data path deliver it without asking the engine."""
-
     @abstractmethod
     async def start(self, deliver: Deliver, lost: Lost) -> None:
-        """Get ready. `deliver(event)` is called for each event, `lost(topic)` for each topic with a possible hole.
+        """Get ready. `deliver(event)` is called for each event, `lost(filter)` for each topic or pattern with a
+        possible hole.
 
         Returns when events can be published, or when the engine has given up for now and goes on trying by itself.
         """
 
     @abstractmethod
     async def stop(self) -> None:
-        """Answer what is under way, and end."""
+        """Answer every call that is under way, and end."""
 
     @abstractmethod
-    def publish(self, event: Event, done: Done) -> None:
-        """Order, number and keep the event, have it delivered, and call `done`."""
+    def is_local(self, topic: str) -> bool:
+        """Whether events of this topic are delivered and done within `publish`, on this node alone, never refused and
+        not kept. Only then may the fast path deliver one without asking the engine."""
 
     @abstractmethod
-    def interest(self, topic: str, on: bool) -> None:
-        """Begin, or end, to get the events that match this topic or pattern."""
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        """Order, number and keep the event, have it delivered, and call `done` with its position."""
+
+    @abstractmethod
+    def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+        """Begin, or end, to get the events that match a topic or pattern. Calls for one filter alternate: on, off."""
 
     @abstractmethod
     def history(self, topic: str, since: Position | None, limit: int, done: HistoryDone) -> None:
-        """Read kept events: those after `since`, the oldest first, or the newest `limit` if it is None."""
+        """Read kept events, at most `limit`: the oldest after `since`, or the newest without it."""
+
+    @abstractmethod
+    def position(self, topic: str, done: PositionDone) -> None:
+        """Find the epoch and the newest offset of a topic. Without history both are None."""
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A session that is subscribed to a topic, as others see it."""
+
+    session: str
+    identity: str | None = None
+    info: bytes | None = None
+    """A JSON value that the subscriber gave."""
+
+
+class MemberPage(msgspec.Struct, frozen=True):
+    """Some members of a topic, in the order of their sessions."""
+
+    members: list[Member]
+    count: int
+    """How many members the topic has."""
+    cursor: str | None
+    """Where the next page begins; None after the last one."""
+
+
+JoinDone = Callable[[Unavailable | None], None]
+MembersDone = Callable[[MemberPage | Unavailable], None]
+
+
+class Presence(ABC):
+    """Who is subscribed to a topic, on any node. Calls answer as those of an engine do (3, 5, 6, 8). In addition:
+
+    1. **Listed until left.** After `done(None)` of `join` the member is listed on every node, until `leave` or the end
+       of the lease. Joining again replaces the member of this session.
+    2. **Pages are complete.** A member that is there all the time is on exactly one page of a listing.
+    3. **Lease.** The members of a node that has not called `renew` for `lease` seconds go away, and no others.
+    """
+
+    lease: float | None = None
+    """Seconds that a node's members stay after its last `renew`. None: they end with the node's process, and there is
+    nothing to renew."""
+
+    @abstractmethod
+    def join(self, topic: str, member: Member, done: JoinDone) -> None:
+        """List a member of this node."""
+
+    @abstractmethod
+    def leave(self, topic: str, session: str, done: JoinDone) -> None:
+        """Stop to list the member of this session. It need not be there."""
+
+    @abstractmethod
+    def members(self, topic: str, cursor: str | None, limit: int, done: MembersDone) -> None:
+        """Read the members of a topic, at most `limit` from `cursor` on; None: from the beginning."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Keep the members of this node for another `lease`. A node calls it three times in each."""

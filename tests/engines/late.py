@@ -1,7 +1,8 @@
 """An engine that is not in this process, or behaves as if: everything takes turns of the loop, nothing is in step.
 
 Topics overtake each other, an event is delivered some turns after it was published, and `done` comes some turns later
-again, for one event before an older one. Only what the port promises holds. `LateServer` is what several nodes share.
+again, for one event before an older one. Delivered events are copies, as if they had been serialised. Only what the
+port promises holds. `LateServer` is what several nodes share.
 """
 
 from __future__ import annotations
@@ -10,13 +11,37 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from broker.engines.base import Deliver, Done, Engine, Event, HistoryDone, Lost, NoHistory, Position, Unavailable
+from broker.engines.base import (
+    Deliver,
+    Engine,
+    Event,
+    HistoryDone,
+    HistoryPage,
+    InterestDone,
+    Lost,
+    Member,
+    MemberPage,
+    NoHistory,
+    Position,
+    PositionDone,
+    Presence,
+    PublishDone,
+    Unavailable,
+)
+from broker.rules import Retention
 from broker.topics import matches
 
 EPOCH = "late"
+
+
+class Call(msgspec.Struct, eq=False):
+    """A call under way."""
+
+    done: Callable[[Any], None]
 
 
 class Waiting(msgspec.Struct, eq=False):
@@ -24,20 +49,23 @@ class Waiting(msgspec.Struct, eq=False):
 
     engine: LateEngine
     event: Event
-    done: Done
+    retention: Retention
+    call: Call
 
 
 class LateServer:
-    """Orders and numbers events. `keeps` says whether topics have history, `bound` how many publishes may wait."""
+    """Orders and numbers events. `keeps`: topics have history whatever the node says; `bound`: how many calls of a node
+    may wait."""
 
     def __init__(self, *, keeps: bool = False, bound: int = 1000) -> None:
         self.keeps = keeps
         self.bound = bound
         self.engines: list[LateEngine] = []
-        self.history: dict[str, list[Event]] = {}
+        self.kept: dict[str, list[Event]] = {}
+        self.tops: dict[str, int] = {}
         self.random = random.Random(1)
+        self.hung = False
         self._topics: dict[str, deque[Waiting]] = {}
-        self._hung = False
         self._loop = asyncio.get_running_loop()
 
     def engine(self) -> LateEngine:
@@ -51,25 +79,25 @@ class LateServer:
 
     def hang(self) -> None:
         """From now on do not answer."""
-        self._hung = True
+        self.hung = True
 
     def go_on(self) -> None:
         """Answer again, first what waits."""
-        self._hung = False
+        self.hung = False
         for _ in range(self.waiting):
             self.later(self._step)
+        for engine in self.engines:
+            engine.go_on()
 
     def take(self, waiting: Waiting) -> None:
         """Get a publish from an engine."""
         self._topics.setdefault(waiting.event.topic, deque()).append(waiting)
         self.later(self._step)
 
-    def give_up(self, engine: LateEngine) -> list[Waiting]:
-        """Forget what waits from this engine, and return it."""
-        mine = [waiting for topic in self._topics.values() for waiting in topic if waiting.engine is engine]
+    def give_up(self, engine: LateEngine) -> None:
+        """Forget what waits from this engine."""
         for topic, queue in list(self._topics.items()):
             self._topics[topic] = deque(waiting for waiting in queue if waiting.engine is not engine)
-        return mine
 
     def later(self, callback: Callable[[], object]) -> None:
         """Call back in a turn or some: a different time for each."""
@@ -78,28 +106,52 @@ class LateServer:
         else:
             self._loop.call_later(self.random.random() / 500, callback)
 
+    def page(self, topic: str, since: Position | None, limit: int) -> HistoryPage | NoHistory:
+        """Read what is kept of a topic."""
+        kept = self.kept.get(topic)
+        if kept is None:
+            return NoHistory(topic)
+        top = self.tops[topic]
+        first = kept[0].offset or 0 if kept else top + 1
+        if since is None:
+            return HistoryPage(kept[-limit:], EPOCH, first, top, complete=True, more=False)
+        offset = since.offset or 0
+        same = since.epoch == EPOCH
+        found = [event for event in kept if not same or (event.offset or 0) > offset]
+        complete = same and first <= offset + 1
+        return HistoryPage(found[:limit], EPOCH, first, top, complete=complete, more=len(found) > limit)
+
+    def position(self, topic: str) -> Position:
+        """Where a topic is."""
+        return Position(EPOCH, self.tops[topic]) if topic in self.tops else Position()
+
     def _step(self) -> None:
         """Carry out one publish, of any topic."""
         topics = [topic for topic, queue in self._topics.items() if queue]
-        if self._hung or not topics:
+        if self.hung or not topics:
             return
         topic = self.random.choice(topics)
         waiting = self._topics[topic].popleft()
         if not self._topics[topic]:
             del self._topics[topic]
-        if self.keeps:
-            kept = self.history.setdefault(topic, [])
-            waiting.event.offset = len(kept) + 1
-            kept.append(self.copy(waiting.event))
+        event, position = waiting.event, Position()
+        if self.keeps or waiting.retention.events:
+            offset = self.tops[topic] = self.tops.get(topic, 0) + 1
+            event, position = msgspec.structs.replace(event, offset=offset), Position(EPOCH, offset)
+            kept = self.kept.setdefault(topic, [])
+            kept.append(self.copy(event))
+            del kept[: 0 if self.keeps else -waiting.retention.events]
         for engine in self.engines:
-            engine.hear(waiting.event if engine is waiting.engine else self.copy(waiting.event))
-        position = Position(EPOCH, waiting.event.offset) if self.keeps else Position()
-        waiting.engine.hear((waiting.done, position))
+            engine.hear(self.copy(event))
+        waiting.engine.hear((waiting.call, position))
 
     @staticmethod
     def copy(event: Event) -> Event:
-        """What travels to other nodes."""
-        return Event(event.topic, bytes(event.data), event.key, event.offset)
+        """What travels."""
+        return msgspec.structs.replace(event, data=bytes(event.data))
+
+
+News = Event | tuple[Call, Position | Unavailable]
 
 
 class LateEngine(Engine):
@@ -108,16 +160,19 @@ class LateEngine(Engine):
     def __init__(self, server: LateServer) -> None:
         self.server = server
         self.interests: dict[str, bool] = {}
+        """Those that have taken effect."""
         self.asked: list[tuple[str, bool]] = []
         """All calls of `interest`."""
         self.published = 0
+        self.under_way: dict[Call, None] = {}
+        self.is_cut = False
         self._deliver: Deliver | None = None
         self._lost: Lost | None = None
-        self._inbox: deque[Event | tuple[Done, Position | Unavailable]] = deque()
-        self._under_way: set[Done] = set()
-        self._known: list[tuple[Done, Position | Unavailable]] = []
+        self._inbox: deque[News] = deque()
+        self._asks: deque[tuple[Call, Callable[[], Any]]] = deque()
+        """Calls that are no publishes, in their order."""
+        self._known: list[tuple[Call, Position | Unavailable]] = []
         """Answers that nobody was told yet."""
-        self._cut = False
 
     async def start(self, deliver: Deliver, lost: Lost) -> None:
         await asyncio.sleep(0)
@@ -127,55 +182,69 @@ class LateEngine(Engine):
 
     async def stop(self) -> None:
         await asyncio.sleep(0)
-        for waiting in self.server.give_up(self):
-            self.answer(waiting.done, Unavailable("the engine has ended"))
+        self.server.give_up(self)
         while self._inbox:
             self._take_one()
-        for done, result in list(self._known):
-            self.answer(done, result)
+        for call, result in list(self._known):
+            self.answer(call, result)
         self._known.clear()
+        for call in list(self.under_way):
+            self.answer(call, Unavailable("the engine has ended"))
+        self._asks.clear()
         self.server.engines.remove(self)
         self._deliver = self._lost = None
 
-    def publish(self, event: Event, done: Done) -> None:
-        self.published += 1
-        self._under_way.add(done)
-        if len(self._under_way) > self.server.bound:
-            self.hear((done, Unavailable("too much waits for the engine")))
-        elif self._cut:
-            self.hear((done, Unavailable("the engine has lost its connection")))
-        else:
-            self.server.take(Waiting(self, event, done))
+    def is_local(self, topic: str) -> bool:
+        return False
 
-    def interest(self, topic: str, on: bool) -> None:
-        self.asked.append((topic, on))
-        if on:
-            self.interests[topic] = True
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        self.published += 1
+        call = self.begin(done)
+        if len(self.under_way) > self.server.bound:
+            self.hear((call, Unavailable("too much waits for the engine")))
+        elif self.is_cut:
+            self.hear((call, Unavailable("the engine has lost its connection")))
         else:
-            del self.interests[topic]
+            self.server.take(Waiting(self, event, retention, call))
+
+    def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+        self.asked.append((filter, on))
+
+        def work() -> Unavailable | None:
+            if on and self.is_cut:
+                return Unavailable("the engine has lost its connection")
+            if on:
+                self.interests[filter] = True
+            else:
+                self.interests.pop(filter, None)
+            return None
+
+        self.ask(done, work)
 
     def history(self, topic: str, since: Position | None, limit: int, done: HistoryDone) -> None:
-        kept = self.server.history.get(topic, [])
-        if not self.server.keeps:
-            self.server.later(lambda: done(NoHistory(topic)))
-        elif since is None:
-            self.server.later(lambda: done(kept[-limit:]))
-        else:
-            self.server.later(lambda: done(kept[since.offset or 0 :][:limit]))
+        self.ask(done, lambda: self._reach(lambda: self.server.page(topic, since, limit)))
+
+    def position(self, topic: str, done: PositionDone) -> None:
+        self.ask(done, lambda: self._reach(lambda: self.server.position(topic)))
 
     def cut(self) -> None:
         """Lose the connection to the server: what other nodes publish does not get here."""
-        self._cut = True
+        self.is_cut = True
 
     def mend(self) -> None:
         """Have it again. Nobody can tell what went by."""
-        self._cut = False
-        for topic in self.interests:
-            self._lose(topic)
+        self.is_cut = False
+        for interest in self.interests:
+            self._lose(interest)
 
-    def hear(self, news: Event | tuple[Done, Position | Unavailable]) -> None:
+    def go_on(self) -> None:
+        """The server answers again."""
+        for _ in self._asks:
+            self.server.later(self._take_ask)
+
+    def hear(self, news: News) -> None:
         """Something comes from the server."""
-        if isinstance(news, Event) and (self._cut or not self.is_interested(news.topic)):
+        if isinstance(news, Event) and (self.is_cut or not self.is_interested(news.topic)):
             return
         self._inbox.append(news)
         self.server.later(self._take_one)
@@ -189,11 +258,34 @@ class LateEngine(Engine):
         assert self._deliver is not None
         self._deliver(event)
 
-    def answer(self, done: Done, result: Position | Unavailable) -> None:
-        """Tell a publisher."""
-        if done in self._under_way:
-            self._under_way.remove(done)
-            done(result)
+    def begin(self, done: Callable[[Any], None]) -> Call:
+        """Note a call that waits for its answer."""
+        call = Call(done)
+        self.under_way[call] = None
+        return call
+
+    def ask(self, done: Callable[[Any], None], work: Callable[[], Any]) -> None:
+        """Carry out a call that is no publish, behind those before it."""
+        call = self.begin(done)
+        if len(self.under_way) > self.server.bound:
+            self.server.later(lambda: self.answer(call, Unavailable("too much waits for the engine")))
+            return
+        self._asks.append((call, work))
+        self.server.later(self._take_ask)
+
+    def answer(self, call: Call, result: Any) -> None:
+        """Tell who waits for a call."""
+        if call in self.under_way:
+            del self.under_way[call]
+            call.done(result)
+
+    def _reach(self, work: Callable[[], Any]) -> Any:
+        return Unavailable("the engine has lost its connection") if self.is_cut else work()
+
+    def _take_ask(self) -> None:
+        if self._asks and not self.server.hung:
+            call, work = self._asks.popleft()
+            self.answer(call, work())
 
     def _take_one(self) -> None:
         """Events in the order in which they came; answers behind their event, but in any order among themselves."""
@@ -210,9 +302,61 @@ class LateEngine(Engine):
         if self._known:
             self.answer(*self._known.pop(self.server.random.randrange(len(self._known))))
 
-    def _lose(self, topic: str) -> None:
+    def _lose(self, filter: str) -> None:
         def tell() -> None:
             if self._lost is not None:
-                self._lost(topic)
+                self._lost(filter)
 
         self.server.later(tell)
+
+
+class LatePresenceServer:
+    """The members of several nodes, each with the time at which its node's lease ends. Time is what a test says."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.topics: dict[str, dict[str, tuple[Member, LatePresence]]] = {}
+        self.loop = asyncio.get_running_loop()
+
+    def members(self, topic: str) -> dict[str, Member]:
+        """Those whose node's lease has not ended, in the order of their sessions."""
+        found = sorted(self.topics.get(topic, {}).items())
+        return {session: member for session, (member, node) in found if node.ends > self.now}
+
+
+class LatePresence(Presence):
+    """One node's connection to a `LatePresenceServer`. Calls take a turn, in their order."""
+
+    lease = 30.0
+
+    def __init__(self, server: LatePresenceServer) -> None:
+        self.server = server
+        self.ends = server.now + self.lease
+
+    def join(self, topic: str, member: Member, done: Callable[[Unavailable | None], None]) -> None:
+        def work() -> None:
+            self.server.topics.setdefault(topic, {})[member.session] = (member, self)
+            done(None)
+
+        self.server.loop.call_soon(work)
+
+    def leave(self, topic: str, session: str, done: Callable[[Unavailable | None], None]) -> None:
+        def work() -> None:
+            self.server.topics.get(topic, {}).pop(session, None)
+            done(None)
+
+        self.server.loop.call_soon(work)
+
+    def members(
+        self, topic: str, cursor: str | None, limit: int, done: Callable[[MemberPage | Unavailable], None]
+    ) -> None:
+        def work() -> None:
+            members = self.server.members(topic)
+            following = [member for session, member in members.items() if cursor is None or session > cursor]
+            page = following[:limit]
+            done(MemberPage(page, len(members), page[-1].session if len(following) > limit else None))
+
+        self.server.loop.call_soon(work)
+
+    def renew(self) -> None:
+        self.ends = self.server.now + self.lease

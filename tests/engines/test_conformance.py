@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from broker.engines.base import Done, Engine, Event, HistoryDone, NoHistory, Position, Unavailable
+from broker.engines.base import (
+    Engine,
+    Event,
+    HistoryDone,
+    HistoryPage,
+    InterestDone,
+    NoHistory,
+    Position,
+    PositionDone,
+    PublishDone,
+    Unavailable,
+)
 from broker.engines.memory import MemoryEngine
+from broker.rules import Retention
 from tests.engines import promises
-from tests.engines.late import LateEngine, LateServer
+from tests.engines.late import EPOCH, LateEngine, LateServer
 from tests.engines.promises import CHECKS, CHECKS_WITH_A_SERVER, Check, Kind
 
 
@@ -29,7 +43,7 @@ class Late(Kind):
     bound = 100
 
     def __init__(self) -> None:
-        self.server = LateServer(keeps=self.keeps, bound=2000)
+        self.server = LateServer(bound=2000)
 
     def engine(self) -> Engine:
         return LateEngine(self.server)
@@ -117,76 +131,117 @@ class Doubling(LateEngine):
 class Deaf(LateEngine):
     """Forgets an interest as soon as another one ends."""
 
-    def interest(self, topic: str, on: bool) -> None:
-        super().interest(topic, on)
+    def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+        super().interest(filter, on, done)
         if not on:
             self.interests.clear()
 
 
-class Telling(LateEngine):
-    """Delivers the event of another node as if it were its own."""
+class Anonymous(LateEngine):
+    """Does not pass the token on, so that nobody finds the publish of an event."""
 
     def deliver(self, event: Event) -> None:
-        event.origin = self.server
-        super().deliver(event)
+        super().deliver(msgspec.structs.replace(event, token=None))
 
 
-class Copying(LateEngine):
-    """Delivers a copy to its own node, so that nobody finds the receipt."""
+class Keyless(LateEngine):
+    """Loses the key on the way."""
 
-    def deliver(self, event: Event) -> None:
-        super().deliver(Event(event.topic, event.data, event.key, event.offset, event.origin))
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        super().publish(msgspec.structs.replace(event, key=None), retention, done)
 
 
 class Hasty(LateEngine):
     """Says done before it delivers."""
 
-    def publish(self, event: Event, done: Done) -> None:
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         done(Position())
-        super().publish(event, lambda result: None)
+        super().publish(event, retention, lambda result: None)
+
+
+class Tardy(LateEngine):
+    """Delivers an event of its own node some turns after its `done`."""
+
+    def deliver(self, event: Event) -> None:
+        asyncio.get_running_loop().call_later(0.02, super().deliver, event)
 
 
 class Forgetful(LateEngine):
     """Answers only every second publish."""
 
-    def publish(self, event: Event, done: Done) -> None:
-        super().publish(event, done if self.published % 2 else lambda result: None)
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        super().publish(event, retention, done if self.published % 2 else lambda result: None)
 
 
 class Repeating(LateEngine):
     """Says done twice."""
 
-    def publish(self, event: Event, done: Done) -> None:
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         def twice(result: Position | Unavailable) -> None:
             done(result)
             done(result)
 
-        super().publish(event, twice)
+        super().publish(event, retention, twice)
+
+
+class Careless(LateEngine):
+    """Keeps an event only some time after `done`."""
+
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        top = self.server.tops.get(event.topic, 0) + len(self.under_way) + 1
+        asyncio.get_running_loop().call_later(0.2, super().publish, event, retention, lambda result: None)
+        done(Position(EPOCH, top))
+
+
+class Hoarding(LateEngine):
+    """Keeps everything, whatever the retention says."""
+
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        super().publish(event, Retention(events=1_000_000), done)
 
 
 class Lying(LateEngine):
     """Says that it could not, and does."""
 
-    def publish(self, event: Event, done: Done) -> None:
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         def lie(result: Position | Unavailable) -> None:
             done(Unavailable("no") if bytes(event.data) == b"1" else result)
 
-        super().publish(event, lie)
+        super().publish(event, retention, lie)
+
+
+class Blocking(LateEngine):
+    """Waits for the server inside a call."""
+
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        while self.server.hung:
+            time.sleep(0.01)
+        super().publish(event, retention, done)
 
 
 class Boundless(LateEngine):
     """Lets any number of publishes wait."""
 
-    def publish(self, event: Event, done: Done) -> None:
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         self.server.bound = 1_000_000
-        super().publish(event, done)
+        super().publish(event, retention, done)
 
 
 class Silent(LateEngine):
     """Says nothing of what it missed."""
 
     def mend(self) -> None:
-        self._cut = False
+        self.is_cut = False
+
+
+class SilentAboutPatterns(LateEngine):
+    """Says only of topics that it missed something."""
+
+    def mend(self) -> None:
+        patterns = [name for name in self.interests if "*" in name]
+        kept = {name: self.interests.pop(name) for name in patterns}
+        super().mend()
+        self.interests |= kept
 
 
 class Undead(LateEngine):
@@ -197,11 +252,54 @@ class Undead(LateEngine):
 
 
 class Impatient(LateEngine):
-    """Ends without an answer for those who wait for one."""
+    """Ends without an answer to the calls that wait for one."""
 
     async def stop(self) -> None:
-        self._under_way.clear()
+        self.under_way.clear()
         await super().stop()
+
+
+class Eager(LateEngine):
+    """Says that an interest is complete before it has any effect."""
+
+    def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+        done(None)
+        asyncio.get_running_loop().call_later(0.05, super().interest, filter, on, lambda result: None)
+
+
+class Mute(LateEngine):
+    """Forgets to say that an interest is complete."""
+
+    def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+        super().interest(filter, on, lambda result: None)
+
+
+class Stammering(LateEngine):
+    """Says twice that an interest is complete."""
+
+    def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+        def twice(result: Unavailable | None) -> None:
+            done(result)
+            done(result)
+
+        super().interest(filter, on, twice)
+
+
+class Muddled(LateEngine):
+    """Carries out the calls for one filter in another order than they came."""
+
+    def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+        super().interest(filter, on, done)
+        self._asks.rotate(1)
+
+
+class Stubborn(LateEngine):
+    """Says that it could not begin an interest, and has begun it."""
+
+    def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+        if self.is_cut:
+            self.interests[filter] = True
+        super().interest(filter, on, done)
 
 
 class Empty(LateEngine):
@@ -211,24 +309,72 @@ class Empty(LateEngine):
         done(NoHistory(topic))
 
 
+class Rosy(LateEngine):
+    """Says of every page that nothing is missing before it."""
+
+    def history(self, topic: str, since: Position | None, limit: int, done: HistoryDone) -> None:
+        def embellish(result: HistoryPage | NoHistory | Unavailable) -> None:
+            page = isinstance(result, HistoryPage)
+            done(msgspec.structs.replace(result, complete=True) if page else result)
+
+        super().history(topic, since, limit, embellish)
+
+
+class Curt(LateEngine):
+    """Says of every page that it is the last."""
+
+    def history(self, topic: str, since: Position | None, limit: int, done: HistoryDone) -> None:
+        def cut_short(result: HistoryPage | NoHistory | Unavailable) -> None:
+            page = isinstance(result, HistoryPage)
+            done(msgspec.structs.replace(result, more=False) if page else result)
+
+        super().history(topic, since, limit, cut_short)
+
+
+class Stale(LateEngine):
+    """Remembers the first position that it was asked for."""
+
+    known: Position | Unavailable | None = None
+
+    def position(self, topic: str, done: PositionDone) -> None:
+        def remember(result: Position | Unavailable) -> None:
+            self.known = self.known or (result if result != Position() else None)
+            done(self.known or result)
+
+        super().position(topic, remember)
+
+
 @pytest.mark.parametrize(
     ("engine", "check"),
     [
         (Reversed, promises.order),
         (Doubling, promises.once),
         (Deaf, promises.once),
-        (Telling, promises.unchanged),
-        (Copying, promises.unchanged),
-        (Hasty, promises.delivered_then_done),
+        (Anonymous, promises.equal),
+        (Keyless, promises.equal),
         (Forgetful, promises.done_once),
         (Repeating, promises.done_once),
+        (Careless, promises.done_means_kept),
+        (Hoarding, promises.done_means_kept),
         (Lying, promises.refused_means_nothing),
-        (Boundless, promises.never_blocks),
+        (Hasty, promises.delivered_before_done),
+        (Tardy, promises.delivered_before_done),
+        (Blocking, promises.never_blocks),
+        (Boundless, promises.bounded),
         (Silent, promises.no_silent_loss),
+        (SilentAboutPatterns, promises.no_silent_loss),
         (Undead, promises.ends),
         (Impatient, promises.ends),
         (Impatient, promises.ends_although_the_server_hangs),
+        (Eager, promises.interest_is_complete),
+        (Mute, promises.interest_is_complete),
+        (Stammering, promises.interest_is_complete),
+        (Muddled, promises.interest_is_complete),
+        (Stubborn, promises.refused_interest_changes_nothing),
         (Empty, promises.history),
+        (Rosy, promises.history),
+        (Curt, promises.history),
+        (Stale, promises.position),
     ],
     ids=named,
 )

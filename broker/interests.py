@@ -1,0 +1,53 @@
+"""What the engine has been asked to deliver to this node, and who waits for its answer.
+
+The node has an interest in each topic or pattern that has a subscriber. Only the interests that the engine has not
+answered yet are kept here; those that it has confirmed are the filters of the hub.
+"""
+
+from __future__ import annotations
+
+from broker.engines.base import Engine, InterestDone, Unavailable
+
+
+class Interests:
+    """The interests of one node."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pending: dict[str, list[InterestDone]] = {}
+
+    def begin(self, filter: str, done: InterestDone) -> None:
+        """Ask the engine for the events of a filter that has its first subscriber. `done` gets its answer."""
+        waiting = [done]
+        self._pending[filter] = waiting
+
+        def answered(result: Unavailable | None) -> None:
+            if self._pending.get(filter) is waiting:
+                del self._pending[filter]
+            each = waiting[:]
+            waiting.clear()  # a second answer finds nobody
+            for tell in each:
+                tell(result)
+
+        try:
+            self._engine.interest(filter, True, answered)
+        except BaseException:
+            self._pending.pop(filter, None)
+            raise
+
+    def confirm(self, filter: str, done: InterestDone) -> None:
+        """Call `done` once the engine has answered for a filter that has subscribers already."""
+        waiting = self._pending.get(filter)
+        if waiting is None:
+            done(None)
+        else:
+            waiting.append(done)
+
+    def end(self, filter: str) -> None:
+        """Tell the engine that the last subscriber of a filter is gone. Those who wait get its earlier answer."""
+        self._pending.pop(filter, None)
+        self._engine.interest(filter, False, _ignore)
+
+
+def _ignore(result: Unavailable | None) -> None:
+    """The events of an interest that could not be ended find no subscriber."""

@@ -3,7 +3,7 @@
 Everything else about the package is in pyproject.toml.
 
 The build fails with one line where something is missing: there is no slower implementation to fall back on, and a
-traceback helps nobody to install a compiler.
+traceback does not help to install a compiler.
 """
 
 import importlib.util
@@ -18,28 +18,27 @@ from setuptools.errors import BaseError, CCompilerError
 SOURCES = Path("_speedups")
 LOAD = Path("bench", "load")
 STUB = Path("broker", "_speedups.pyi")
-# Whoever lacks one of these usually lacks the others as well, so every message names them all.
+# A machine without one of these usually has none of them, so every message names all.
 ADVICE = "install a compiler and Python's headers (Debian: apt install gcc libc6-dev python3-dev)"
 
 
 class BuildSpeedups(build_ext):
-    """build_ext that brings the typed surface along, and says in one line why it cannot build."""
+    """build_ext that also installs the stub, and reports a failed build in one line."""
 
     def initialize_options(self) -> None:
-        """Keeps the generated C out of the folder of the sources."""
+        """Writes the generated C outside the source folder."""
         super().initialize_options()
         self.cython_c_in_temp = True
 
     def run(self) -> None:
-        """Builds the extension and puts its stub beside it: in the wheel, and in broker/ where it is built in place."""
+        """Builds the extension and puts its stub beside it: in the wheel, or in broker/ for a build in place."""
         super().run()
         for target in [self._stub(), STUB] if self.inplace else [self._stub()]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(SOURCES / "speedups.pyi", target)
 
     def build_extensions(self) -> None:
-        """Compiles. Where that fails it leaves by SystemExit: any other exception becomes a traceback in an editable
-        build."""
+        """Compiles. A failure raises SystemExit: any other exception becomes a traceback in an editable build."""
         compiler = self.compiler.compiler_so[0]
         if importlib.util.find_spec("Cython") is None:
             sys.exit("wsbroker: building needs Cython 3.1 or later: use `pip install .`, or `pip install Cython` first")
@@ -59,7 +58,7 @@ class BuildSpeedups(build_ext):
         return [*super().get_outputs(), *([] if self.inplace else [str(self._stub())])]
 
     def get_output_mapping(self) -> dict[str, str]:
-        """Each file made for a wheel → the file that stands for it when built in place."""
+        """Each file of a wheel → the file that replaces it in a build in place."""
         return super().get_output_mapping() | ({str(self._stub()): str(STUB)} if self.inplace else {})
 
     def _stub(self) -> Path:
@@ -71,7 +70,7 @@ setup(
         Extension(
             "broker._speedups",
             [str(SOURCES / "speedups.pyx")],
-            # The includes are part of the one unit: a change in any of them is a change of the module.
+            # The includes are part of one compilation unit: a change in any of them rebuilds the module.
             depends=sorted(str(path) for pattern in ("*.pxi", "*.h") for path in SOURCES.glob(pattern)),
             include_dirs=[str(SOURCES)],
             # What is built here may run on another machine of the same architecture: no -march=native.

@@ -265,7 +265,7 @@ def _record(out: Console, err: Console) -> int:
                 continue
             conclusive = [pair for pair in undisturbed if pair.conclusive]
             if len(conclusive) < MIN_PAIRS:
-                err.print(f"{name}: bound by the load program; dropped_events will be seen late", style="yellow")
+                err.print(f"{name}: bound by the load program; a regression may be hidden", style="yellow")
             verdict = judge(conclusive if len(conclusive) >= MIN_PAIRS else undisturbed, None)
             if verdict.measured:
                 ratios[name] = verdict.measured

@@ -1,4 +1,4 @@
-"""What is counted: plain numbers, which cost an addition where something happens and are read when somebody asks."""
+"""Counters and histograms of the node: plain numbers, read at each scrape."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from broker.errors import CloseCode
 
 KNOWN_CODES = frozenset(CloseCode) | {1005, 1006}
-"""Close codes that are counted each for itself. Clients may choose others: some 3,000, which count as one."""
+"""Close codes with a count of their own. Clients may send about 3,000 others, which share one count."""
 
 TIMES = tuple(0.0001 * 2**i for i in range(18))
 """Bounds in seconds, from 0.1 ms to 13 s."""
 
 
 class Histogram:
-    """How often something took how long."""
+    """A histogram of durations."""
 
     __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float] = TIMES) -> None:
         self.bounds = bounds
-        """Upper bounds in ascending order; beyond the last one it is counted too."""
+        """Upper bounds in ascending order; values over the last one have a count too."""
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
@@ -32,24 +32,24 @@ class Histogram:
 
 
 class Metrics:
-    """What one node has counted since its start."""
+    """The counters of one node since its start."""
 
     __slots__ = ("closed", "commands", "connected", "engine", "errors", "handshakes")
 
     def __init__(self) -> None:
         self.connected = 0
-        """Connections that were established."""
+        """Established connections."""
         self.closed: Counter[int] = Counter()
-        """Those that took part no more, by close code; 0 stands for codes that are nobody's."""
+        """Closed connections, by close code; 0 stands for unknown codes."""
         self.commands: Counter[str] = Counter()
-        """Commands that the fast path did not take, by op; `""` stands for what could not be read."""
+        """Commands of the slow path, by op; `""` stands for those that could not be parsed."""
         self.errors: Counter[str] = Counter()
-        """Commands that were not carried out, by error code."""
+        """Failed commands, by error code."""
         self.handshakes = Histogram()
-        """From accepting a socket to the answer that it is a WebSocket now."""
+        """Seconds from accepting a socket to the response with status 101."""
         self.engine = Histogram()
-        """From a publish to its answer, where the engine is another process."""
+        """Seconds from a publish to the answer of an engine in another process."""
 
     def close(self, code: int) -> None:
-        """Count a connection that takes part no more."""
+        """Count a closed connection."""
         self.closed[code if code in KNOWN_CODES else 0] += 1

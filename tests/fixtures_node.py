@@ -186,8 +186,8 @@ class Client:
         except ConnectionClosed as closed:
             return closed.rcvd
 
-    async def on_close(self) -> list[dict[str, Any]]:
-        """All messages that were not taken, once the connection is closed."""
+    async def remaining_messages(self) -> list[dict[str, Any]]:
+        """Wait for the close, and return all messages that the test has not read."""
         await self.closed()
         return [json.loads(text) for text in self._rest]
 

@@ -159,7 +159,7 @@ async def test_bye_spreads_the_reconnect_delays() -> None:
         delays = []
         for client in clients:
             assert await client.closed() == GOING_AWAY
-            [bye] = await client.on_close()
+            [bye] = await client.remaining_messages()
             assert list(bye) == ["op", "reason", "retry_after_ms"]
             assert (bye["op"], bye["reason"]) == ("bye", "shutdown")
             delays.append(bye["retry_after_ms"])
@@ -178,7 +178,7 @@ async def test_deferred_commands_are_executed_before_a_drain_ends() -> None:
         assert (await client.next())["op"] == "ok"  # all of it has been read then
         assert harness.node.context.published < 100
         await harness.node.drain(10)
-        answers = await client.on_close()
+        answers = await client.remaining_messages()
         assert [answer["op"] for answer in answers] == ["ok"] * 99 + ["bye"]
         assert [answer.get("id") for answer in answers] == [*range(1, 100), None]
 
@@ -205,9 +205,9 @@ async def test_commands_in_the_socket_buffer_are_executed() -> None:
         for n in range(500):
             await publisher.tell("publish", topic="a", data=n, id=n)
         await harness.node.drain(10)
-        answers = [message for message in await publisher.on_close() if message["op"] != "bye"]
+        answers = [message for message in await publisher.remaining_messages() if message["op"] != "bye"]
         assert [(answer["id"], answer["op"]) for answer in answers] == [(n, "ok") for n in range(500)]
-        events = [message for message in await subscriber.on_close() if message["op"] != "bye"]
+        events = [message for message in await subscriber.remaining_messages() if message["op"] != "bye"]
         assert [event["data"] for event in events] == list(range(500))
 
 
@@ -283,7 +283,7 @@ async def test_client_that_does_not_read_is_aborted_at_the_drain_timeout() -> No
         assert b"going_away" not in await full.rest()
         assert (await mute.rest()).endswith(b"going_away")
         assert await fine.closed() == GOING_AWAY
-        assert [message["op"] for message in await fine.on_close()] == ["event"] * 200 + ["bye"]
+        assert [message["op"] for message in await fine.remaining_messages()] == ["event"] * 200 + ["bye"]
 
 
 # While something is under way in the engine
@@ -330,8 +330,8 @@ async def test_pending_publish_is_answered_before_bye(server: LateServer, engine
         assert not drain.task.done()
         server.go_on()
         await drain.task
-        assert [message["op"] for message in await drain.publisher.on_close()] == ["ok", "bye"]
-        assert [message["op"] for message in await subscriber.on_close()] == ["event", "bye"]
+        assert [message["op"] for message in await drain.publisher.remaining_messages()] == ["ok", "bye"]
+        assert [message["op"] for message in await subscriber.remaining_messages()] == ["event", "bye"]
         assert await subscriber.closed() == GOING_AWAY
 
 
@@ -391,7 +391,7 @@ async def test_drain_waits_for_the_engine_no_longer_than_the_timeout(server: Lat
         await drain.task
         await until(lambda: not harness.node.connections)
         # It is not told `ok`, and it is told that the broker goes.
-        assert [message["op"] for message in await drain.publisher.on_close()] == ["bye"]
+        assert [message["op"] for message in await drain.publisher.remaining_messages()] == ["bye"]
 
 
 async def test_subscriber_without_credit_does_not_delay_a_drain() -> None:
@@ -401,7 +401,7 @@ async def test_subscriber_without_credit_does_not_delay_a_drain() -> None:
             await publisher.ask("publish", topic="a", data=n)
         await harness.node.drain(30)
         assert await client.closed() == await publisher.closed() == GOING_AWAY
-        assert [message["op"] for message in await client.on_close()] == ["event", "bye"]
+        assert [message["op"] for message in await client.remaining_messages()] == ["event", "bye"]
 
 
 async def test_parked_publisher_is_answered_before_bye() -> None:
@@ -419,7 +419,7 @@ async def test_parked_publisher_is_answered_before_bye() -> None:
         await slow.until(b'"data":"last"}', b"going_away")
         await slow.close()
         await draining
-        assert [message["op"] for message in await publisher.on_close()] == ["ok", "bye"]
+        assert [message["op"] for message in await publisher.remaining_messages()] == ["ok", "bye"]
         assert await publisher.closed() == GOING_AWAY
 
 
@@ -434,10 +434,10 @@ async def test_commands_behind_a_parked_publish_are_answered_before_bye(server: 
         await until(lambda: harness.node.draining)
         server.go_on()
         await draining
-        messages = [message for message in await client.on_close() if message["op"] != "bye"]
+        messages = [message for message in await client.remaining_messages() if message["op"] != "bye"]
         assert Counter(message["id"] for message in messages) == Counter(range(50))
         done = [message["id"] for message in messages if message["op"] == "ok"]
         assert {message["code"] for message in messages if message["op"] == "error"} <= {"draining"}
-        events = [message["data"] for message in await subscriber.on_close() if message["op"] == "event"]
+        events = [message["data"] for message in await subscriber.remaining_messages() if message["op"] == "event"]
         assert events == sorted(done)
         assert len(done) >= 5

@@ -253,7 +253,7 @@ TestHub = HubMachine.TestCase
 TestHub.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-# RouteCache
+# Routes
 
 
 @pytest.fixture

@@ -476,7 +476,7 @@ async def test_the_tenth_bad_command_in_a_row_closes_the_connection(client: Clie
     for n in range(10):
         await client.send(BAD[n % len(BAD)].encode() if binary else BAD[n % len(BAD)])
     assert await client.closed() == Close(CloseCode.BAD_COMMANDS, "bad_commands")
-    errors = await client.on_close()
+    errors = await client.remaining_messages()
     assert [error["code"] for error in errors] == ["bad_json", *["bad_command"] * 3, "bad_json"] * 2
 
 
@@ -513,7 +513,7 @@ async def test_close_for_bad_commands_ends_the_subscriptions(harness: Harness) -
     # Nothing counts that is sent behind the tenth.
     await client.tell("publish", topic="b", data=1, id=1)
     await client.closed()
-    assert not any("id" in message for message in await client.on_close())
+    assert not any("id" in message for message in await client.remaining_messages())
     assert await publisher.ask("publish", topic="a", data=1) == ok(0)
     assert client.session not in harness.node.sessions
 

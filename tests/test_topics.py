@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from broker.errors import CommandError
 from broker.topics import MAX_BYTES, check_pattern, check_topic, is_pattern, matches, rank
 
-# LogRateLimiter different tokens, so that patterns and topics often meet.
+# Few different tokens, so that patterns and topics often meet.
 tokens = st.sampled_from(["a", "b", "$s", "é", "a-b"])
 topics = st.lists(tokens, min_size=1, max_size=4).map(".".join)
 patterns = st.builds(

@@ -100,7 +100,7 @@ def publish_batch(payloads: Sequence[bytes], subscribers: int = 1, fast: bool = 
 
 
 def many_topics(**bridge: Any) -> Round:
-    """One publisher, which with `bridge` has a subscription on these policy itself."""
+    """One publisher, which with `bridge` also subscribes to them."""
     harness = Harness()
     topics = [f"prices.t{number:05}" for number in range(MANY)]
     for topic in topics:

@@ -1,4 +1,4 @@
-"""Connections: all at once, one after the other, and stats by."""
+"""Connections: all at once, one after the other, and idle."""
 
 from bench.figures import duration, micros, rate, share, size
 from bench.measure import Opening

@@ -249,19 +249,19 @@ _CODE: Final = re.compile(r"closed by the server: (\d{4})")
 def _fail(complaint: str, plan: Plan, last: Progress | None) -> NoReturn:
     """Raise what the load program's last words mean."""
     words = complaint.strip().rpartition("\n")[2].removeprefix("load: ") or "the load program ended without a word"
-    stats = f"with {last.open if last else 0} of {plan.subscribers + 1} connections open"
+    opened = f"with {last.open if last else 0} of {plan.subscribers + 1} connections open"
     if refused := _REFUSED.search(words):
         status = int(refused[1])
         meaning = REFUSALS[status].meaning if status in REFUSALS else words
-        raise Refused(f"{stats} the broker refused one: HTTP {status}: {meaning}", status=status)
+        raise Refused(f"{opened} the broker refused one: HTTP {status}: {meaning}", status=status)
     if "Connection refused" in words or "Connection reset" in words or "Cannot assign requested" in words:
-        raise Unreachable(f"{stats}: {words}")
+        raise Unreachable(f"{opened}: {words}")
     if _ENDED.search(words):
         code = _CODE.search(words)
-        raise Closed(f"{stats}: {words}", code=int(code[1]) if code else LOST, retry=False)
+        raise Closed(f"{opened}: {words}", code=int(code[1]) if code else LOST, retry=False)
     if '"op":"gap"' in words or "more than were published" in words:
         raise LoadFailed("subscribers were too slow, and the broker dropped events: try a lower --rate, or --window")
-    raise LoadFailed(f"{stats}: {words}")
+    raise LoadFailed(f"{opened}: {words}")
 
 
 # What is sent

@@ -1,4 +1,4 @@
-"""TLS on the client listener, for those who have no proxy in front: the certificate, and its exchange while serving."""
+"""TLS on the client listener, for deployments without a proxy: the certificate, and its reload."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from broker.errors import ConfigError
 
 
 class Tls:
-    """What new connections are encrypted with. There is one for all listeners of the broker."""
+    """The TLS context of new connections, shared by all listeners."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.context = context
-        """Exchanged by a reload. Connections that stand keep the one that they began with."""
+        """Replaced by a reload. Established connections keep the old one."""
 
 
 def load(server: Server) -> ssl.SSLContext | None:

@@ -5,7 +5,7 @@ import { Broker, stateIn } from "../wsbroker.js";
 const TOPIC = "slow.gauges";
 const GAUGES = 8;
 
-/** Events that may be under way to the page. LogRateLimiter: what is under way cannot be replaced by something newer. */
+/** Events that may be in flight to the page. Few: what is under way cannot be replaced by something newer. */
 const CREDIT = 16;
 
 const slider = document.querySelector("#busy");

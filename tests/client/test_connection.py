@@ -69,7 +69,7 @@ async def take_all(client: Client) -> tuple[list[Any], ClientError]:
     raise AssertionError("the iteration ended without an exception")
 
 
-# The upgrade_response
+# The welcome
 
 
 def test_default_url_is_the_default_listen_address() -> None:

@@ -356,11 +356,11 @@ async def test_drain_sends_bye_to_all_tls_clients(pair: Pair) -> None:
         assert (await publisher.answer(99))["op"] == "ok"
         await harness.node.drain(PATIENCE)
         assert harness.node.connections == 0
-        answers = await publisher.on_close()
+        answers = await publisher.remaining_messages()
         assert [message["op"] for message in answers] == ["ok"] * 99 + ["bye"]
         for client in clients:
             assert await client.closed() == Close(1001, "going_away")
-            assert [message["op"] for message in await client.on_close()] == ["event"] * 100 + ["bye"]
+            assert [message["op"] for message in await client.remaining_messages()] == ["event"] * 100 + ["bye"]
 
 
 async def open_tls(opened: Harness, context: ssl.SSLContext) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

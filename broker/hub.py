@@ -1,10 +1,10 @@
-"""Who gets what: patterns, subscriptions, audiences.
+"""The subscriptions of a node: filters, patterns, audiences.
 
-Two indexes. A topic that is subscribed to by name is found in a dict. Patterns stand in a tree of tokens, so that a
-publish costs its matches and not the number of patterns. The filters that match a topic make its audience; topics that
-match the same filters share one.
+There are two indexes. A dict has the filters that are exact topics. A tree of tokens has the patterns, so that the cost
+of a publish depends on its matches and not on the number of patterns. The filters that match a topic form its audience;
+topics that match the same filters share an audience.
 
-Nothing is kept for a topic because it was published to, but for the routes, of which there is a bounded number.
+Invariant: publishing to a topic leaves no state behind, except for a bounded number of routes.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ UNLIMITED = -1
 
 
 class Branch:
-    """A place in the tree of patterns: the tokens from the root to here begin some pattern."""
+    """A node of the pattern tree: the tokens from the root to here are the beginning of a pattern."""
 
     __slots__ = ("branches", "here", "rest")
 
     def __init__(self) -> None:
         self.branches: dict[str, Branch] = {}
-        """The next token, `*` among them, leads on to …"""
+        """Children by the next token, including `*`."""
         self.here: tuple[Rank, Filter] | None = None
         """The pattern that ends here."""
         self.rest: tuple[Rank, Filter] | None = None
         """The pattern that ends here with `>`."""
 
     @property
-    def bare(self) -> bool:
+    def is_unused(self) -> bool:
         """Whether no pattern needs this branch any more."""
         return not self.branches and self.here is None and self.rest is None
 
@@ -45,7 +45,7 @@ class Hub:
 
     def __init__(self, context: LoopContext) -> None:
         self.routes = RouteCache()
-        """The fast path of those who may publish everywhere; kept true to the subscriptions here."""
+        """Routes for the fast path, invalidated when subscriptions change."""
         self._context = context
         self._topics: dict[str, Filter] = {}
         self._patterns: dict[str, Filter] = {}
@@ -54,7 +54,7 @@ class Hub:
 
     @property
     def filters(self) -> int:
-        """How many different topics and patterns are subscribed to."""
+        """The number of distinct topics and patterns with subscribers."""
         return len(self._topics) + len(self._patterns)
 
     def subscribe(
@@ -75,13 +75,13 @@ class Hub:
         return Subscription(connection, found, max_queue=max_queue, overflow=overflow, echo=echo, credit=credit)
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """End a subscription and forget what is queued."""
+        """End a subscription and discard its queue."""
         subscription.cancel()
         if subscription.filter.subscribers == 0:
             self._remove(subscription.filter.topic)
 
     def audience(self, topic: str) -> Audience:
-        """Find who gets an event of this topic. The audience stays true while subscriptions to its filters change."""
+        """Find the audience of a topic. It follows changes of the subscriptions to its filters."""
         return self._audience(self._match(topic))
 
     def subscriptions(self, filter: str) -> list[Subscription]:
@@ -143,7 +143,7 @@ class Hub:
         else:
             way[-1].here = None
         for parent, token, branch in zip(reversed(way[:-1]), reversed(tokens), reversed(way[1:]), strict=True):
-            if not branch.bare:
+            if not branch.is_unused:
                 break
             del parent.branches[token]
 

@@ -1,4 +1,4 @@
-"""One broker process: the sessions, the hub and the engine, and how they come to an end."""
+"""One broker process: its sessions, hub and engine; the use cases; drain and shutdown."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class PendingPublish:
 
 
 class Node:
-    """Brings sessions, hub and engine together. The listeners call `connect`; daemon and sessions call the rest."""
+    """Connects sessions, hub and engine. The listeners call `connect`; daemon and sessions call the rest."""
 
     def __init__(self, config: Config, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         limits = config.limits
         self.draining = False
         self.memory_pressure = False
-        """Whether publishers are slowed down, since there is no more memory."""
+        """Whether publishers are throttled, because the memory limit is reached."""
         self.engine = engine
         self._interests = Interests(engine)
         self._pending: dict[str, PendingPublish] = {}
@@ -98,23 +98,23 @@ class Node:
         self.context.on_lagging = self._log_lagging
         self.hub = Hub(self.context)
         self.on_disconnect: Callable[[str], None] | None = None
-        """Called with the address of each client that leaves."""
+        """Called with the address of each client that disconnects."""
         self._bye_sent: set[str] = set()
         """Sessions that got `bye` and have not disconnected yet."""
         self.metrics = Metrics()
 
     def reconfigure(self, config: Config) -> None:
-        """Go by these limits and topic rules from now on. What there is already keeps its policy: connections the
-        largest message, which they were told, and subscriptions their bounds.
+        """Apply these limits and topic rules from now on. Connections keep the `max_size` of their `welcome`, and
+        subscriptions their bounds.
 
-        What the keep-alive sweep goes by, and what sockets were set to, stays as it was at the start. Raises
-        ConfigError for rules that are wrong.
+        The timers of the keep-alive sweep and the socket options stay as they were at the start. Raises ConfigError for
+        invalid rules.
         """
         limits = config.limits
         self.rules = Rules(config.topics, limits)
         self.limits = limits
         for session in self.sessions.values():
-            self._allow(session.connection)
+            self._apply_publish_rate(session.connection)
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
         context = self.context
@@ -126,9 +126,9 @@ class Node:
         context.max_age = self.rules.max_age if any(rule.max_age is not None for rule in config.topics) else None
 
     def set_memory_pressure(self, memory_pressure: bool) -> None:
-        """Slow publishers down, or no longer: each publish then holds its connection up for a moment."""
+        """Start or stop throttling publishers: each publish then pauses its connection for a moment."""
         self.memory_pressure = memory_pressure
-        self.hub.routes.clear()  # the fast path would not
+        self.hub.routes.clear()  # the fast path does not throttle
 
     def peers(self) -> Iterator[str]:
         """Give the addresses of all clients."""
@@ -136,7 +136,7 @@ class Node:
 
     @property
     def connections(self) -> int:
-        """How many connections are established, those that are closing included."""
+        """The number of established connections, including those that are closing."""
         return self.context.connections
 
     async def start(self) -> None:
@@ -144,7 +144,7 @@ class Node:
         await self.engine.start(self.deliver, self.lost)
         self.context.start()
 
-    # What the listeners ask.
+    # For the listeners.
 
     def connect(
         self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
@@ -160,7 +160,7 @@ class Node:
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
         connection.routes = self.hub.routes
-        self._allow(connection)
+        self._apply_publish_rate(connection)
         self.sessions[session.id] = session
         self.metrics.connected += 1
         connection.start(transport, upgrade_response, window_bits)
@@ -176,8 +176,8 @@ class Node:
         log.debug("session opened", session=session.id, peer=peer)
         connection.feed(rest)
 
-    def _allow(self, connection: Connection) -> None:
-        """Let a connection publish as much as the limits say now."""
+    def _apply_publish_rate(self, connection: Connection) -> None:
+        """Apply the current publish rate to a connection."""
         rate, burst = self.limits.publish_rate, self.limits.publish_burst
         token_bucket = connection.token_bucket
         if token_bucket is not None and rate:
@@ -214,21 +214,21 @@ class Node:
         try:
             ask(topic, self._undo_unless_confirmed(session, subscription, done))
         except BaseException:
-            if _forget(session, subscription):
+            if _detach(session, subscription):
                 self._end_subscription(subscription)
             raise
 
     def unsubscribe(self, session: Session, topic: str) -> None:
         """End a subscription of a session."""
         check_pattern(topic)
-        subscription = _subscription(session, topic)
-        _forget(session, subscription)
+        subscription = _find_subscription(session, topic)
+        _detach(session, subscription)
         self._end_subscription(subscription)
 
     def credit(self, session: Session, topic: str, add: int) -> None:
         """Let `add` more events of a subscription come."""
         check_pattern(topic)
-        subscription = _subscription(session, topic)
+        subscription = _find_subscription(session, topic)
         if subscription.credit == UNLIMITED:
             raise BadCommand("bad_command", f"`{topic}` was subscribed to without `credit`")
         subscription.add_credit(add)
@@ -286,7 +286,7 @@ class Node:
         return True
 
     def remove(self, session: Session) -> None:
-        """Drop a session whose connection takes part no more, and end its subscriptions."""
+        """Remove a session whose connection is closed, and end its subscriptions."""
         subscriptions, session.subscriptions = session.subscriptions, None
         for subscription in (subscriptions or {}).values():
             self._end_subscription(subscription)
@@ -342,7 +342,7 @@ class Node:
             if result is None:
                 done(None)
                 return
-            if _forget(session, subscription):
+            if _detach(session, subscription):
                 self.hub.unsubscribe(subscription)
             done(CommandError("unavailable", result.message))
 
@@ -364,7 +364,7 @@ class Node:
         else:
             pending.done(Published(result, *pending.receipt))
 
-    # What the engine tells.
+    # Callbacks of the engine.
 
     def deliver(self, event: Event) -> None:
         """Send an event to this node's subscribers, and note in its receipt how that went, if it was published here."""
@@ -377,7 +377,7 @@ class Node:
         else:
             pending.receipt = audience.publish(event.topic, payload, key, pending.origin)
         if self.engine.is_local(event.topic) and not self.draining and not self.memory_pressure:
-            self.hub.routes.install(event.topic, audience, _prefix(event.topic))
+            self.hub.routes.install(event.topic, audience, _event_prefix(event.topic))
 
     def lost(self, filter: str) -> None:
         """Announce a possible hole in a topic, or in those of a pattern: to each subscriber a gap of unknown size."""
@@ -385,18 +385,18 @@ class Node:
         for subscription in self.hub.subscriptions(filter):
             subscription.announce_loss()
 
-    # What operators ask.
+    # For operators.
 
     def subscription_stats(self, most: int) -> Iterator[tuple[Session, list[SubscriptionStats]]]:
-        """Say of so many sessions, those for which most bytes wait first, how their subscriptions stand.
+        """Yield the subscription stats of the `most` sessions with the most queued bytes, largest first.
 
-        Each is looked at when it is asked for, so that the caller may let the loop turn between them.
+        The stats of a session are computed when it is yielded, so that the caller may let the loop run in between.
         """
         for session in heapq.nlargest(most, self.sessions.values(), key=_outbox):
             yield session, session.subscription_stats()
 
     def _log_lagging(self, connection: Connection, behind: bool) -> None:
-        """Log that a client has fallen behind for longer than a moment, or has caught up."""
+        """Log that a client has been lagging for a while, or has caught up."""
         session = connection.session
         if not isinstance(session, Session):
             return
@@ -407,17 +407,17 @@ class Node:
         what = msgspec.structs.asdict(worst) if worst is not None else {}
         log.warning("subscriber lagging", session=session.id, peer=session.peer, **what)
 
-    # The end.
+    # Drain and shutdown.
 
     async def drain(self, timeout: float) -> None:
-        """Carry out what was received, deliver it, and send all clients away, within `timeout` seconds.
+        """Execute the received commands, deliver their events, and send `bye` to all clients, within `timeout` seconds.
 
-        Returns when the last connection is closed; who has not gone by the end of the time is cut off.
+        Returns when the last connection is closed; connections that are open after `timeout` are aborted.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        # One turn of the loop reads what lies in the sockets, the next one sends what came of it. Nobody gives way to
-        # others any more: what was read is to be carried out.
+        # One turn of the loop reads what is in the sockets, the next one sends the results. Slow commands no longer
+        # yield to other connections, so that everything read is executed.
         self.context.command_time = math.inf
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -425,55 +425,55 @@ class Node:
         self.hub.routes.clear()
         for session in self.sessions.values():
             session.connection.routes = None
-        await _until(lambda: not any(session.inflight for session in self.sessions.values()), deadline)
-        waiting = list(self.sessions.values())
-        log.info("draining", connections=len(waiting))
-        remaining = iter(waiting)
+        await _wait_until(lambda: not any(session.inflight for session in self.sessions.values()), deadline)
+        sessions = list(self.sessions.values())
+        log.info("draining", connections=len(sessions))
+        remaining = iter(sessions)
         while part := list(itertools.islice(remaining, BYES_PER_TURN)):
             for session in part:
                 self._send_bye(session)
             await asyncio.sleep(0)
-        await _until(lambda: not self.connections, deadline)
+        await _wait_until(lambda: not self.connections, deadline)
         if self.connections:
             log.warning("drain timed out: remaining connections closed", connections=self.connections)
-            for session in waiting:
+            for session in sessions:
                 session.connection.abort()
 
     async def retire(self, timeout: float) -> None:
-        """Send all clients away, evenly over most of `timeout` seconds, and serve each until it goes.
+        """Send `bye` to all clients, spread over most of `timeout` seconds, and serve each one until its `bye`.
 
-        Who has not gone by the end of the time is cut off.
+        Connections that are open after `timeout` are aborted.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        waiting = list(self.sessions.values())
-        random.shuffle(waiting)
+        sessions = list(self.sessions.values())
+        random.shuffle(sessions)
         sent = 0
-        while sent < len(waiting):
+        while sent < len(sessions):
             elapsed = loop.time() - began
-            due = len(waiting) if timeout == 0 else int(len(waiting) * elapsed / (timeout * BYE_SHARE)) + 1
-            for session in waiting[sent : min(due, sent + BYES_PER_TURN)]:
+            due = len(sessions) if timeout == 0 else int(len(sessions) * elapsed / (timeout * BYE_SHARE)) + 1
+            for session in sessions[sent : min(due, sent + BYES_PER_TURN)]:
                 self._send_bye(session)
                 sent += 1
             await asyncio.sleep(POLL if sent >= due else 0)
-        await _until(lambda: not self.connections, began + timeout)
+        await _wait_until(lambda: not self.connections, began + timeout)
         if self.connections:
             log.warning("drain timed out: remaining connections closed", connections=self.connections)
-        for session in waiting:
+        for session in sessions:
             session.connection.abort()
-        await _until(lambda: not self.connections, loop.time() + POLL)
+        await _wait_until(lambda: not self.connections, loop.time() + POLL)
 
     def _send_bye(self, session: Session) -> None:
         if session.id in self._bye_sent or session.id not in self.sessions:
             return
         self._bye_sent.add(session.id)
         delay = int(random.uniform(0, self._spread) * 1000)
-        # A publisher whose event waits for room is told first that it has found it (`block`).
+        # A parked publisher gets the answer to its publish first (`block`).
         session.connection.answer_publish(messages.encode_bye("shutdown", delay))
         session.connection.finish(CloseCode.GOING_AWAY, CloseCode.GOING_AWAY.reason)
 
     async def stop(self) -> None:
-        """Cut off who is left, and stop the engine."""
+        """Abort the remaining connections, and stop the engine."""
         for session in list(self.sessions.values()):
             session.connection.abort()
         await asyncio.sleep(0)
@@ -481,14 +481,14 @@ class Node:
         await self.engine.stop()
 
 
-def _subscription(session: Session, topic: str) -> Subscription:
+def _find_subscription(session: Session, topic: str) -> Subscription:
     subscription = (session.subscriptions or {}).get(topic)
     if subscription is None:
         raise CommandError("not_subscribed", f"there is no subscription to `{topic}`")
     return subscription
 
 
-def _forget(session: Session, subscription: Subscription) -> bool:
+def _detach(session: Session, subscription: Subscription) -> bool:
     """Take a subscription from its session. False: it is not there any more."""
     topic = subscription.filter.topic
     if session.subscriptions is None or session.subscriptions.get(topic) is not subscription:
@@ -523,12 +523,12 @@ def _outbox(session: Session) -> int:
     return session.connection.outbox
 
 
-def _prefix(topic: str) -> bytes:
+def _event_prefix(topic: str) -> bytes:
     """How the `event` messages of a topic begin, up to where `key` would stand."""
     return messages.encode_event(topic, b"0").removesuffix(b',"data":0}')
 
 
-async def _until(condition: Callable[[], bool], deadline: float) -> None:
+async def _wait_until(condition: Callable[[], bool], deadline: float) -> None:
     """Wait until the condition holds, at the longest until `deadline` in the loop's time.
 
     It looks again and again, for the few seconds of a drain: an event for this would be paid for by every close.

@@ -1,7 +1,7 @@
-"""One client: what it asks for, the limits on it, and what it is answered.
+"""One client: its commands and their answers.
 
-A session is told of a message only when the fast path (`broker._speedups`) leaves it; for a publish both paths do the
-same. Every command with an id is answered exactly once.
+A session gets only the messages that the fast path (`broker._speedups`) does not handle; for a publish both paths do
+the same. Invariant: every command with an id is answered exactly once.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from broker.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-SLOW = 0.1
-"""Seconds for which a publish holds its connection up while memory is used up."""
-TOO_SLOW = (CloseCode.SLOW_CONSUMER, CloseCode.NOT_READING)
-LATER_FIELDS = ("since", "last", "presence")
+THROTTLE_SECONDS = 0.1
+"""Seconds for which a publish pauses its connection while publishers are throttled."""
+SLOW_CLIENT_CODES = (CloseCode.SLOW_CONSUMER, CloseCode.NOT_READING)
+UNSUPPORTED_FIELDS = ("since", "last", "presence")
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ Done = Callable[[T | CommandError], None]
 
 
 class Node(Protocol):
-    """What a session asks of `broker.node.Node`. Each use case raises CommandError where it refuses a command."""
+    """What a session needs of `broker.node.Node`. Each use case raises CommandError where it refuses a command."""
 
     limits: Limits
     metrics: Metrics
@@ -72,7 +72,7 @@ class Node(Protocol):
         """Publish an event that came by the connection `origin`."""
 
     def remove(self, session: Session) -> None:
-        """Drop a session whose connection takes part no more, and end its subscriptions."""
+        """Remove a session whose connection is closed, and end its subscriptions."""
 
 
 class SubscriptionStats(msgspec.Struct, frozen=True):
@@ -110,10 +110,10 @@ class Session:
         self.inflight = 0
         """Commands that the engine has not answered."""
 
-    # What the connection tells.
+    # Callbacks of the connection.
 
     def message(self, payload: bytes, text: bool) -> None:
-        """Carry out one command (broker._speedups.Session)."""
+        """Execute one command (broker._speedups.Session)."""
         connection = self.connection
         command: Command | None = None
         try:
@@ -142,8 +142,8 @@ class Session:
             self._refuse(failure, None if command is None else command.id)
 
     def on_close(self, code: int, reason: str) -> None:
-        """Forget the client: its connection takes part no more (broker._speedups.Session)."""
-        if code in TOO_SLOW:
+        """Remove the session: its connection is closed (broker._speedups.Session)."""
+        if code in SLOW_CLIENT_CODES:
             dropped = sum(subscription.dropped for subscription in (self.subscriptions or {}).values())
             log.warning("closed a slow client", session=self.id, peer=self.peer, reason=reason, dropped=dropped)
         elif code == CloseCode.PING_TIMEOUT:
@@ -152,10 +152,10 @@ class Session:
         self.node.metrics.close(code)
         log.debug("session closed", session=self.id, peer=self.peer, code=code, reason=reason)
 
-    # What operators ask.
+    # For operators.
 
     def subscription_stats(self) -> list[SubscriptionStats]:
-        """Say how the subscriptions stand."""
+        """Give the state of each subscription."""
         return [
             SubscriptionStats(
                 topic=topic,
@@ -173,14 +173,14 @@ class Session:
     # The commands.
 
     def _subscribe(self, command: messages.Subscribe) -> None:
-        for name in LATER_FIELDS:
+        for name in UNSUPPORTED_FIELDS:
             if getattr(command, name) is not None:
                 raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker")
 
         def finish(result: None) -> None:
             self._ok(command.id, topic=command.topic)
 
-        self._carry_out(command.id, partial(self.node.subscribe, self, command), finish)
+        self._execute(command.id, partial(self.node.subscribe, self, command), finish)
 
     def _unsubscribe(self, command: messages.Unsubscribe) -> None:
         self.node.unsubscribe(self, command.topic)
@@ -197,9 +197,9 @@ class Session:
         def finish(result: Published) -> None:
             self._published(command.id, result)
 
-        self._carry_out(command.id, begin, finish)
+        self._execute(command.id, begin, finish)
         if self.node.memory_pressure and self.inflight < self.node.limits.max_inflight:
-            self.connection.pause_for(SLOW)
+            self.connection.pause_for(THROTTLE_SECONDS)
 
     def _published(self, id: int | str | None, result: Published) -> None:
         if id is None:
@@ -214,7 +214,7 @@ class Session:
         )
         self.connection.answer_publish(answer)
 
-    def _carry_out(self, id: int | str | None, begin: Callable[[Done[T]], None], finish: Callable[[T], None]) -> None:
+    def _execute(self, id: int | str | None, begin: Callable[[Done[T]], None], finish: Callable[[T], None]) -> None:
         """Carry out a use case that may answer later. Until then it counts, and at `max_inflight` reading stops."""
         answered = False
 

@@ -244,7 +244,7 @@ def by_topic(events: list[bytes]) -> dict[str, list[bytes]]:
 
 def assert_nothing_left(hub: Hub) -> None:
     assert hub.filters == 0
-    assert hub._tree.bare
+    assert hub._tree.is_unused
     hub.routes.clear()
     assert len(hub._audiences) == 0
 

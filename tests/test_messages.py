@@ -249,7 +249,9 @@ def spelled(name: str, escape: str) -> str:
 
 class TestDuplicateFields:
     @given(st.lists(st.tuples(fields, st.text("op", max_size=2), field_values), max_size=6), st.booleans())
-    def test_last_duplicate_counts_as_in_python(self, members: list[tuple[str, str, object]], view: bool) -> None:
+    def test_last_duplicate_field_applies_as_in_python(
+        self, members: list[tuple[str, str, object]], view: bool
+    ) -> None:
         pairs = [f"{spelled(name, escape)}:{json.dumps(value)}" for name, escape, value in members]
         payload = f"{{{','.join(pairs)}}}".encode()
         outcomes = []
@@ -260,7 +262,7 @@ class TestDuplicateFields:
                 outcomes.append((error.code, error.message, error.id))
         assert outcomes[0] == outcomes[1]
 
-    def test_last_op_counts(self) -> None:
+    def test_last_duplicate_op_applies(self) -> None:
         assert decode(b'{"op":"publish","topic":"a","data":1,"op":"unsubscribe"}') == Unsubscribe("a")
         assert decode(rb'{"op":"ping","topic":"a","\u006f\u0070":"unsubscribe"}') == Unsubscribe("a")
         assert decode(rb'{"\u006Fp":"ping","topic":"a","op":"unsubscribe"}') == Unsubscribe("a")

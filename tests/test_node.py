@@ -242,7 +242,7 @@ def has_more_than(found: list[PublishDone], number: int) -> bool:
 
 
 async def test_answer_does_not_end_a_throttle_pause(engine: LateEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "SLOW", 3600.0)
+    monkeypatch.setattr(session, "THROTTLE_SECONDS", 3600.0)
     async with serving(engine) as harness:
         client, other = await harness.connect(), await harness.connect()
         harness.node.set_memory_pressure(True)

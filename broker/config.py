@@ -91,7 +91,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     anonymous: Annotated[
         bool | None,
         _key(
-            "Whether clients without an identity are let in. Left out: only where all addresses of listen are on "
+            "Whether clients without an identity may connect. Left out: only where all addresses of listen are on "
             "loopback or are Unix sockets.",
             example=True,
             reload="restart",
@@ -100,7 +100,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block: Annotated[
         Literal["local", "all", "none"],
         _key(
-            "Who may subscribe with the overflow policy block, under which publishers wait for the subscriber. local: "
+            "Which clients may subscribe with the overflow policy block, which parks publishers. local: "
             "clients on loopback and Unix sockets, but nobody for whom a proxy says in X-Forwarded-For who it is and "
             "is believed. Behind a proxy on this machine that is not believed it is everybody.",
             reload="new_subscriptions",
@@ -125,7 +125,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         list[str],
         _key(
             "Networks whose proxies are believed when they say in X-Forwarded-For from where a client comes, like "
-            "10.0.0.0/8. Who comes by a Unix socket is believed anyway.",
+            "10.0.0.0/8. Unix sockets are always trusted.",
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
@@ -193,19 +193,19 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue: Annotated[
         int,
         _key(
-            "Events that wait for one subscription which does not say how many may.",
+            "Events queued for one subscription that does not set max_queue.",
             1,
             2**24,
             reload="new_subscriptions",
         ),
     ] = 256
     max_queue_limit: Annotated[
-        int, _key("Most events that a subscription may let wait.", 1, 2**24, reload="new_subscriptions")
+        int, _key("Upper bound of the max_queue of a subscription.", 1, 2**24, reload="new_subscriptions")
     ] = 65_536
     max_outbox: Annotated[
         int,
         _key(
-            "All events that wait for one connection, whatever its subscriptions allow. Counted are the events' "
+            "All events queued for one connection, whatever its subscriptions allow. Counted are the events' "
             "frames, not what a place in a queue costs beside.",
             1024,
             2**34,
@@ -216,7 +216,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_answers: Annotated[
         int,
         _key(
-            "All answers that wait for one connection; beyond it the connection is closed with 4003.",
+            "All answers queued for one connection; beyond it the connection is closed with 4003.",
             1024,
             2**30,
             "bytes",
@@ -226,7 +226,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_inflight: Annotated[
         int,
         _key(
-            "Commands of one connection under way; at this number the broker stops reading from it.",
+            "Commands of one connection in flight; at this number the broker stops reading from it.",
             1,
             65_536,
             reload="at_once",
@@ -265,14 +265,18 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     close_timeout: Annotated[
         float,
         _key(
-            "Time from a close to its answer; beyond it the connection is cut.", 0.1, 3600, "seconds", reload="restart"
+            "Time from a close to its answer; beyond it the connection is aborted.",
+            0.1,
+            3600,
+            "seconds",
+            reload="restart",
         ),
     ] = 5.0
     block_timeout: Annotated[
         float,
         _key(
-            "Time that a publisher waits for a subscriber with the overflow policy block; beyond it the subscriber is "
-            "closed with 4000.",
+            "Time for which a subscriber with the overflow policy block may park a publisher; beyond it the subscriber "
+            "is closed with 4000.",
             0.1,
             3600,
             "seconds",
@@ -301,7 +305,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout: Annotated[
         float,
         _key(
-            "Time for a shutdown: what waits for the clients goes out until then.",
+            "Time for a shutdown: queued events and answers are sent until then.",
             0,
             86_400,
             "seconds",
@@ -321,7 +325,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_memory: Annotated[
         Annotated[int, Meta(ge=2**24, le=2**50)] | None,
         _key(
-            "Memory that the process may take up. From nine tenths of it on nobody new is let in, and beyond it "
+            "Memory that the process may take up. From nine tenths of it on new connections are refused, and beyond it "
             "publishers are slowed down. Left out: no bound.",
             unit="bytes",
             example=2**30,
@@ -361,14 +365,14 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue: Annotated[
         Annotated[int, Meta(ge=1, le=2**24)] | None,
         _key(
-            "Events that wait for a subscription which does not say how many may.",
+            "Events queued for a subscription that does not set max_queue.",
             example=64,
             reload="new_subscriptions",
         ),
     ] = None
     max_queue_limit: Annotated[
         Annotated[int, Meta(ge=1, le=2**24)] | None,
-        _key("Most events that a subscription may let wait.", example=1024, reload="new_subscriptions"),
+        _key("Upper bound of the max_queue of a subscription.", example=1024, reload="new_subscriptions"),
     ] = None
     overflow: Annotated[
         Overflow | None,
@@ -385,7 +389,7 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_age: Annotated[
         Annotated[float, Meta(ge=0.01, le=31_536_000)] | None,
         _key(
-            "Age beyond which an event that had to wait is not sent any more.",
+            "Age beyond which a queued event is dropped.",
             unit="seconds",
             example=30.0,
             reload="at_once",
@@ -741,7 +745,7 @@ def _check_networks(networks: list[str]) -> list[str]:
 
 
 def _check_anonymous(anonymous: bool | None) -> list[str]:
-    # With tokens this becomes a choice; until then it would be a broker that lets nobody in.
+    # With tokens this becomes a choice; until then it would be a broker that refuses every client.
     return ["false is not supported yet: nobody could connect, as there are no tokens"] if anonymous is False else []
 
 

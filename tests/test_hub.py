@@ -186,7 +186,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(client=st.integers(0, CLIENTS - 1), topic=TOPICS)
     def publish(self, client: int, topic: str) -> None:
-        """By whichever lane the connection takes."""
+        """By the fast or the slow path."""
         self.published += 1
         data = str(self.published).encode()
         self.harness.send(client, topic, data)
@@ -322,7 +322,7 @@ def test_order_is_kept_when_a_change_splits_a_long_batch(harness: Harness, topic
     harness.publish("a.b", b"0")
     subscription = harness.subscribe(1, topic)
     expected = 1
-    for last in (3_000, 3_001, 6_000):  # a batch has room for some 1,700 of them
+    for last in (3_000, 3_001, 6_000):  # a batch holds about 1,700 of them
         for n in range(expected, last):
             harness.publish("a.b", b"%d" % n)
         expected = last

@@ -644,7 +644,7 @@ async def test_slow_client_has_few_old_events_in_its_socket_buffer(lowat: int) -
             await publisher.ask("publish", topic="a", key="k", data=[n, "x" * 10_000])
         received = await slow.until(b"[999, ")
         stale = received.index(b'{"op":"gap"')
-        # Without it the kernel takes what it has room for; on some machines that is little.
+        # Without it the kernel takes as much as fits into its buffer; on some machines that is little.
         assert stale < 200_000 if lowat else stale > 0
 
 
@@ -676,20 +676,20 @@ async def test_credit_command_without_a_credit_subscription_is_an_error(client: 
     assert (error["code"], error["message"]) == ("bad_command", "`a` was subscribed to without `credit`")
 
 
-@pytest.mark.parametrize("lane", ["fast", "slow", "late"])
-async def test_block_parks_publishers_and_no_other_client(lane: str) -> None:
+@pytest.mark.parametrize("publish_path", ["fast", "slow", "late"])
+async def test_block_parks_publishers_and_no_other_client(publish_path: str) -> None:
     server = LateServer()
-    async with serving(server.engine() if lane == "late" else None, max_inflight=1) as harness:
+    async with serving(server.engine() if publish_path == "late" else None, max_inflight=1) as harness:
         slow, other = await harness.connect(), await harness.connect()
         fine = await harness.subscriber("a")
         publisher = await harness.connect()
         assert (await slow.ask("subscribe", topic="a", overflow="block", max_queue=2, credit=1))["op"] == "ok"
         for n in range(6):
             # What is written with an escape is not for the fast path.
-            op = r"publi\u0073h" if lane == "slow" else "publish"
+            op = r"publi\u0073h" if publish_path == "slow" else "publish"
             await publisher.send(f'{{"op":"{op}","id":{n},"topic":"a","data":{n}}}')
         await publisher.tell("ping", id="last")
-        # One was sent, two wait, and the fourth waits for room; to all others it is delivered.
+        # One was sent, two wait, and the fourth is parked; it is delivered to all others.
         assert [(await publisher.next())["id"] for _ in range(3)] == [0, 1, 2]
         assert await fine.data(4) == [0, 1, 2, 3]
         for n in range(20):

@@ -1,8 +1,8 @@
 """The two ends of a shell pipe, for the event loop: lines that come in, bytes that go out.
 
 Standard input and output are used as they are. They are not made non-blocking, because that would hold for every other
-process that has them too, the shell among them. Instead, nothing is read that is not there, and nothing is written that
-there is no room for.
+process that has them too, the shell among them. Instead, the client reads only what is available, and writes only what
+fits into the buffer of the pipe.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class Output:
         self._descriptor = descriptor
         mode = os.fstat(descriptor).st_mode
         self._is_pipe = stat.S_ISFIFO(mode)
-        # A pipe or socket that has room has room for this much. A file or a terminal takes what it gets.
+        # A writable pipe or socket takes at least this much. A file or a terminal takes everything.
         self._piece = select.PIPE_BUF if self._is_pipe or stat.S_ISSOCK(mode) else CHUNK
 
     async def write(self, data: bytes) -> None:
-        """Write all of `data`, and wait while there is no room. Raises OSError, BrokenPipeError for a closed pipe."""
+        """Write all of `data`, waiting while the descriptor is not writable. Raises OSError (closed: BrokenPipeError)."""
         view = memoryview(data)
         while view:
             if not _is_ready(self._descriptor, select.POLLOUT):
@@ -88,17 +88,17 @@ class Output:
                 await asyncio.sleep(0)
 
     async def wait_reader_gone(self) -> NoReturn:
-        """Wait until nobody reads any more what is written, and raise BrokenPipeError. For ever, if it is no pipe."""
+        """Wait until the reader has closed the pipe, and raise BrokenPipeError. Never returns if it is no pipe."""
         if not self._is_pipe:
             await asyncio.get_running_loop().create_future()
         while not _is_ready(self._descriptor, select.POLLERR):
-            # Nothing is ever read here. It is the way to be told of the error that a closed pipe is (epoll(7)).
+            # Nothing is ever read here. Waiting for readability also reports the error of a closed pipe (epoll(7)).
             await _wait_readable(self._descriptor)
         raise BrokenPipeError
 
 
 def _is_ready(descriptor: int, event: int) -> bool:
-    """Whether reading or writing would not block: there is something, or room, or an error to be told."""
+    """Whether a read or write would not block, including the case of an error."""
     poll = select.poll()
     poll.register(descriptor, event)
     return bool(poll.poll(0))

@@ -151,10 +151,10 @@ async def test_invalid_json_data_is_not_sent(data: bytes) -> None:
 async def test_command_over_max_size_is_not_sent() -> None:
     async with running() as fake, connect(fake.url) as client:
         assert client.welcome.max_size == 4096
-        room = 4096 - len('{"op":"publish","id":1,"topic":"t","data":""}')
-        await client.publish("t", "x" * room)
+        limit = 4096 - len('{"op":"publish","id":1,"topic":"t","data":""}')
+        await client.publish("t", "x" * limit)
         with pytest.raises(CommandError, match=r"limit: the command has 4,097 bytes, the broker takes at most 4,096"):
-            await client.publish("t", "x" * (room + 1))
+            await client.publish("t", "x" * (limit + 1))
         assert len(fake.received) == 1
 
 

@@ -398,23 +398,23 @@ class World:
         queued = dropped = 0
         for interest in members:
             full = interest.queued >= interest.max_queue
-            dropped = interest.native.dropped - interest.dropped
+            losses = interest.native.dropped - interest.dropped
             blocked = interest.client.connection.blocked
             if interest.behind:
-                lost = dropped > 0
+                lost = losses > 0
                 if not interest.blocked and interest.client.connection.close_pending:
                     interest.vague = True  # it was written to make room; now it waits for its end
                 if self.exact and (interest.blocked or not full):
-                    assert dropped == (full or interest.vague)
+                    assert losses == (full or interest.vague)
             elif interest.native.behind:
                 # A full batch went out first, and this client could not take it; of what was lost this event is the
                 # last. Its socket is full, so as soon as the queue is full each further event costs one.
                 if not self.exact:
                     return None
                 close_pending = interest.vague = interest.client.connection.close_pending
-                lost = dropped > 0 and (close_pending or interest.native.queued >= interest.max_queue)
+                lost = losses > 0 and (close_pending or interest.native.queued >= interest.max_queue)
             else:
-                assert dropped == 0
+                assert losses == 0
                 continue
             gives_way = interest.overflow == "drop_oldest" and not interest.vague and interest.native.queued > 0
             kept = not lost or gives_way

@@ -77,7 +77,7 @@ class Output:
         self._piece = select.PIPE_BUF if self._is_pipe or stat.S_ISSOCK(mode) else CHUNK
 
     async def write(self, data: bytes) -> None:
-        """Write all of `data`, waiting while the descriptor is not writable. Raises OSError (closed: BrokenPipeError)."""
+        """Write all of `data`, waiting while the descriptor is full. Raises OSError (closed: BrokenPipeError)."""
         view = memoryview(data)
         while view:
             if not _is_ready(self._descriptor, select.POLLOUT):

@@ -1,7 +1,7 @@
 # How much one connection may publish: a bucket of tokens, which fills up with time.
 #
-# The law of this file: connections without an token_bucket never come here. The routes of one that has an token_bucket stand
-# in it, and not in the connection, so that the fast path of all others has nothing to ask.
+# Invariant: connections without a bucket never come here. The routes of one that has a bucket stand in it,
+# and not in the connection, so that the fast path of all others has nothing to ask.
 
 
 @cython.final

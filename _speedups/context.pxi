@@ -59,7 +59,7 @@ cdef class LoopContext:
     protocol's `gap` message. `ping_interval` 0 turns keep-alive off.
 
     `max_age(topic)` gives the age in seconds beyond which an event is not worth sending, or None; it is asked for
-    events that have to wait. `on_lagging(connection, lagging)` is told of a connection that has been behind for a while, and
+    events that have to wait. `on_lagging(connection, lagging)` is told when one has been behind for a while, and
     when it is so no more. `catch_up(subscription)` is to feed what a subscription with the policy `replay` lags behind;
     it is called when there is room. Each may be None.
     """

@@ -12,7 +12,7 @@ cdef enum:
     # longer batch saves nothing.
     BATCH_SIZE = 65536
 
-    # Capacity for a batch that is kept from turn to turn, in bytes and in events: where thousands of topics have one event
+    # Room for a batch that is kept from turn to turn, in bytes and in events: where thousands of topics have one event
     # each a turn, malloc and free would cost as much as all else but the system call. There may be as many audiences as
     # routes are remembered, so it is no more.
     KEPT_SIZE = 512

@@ -6,7 +6,13 @@ answered yet are kept here; those that it has confirmed are the filters of the h
 
 from __future__ import annotations
 
+from functools import partial
+
+import structlog
+
 from broker.engines.base import Engine, InterestDone, Unavailable
+
+log = structlog.get_logger(__name__)
 
 
 class Interests:
@@ -17,23 +23,24 @@ class Interests:
         self._pending: dict[str, list[InterestDone]] = {}
 
     def begin(self, filter: str, done: InterestDone) -> None:
-        """Ask the engine for the events of a filter that has its first subscriber. `done` gets its answer."""
-        waiting = [done]
-        self._pending[filter] = waiting
+        """Ask the engine for the events of a filter that has its first subscriber. `done` gets its answer.
 
-        def answered(result: Unavailable | None) -> None:
-            if self._pending.get(filter) is waiting:
-                del self._pending[filter]
-            each = waiting[:]
-            waiting.clear()  # a second answer finds nobody
-            for tell in each:
-                tell(result)
-
+        An exception of the engine is raised only where it has not answered.
+        """
+        waiting = self._pending[filter] = [done]
         try:
-            self._engine.interest(filter, True, answered)
-        except BaseException:
-            self._pending.pop(filter, None)
-            raise
+            self._engine.interest(filter, True, partial(self._answer, filter, waiting))
+        except Exception:
+            if waiting:
+                del self._pending[filter]
+                raise
+            log.exception("engine failed after its answer")
+
+    def _answer(self, filter: str, waiting: list[InterestDone], result: Unavailable | None) -> None:
+        if self._pending.get(filter) is waiting:
+            del self._pending[filter]
+        while waiting:  # a second answer finds nobody
+            waiting.pop(0)(result)
 
     def confirm(self, filter: str, done: InterestDone) -> None:
         """Call `done` once the engine has answered for a filter that has subscribers already."""

@@ -138,13 +138,11 @@ def decode(payload: bytes | memoryview, depth: int) -> Command:
         check_json(payload, depth)
     except ValueError as error:
         raise BadCommand("bad_json", str(error)) from None
-    payload = bytes(payload)
     try:
-        if _may_repeat_op(payload):
-            payload = _without_duplicates(payload)
+        # msgspec takes the last of each field, but refuses every invalid duplicate and an `op` unlike the first one.
         return _COMMANDS.decode(payload)
     except msgspec.ValidationError:
-        return _decode_invalid(payload)
+        return _decode_invalid(bytes(payload))
     except msgspec.DecodeError as error:  # should check_json and msgspec ever disagree
         raise BadCommand("bad_json", str(error)) from None
 
@@ -161,14 +159,6 @@ def _decode_invalid(payload: bytes) -> Command:
         return _COMMANDS.decode(payload)
     except msgspec.ValidationError as error:
         raise BadCommand("bad_command", _explain(str(error)), _id_of(payload)) from None
-
-
-def _may_repeat_op(payload: bytes) -> bool:
-    """Whether an object may hold `op` twice. msgspec takes the first `op`, and of every other field the last.
-
-    An escaped spelling of `op` holds a character below U+0100 as \\u00XX.
-    """
-    return payload.count(b'"op"') > 1 or b"\\u00" in payload
 
 
 def _without_duplicates(payload: bytes) -> bytes:

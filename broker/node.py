@@ -10,6 +10,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 import structlog
@@ -41,28 +42,17 @@ POLL = 0.02
 """Seconds between two checks whether a drain is done."""
 
 
-class PendingPublish:
-    """What a node knows of a publish that the engine has not answered: it stays on this node.
+class PendingPublish(msgspec.Struct, eq=False):
+    """What a node knows of a publish that the engine has not answered. It stays on this node."""
 
-    A delivered event is matched to it by its token.
-    """
-
-    __slots__ = ("began", "done", "node", "origin", "receipt", "token")
-
-    def __init__(self, node: Node, token: str, origin: Connection | None, done: Done[Published]) -> None:
-        self.node = node
-        self.token = token
-        self.origin = origin
-        """The connection that it came by."""
-        self.done = done
-        self.began = 0.0
-        """When the engine was asked, where its time is measured."""
-        self.receipt = (0, 0, 0)
-        """How many subscribers of this node it matched, is queued for, was dropped for; set at the delivery."""
-
-    def answer(self, result: Position | Unavailable) -> None:
-        """Take the engine's answer."""
-        self.node._finish(self, result)
+    origin: Connection | None
+    """The connection that it came by."""
+    done: Done[Published]
+    is_local: bool
+    began: float
+    """When the engine was asked; 0 where its time is not measured."""
+    receipt: tuple[int, int, int] = (0, 0, 0)
+    """How many subscribers of this node it matched, is queued for, was dropped for; set at the delivery."""
 
 
 class Node:
@@ -75,11 +65,10 @@ class Node:
         """Whether publishers are throttled, because the memory limit is reached."""
         self.engine = engine
         self._interests = Interests(engine)
-        self._pending: dict[str, PendingPublish] = {}
+        self._pending: dict[int, PendingPublish] = {}
         """The publishes that the engine has not answered, by token."""
-        self._name = f"{secrets.token_urlsafe(9)}."
-        """How the tokens of this node begin."""
-        self._numbers = itertools.count()
+        self._tokens = itertools.count(secrets.randbits(62))
+        """Unlike those of other nodes: a node looks up only tokens that it has pending."""
         self.context = LoopContext(
             loop,
             encode_gap=messages.encode_gap,
@@ -187,7 +176,7 @@ class Node:
         elif rate:
             connection.token_bucket, connection.routes = TokenBucket(rate, burst, connection.routes), None
 
-    # The use cases. Each raises CommandError where it refuses a command.
+    # The use cases. Each raises CommandError where it refuses a command; then `done` is never called.
 
     def subscribe(self, session: Session, command: messages.Subscribe, done: Done[None]) -> None:
         """Start a subscription of a session, or change it. `done(None)` comes once the engine delivers its events here.
@@ -210,12 +199,15 @@ class Node:
             self._interests.confirm(topic, self._undo_unless_confirmed(session, subscription, done))
             return
         subscription = self._subscribe(session, command, policy)
-        ask = self._interests.begin if subscription.filter.subscribers == 1 else self._interests.confirm
+        answer = self._undo_unless_confirmed(session, subscription, done)
+        if subscription.filter.subscribers > 1:
+            self._interests.confirm(topic, answer)
+            return
         try:
-            ask(topic, self._undo_unless_confirmed(session, subscription, done))
-        except BaseException:
-            if _detach(session, subscription):
-                self._end_subscription(subscription)
+            self._interests.begin(topic, answer)
+        except Exception:
+            _detach(session, subscription)
+            self.hub.unsubscribe(subscription)
             raise
 
     def unsubscribe(self, session: Session, topic: str) -> None:
@@ -247,18 +239,20 @@ class Node:
         """
         check_topic(topic)
         self._refuse_while_draining()
-        _check_rate(origin)
+        if origin is not None and origin.token_bucket is not None:
+            _check_rate(origin.token_bucket)
         if len(self._pending) >= MAX_PENDING:
             raise CommandError("unavailable", "too many publishes wait for the engine")
-        token = f"{self._name}{next(self._numbers)}"
-        pending = self._pending[token] = PendingPublish(self, token, origin, done)
-        if not self.engine.is_local(topic):
-            pending.began = time.perf_counter()
+        token = next(self._tokens)
+        is_local = self.engine.is_local(topic)
+        self._pending[token] = PendingPublish(origin, done, is_local, 0.0 if is_local else time.perf_counter())
+        event = Event(topic, data, key, None, token)
         try:
-            self.engine.publish(Event(topic, data, key, token=token), self.rules.retention(topic), pending.answer)
-        except BaseException:
-            self._pending.pop(token, None)
-            raise
+            self.engine.publish(event, self.rules.retention(topic), partial(self._finish_publish, token))
+        except Exception:
+            if self._pending.pop(token, None) is not None:
+                raise
+            log.exception("engine failed after its answer")
 
     def history(self, topic: str, since: Position | None, limit: int, done: Done[HistoryPage]) -> None:
         """Read kept events of a topic: the oldest after `since`, or the newest without it."""
@@ -353,9 +347,10 @@ class Node:
         if subscription.filter.subscribers == 0:
             self._interests.end(subscription.filter.topic)
 
-    def _finish(self, pending: PendingPublish, result: Position | Unavailable) -> None:
-        """Answer a publish; a second answer of the engine is none."""
-        if self._pending.pop(pending.token, None) is None:
+    def _finish_publish(self, token: int, result: Position | Unavailable) -> None:
+        """Answer a publish. A second answer of the engine is ignored."""
+        pending = self._pending.pop(token, None)
+        if pending is None:
             return
         if pending.began:
             self.metrics.engine.observe(time.perf_counter() - pending.began)
@@ -374,10 +369,13 @@ class Node:
         pending = None if event.token is None else self._pending.get(event.token)
         if pending is None:
             audience.publish(event.topic, payload, key)
+            is_local = self.engine.is_local(event.topic)
         else:
             pending.receipt = audience.publish(event.topic, payload, key, pending.origin)
-        if self.engine.is_local(event.topic) and not self.draining and not self.memory_pressure:
-            self.hub.routes.install(event.topic, audience, _event_prefix(event.topic))
+            is_local = pending.is_local
+        routes = self.hub.routes
+        if is_local and not self.draining and not self.memory_pressure and event.topic not in routes:
+            routes.install(event.topic, audience, _event_prefix(event.topic))
 
     def lost(self, filter: str) -> None:
         """Announce a possible hole in a topic, or in those of a pattern: to each subscriber a gap of unknown size."""
@@ -497,10 +495,9 @@ def _detach(session: Session, subscription: Subscription) -> bool:
     return True
 
 
-def _check_rate(origin: Connection | None) -> None:
+def _check_rate(token_bucket: TokenBucket) -> None:
     """Raise CommandError if a connection publishes more than it may."""
-    token_bucket = None if origin is None else origin.token_bucket
-    if token_bucket is not None and (wait := token_bucket.take()):
+    if wait := token_bucket.take():
         after = math.ceil(1000 * wait)
         raise CommandError("rate_limited", f"more than {token_bucket.rate:g} events a second", retry_after_ms=after)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 import msgspec
 import structlog
@@ -46,7 +46,7 @@ Done = Callable[[T | CommandError], None]
 
 
 class Node(Protocol):
-    """What a session needs of `broker.node.Node`. Each use case raises CommandError where it refuses a command."""
+    """What a session needs of `broker.node.Node`. A use case that raises never calls `done`."""
 
     limits: Limits
     metrics: Metrics
@@ -118,10 +118,11 @@ class Session:
         command: Command | None = None
         try:
             command = messages.decode(payload, self.node.limits.max_depth)
-            self.node.metrics.commands[_op(command)] += 1
-            handle = HANDLERS.get(type(command))
+            kind = type(command)
+            self.node.metrics.commands[OPS[kind]] += 1
+            handle = HANDLERS.get(kind)
             if handle is None:
-                what = f"`{_op(command)}` comes with a later version of the broker"
+                what = f"`{OPS[kind]}` comes with a later version of the broker"
                 raise BadCommand("bad_command", what)
             handle(self, command)
             connection.mistakes = 0
@@ -173,14 +174,25 @@ class Session:
     # The commands.
 
     def _subscribe(self, command: messages.Subscribe) -> None:
-        for name in UNSUPPORTED_FIELDS:
-            if getattr(command, name) is not None:
-                raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker")
+        if command.since is not None or command.last is not None or command.presence is not None:
+            name = next(name for name in UNSUPPORTED_FIELDS if getattr(command, name) is not None)
+            raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker")
+        self.inflight += 1
+        try:
+            self.node.subscribe(self, command, partial(self._subscribed, command))
+        except Exception:
+            self.inflight -= 1
+            raise
+        if self.inflight >= self.node.limits.max_inflight:
+            self.connection.pause()
 
-        def finish(result: None) -> None:
+    def _subscribed(self, command: messages.Subscribe, error: CommandError | None) -> None:
+        self.inflight -= 1
+        if error is None:
             self._ok(command.id, topic=command.topic)
-
-        self._execute(command.id, partial(self.node.subscribe, self, command), finish)
+        else:
+            self._refuse(error, command.id)
+        self._read_on()
 
     def _unsubscribe(self, command: messages.Unsubscribe) -> None:
         self.node.unsubscribe(self, command.topic)
@@ -191,57 +203,36 @@ class Session:
         self._ok(command.id, topic=command.topic)
 
     def _publish(self, command: messages.Publish) -> None:
-        def begin(done: Done[Published]) -> None:
-            self.node.publish(command.topic, command.data, command.key, done, self.connection)
-
-        def finish(result: Published) -> None:
-            self._published(command.id, result)
-
-        self._execute(command.id, begin, finish)
-        if self.node.memory_pressure and self.inflight < self.node.limits.max_inflight:
-            self.connection.pause_for(THROTTLE_SECONDS)
-
-    def _published(self, id: int | str | None, result: Published) -> None:
-        if id is None:
-            return
-        offset = result.position.offset
-        answer = messages.encode_ok(
-            id,
-            receivers=result.receivers,
-            queued=result.queued,
-            dropped=result.dropped,
-            **({} if offset is None else {"offset": offset}),
-        )
-        self.connection.answer_publish(answer)
-
-    def _execute(self, id: int | str | None, begin: Callable[[Done[T]], None], finish: Callable[[T], None]) -> None:
-        """Carry out a use case that may answer later. Until then it counts, and at `max_inflight` reading stops."""
-        answered = False
-
-        def done(result: T | CommandError) -> None:
-            nonlocal answered
-            answered = True
-            self.inflight -= 1
-            if isinstance(result, CommandError):
-                self._refuse(result, id)
-            else:
-                finish(result)
-            # Half of them at once: to go on for one command and stop again costs more than the command. And less than
-            # half, whatever a reload has made of the limit.
-            if self.inflight <= self.node.limits.max_inflight // 2:
-                self.connection.resume()
-
+        node = self.node
+        done = partial(self._published, command.id)
         self.inflight += 1
         try:
-            begin(done)
+            node.publish(command.topic, command.data, command.key, done, self.connection)
         except Exception:
-            if answered:
-                log.exception("command failed after its answer", session=self.id, peer=self.peer)
-                return
-            self.inflight -= 1  # the fault is the answer, and no other is waited for
+            self.inflight -= 1
             raise
-        if self.inflight >= self.node.limits.max_inflight:
+        if self.inflight >= node.limits.max_inflight:
             self.connection.pause()
+        elif node.memory_pressure:
+            self.connection.pause_for(THROTTLE_SECONDS)
+
+    def _published(self, id: int | str | None, result: Published | CommandError) -> None:
+        self.inflight -= 1
+        if isinstance(result, CommandError):
+            self._refuse(result, id)
+        elif id is not None:
+            fields = {"receivers": result.receivers, "queued": result.queued, "dropped": result.dropped}
+            if result.position.offset is not None:
+                fields["offset"] = result.position.offset
+            self.connection.answer_publish(messages.encode_ok(id, **fields))
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read more commands, if few enough are under way."""
+        # Half of them at once: to go on for one command and stop again costs more than the command. And less than half,
+        # whatever a reload has made of the limit.
+        if self.inflight <= self.node.limits.max_inflight // 2:
+            self.connection.resume()
 
     def _ping(self, command: messages.Ping) -> None:
         self.connection.answer(messages.encode_pong(command.id))
@@ -257,10 +248,7 @@ class Session:
         self.connection.answer(messages.encode_error(id, error.code, error.message, error.retry_after_ms))
 
 
-def _op(command: Command) -> str:
-    return str(type(command).__struct_config__.tag)
-
-
+OPS: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(Command)}
 HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     messages.Subscribe: Session._subscribe,
     messages.Unsubscribe: Session._unsubscribe,

@@ -8,10 +8,16 @@ from functools import partial
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
+from websockets.frames import Close
 
 from broker import session
 from broker.config import Config, Limits, Server
-from broker.engines.base import Event, Position, PublishDone
+from broker.engines.base import Event, HistoryPage, InterestDone, Position, PublishDone, Unavailable
+from broker.engines.memory import MemoryEngine
+from broker.errors import CloseCode, CommandError
+from broker.rules import Retention, Rules
+from broker.session import Published
 from tests.engines.late import LateEngine, LateServer
 from tests.fixtures_node import masked, serving
 from tests.net.harness import request, until
@@ -364,3 +370,292 @@ async def test_pending_publishes_are_answered_when_the_engine_stops(engine: Late
         assert error["code"] == "unavailable"
         assert session.inflight == 0
         await engine.start(harness.node.deliver, harness.node.lost)  # for the end of the harness
+
+
+# Interest
+
+
+async def test_subscribe_is_answered_once_the_engine_has_confirmed_the_interest(
+    engine: LateEngine, server: LateServer
+) -> None:
+    async with serving(engine) as harness:
+        one, other = await harness.connect(), await harness.connect()
+        server.hang()
+        for client in (one, other):
+            await client.tell("subscribe", topic="a", id=1)
+            await client.tell("subscribe", topic="a", id=2, max_queue=7)
+            await client.nothing()
+        assert engine.asked == [("a", True)]
+        server.go_on()
+        for client in (one, other):
+            assert [await client.next() for _ in range(2)] == [{"op": "ok", "id": n, "topic": "a"} for n in (1, 2)]
+        assert (await one.ask("publish", topic="a", data=1))["receivers"] == 2
+
+
+async def test_subscription_that_the_engine_refuses_is_undone(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine) as harness:
+        one, other = await harness.connect(), await harness.connect()
+        engine.cut()
+        server.hang()
+        for client in (one, other):
+            await client.tell("subscribe", topic="a.*", id=1)
+            await client.tell("subscribe", topic="a.*", id=2, max_queue=7)
+            await client.nothing()
+        server.go_on()
+        for client in (one, other):
+            answers = [await client.next() for _ in range(2)]
+            assert [(answer["id"], answer["code"], answer["retry"]) for answer in answers] == [
+                (1, "unavailable", True),
+                (2, "unavailable", True),
+            ]
+            assert not harness.session(client).subscriptions
+        assert harness.node.hub.filters == 0
+        engine.mend()
+        assert (await one.ask("unsubscribe", topic="a.*"))["code"] == "not_subscribed"
+        assert (await one.ask("subscribe", topic="a.*"))["op"] == "ok"
+        assert (await other.ask("publish", topic="a.b", data=1))["receivers"] == 1
+        assert await one.data(1) == [1]
+
+
+async def test_unsubscribe_during_a_pending_interest_answers_both(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine) as harness:
+        client = await harness.connect()
+        server.hang()
+        await client.tell("subscribe", topic="a", id=1)
+        assert (await client.ask("unsubscribe", topic="a")) == {"op": "ok", "topic": "a"}
+        await client.tell("subscribe", topic="a", id=2)
+        await until(lambda: engine.asked == [("a", True), ("a", False), ("a", True)])
+        server.go_on()
+        assert [(await client.next())["id"] for _ in range(2)] == [1, 2]
+        assert (await client.ask("publish", topic="a", data=1))["receivers"] == 1
+        await client.data(1)
+
+
+async def test_disconnect_during_a_pending_interest_ends_it(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine) as harness:
+        client = await harness.connect()
+        server.hang()
+        await client.tell("subscribe", topic="a", id=1)
+        await until(lambda: engine.asked == [("a", True)])
+        client.socket.transport.abort()
+        await until(lambda: engine.asked == [("a", True), ("a", False)])
+        engine.cut()  # so that the first one is refused, with nobody to tell
+        server.go_on()
+        await until(lambda: not engine.under_way)
+        assert harness.node.hub.filters == 0
+
+
+async def test_pending_subscribes_count_as_commands_under_way(engine: LateEngine, server: LateServer) -> None:
+    async with serving(engine, max_inflight=3) as harness:
+        client, other = await harness.connect(), await harness.connect()
+        server.hang()
+        for n in range(10):
+            await client.tell("subscribe", topic=f"t.{n}", id=n)
+        await until(lambda: len(engine.asked) == 3)
+        for _ in range(3):
+            assert await other.ask("ping") == {"op": "pong"}
+        assert len(engine.asked) == 3
+        server.go_on()
+        assert {(await client.next())["id"] for _ in range(10)} == set(range(10))
+
+
+# Deliveries and their publishes
+
+
+class Slow(MemoryEngine):
+    """Leaves it to the test when an event is delivered and done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+        self.done: list[PublishDone] = []
+
+    def is_local(self, topic: str) -> bool:
+        return topic == "local"
+
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        if event.topic == "local":
+            super().publish(event, retention, done)
+        else:
+            self.events.append(event)
+            self.done.append(done)
+
+
+async def test_equal_event_is_matched_to_its_publish() -> None:
+    engine = Slow()
+    async with serving(engine) as harness:
+        publisher = await harness.subscriber("a", echo=False)
+        subscriber, deaf_to_a = await harness.subscriber("a"), await harness.subscriber("b")
+        for n in range(3):
+            await publisher.tell("publish", topic="a", data=n, id=n)
+        await until(lambda: len(engine.events) == 3)
+        copies = [Event(event.topic, bytes(event.data), token=event.token) for event in engine.events]
+        # Events of other nodes come in between, one with a token that nobody here knows.
+        for event in (copies[0], Event("a", b"8"), copies[1], Event("a", b"9", token=17), copies[2]):
+            harness.node.deliver(event)
+        for done in reversed(engine.done):
+            done(Position())
+        answers = [await publisher.next() for _ in range(5)]
+        assert [answer["data"] for answer in answers if answer["op"] == "event"] == [8, 9]
+        assert [(answer["id"], answer["receivers"]) for answer in answers if answer["op"] == "ok"] == [
+            (2, 1),
+            (1, 1),
+            (0, 1),
+        ]
+        assert await subscriber.data(5) == [0, 8, 1, 9, 2]
+        await deaf_to_a.nothing()
+
+
+async def test_second_answer_of_the_engine_is_ignored() -> None:
+    engine = Slow()
+    async with serving(engine) as harness:
+        client = await harness.connect()
+        await client.tell("publish", topic="a", data=1, id=1)
+        await until(lambda: len(engine.done) == 1)
+        for result in (Position(), Unavailable("no"), Position()):
+            engine.done[0](result)
+        assert (await client.next())["op"] == "ok"
+        await client.nothing()
+        assert harness.session(client).inflight == 0
+
+
+async def test_engine_that_never_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.node.MAX_PENDING", 3)
+    engine = Slow()
+    async with serving(engine) as harness:
+        for n in range(5):  # publishers come and go
+            client = await harness.connect()
+            await client.tell("publish", topic="a", data=n, id=n)
+            await until(lambda n=n: len(engine.done) == min(n + 1, 3))  # type: ignore[misc]
+            if n >= 3:
+                assert (await client.next())["code"] == "unavailable"
+            await client.close()
+        for done in engine.done:
+            done(Position())
+        client = await harness.connect()
+        await client.tell("publish", topic="a", data=5, id=5)
+        await until(lambda: len(engine.done) == 4)
+        engine.done[3](Position())
+        assert (await client.next())["op"] == "ok"
+
+
+async def test_only_local_topics_take_the_fast_path() -> None:
+    engine = Slow()
+    async with serving(engine) as harness:
+        client = await harness.subscriber("local", "a")
+        for n in range(3):
+            assert (await client.ask("publish", topic="local", data=n))["receivers"] == 1
+            await client.tell("publish", topic="a", data=n, id=n)
+            await until(lambda n=n: len(engine.done) == n + 1)  # type: ignore[misc]
+            harness.node.deliver(engine.events[n])
+            engine.done[n](Position())
+            assert (await client.answer(n))["receivers"] == 1
+        assert harness.node.context.fast_publishes == 2
+        assert "local" in harness.node.hub.routes
+        assert "a" not in harness.node.hub.routes
+
+
+async def test_engine_that_fails_after_its_answer_causes_no_second_one() -> None:
+    class Failing(MemoryEngine):
+        def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+            super().publish(event, retention, done)
+            raise RuntimeError("a fault of the engine")
+
+        def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+            super().interest(filter, on, done)
+            if on:
+                raise RuntimeError("a fault of the engine")
+
+    with capture_logs() as entries:
+        async with serving(Failing()) as harness:
+            client = await harness.connect()
+            assert (await client.ask("subscribe", topic="a"))["op"] == "ok"
+            assert (await client.ask("publish", topic="a", data=1))["receivers"] == 1
+            assert await client.data(1) == [1]
+            await client.nothing()
+            assert harness.session(client).inflight == 0
+    errors = [entry["event"] for entry in entries if entry["log_level"] == "error"]
+    assert errors == ["engine failed after its answer"] * 2
+
+
+async def test_engine_that_fails_at_an_interest_leaves_no_subscription() -> None:
+    class Failing(MemoryEngine):
+        def interest(self, filter: str, on: bool, done: InterestDone) -> None:
+            raise RuntimeError("a fault of the engine")
+
+    async with serving(Failing()) as harness:
+        client = await harness.connect()
+        assert (await client.ask("subscribe", topic="a"))["code"] == "internal"
+        assert harness.node.hub.filters == 0
+        assert not harness.session(client).subscriptions
+        assert harness.session(client).inflight == 0
+
+
+# Use cases without a WebSocket
+
+
+async def test_publish_without_a_connection_has_a_receipt() -> None:
+    async with serving() as harness:
+        subscriber = await harness.subscriber("a.*")
+        results: list[Published | CommandError] = []
+        harness.node.publish("a.b", b"1", "k", results.append)
+        assert results == [Published(Position(), 1, 0, 0)]
+        assert await subscriber.next() == {"op": "event", "topic": "a.b", "key": "k", "data": 1}
+        for topic, code in (("a.*", "bad_topic"), ("$sys.a", "bad_topic")):
+            with pytest.raises(CommandError) as refused:
+                harness.node.publish(topic, b"1", None, results.append)
+            assert refused.value.code == code
+        assert len(results) == 1
+
+
+async def test_history_is_read_where_the_rule_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = LateServer()
+    engine = server.engine()
+    monkeypatch.setattr(Rules, "retention", lambda self, topic: Retention(events=10 if topic.startswith("a") else 0))
+    async with serving(engine) as harness:
+        client = await harness.connect()
+        for n in range(3):
+            await client.ask("publish", topic="a", data=n)
+        results: list[HistoryPage | CommandError] = []
+        with pytest.raises(CommandError, match="keeps no history"):
+            harness.node.history("b", None, 10, results.append)
+        harness.node.history("a", Position("late", 1), 10, results.append)
+        await until(lambda: len(results) == 1)
+        assert isinstance(results[0], HistoryPage)
+        assert [(event.offset, bytes(event.data)) for event in results[0].events] == [(2, b"1"), (3, b"2")]
+        harness.node.history("a.never", None, 10, results.append)
+        engine.cut()
+        harness.node.history("a", None, 10, results.append)
+        await until(lambda: len(results) == 3)
+        assert [result.code for result in results if isinstance(result, CommandError)] == ["unavailable"] * 2
+
+
+async def test_operator_disconnects_a_session() -> None:
+    async with serving() as harness:
+        client, other = await harness.subscriber("a"), await harness.connect()
+        assert harness.node.disconnect(client.session)
+        assert await client.closed() == Close(CloseCode.DISCONNECTED, "disconnected")
+        await until(lambda: client.session not in harness.node.sessions)
+        assert not harness.node.disconnect(client.session)
+        assert await other.ask("ping") == {"op": "pong"}
+
+
+async def test_possible_loss_in_a_pattern_is_announced_to_all_subscribers_of_its_topics(engine: LateEngine) -> None:
+    async with serving(engine) as harness:
+        clients = {topic: await harness.subscriber(topic) for topic in ("a.b", "a.*", "a.>", "*.b", ">", "a.c.d")}
+        both = await harness.subscriber("a.b", "*.*")
+        elsewhere = await harness.subscriber("b", "a", "b.>", "$sys.>")
+        harness.node.deliver(Event("a.b", b"1"))
+        harness.node.lost("a.*")
+        harness.node.deliver(Event("a.b", b"2"))
+        for topic, client in clients.items():
+            if topic == "a.c.d":
+                await client.nothing()
+                continue
+            assert await client.data(1) == [1]
+            assert await client.next() == {"op": "gap", "topic": topic, "missed": None, "reason": "lost"}
+            assert await client.data(1) == [2]
+        messages = [await both.next() for _ in range(4)]
+        assert {message["topic"] for message in messages if message["op"] == "gap"} == {"a.b", "*.*"}
+        assert [message["data"] for message in messages if message["op"] == "event"] == [1, 2]
+        await elsewhere.nothing()

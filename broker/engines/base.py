@@ -40,7 +40,7 @@ class Event(msgspec.Struct, frozen=True):
     key: str | None = None
     offset: int | None = None
     """Its number, where the topic keeps history; set by the engine."""
-    token: str | None = None
+    token: int | None = None
     """How the publishing node recognises the event at its delivery. Engines pass it on and do not read it."""
 
 

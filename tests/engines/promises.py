@@ -65,7 +65,7 @@ class Kind(ABC):
 class Node:
     """In place of a node: it notes what the engine tells it, in one list, so that the order can be seen."""
 
-    def __init__(self, engine: Engine, name: str, retention: Retention) -> None:
+    def __init__(self, engine: Engine, name: int, retention: Retention) -> None:
         self.engine = engine
         self.name = name
         self.retention = retention
@@ -93,7 +93,7 @@ class Node:
         return {what for kind, what in self.told if kind == "lost"}
 
     def publish(self, topic: str, data: object, *, key: str | None = None, retention: Retention | None = None) -> Event:
-        event = Event(topic, msgspec.json.encode(data), key, token=f"{self.name}.{len(self.published)}")
+        event = Event(topic, msgspec.json.encode(data), key, token=(self.name << 32) + len(self.published))
         self.published.append(event)
         self.engine.publish(event, retention or self.retention, lambda result: self._tell("done", (event, result)))
         return event
@@ -148,7 +148,7 @@ class Node:
 async def nodes(kind: Kind, count: int = 2) -> AsyncIterator[list[Node]]:
     """Started nodes that share a server: as many as wanted, or as the engine allows."""
     retention = KEEP if kind.keeps else NOTHING_KEPT
-    harness = [Node(kind.engine(), f"node{n}", retention) for n in range(min(count, kind.most_nodes))]
+    harness = [Node(kind.engine(), n, retention) for n in range(min(count, kind.most_nodes))]
     for node in harness:
         await node.start()
     try:
@@ -268,7 +268,7 @@ async def done_means_kept(kind: Kind) -> None:
             await harness[0].answered()
             assert isinstance(await harness[0].result("history", "a", None, 100), NoHistory)
             return
-        answered: dict[str | None, Position | Unavailable] = {}
+        answered: dict[int | None, Position | Unavailable] = {}
         while len(answered) < 20:
             await until(lambda: len(harness[0].answers) > 0)
             answered = {event.token: result for event, result in harness[0].answers}
@@ -318,7 +318,7 @@ async def delivered_before_done(kind: Kind) -> None:
             if other is not node:
                 other.publish(f"a.{n % 3}", n)
         await node.answered()
-        seen: set[str | None] = set()
+        seen: set[int | None] = set()
         for what, told in node.told:
             if what == "deliver":
                 seen.add(told.token)

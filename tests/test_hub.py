@@ -20,7 +20,7 @@ from broker import messages
 from broker._speedups import Audience, Connection, LoopContext, Subscription
 from broker.config import Limits
 from broker.hub import Hub
-from broker.topics import matches, rank
+from broker.topics import matches, overlap, rank
 
 
 class Loop:
@@ -253,9 +253,6 @@ TestHub = HubMachine.TestCase
 TestHub.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-# Routes
-
-
 @pytest.fixture
 def harness() -> Harness:
     return Harness(2)
@@ -264,6 +261,24 @@ def harness() -> Harness:
 @pytest.fixture
 def hub(harness: Harness) -> Hub:
     return harness.hub
+
+
+def test_subscriptions_of_a_pattern_are_those_that_overlap_with_it(harness: Harness, hub: Hub) -> None:
+    topics = ("a.b", "a.*", "*.b", "a.>", ">", "a.c.d", "b", "$sys.a")
+    for topic in topics:
+        harness.subscribe(0, topic)
+    for pattern in ("a.*", "*.*", ">", "a.b.>", "$sys.>", "x.*"):
+        found = [subscription.filter.topic for subscription in hub.subscriptions(pattern)]
+        assert sorted(found) == sorted(topic for topic in topics if overlap(topic, pattern))
+
+
+def test_subscriptions_of_a_topic_are_those_that_deliver_it(harness: Harness, hub: Hub) -> None:
+    for place, topic in ((0, "a.b"), (0, ">"), (1, "a.*"), (1, "b")):
+        harness.subscribe(place, topic)
+    assert {subscription.filter.topic for subscription in hub.subscriptions("a.b")} == {"a.b", "a.*"}
+
+
+# Routes
 
 
 def test_change_of_an_exact_filter_withdraws_only_the_route_of_its_topic(harness: Harness, hub: Hub) -> None:

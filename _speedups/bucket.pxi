@@ -1,11 +1,11 @@
 # How much one connection may publish: a bucket of tokens, which fills up with time.
 #
-# Invariant: connections without a bucket never come here. The routes of one that has a bucket stand in it,
-# and not in the connection, so that the fast path of all others has nothing to ask.
+# Invariant: connections without a limit never come here. The routes of a connection that has one are in its bucket, and
+# not in the connection, so that the fast path of all others has nothing to ask.
 
 
 @cython.final
-cdef class TokenBucket:
+cdef class TokenBucket(FastPath):
     """`rate` events a second on the average, `burst` at once. `routes` are those of the connection, or None."""
 
     cdef:
@@ -47,17 +47,11 @@ cdef class TokenBucket:
             return 0.0
         return (1 - self.tokens) / self.rate
 
-
-cdef bint publish_within(Connection connection, const unsigned char* data, size_t size, bint checked) except -1:
-    """As `fast_publish`, for a connection with an token_bucket. Without a token the session refuses it."""
-    cdef TokenBucket token_bucket = connection.token_bucket
-    cdef bint published
-    if token_bucket.routes is None or not token_bucket.fill():
-        return False
-    connection.routes = token_bucket.routes
-    try:
-        published = fast_publish(connection, data, size, checked)
-    finally:
-        connection.routes = None
-    token_bucket.tokens -= published
-    return published
+    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked) except -1:
+        """As that of the routes. Without a token the session refuses the publish."""
+        cdef bint published
+        if self.routes is None or not self.fill():
+            return False
+        published = self.routes.publish(connection, data, size, checked)
+        self.tokens -= published
+        return published

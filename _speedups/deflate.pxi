@@ -1,12 +1,11 @@
-# Compressed messages (permessage-deflate, RFC 7692): one from a client inflated, an event for many deflated once.
+# Compressed messages (permessage-deflate, RFC 7692): one from a client is inflated, an event for many deflated once.
 #
-# The law of this file: no message depends on another one. Both sides have agreed to no context takeover, so that no
+# Invariant: no message depends on another one. Both sides have agreed to no context takeover, so that no
 # connection holds a window, and one deflated frame is right for all who get the event.
 
 import zlib
 
 cdef enum:
-    RSV1 = 0x40  # of the first byte of a frame: its message is deflated (RFC 7692, section 6)
     FULL_WINDOW = 15  # bits of the largest window (RFC 1951, section 2)
 
     # Shorter payloads are sent as they are: of an event of 100 bytes deflating saves a fifth, for the time of several
@@ -62,114 +61,33 @@ cdef bytes inflate(const unsigned char* data, size_t size, size_t max_size, int*
     return None
 
 
-cdef bytes deflate(LoopContext context, const unsigned char* frame, size_t size):
-    """Return the finished text frame at `frame` once more with its message deflated; None if that saves nothing."""
-    cdef:
-        unsigned char head[MAX_SERVER_HEAD]
-        size_t head_size = 2 if frame[1] < 126 else 4 if frame[1] == 126 else 10
-        size_t body_size
-        bytes body
-    if size - head_size < MIN_DEFLATE:
-        return None
-    # There is one deflater. A full flush makes it forget what was before, so that each message stands alone; a new one
-    # for each would take three times as long. One that has failed is not used again.
-    deflater, context.deflater = context.deflater, None
-    if deflater is None:
-        deflater = zlib.compressobj(DEFLATE_LEVEL, zlib.DEFLATED, -FULL_WINDOW)
-    body = deflater.compress(PyBytes_FromStringAndSize(<char*> frame + head_size, size - head_size))
-    body += deflater.flush(zlib.Z_FULL_FLUSH)
-    context.deflater = deflater
-    context.deflated += 1
-    body_size = len(body) - len(TAIL)
-    head_size = write_head(head, OP_TEXT | RSV1, body_size)
-    if head_size + body_size >= size:
-        return None
-    return PyBytes_FromStringAndSize(<char*> head, head_size) + body[:body_size]
+@cython.final
+cdef class Deflater:
+    """The one deflater of an event loop. `count` is how many frames it has deflated."""
 
+    cdef object compressor
+    cdef uint64_t count
 
-cdef bytes frame_for(Connection connection, Event event):
-    """The frame in which a connection gets an event. Deflated it is when the first one asks, for all."""
-    if not connection.deflates:
-        return event.frame
-    if event.deflated is None:
-        event.deflated = deflate(connection.context, <const unsigned char*> PyBytes_AS_STRING(event.frame),
-                                 PyBytes_GET_SIZE(event.frame)) or event.frame
-    return event.deflated
-
-
-cdef inline const unsigned char* batch_for(Connection connection, Audience audience, size_t* size) except NULL:
-    """The batch that a connection gets, and its length."""
-    if not connection.deflates:
-        size[0] = audience.batch_size
-        return audience.batch
-    if audience.deflated == NULL:
-        deflate_batch(audience)
-    size[0] = audience.deflated_ends[audience.segment_count - 1]
-    return audience.deflated
-
-
-cdef size_t segment_end(Connection connection, Audience audience, uint32_t index) noexcept:
-    """Where a segment ends in the batch that a connection gets."""
-    return audience.deflated_ends[index] if connection.deflates else audience.segments[index].end
-
-
-cdef Event event_for(Connection connection, Audience audience, uint32_t index):
-    """The event of a segment as an object of its own, for a connection that gets it alone. (What was deflated for the
-    batch is not deflated again.)"""
-    cdef Event event = audience.event(index)
-    cdef size_t start
-    if connection.deflates and event.deflated is None and audience.deflated != NULL:
-        start = audience.deflated_ends[index - 1] if index else 0
-        if audience.deflated[start] & RSV1:
-            event.deflated = PyBytes_FromStringAndSize(<char*> audience.deflated + start,
-                                                       audience.deflated_ends[index] - start)
-        else:
-            event.deflated = event.frame
-    return event
-
-
-cdef int deflate_batch(Audience audience) except -1:
-    """Make the second batch of an audience, with the same events in the same order. It is never longer."""
-    cdef:
-        unsigned char* batch = <unsigned char*> malloc(audience.batch_size)
-        size_t* ends = <size_t*> malloc(audience.segment_count * sizeof(size_t))
-        size_t start = 0, end, size = 0
-        uint32_t i
-        Event event
-        bytes frame
-    try:
-        if batch == NULL or ends == NULL:
-            raise MemoryError
-        for i in range(audience.segment_count):
-            end = audience.segments[i].end
-            event = None
-            if audience.events is not None and i < <uint32_t> len(audience.events):
-                event = audience.events[i]
-            if event is not None and event.deflated is not None:
-                frame = event.deflated
-            else:
-                frame = deflate(audience.context, audience.batch + start, end - start)
-                if event is not None:
-                    event.deflated = event.frame if frame is None else frame
-            if frame is None:
-                memcpy(batch + size, audience.batch + start, end - start)
-                size += end - start
-            else:
-                memcpy(batch + size, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
-                size += PyBytes_GET_SIZE(frame)
-            ends[i] = size
-            start = end
-    except BaseException:
-        free(batch)
-        free(ends)
-        raise
-    audience.deflated = batch
-    audience.deflated_ends = ends
-    return 0
-
-
-cdef void drop_deflated(Audience audience) noexcept:
-    free(audience.deflated)
-    free(audience.deflated_ends)
-    audience.deflated = NULL
-    audience.deflated_ends = NULL
+    cdef bytes deflate(self, const unsigned char* frame, size_t size):
+        """Return the finished text frame at `frame` once more with its message deflated; None if that saves nothing."""
+        cdef:
+            unsigned char head[MAX_SERVER_HEAD]
+            size_t head_size = 2 if frame[1] < 126 else 4 if frame[1] == 126 else 10
+            size_t body_size
+            bytes body
+        if size - head_size < MIN_DEFLATE:
+            return None
+        # A full flush makes it forget what was before, so that each message stands alone; a new one for each would take
+        # three times as long. One that has failed is not used again.
+        compressor, self.compressor = self.compressor, None
+        if compressor is None:
+            compressor = zlib.compressobj(DEFLATE_LEVEL, zlib.DEFLATED, -FULL_WINDOW)
+        body = compressor.compress(PyBytes_FromStringAndSize(<char*> frame + head_size, size - head_size))
+        body += compressor.flush(zlib.Z_FULL_FLUSH)
+        self.compressor = compressor
+        self.count += 1
+        body_size = len(body) - len(TAIL)
+        head_size = write_head(head, OP_TEXT | RSV1, body_size)
+        if head_size + body_size >= size:
+            return None
+        return PyBytes_FromStringAndSize(<char*> head, head_size) + body[:body_size]

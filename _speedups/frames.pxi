@@ -1,60 +1,7 @@
-# Bytes to frames to messages, and a message to its frame (RFC 6455, section 5), for the server's side of a connection.
+# Bytes to frames to messages (RFC 6455, section 5), for the server's side of a connection.
 #
-# Everything that decides whether incoming bytes are well formed lives in this file. It knows no socket and no topic:
-# a subclass says what happens to a whole message, to a control frame and to a failure.
-
-cdef enum:
-    OP_CONTINUATION = 0
-    OP_TEXT = 1
-    OP_BINARY = 2
-    OP_CLOSE = 8
-    OP_PING = 9
-    OP_PONG = 10
-
-    CLOSE_NORMAL = 1000
-    CLOSE_PROTOCOL_ERROR = 1002
-    CLOSE_NO_STATUS = 1005
-    CLOSE_ABNORMAL = 1006
-    CLOSE_INVALID_DATA = 1007
-    CLOSE_TOO_BIG = 1009
-    CLOSE_SLOW_CONSUMER = 4000
-    CLOSE_PING_TIMEOUT = 4001
-    CLOSE_NOT_READING = 4003
-
-    MAX_HEAD = 14  # two bytes, eight of length, four of key
-    MAX_CONTROL = 125  # RFC 6455, section 5.5
-    MAX_SERVER_HEAD = 10  # the same without a key
-
-
-cdef size_t write_head(unsigned char* out, int opcode, size_t size) noexcept nogil:
-    """Write the head of an unmasked, final frame (at most MAX_SERVER_HEAD bytes) and return its length."""
-    cdef int i
-    out[0] = 0x80 | opcode
-    if size < 126:
-        out[1] = size
-        return 2
-    if size < 65536:
-        out[1] = 126
-        out[2] = size >> 8
-        out[3] = size & 0xFF
-        return 4
-    out[1] = 127
-    for i in range(8):
-        out[2 + i] = (size >> (56 - 8 * i)) & 0xFF
-    return 10
-
-
-def frame(int opcode, data not None):
-    """Return `data` (bytes-like) as one final, unmasked frame, as a server sends it (RFC 6455, section 5.2)."""
-    cdef const unsigned char[::1] view = memoryview(data).cast("B")
-    cdef unsigned char head[MAX_SERVER_HEAD]
-    cdef size_t size = write_head(head, opcode, view.shape[0])
-    return PyBytes_FromStringAndSize(<char*> head, size) + bytes(view)
-
-
-def is_close_code(int code):
-    """Whether a peer may send `code` in a close frame (RFC 6455, section 7.4)."""
-    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+# Invariant: everything that decides whether incoming bytes are well formed is in this file. It knows no socket and no
+# topic: a subclass says what happens to a whole message, to a control frame and to a failure.
 
 
 class FrameError(Exception):
@@ -105,7 +52,7 @@ cdef class Frames:
 
     cdef int on_message(self, int opcode, unsigned char* data, size_t size, bint checked) except -1:
         """Take a whole message. `checked` says that its bytes are known to be UTF-8; a text where they are not is for
-        the one who takes it to call `is_text` on."""
+        the subclass to call `is_text` on."""
         raise NotImplementedError
 
     cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:
@@ -113,6 +60,9 @@ cdef class Frames:
 
     cdef int on_failure(self, int code, str reason) except -1:
         raise NotImplementedError
+
+    cdef void on_inflated(self, size_t size) noexcept:
+        """Take note that a message of this size was inflated, which takes its time."""
 
     cdef bint is_text(self, int opcode, const unsigned char* data, size_t size, bint checked) except -1:
         """Whether a message may be taken; False for a text that is not UTF-8, which fails the connection (RFC 6455,
@@ -174,79 +124,87 @@ cdef class Frames:
             data += part
         return size if self.failed else data - start
 
+    @cython.final
     cdef size_t parse_head(self, const unsigned char* head, size_t size) except? 0:
         """Return the length of the head at `head`, or 0 if more of it must come. Fails on what no head may say."""
-        cdef:
-            size_t length = 2, i
-            uint64_t body
-            bint fin
-            uint8_t opcode
-        fin = head[0] & 0x80 != 0
-        opcode = head[0] & 0x0F
-        if head[0] & 0x70:
-            # RFC 7692, section 6: of a message's first frame the first bit says that it is compressed.
-            if head[0] & 0x70 != RSV1 or not self.inflates or not 0 < opcode < OP_CLOSE:
-                self.fail(CLOSE_PROTOCOL_ERROR, "reserved bits must be 0")
-                return 0
-            self.compressed = True
-        if opcode > OP_PONG or OP_BINARY < opcode < OP_CLOSE:
-            self.fail(CLOSE_PROTOCOL_ERROR, f"opcode {<int> opcode} is reserved")
+        cdef size_t length
+        cdef uint64_t body = 0
+        if not self.check_first_byte(head[0]) or size < 2:
             return 0
-        if opcode >= OP_CLOSE and not fin:
-            self.fail(CLOSE_PROTOCOL_ERROR, "a control frame must not be fragmented")
-            return 0
-        if opcode == OP_CONTINUATION and not self.message_opcode:
-            self.fail(CLOSE_PROTOCOL_ERROR, "a continuation frame without a message to continue")
-            return 0
-        if 0 < opcode < OP_CLOSE and self.message_opcode:
-            self.fail(CLOSE_PROTOCOL_ERROR, "a new message before the end of the last one")
-            return 0
-        if size < 2:
-            return 0
-        if not head[1] & 0x80:
-            self.fail(CLOSE_PROTOCOL_ERROR, "a client must mask its frames")
-            return 0
-        body = head[1] & 0x7F
-        if opcode >= OP_CLOSE and body > MAX_CONTROL:
-            self.fail(CLOSE_PROTOCOL_ERROR, "a control frame is longer than 125 bytes")
-            return 0
-        if body == 126:
-            length = 4
-            if size < length:
-                return 0
-            body = (<uint64_t> head[2] << 8) | head[3]
-            if body < 126:
-                self.fail(CLOSE_PROTOCOL_ERROR, "a length must be written in its shortest form")
-                return 0
-        elif body == 127:
-            length = 10
-            if size < length:
-                return 0
-            body = 0
-            for i in range(2, 10):
-                body = (body << 8) | head[i]
-            if body >> 63:
-                self.fail(CLOSE_PROTOCOL_ERROR, "a length must not have its highest bit set")
-                return 0
-            if body < 65536:
-                self.fail(CLOSE_PROTOCOL_ERROR, "a length must be written in its shortest form")
-                return 0
-        if opcode < OP_CLOSE:
-            if self.message_size + body > self.max_size and (
-                    not self.compressed or self.message_size + body > most_deflated(self.max_size)):
-                self.fail(CLOSE_TOO_BIG, f"a message is longer than {self.max_size} bytes")
-                return 0
-            if self.fragments >= self.max_fragments:
-                self.fail(CLOSE_TOO_BIG, f"a message has more than {self.max_fragments} fragments")
-                return 0
-        if size < length + 4:
+        length = self.read_length(head, size, &body)
+        if length == 0 or (head[0] & 0x0F < OP_CLOSE and not self.check_size(body)) or size < length + 4:
             return 0
         memcpy(self.key, head + length, 4)
-        self.fin = fin
-        self.opcode = opcode
+        self.fin = head[0] & 0x80 != 0
+        self.opcode = head[0] & 0x0F
         self.body_size = body
         return length + 4
 
+    @cython.final
+    cdef inline bint check_first_byte(self, uint8_t first) except -1:
+        """Whether a frame may begin with this byte now: flags and opcode. Fails if not."""
+        cdef uint8_t opcode = first & 0x0F
+        if first & 0x70:
+            # RFC 7692, section 6: of a message's first frame the first bit says that it is compressed.
+            if first & 0x70 != RSV1 or not self.inflates or not 0 < opcode < OP_CLOSE:
+                self.fail(CLOSE_PROTOCOL_ERROR, "reserved bits must be 0")
+                return False
+            self.compressed = True
+        if opcode > OP_PONG or OP_BINARY < opcode < OP_CLOSE:
+            self.fail(CLOSE_PROTOCOL_ERROR, f"opcode {<int> opcode} is reserved")
+        elif opcode >= OP_CLOSE and not first & 0x80:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a control frame must not be fragmented")
+        elif opcode == OP_CONTINUATION and not self.message_opcode:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a continuation frame without a message to continue")
+        elif 0 < opcode < OP_CLOSE and self.message_opcode:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a new message before the end of the last one")
+        return not self.failed
+
+    @cython.final
+    cdef inline size_t read_length(self, const unsigned char* head, size_t size, uint64_t* body) except? 0:
+        """Read the length of the body. Returns where the key begins, or 0 if more must come or it failed."""
+        cdef size_t i
+        if not head[1] & 0x80:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a client must mask its frames")
+            return 0
+        body[0] = head[1] & 0x7F
+        if head[0] & 0x0F >= OP_CLOSE and body[0] > MAX_CONTROL:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a control frame is longer than 125 bytes")
+            return 0
+        if body[0] < 126:
+            return 2
+        if body[0] == 126:
+            if size < 4:
+                return 0
+            body[0] = (<uint64_t> head[2] << 8) | head[3]
+            if body[0] < 126:
+                self.fail(CLOSE_PROTOCOL_ERROR, "a length must be written in its shortest form")
+                return 0
+            return 4
+        if size < 10:
+            return 0
+        body[0] = 0
+        for i in range(2, 10):
+            body[0] = (body[0] << 8) | head[i]
+        if body[0] >> 63:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a length must not have its highest bit set")
+            return 0
+        if body[0] < 65536:
+            self.fail(CLOSE_PROTOCOL_ERROR, "a length must be written in its shortest form")
+            return 0
+        return 10
+
+    @cython.final
+    cdef inline bint check_size(self, uint64_t body) except -1:
+        """Whether the message under way may have `body` bytes more. Fails if not."""
+        if self.message_size + body > self.max_size and (
+                not self.compressed or self.message_size + body > most_deflated(self.max_size)):
+            self.fail(CLOSE_TOO_BIG, f"a message is longer than {self.max_size} bytes")
+        elif self.fragments >= self.max_fragments:
+            self.fail(CLOSE_TOO_BIG, f"a message has more than {self.max_fragments} fragments")
+        return not self.failed
+
+    @cython.final
     cdef int read_body(self, unsigned char* data, size_t size) except -1:
         """Take `size` bytes of the body, which may be all of it, a part, or (for an empty body) nothing."""
         cdef bint whole = self.body_read == 0 and size == self.body_size
@@ -333,20 +291,17 @@ cdef class Frames:
             return self.fail(code, f"a compressed message is longer than {self.max_size} bytes, or of too many parts")
         if code:
             return self.fail(code, "a compressed message cannot be inflated")
+        self.on_inflated(len(message))
         return self.on_message(opcode, <unsigned char*> PyBytes_AS_STRING(message), len(message), False)
-
-    def __cinit__(self, *args, **kwargs):
-        self.max_size = 1024 * 1024
-        self.max_fragments = 4096
 
 
 cdef class FrameReader(Frames):
-    """The reader on its own, for tools and tests: bytes in, messages and control frames out."""
+    """The reader on its own, for tools and tests: bytes in, messages and control frames out. No bound unless given."""
 
     cdef list out
     cdef object error
 
-    def __init__(self, *, size_t max_size=1024 * 1024, uint32_t max_fragments=4096, bint inflates=False):
+    def __init__(self, *, size_t max_size=1 << 62, uint32_t max_fragments=0xFFFFFFFF, bint inflates=False):
         self.max_size = max_size
         self.max_fragments = max_fragments
         self.inflates = inflates

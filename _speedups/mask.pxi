@@ -1,6 +1,6 @@
 # Masking (RFC 6455, section 5.3): payload byte i is XORed with key byte i mod 4.
 #
-# The law of this file: `apply_mask` works on any alignment and may start anywhere in the payload, so that a frame can
+# Invariant: `apply_mask` works on any alignment and may start anywhere in the payload, so that a frame can
 # be unmasked piece by piece as it arrives.
 
 

@@ -1,7 +1,7 @@
-# The fast path: a publish to a topic whose way is known needs no Python.
+# The fast path: a publish to a topic whose route is known needs no Python.
 #
-# The law of this file: it does exactly what the slow path (the session) would do, or leaves the message to it. Who
-# installs a route promises that whoever shares these routes may publish there, and withdraws it when that changes.
+# Invariant: it does exactly what the slow path (the session) would do, or leaves the message to it. The code that
+# installs a route promises that all connections with this cache may publish there, and withdraws it when that changes.
 
 
 cdef enum:
@@ -15,10 +15,16 @@ cdef class Route:
     """What is known of a topic: its audience, and how its `event` messages begin."""
 
     cdef:
-        Audience audience
+        AudienceBase audience
         str topic
         bytes name  # the topic as UTF-8
         bytes prefix
+        Link of_audience  # in `AudienceBase.routes`
+        PyObject* cache  # borrowed
+
+    def __dealloc__(self):
+        if self.audience is not None:
+            remove(&self.audience.routes, &self.of_audience)
 
 
 cdef uint32_t recent_place(const unsigned char* name, size_t size) noexcept nogil:
@@ -40,7 +46,7 @@ cdef uint32_t recent_place(const unsigned char* name, size_t size) noexcept nogi
 
 
 @cython.final
-cdef class RouteCache:
+cdef class RouteCache(FastPath):
     """The known topics, for all connections that may publish to the same ones.
 
     It remembers at least the `limit` topics last published to, and at most twice as many: those used since the last
@@ -68,6 +74,9 @@ cdef class RouteCache:
         route.topic = topic
         route.name = topic.encode()
         route.prefix = prefix
+        route.cache = <PyObject*> self
+        route.of_audience.owner = <PyObject*> route
+        append(&audience.routes, &route.of_audience)
         self.forget_recent(route.name)
         self.remember(route.name, route)
 
@@ -77,6 +86,36 @@ cdef class RouteCache:
         self.forget_recent(name)
         self.young.pop(name, None)
         self.old.pop(name, None)
+
+    def withdraw_matching(self, str pattern not None):
+        """Forget the topics that a pattern matches. It costs a comparison for each topic that is remembered."""
+        cdef bytes name = pattern.encode()
+        cdef PyObject* route
+        cdef int place
+        for place in range(RECENT):
+            route = self.recent[place]
+            if route != NULL and matches(name, (<Route> route).name):
+                self.recent[place] = NULL
+                Py_XDECREF(route)
+        for routes in (self.young, self.old):
+            for topic in [topic for topic in <dict> routes if matches(name, <bytes> topic)]:
+                del (<dict> routes)[topic]
+
+    def withdraw_filter(self, Filter filter not None):
+        """Forget the topics of all audiences that a filter is a part of. It costs as much as there are such topics."""
+        cdef Link* of_audience = filter.audiences.first
+        cdef Link* of_route
+        cdef AudienceBase audience
+        cdef Route route
+        while of_audience != NULL:
+            audience = <AudienceBase> of_audience.owner
+            of_audience = of_audience.next
+            of_route = audience.routes.first
+            while of_route != NULL:
+                route = <Route> of_route.owner
+                of_route = of_route.next
+                if route.cache == <PyObject*> self:
+                    self.withdraw(route.topic)
 
     def clear(self):
         """Forget all."""
@@ -139,38 +178,48 @@ cdef class RouteCache:
         self.young[name] = route
         return 0
 
+    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked) except -1:
+        """Carry out a message if it is a plain publish command to a topic with a route; False leaves it to the session.
 
-cdef bint fast_publish(Connection connection, const unsigned char* data, size_t size, bint checked) except -1:
-    """Carry out a message if it is a plain publish command to a topic with a route; False leaves it to the session.
+        Where `checked` is False and all of the message is ASCII, the scan has seen that.
+        """
+        cdef:
+            Publish command
+            Route route
+            AudienceBase audience
+            Receipt receipt
+        if not scan_publish(data, size, connection.context.limits.max_depth, &command):
+            return False
+        if command.wide and not checked and not is_utf8(data, size):
+            return False
+        route = self.look_up(command.topic, command.topic_size)
+        if route is None:
+            return False
+        audience = route.audience
+        prepare_members(audience)
+        publish_command(route, &command, connection, &receipt)
+        connection.context.fast_publishes += 1
+        (<Connection> connection).mistakes = 0
+        if command.id != NULL and is_open(&connection.outbox):
+            answer_receipt(<Connection> connection, command.id, command.id_size, &receipt)
+        return True
 
-    `checked` says that it is known to be UTF-8. Where it is not, and all of it is ASCII, the scan has seen that.
-    """
+
+cdef int publish_command(Route route, const Publish* command, Writer origin, Receipt* receipt) except -1:
+    """Write the event of a publish command into the batch of its audience, and commit it."""
     cdef:
-        Publish command
-        Route route
-        Audience audience
-        Receipt receipt
         unsigned char head[MAX_SERVER_HEAD]
         unsigned char* frame
         unsigned char* out
-        size_t prefix_size, payload_size, head_size
+        size_t prefix_size = PyBytes_GET_SIZE(route.prefix)
+        size_t payload_size = prefix_size + len(b',"data":}') + command.data_size
+        size_t head_size
         uint32_t key_start = 0
-    if not scan_publish(data, size, connection.context.max_depth, &command):
-        return False
-    if command.wide and not checked and not is_utf8(data, size):
-        return False
-    route = connection.routes.look_up(command.topic, command.topic_size)
-    if route is None:
-        return False
-    audience = route.audience
-    audience.find_members()
-    prefix_size = PyBytes_GET_SIZE(route.prefix)
-    payload_size = prefix_size + len(b',"data":}') + command.data_size
     if command.key != NULL:
         payload_size += len(b',"key":""') + command.key_size
     head_size = write_head(head, OP_TEXT, payload_size)
-    if audience.size:
-        frame = audience.reserve(head_size + payload_size)
+    if route.audience.size:
+        frame = reserve_frame(route.audience, head_size + payload_size)
         out = frame
         memcpy(out, head, head_size)
         out += head_size
@@ -188,16 +237,12 @@ cdef bint fast_publish(Connection connection, const unsigned char* data, size_t 
         out += 8
         memcpy(out, command.data, command.data_size)
         out[command.data_size] = 0x7D
-    audience.commit(head_size + payload_size, route.topic, key_start, command.key_size, None, connection, &receipt)
-    connection.context.fast_publishes += 1
-    connection.mistakes = 0
-    if command.id != NULL and connection.state == OPEN:
-        answer_publish(connection, command.id, command.id_size, &receipt)
-    return True
+    return commit(route.audience, head_size + payload_size, route.topic, key_start, command.key_size, None, origin,
+                  receipt)
 
 
-cdef int answer_publish(Connection connection, const unsigned char* id, size_t id_size, Receipt* receipt) except -1:
-    """Put the `ok` of a publish into the lane."""
+cdef int answer_receipt(Connection connection, const unsigned char* id, size_t id_size, Receipt* receipt) except -1:
+    """Put the `ok` of a publish into the control buffer."""
     cdef:
         char text[192]  # the id has at most 66 bytes, the numbers at most 10 each
         char* end
@@ -213,8 +258,9 @@ cdef int answer_publish(Connection connection, const unsigned char* id, size_t i
     end = put_number(end + 11, receipt.dropped)
     end[0] = 0x7D
     end += 1
-    if connection.parked_publishes:
-        return hold_answer(connection, PyBytes_FromStringAndSize(text, end - text))
+    if connection.parking is not None:
+        connection.parking.answers.append(PyBytes_FromStringAndSize(text, end - text))
+        return 0
     return connection.append_frame(OP_TEXT, <const unsigned char*> text, end - text)
 
 

@@ -2,11 +2,19 @@
 
 from asyncio import AbstractEventLoop, BaseTransport
 from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias, final
+from typing import Final, Literal, Protocol, TypeAlias, final
 
 _Buffer: TypeAlias = bytes | bytearray | memoryview
 
+Overflow: TypeAlias = Literal["drop_oldest", "drop_newest", "latest", "replay", "block", "close"]
+GapReason: TypeAlias = Literal["overflow", "conflated", "age", "expired", "epoch", "lost"]
+
 OVERFLOW: Final[dict[str, int]]
+GAP_REASONS: Final[tuple[str, ...]]
+CONNECTION_STATES: Final[tuple[str, ...]]
+SUBSCRIPTION_STATES: Final[tuple[str, ...]]
+CONNECTION_TRANSITIONS: Final[dict[str, tuple[str, ...]]]
+SUBSCRIPTION_TRANSITIONS: Final[dict[str, tuple[str, ...]]]
 
 class Session(Protocol):
     """What a connection asks of the one who answers its messages."""
@@ -22,6 +30,7 @@ def valid_utf8(data: _Buffer) -> bool: ...
 def frame(opcode: int, data: _Buffer) -> bytes: ...
 def trim_memory() -> bool: ...
 def is_close_code(code: int) -> bool: ...
+def pattern_matches(pattern: str, topic: str) -> bool: ...
 def check_json(data: _Buffer, depth: int = 64) -> None: ...
 
 @final
@@ -37,37 +46,45 @@ class FrameError(Exception):
 
 class FrameReader:
     inflates: bool
-    def __init__(self, *, max_size: int = 1048576, max_fragments: int = 4096, inflates: bool = False) -> None: ...
+    def __init__(self, *, max_size: int = ..., max_fragments: int = ..., inflates: bool = False) -> None: ...
     def feed(self, data: _Buffer) -> list[tuple[int, bytes]]: ...
+
+class Limits(Protocol):
+    """What the data path takes of `broker.config.Limits`. Times are in seconds, sizes in bytes."""
+
+    @property
+    def max_size(self) -> int: ...
+    @property
+    def max_fragments(self) -> int: ...
+    @property
+    def max_outbox(self) -> int: ...
+    @property
+    def max_answers(self) -> int: ...
+    @property
+    def max_depth(self) -> int: ...
+    @property
+    def ping_interval(self) -> float: ...
+    @property
+    def ping_timeout(self) -> float: ...
+    @property
+    def close_timeout(self) -> float: ...
+    @property
+    def block_timeout(self) -> float: ...
+
+class FastPath: ...
 
 @final
 class LoopContext:
     def __init__(
         self,
         loop: AbstractEventLoop,
+        limits: Limits,
         *,
         encode_gap: GapEncoder,
-        max_size: int = 1048576,
-        max_fragments: int = 4096,
-        max_outbox: int = 4194304,
-        max_answers: int = 1048576,
-        max_depth: int = 64,
-        ping_interval: float = 25.0,
-        ping_timeout: float = 10.0,
-        close_timeout: float = 5.0,
-        block_timeout: float = 5.0,
+        close_reasons: dict[int, str] = ...,
         buffer_size: int = 262144,
     ) -> None: ...
-    max_size: int
-    max_fragments: int
-    max_outbox: int
-    max_answers: int
-    max_depth: int
     command_time: float
-    ping_interval: float
-    ping_timeout: float
-    close_timeout: float
-    block_timeout: float
     max_age: Callable[[str], float | None] | None
     on_lagging: Callable[[Connection, bool], None] | None
     catch_up: Callable[[Subscription], None] | None
@@ -90,10 +107,12 @@ class LoopContext:
     def lagging_connections(self) -> int: ...
     @property
     def parked_publishers(self) -> int: ...
+    def configure(self, limits: Limits) -> None: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def flush(self) -> None: ...
     def flush_batches(self) -> None: ...
+    def flush_matching(self, pattern: str) -> None: ...
     def sweep(self) -> None: ...
 
 @final
@@ -104,6 +123,7 @@ class Connection:
     token_bucket: TokenBucket | None
     mistakes: int
     state: int
+    state_name: str
     blocked: bool
     close_pending: bool
     inflates: bool
@@ -126,7 +146,7 @@ class Connection:
     @property
     def lagging(self) -> bool: ...
     @property
-    def outbox(self) -> int: ...
+    def queued_bytes(self) -> int: ...
     # asyncio.BufferedProtocol
     def connection_made(self, transport: BaseTransport) -> None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
@@ -149,6 +169,7 @@ class Subscription:
     filter: Filter
     echo: bool
     behind: bool
+    state: str
     max_queue: int
     dropped: int
     credit: int
@@ -176,7 +197,7 @@ class Subscription:
     @property
     def waiting(self) -> float: ...
     @property
-    def lost_by_reason(self) -> dict[str, int]: ...
+    def dropped_by_reason(self) -> dict[str, int]: ...
 
 @final
 class Audience:
@@ -190,17 +211,19 @@ class Audience:
     ) -> tuple[int, int, int]: ...
 
 @final
-class RouteCache:
+class RouteCache(FastPath):
     limit: int
     def __init__(self, limit: int = 4096) -> None: ...
     def install(self, topic: str, audience: Audience, prefix: bytes) -> None: ...
     def withdraw(self, topic: str) -> None: ...
+    def withdraw_matching(self, pattern: str) -> None: ...
+    def withdraw_filter(self, filter: Filter) -> None: ...
     def clear(self) -> None: ...
     def __len__(self) -> int: ...
     def __contains__(self, topic: str) -> bool: ...
 
 @final
-class TokenBucket:
+class TokenBucket(FastPath):
     routes: RouteCache | None
     rate: float
     burst: float

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=True, wraparound=False, embedsignature=True, freethreading_compatible=False
-"""The native data path of wsbroker: framing, masking, outboxes and fan-out.
+"""The native data path of wsbroker: framing, masking, queues and fan-out.
 
-One compiled unit, made of the rooms included below; each begins with the law that it keeps. Nothing here imports
-anything of the package `broker`, or blocks, or starts a thread. All of it belongs to the one event loop.
+One compiled unit, made of the files included below, in layers: each uses only names of the files above it (a test reads
+them), and begins with its invariant. Nothing here imports anything of the package `broker`, or blocks, or starts a
+thread. All of it belongs to the one event loop.
 """
 
 cimport cython
@@ -11,34 +12,56 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.stdio cimport fprintf, stderr
+from libc.stdlib cimport abort, calloc, free, malloc, qsort, realloc
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 from time import monotonic
+from typing import Literal
 
-
-# These classes know each other; each is defined in the room that bears its noun.
-cdef class Event
-cdef class Subscription
-cdef class Filter
-cdef class Audience
-cdef class LoopContext
-cdef class Hold
-cdef class RouteCache
-cdef class TokenBucket
-
+# Bytes, frames, messages.
 include "mask.pxi"
 include "utf8.pxi"
+include "json.pxi"
+include "command.pxi"
+include "wire.pxi"
+include "deflate.pxi"
 include "frames.pxi"
 
-cdef class Connection(Frames)
-
-include "json.pxi"
-include "outbox.pxi"
+# Tools and tables.
+include "list.pxi"
+include "clock.pxi"
+include "memory.pxi"
+include "patterns.pxi"
 include "policies.pxi"
-include "fanout.pxi"
-include "deflate.pxi"
-include "context.pxi"
+include "states.pxi"
+include "shared.pxi"
+
+# Queues. Nothing up to here, and up to `batch`, knows a socket.
+include "queue.pxi"
+include "subscription.pxi"
+include "barrier.pxi"
+include "queueing.pxi"
+include "bounds.pxi"
+include "latest.pxi"
+include "replay.pxi"
+include "block.pxi"
+include "overflow.pxi"
+include "audience.pxi"
+include "batch.pxi"
+
+# Sockets.
+include "pieces.pxi"
+include "writer.pxi"
+include "flush.pxi"
+include "timers.pxi"
+include "reading.pxi"
 include "connection.pxi"
+include "keepalive.pxi"
+include "context.pxi"
+
+# What the node asks for.
+include "delivery.pxi"
+include "operations.pxi"
 include "routes.pxi"
 include "bucket.pxi"

@@ -1,6 +1,6 @@
 # UTF-8 validation (RFC 3629), resumable at any byte, because a message may be cut into fragments anywhere.
 #
-# The law of this file: what is wrong is noticed at its first wrong byte, never later.
+# Invariant: what is wrong is noticed at its first wrong byte, never later.
 
 
 cdef struct Utf8:

@@ -93,6 +93,10 @@ class CloseCode(enum.IntEnum):
         return 4000 <= self < 4500 or self in (1001, 1011, 1013)
 
 
+CLOSE_REASONS = {int(code): code.reason for code in CloseCode}
+"""The text of the close frame for each code, for the data path."""
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """An HTTP answer in place of the upgrade to a WebSocket."""
 

@@ -72,13 +72,18 @@ class Hub:
         found = filters.get(topic)
         if found is None:
             found = self._add(topic)
-        return Subscription(connection, found, max_queue=max_queue, overflow=overflow, echo=echo, credit=credit)
+        try:
+            return Subscription(connection, found, max_queue=max_queue, overflow=overflow, echo=echo, credit=credit)
+        except Exception:
+            if found.subscribers == 0:
+                self._remove(found)
+            raise
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription and discard its queue."""
         subscription.cancel()
         if subscription.filter.subscribers == 0:
-            self._remove(subscription.filter.topic)
+            self._remove(subscription.filter)
 
     def audience(self, topic: str) -> Audience:
         """Find the audience of a topic. It follows changes of the subscriptions to its filters."""
@@ -106,14 +111,14 @@ class Hub:
 
     def _add(self, topic: str) -> Filter:
         # Some topics get another audience now. What was published before goes out before, to keep each topic's order.
-        self._context.flush_batches()
+        self._context.flush_matching(topic)
         new = Filter(topic)
         if not is_pattern(topic):
             self._topics[topic] = new
             self.routes.withdraw(topic)
             return new
         self._patterns[topic] = new
-        self.routes.clear()
+        self.routes.withdraw_matching(topic)
         *tokens, last = topic.split(".")
         branch = self._tree
         for token in tokens if last == ">" else (*tokens, last):
@@ -124,14 +129,14 @@ class Hub:
             branch.here = (rank(topic), new)
         return new
 
-    def _remove(self, topic: str) -> None:
-        self._context.flush_batches()
+    def _remove(self, filter: Filter) -> None:
+        topic = filter.topic
+        self._context.flush_matching(topic)
+        self.routes.withdraw_filter(filter)
         if not is_pattern(topic):
             del self._topics[topic]
-            self.routes.withdraw(topic)
             return
         del self._patterns[topic]
-        self.routes.clear()
         *tokens, last = topic.split(".")
         if last != ">":
             tokens.append(last)

@@ -19,7 +19,7 @@ from broker import __version__, messages
 from broker._speedups import Connection, LoopContext, Subscription, TokenBucket
 from broker.config import Config, parse_address
 from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHistory, Position, Unavailable
-from broker.errors import CloseCode, CommandError, ConfigError
+from broker.errors import CLOSE_REASONS, CloseCode, CommandError, ConfigError
 from broker.hub import UNLIMITED, Hub
 from broker.interests import Interests
 from broker.messages import BadCommand
@@ -69,19 +69,7 @@ class Node:
         """The publishes that the engine has not answered, by token."""
         self._tokens = itertools.count(secrets.randbits(62))
         """Unlike those of other nodes: a node looks up only tokens that it has pending."""
-        self.context = LoopContext(
-            loop,
-            encode_gap=messages.encode_gap,
-            max_size=limits.max_size,
-            max_fragments=limits.max_fragments,
-            max_outbox=limits.max_outbox,
-            max_answers=limits.max_answers,
-            max_depth=limits.max_depth,
-            ping_interval=limits.ping_interval,
-            ping_timeout=limits.ping_timeout,
-            close_timeout=limits.close_timeout,
-            block_timeout=limits.block_timeout,
-        )
+        self.context = LoopContext(loop, limits, encode_gap=messages.encode_gap, close_reasons=CLOSE_REASONS)
         self.sessions: dict[str, Session] = {}
         self.reconfigure(config)
         self.context.on_lagging = self._log_lagging
@@ -107,11 +95,7 @@ class Node:
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
         context = self.context
-        context.max_size = limits.max_size
-        context.max_fragments = limits.max_fragments
-        context.max_outbox = limits.max_outbox
-        context.max_answers = limits.max_answers
-        context.max_depth = limits.max_depth
+        context.configure(limits)
         context.max_age = self.rules.max_age if any(rule.max_age is not None for rule in config.topics) else None
 
     def set_memory_pressure(self, memory_pressure: bool) -> None:
@@ -517,7 +501,7 @@ def is_local(peer: str) -> bool:
 
 
 def _outbox(session: Session) -> int:
-    return session.connection.outbox
+    return session.connection.queued_bytes
 
 
 def _event_prefix(topic: str) -> bytes:

@@ -1,14 +1,15 @@
-"""The overflow policies and the reasons of a gap: one table for configuration, protocol, clients and command line."""
+"""The overflow policies and the reasons of a gap, for configuration, protocol, clients and command line.
+
+The one table of each is native: `_speedups/policies.pxi`.
+"""
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Final
 
-Overflow = Literal["drop_oldest", "drop_newest", "latest", "replay", "block", "close"]
-"""What happens to an event when a subscription's queue is full."""
-OVERFLOWS: Final[tuple[str, ...]] = get_args(Overflow)
+from broker._speedups import GAP_REASONS, OVERFLOW, GapReason, Overflow
+
+__all__ = ["GAP_REASONS", "OVERFLOWS", "GapReason", "Overflow"]
+
+OVERFLOWS: Final[tuple[str, ...]] = tuple(OVERFLOW)
 """The overflow policies, the default first."""
-
-GapReason = Literal["overflow", "conflated", "age", "expired", "epoch", "lost"]
-"""Why a subscriber missed events."""
-GAP_REASONS: Final[tuple[str, ...]] = get_args(GapReason)

@@ -166,7 +166,7 @@ class Session:
                 queued=subscription.queued,
                 oldest_queued_seconds=round(subscription.waiting, 3),
                 dropped=subscription.dropped,
-                dropped_by_reason=subscription.lost_by_reason,
+                dropped_by_reason=subscription.dropped_by_reason,
             )
             for topic, subscription in (self.subscriptions or {}).items()
         ]

@@ -360,10 +360,10 @@ from broker.engines.memory import MemoryEngine
 
 publish = MemoryEngine.publish
 
-def stuck(self, event, done):
+def stuck(self, event, retention, done):
     if event.topic == "stuck":
         time.sleep(1)
-    return publish(self, event, done)
+    return publish(self, event, retention, done)
 
 MemoryEngine.publish = stuck
 from broker.cli import main
@@ -402,7 +402,7 @@ HANGING = """
 import broker.health
 broker.health.HANGS_AFTER = 0.3
 
-def hanging(self, event, done):
+def hanging(self, event, retention, done):
     import time
     time.sleep(3600)
 

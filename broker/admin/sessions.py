@@ -52,7 +52,7 @@ def _summarize(session: Session, subscription_stats: list[SubscriptionStats]) ->
     return {
         "session": session.id,
         "peer": session.peer,
-        "outbox_bytes": session.connection.outbox,
+        "outbox_bytes": session.connection.queued_bytes,
         "queued": sum(stats.queued for stats in subscription_stats),
         "oldest_queued_seconds": max((stats.oldest_queued_seconds for stats in subscription_stats), default=0.0),
         "dropped": sum(stats.dropped for stats in subscription_stats),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import uvloop
 
 from broker._speedups import Audience, Connection, Filter, LoopContext, Subscription
@@ -90,11 +91,8 @@ async def serve() -> None:
     )
     context = LoopContext(
         loop,
+        msgspec.structs.replace(config.limits, max_answers=MAX_ANSWERS, max_outbox=MAX_OUTBOX),
         encode_gap=lambda topic, missed, reason: b"",
-        max_size=config.limits.max_size,
-        max_fragments=config.limits.max_fragments,
-        max_answers=MAX_ANSWERS,
-        max_outbox=MAX_OUTBOX,
     )
     context.start()
     listener = Listener(ConnectionLimiter(config, EchoNode(context), Capacity(connections=100, extra=10), loop))

@@ -19,9 +19,12 @@ from typing import Any
 
 from broker import messages
 from broker._speedups import Connection, LoopContext, Subscription
+from broker.config import Limits
+from broker.errors import CLOSE_REASONS
 from broker.hub import Hub
-from broker.topics import matches, rank
-from tests.speedups.transports import SlowPipe, Turning, frames_in
+from broker.topics import is_pattern, matches, overlap, rank
+from tests.speedups.states import StateCheck
+from tests.speedups.transports import SlowPipe, Turning, check_tail, frames_in
 from tests.speedups.wire import CLOSE, TEXT
 
 MAX_ANSWERS = 40_000
@@ -68,6 +71,8 @@ class Interest:
     queued: int = 0
     vague: bool = False
     """It may have lost more than the rules can tell: its connection is to be closed."""
+    barrier: list[Interest] = field(default_factory=list)
+    """The broader subscriptions with queued events when this one began, whose events are sent first."""
 
     @property
     def plain(self) -> bool:
@@ -103,9 +108,12 @@ class Interest:
     def look(self) -> int:
         """Take note of the native state. Returns how many events were lost since the last look."""
         native = self.native
+        client = self.client
         lost = native.dropped - self.dropped
+        if not self.blocked and not client.connection.blocked and client.takes_part:
+            assert lost == 0, "an event was lost while the socket took data"
         self.dropped, self.behind, self.queued = native.dropped, native.behind, native.queued
-        self.blocked = self.client.connection.blocked
+        self.blocked = client.connection.blocked
         return lost
 
 
@@ -121,6 +129,8 @@ class Client:
         self.finishing = False
         self.vanished = False
         """Its end of the socket is gone, and the connection may not know yet."""
+        self.ending = False
+        """It has ended its direction of the connection, or the broker has aborted it: it may miss what comes now."""
         self.gone = False
         """It takes part no more: what it has not read it may never read."""
         self.owner: dict[int, Interest] = {}
@@ -148,6 +158,11 @@ class Client:
             self.drop(interest)
 
     # As the model.
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether it must be sent everything, or be told what it misses."""
+        return not (self.gone or self.vanished or self.ending or self.connection.close_pending)
 
     @property
     def stream(self) -> list[Any]:
@@ -185,6 +200,7 @@ class Client:
                 continue
             assert opcode == TEXT
             self._message(json.loads(payload))
+        check_tail(self.transport.received[self._parsed :])
 
     def settled(self) -> None:
         """Check that all has come: the connection is not blocked, and the turn has ended."""
@@ -192,6 +208,10 @@ class Client:
         assert self._parsed == len(self.transport.received), "half a frame"
         assert not self.receipts
         self._complete(self.interests.values())
+
+    def check_end(self) -> None:
+        """Check what the client can still read of a stream that has ended."""
+        self.read()
 
     def _complete(self, interests: Iterable[Interest]) -> None:
         for interest in interests:
@@ -218,6 +238,45 @@ class Client:
             self._announced[interest.topic] = interest
 
 
+class Crowd:
+    """A client that reads, with a subscription to each of many topics. To the connection it is the session."""
+
+    def __init__(self, world: World) -> None:
+        self.topics: list[str] = []
+        self.subscriptions: list[Subscription] = []
+        self._world = world
+        self._transport = SlowPipe(world.loop)
+        self._connection = Connection(world.context, self)
+        self._transport.attach(self._connection)
+
+    @property
+    def queued(self) -> int:
+        """How many events wait for it, which they do until the turn ends."""
+        return sum(subscription.queued for subscription in self.subscriptions)
+
+    def grow(self, count: int) -> None:
+        """Subscribe to more topics until there are `count`."""
+        for number in range(len(self.topics), count):
+            topic = f"a.w.{number}"
+            self.topics.append(topic)
+            self.subscriptions.append(
+                self._world.hub.subscribe(self._connection, topic, max_queue=3, overflow="drop_oldest", echo=True)
+            )
+
+    def leave(self) -> None:
+        """Check that it has lost nothing, and end."""
+        assert not any(subscription.dropped for subscription in self.subscriptions)
+        self._transport.lose()
+
+    def message(self, payload: bytes, text: bool) -> None:
+        raise AssertionError(payload)
+
+    def on_close(self, code: int, reason: str) -> None:
+        for subscription in self.subscriptions:
+            self._world.hub.unsubscribe(subscription)
+        self.subscriptions.clear()
+
+
 class World:
     """A context, a hub and their clients. `exact` says that the byte bound is never reached, so that the rules tell
     which events are lost; without it only what was read is compared with what was published.
@@ -226,16 +285,19 @@ class World:
     def __init__(self, loop: Turning, *, max_outbox: int = 1 << 30, exact: bool = True) -> None:
         self.loop: Any = loop
         self.exact = exact
+        self.max_outbox = max_outbox
         self.context = LoopContext(
             loop.as_loop(),
+            Limits(max_outbox=max_outbox, max_answers=MAX_ANSWERS, ping_interval=0),
             encode_gap=messages.encode_gap,
-            max_outbox=max_outbox,
-            max_answers=MAX_ANSWERS,
-            ping_interval=0,
+            close_reasons=CLOSE_REASONS,
             buffer_size=4096,
         )
+        self.context.command_time = 3600.0  # what takes its time here is the machine
         self.hub = Hub(self.context)
         self.clients: list[Client] = []
+        self.crowd: Crowd | None = None
+        self.states = StateCheck()
         self.sizes: dict[int, int] = {}
         """The length of each event's frame."""
         self._numbers = 0
@@ -267,6 +329,11 @@ class World:
         self._numbers += 1
         native = self.hub.subscribe(client.connection, topic, max_queue=max_queue, overflow=overflow, echo=echo)
         interest = Interest(client, native, topic, self._numbers, max_queue, overflow, echo)
+        interest.barrier = [
+            other
+            for other in client.interests.values()
+            if other.native.queued and is_pattern(other.topic) and overlap(other.topic, topic)
+        ]
         client.add(interest)
         self.account()
         return interest
@@ -299,6 +366,7 @@ class World:
             fast
             and origin is not None
             and not origin.gone
+            and not origin.ending
             and not origin.connection.close_pending
             and len(data) < 30_000
         ):
@@ -322,6 +390,41 @@ class World:
         self.account()
         return number
 
+    def publish_widely(self, count: int) -> None:
+        """Publish one event on each of `count` topics. Each of them has a subscriber of its own, so that no two share
+        an audience: a client with a wide pattern gets each event in a batch of its own.
+        """
+        if self.crowd is None:
+            self.crowd = Crowd(self)
+        self.crowd.grow(count)
+        for interest in self._interests():
+            assert interest.look() == 0
+        topics = self.crowd.topics[:count]
+        # All these topics match the same patterns.
+        found = [client.best(topics[0]) for client in self.clients if not client.gone]
+        interests = [interest for interest in found if interest is not None]
+        for topic in topics:
+            self._numbers += 1
+            number = self._numbers
+            payload = messages.encode_event(topic, b"[%d]" % number)
+            self.sizes[number] = len(payload) + 2
+            for interest in interests:
+                interest.publish(topic, number)
+            receivers, _, _ = self.hub.audience(topic).publish(topic, payload)
+            assert receivers == 1 + len(interests)
+        self.account()
+
+    def end_writing(self, client: Client) -> None:
+        """Let the client end its direction of the connection (FIN)."""
+        if not client.vanished:
+            self._end(client)
+            client.transport.end_writing()
+
+    def abort(self, client: Client) -> None:
+        """End the client's connection at once."""
+        self._end(client)
+        client.connection.abort()
+
     def finish(self, client: Client) -> None:
         """Let the client's connection end once it has been sent all."""
         client.finishing = True
@@ -332,7 +435,7 @@ class World:
         self.loop.turn()
         for interest in self._interests():
             client = interest.client
-            assert interest.native.behind or not client.connection.blocked or client.vanished
+            assert interest.native.behind or not client.connection.blocked or not client.takes_part
             if not interest.native.behind:
                 self._account(interest)
                 interest.open.clear()
@@ -342,6 +445,7 @@ class World:
         """Let all read what there is, then leave."""
         self._part()
         self.clients.clear()
+        self.crowd = None
         assert self.context.connections == self.context.subscriptions == self.context.queued == self.hub.filters == 0
 
     def forget(self) -> None:
@@ -355,22 +459,29 @@ class World:
         self.turn()
         for client in self.clients:
             client.transport.drain(None)
-            while client.connection.blocked and not client.vanished and client.transport.protocol is not None:
+            for _ in range(10_000):
+                if not client.connection.blocked or client.vanished or client.transport.protocol is None or client.gone:
+                    break
                 self.turn()
                 client.transport.drain(None)
+            else:
+                raise AssertionError("a client that reads all there is stays blocked")
             client.read()
-            if not client.gone and not client.vanished:
-                assert client.connection.outbox == 0
+            if not client.gone and not client.vanished and not client.ending:
+                assert client.connection.queued_bytes == 0
                 client.settled()
+        if self.crowd is not None:
+            self.crowd.leave()
         for client in self.clients:
             client.transport.lose()
+            client.check_end()
         self.turn()
 
     # What has come of it.
 
     def account(self) -> None:
         """Check the bounds, and follow what was queued, sent or lost since the last time."""
-        queued = 0
+        queued = self.crowd.queued if self.crowd is not None else 0
         for client in self.clients:
             held = 0
             for interest in client.interests.values():
@@ -381,14 +492,30 @@ class World:
                 if self.exact and interest.native.queued:
                     held += sum(self.sizes[number] for number in interest.open[-interest.native.queued :])
             plain = all(interest.plain for interest in client.interests.values())
-            if self.exact and plain and not client.connection.close_pending:
-                assert 0 <= client.connection.outbox - held <= LANE
-            assert client.connection.outbox <= self.context.max_outbox + LANE
+            if self.exact and plain and client.takes_part:
+                assert 0 <= client.connection.queued_bytes - held <= LANE
+            # What waits behind an order barrier is not counted against what waits for the socket alone.
+            assert client.connection.queued_bytes <= 2 * self.max_outbox + LANE
+        self.check_states()
         assert self.context.queued == queued
-        assert self.context.subscriptions == sum(len(client.interests) for client in self.clients)
+        count = sum(len(client.interests) for client in self.clients)
+        assert self.context.subscriptions == count + (len(self.crowd.subscriptions) if self.crowd is not None else 0)
+
+    def check_states(self) -> None:
+        """Check the states of connections and subscriptions, where the native code names them."""
+        for client in self.clients:
+            self.states.check_connection(client.connection)
+        for interest in self._interests():
+            native, client = interest.native, interest.client
+            interest.barrier = [other for other in interest.barrier if other.native.queued and other.native.connection]
+            self.states.check_subscription(native, may_have_barrier=bool(interest.barrier))
 
     def _interests(self) -> list[Interest]:
         return [interest for client in self.clients for interest in client.interests.values()]
+
+    def _end(self, client: Client) -> None:
+        client.ending = True
+        self._doom(client)
 
     def _doom(self, client: Client) -> None:
         for interest in client.interests.values():
@@ -396,6 +523,8 @@ class World:
 
     def _receipt(self, members: list[Interest]) -> Receipt | None:
         queued = dropped = 0
+        if any(interest.client.ending or interest.client.vanished for interest in members):
+            return None  # what comes of an event for a connection that ends is not laid down
         for interest in members:
             full = interest.queued >= interest.max_queue
             losses = interest.native.dropped - interest.dropped

@@ -13,6 +13,8 @@ from websockets.frames import Frame
 from websockets.streams import StreamReader
 
 from broker._speedups import Connection, LoopContext
+from broker.config import Limits
+from broker.errors import CLOSE_REASONS
 from broker.messages import encode_gap
 
 PATIENCE = 10.0
@@ -175,7 +177,7 @@ class _Accept(asyncio.Protocol):
 async def running(**limits: Any) -> AsyncIterator[Server]:
     """A server with these limits; at the end all its connections must go."""
     loop = asyncio.get_running_loop()
-    server = Server(LoopContext(loop, encode_gap=encode_gap, **limits))
+    server = Server(LoopContext(loop, Limits(**limits), encode_gap=encode_gap, close_reasons=CLOSE_REASONS))
     server.context.start()
     listening = await loop.create_server(server.accept, "127.0.0.1", 0)
     server.port = listening.sockets[0].getsockname()[1]

@@ -105,13 +105,13 @@ class TestPings:
             for _ in range(40):
                 _pass_by(clock, context, loop)
             connection.resume_writing()
-        assert connection.state == 1
+        assert connection.state_name == "open"
         _part([pipe], loop)
 
 
 def _crowd(size: int, **limits: float) -> tuple[Loop, LoopContext, list[Pipe]]:
     loop = Loop()
-    context = loop.context(**limits)
+    context = loop.context(**limits)  # type: ignore[arg-type]
     pipes = [Pipe() for _ in range(size)]
     for pipe in pipes:
         Connection(context, _Silent()).start(pipe)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker._speedups import Audience, Connection, Filter, LoopContext, RouteCache, Subscription
+from broker.config import Limits
 from broker.hub import Hub
 from broker.messages import encode_event
 from tests.speedups.model import World
@@ -408,7 +409,7 @@ def test_topics_and_keys_are_freed(readers: Readers, fast: bool) -> None:
 
 def test_context_with_unused_audiences_is_garbage_collected() -> None:
     loop = Loop()
-    context = LoopContext(loop.as_loop(), encode_gap=lambda *_: b"")
+    context = LoopContext(loop.as_loop(), Limits(), encode_gap=lambda *_: b"")
     audience = Audience(context, (Filter("a"),))
     assert audience.publish("a", b"{}") == (0, 0, 0)
     references = sys.getrefcount(context)

@@ -18,10 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from broker import messages
 from broker._speedups import Connection, LoopContext, Subscription
-from broker.config import OVERFLOWS
+from broker.config import OVERFLOWS, Limits
+from broker.errors import CLOSE_REASONS
 from broker.hub import UNLIMITED, Hub
 from broker.topics import is_pattern, matches, overlap, rank
-from tests.speedups.transports import SlowPipe, SlowSocket, frames_in
+from tests.speedups.states import StateCheck
+from tests.speedups.transports import SlowPipe, SlowSocket, check_tail, frames_in
 from tests.speedups.turns import Loop
 from tests.speedups.wire import CLOSE, TEXT, TIMES
 
@@ -30,6 +32,9 @@ NAMES = [*TOPICS, "a.*", "a.>", ">", "*", "*.b"]
 KEYS = [None, "k", "l", "ü"]
 SIZES = [0, 40, 500, 2300, 9000]
 BOUNDS = [1, 2, 3, 8]
+CHANGES = ["cancel", "end", "echo", "overflow", "max_queue", "credit"]
+TIGHT = 6000
+"""A bound in bytes that is often reached."""
 STRAYS = 64
 """As MAX_STRAYS in policies.pxi."""
 
@@ -71,6 +76,16 @@ class Account:
     place: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     """How many events of a topic it has not read that are older than the newest one that it has."""
+    barrier: list[Account] = field(default_factory=list)
+    """The broader subscriptions with queued events when this one began: those events are sent first."""
+    since: int = 0
+    """The number of the newest event when it began."""
+    narrowed: bool = False
+    """Whether its bound was set below what was queued, so that something had to go though it is under `replay`."""
+    ready: bool = False
+    """Whether an event could be sent at once when it was last looked at."""
+    lost: int = 0
+    """How many events it had lost by then, but for those that were too old."""
 
     @property
     def missed(self) -> int:
@@ -94,16 +109,42 @@ class Account:
             assert len(self.read) + self.missed == at + 1, "a gap that is not in its place"
 
     @property
+    def may_have_barrier(self) -> bool:
+        """Whether it may wait for events under a broader subscription that were queued when it began."""
+        self.barrier = [other for other in self.barrier if other.holds_barrier(self.since)]
+        return bool(self.barrier)
+
+    def holds_barrier(self, since: int) -> bool:
+        """Whether an event up to this number may be queued."""
+        queued = self.native.queued
+        if self.native.connection is None or not queued:
+            return False
+        if self.policies == {"drop_oldest"} and self.client.world.max_outbox > TIGHT:
+            return self.log[-queued].number <= since  # nothing but the newest events is queued
+        return True
+
+    @property
     def stands_aside(self) -> bool:
         """Whether it may wait for what waits under an older subscription, or for credit."""
-        older = []
-        for account in self.client.live.values():
-            if account is self:
-                break
-            older.append(account)
-        return self.native.credit == 0 or any(
-            is_pattern(account.name) and account.native.queued and overlap(account.name, self.name) for account in older
-        )
+        return self.native.credit == 0 or self.may_have_barrier
+
+    @property
+    def can_send(self) -> bool:
+        """Whether an event that comes now must be sent: the client reads, it has credit, and no order barrier."""
+        return self.client.takes_part and not self.client.connection.blocked and not self.stands_aside
+
+    def count_lost(self) -> int:
+        """How many events were lost for want of room."""
+        reasons = self.native.dropped_by_reason
+        return reasons["overflow"] + reasons["conflated"]
+
+    def least_bytes(self) -> int:
+        """How many bytes its queued events have at least."""
+        if not self.native.queued:
+            return 0
+        read = {event.number for event in self.read}
+        sizes = sorted(len(event.payload) + 2 for event in self.log if event.number not in read)
+        return sum(sizes[: self.native.queued])
 
     @property
     def beyond(self) -> int:
@@ -119,7 +160,8 @@ class Account:
         assert len(self.read) + self.missed == len(self.log), "neither sent nor counted in a gap"
         assert self.missed - self.told.get("expired", 0) == self.native.dropped
         if self.policies in ({"block"}, {"replay"}):
-            assert set(self.told) <= {"age", "expired"}, "every event"
+            allowed = {"age", "expired", "overflow"} if self.narrowed else {"age", "expired"}
+            assert set(self.told) <= allowed, f"every event: {self.policies} {self.told}"
         if "latest" not in self.policies:
             assert "conflated" not in self.told
         if self.policies == {"latest"} and set(self.told) <= {"conflated"}:
@@ -140,12 +182,21 @@ class Client:
         self.owner: dict[int, Account] = {}
         self.gone = False
         self.finished = False
+        self.ending = False
+        """It has ended its direction of the connection, or was aborted: it may miss what comes now."""
         self.sent: list[Account] = []
         """When it left: the subscriptions that nothing but the socket could hold up."""
         self.unanswered = 0
+        self.ready = False
+        """Whether nothing could make an event wait when it was last looked at."""
         self._newest: dict[str, int] = {}
         self._parsed = 0
         transport.attach(self.connection)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether it must be sent everything, or be told what it misses."""
+        return not (self.gone or self.ending or self.connection.close_pending)
 
     def message(self, payload: bytes, text: bool) -> None:
         raise AssertionError(payload)
@@ -186,6 +237,32 @@ class Client:
             elif message["op"] == "ok":
                 self.unanswered -= 1
                 assert self.unanswered >= 0
+        check_tail(self.transport.received[self._parsed :])
+
+
+class Waiting:
+    """What is known of a subscription right before an event is queued for it, or is lost."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        native, connection = account.native, account.client.connection
+        self.queued, self.lost = native.queued, native.dropped_by_reason["overflow"]
+        self.outbox = connection.queued_bytes
+        self.for_socket = connection.blocked and not account.stands_aside
+        self.others = [each for each in account.client.live.values() if each.native.credit == 0]
+        self.others_bytes = sum(each.least_bytes() for each in self.others) if self.for_socket and self.others else 0
+
+    def check(self, size: int, max_outbox: int) -> None:
+        """Check the bound in bytes, now that an event of `size` bytes was published."""
+        account, native = self.account, self.account.native
+        if not account.client.takes_part or native.connection is None or native.overflow in ("block", "replay"):
+            return
+        if self.for_socket:
+            # Of what waits for credit nothing counts.
+            if native.dropped_by_reason["overflow"] > self.lost and self.queued < native.max_queue:
+                assert self.outbox - self.others_bytes + size > max_outbox, "lost for want of room that others fill"
+        elif native.credit == 0 and native.queued > self.queued:
+            assert sum(each.least_bytes() for each in account.client.live.values()) <= max_outbox
 
 
 class Flow(RuleBasedStateMachine):
@@ -201,15 +278,16 @@ class Flow(RuleBasedStateMachine):
         self.loop = Loop()
         self.context = LoopContext(
             self.loop.as_loop(),
+            Limits(max_outbox=self.max_outbox, ping_interval=0, block_timeout=0.0001),
             encode_gap=messages.encode_gap,
-            max_outbox=self.max_outbox,
-            ping_interval=0,
-            block_timeout=0.0001,
+            close_reasons=CLOSE_REASONS,
             buffer_size=4096,
         )
+        self.context.command_time = 3600.0  # what takes its time here is the machine
         self.context.max_age = {"a.c": 0.004, "b": 3600.0}.get
         self.context.catch_up = self.catch_up
         self.hub = Hub(self.context)
+        self.states = StateCheck()
         self.clients: list[Client] = []
         self.numbers = 0
         self.forgotten = 0
@@ -244,6 +322,7 @@ class Flow(RuleBasedStateMachine):
             if credit is not None:
                 # What was sent before its credit is counted may still be on its way.
                 account.before_credit, account.granted = len(account.log), credit
+            account.narrowed |= overflow == "replay" and account.native.queued > max_queue
             account.native.change(max_queue=max_queue, overflow=overflow, echo=echo, credit=credit)
             account.policies.add(overflow)
             account.echo, account.most = echo, max(account.most, max_queue)
@@ -257,6 +336,12 @@ class Flow(RuleBasedStateMachine):
                 credit=UNLIMITED if credit is None else credit,
             )
             account = Account(client, name, native, {overflow}, credit, echo, max_queue)
+            account.since = self.numbers
+            account.barrier = [
+                other
+                for other in client.live.values()
+                if other.native.queued and is_pattern(other.name) and overlap(other.name, name)
+            ]
             client.accounts[name] = client.live[name] = account
 
     @rule(who=indexes, which=indexes, add=st.sampled_from([1, 2, 7]))
@@ -271,17 +356,112 @@ class Flow(RuleBasedStateMachine):
             del account.client.live[account.name]
             self.hub.unsubscribe(account.native)
 
-    @rule(who=indexes, how=st.integers(0, 9))
+    @rule(who=indexes, how=st.integers(0, 19))
     def leave(self, who: int, how: int) -> None:
         """Seldom, or there would be nobody left to look at."""
-        client = self.present(who)
-        if client is None or how > 1:
-            return
-        if how:
-            client.transport.lose()
-        else:
+        if (client := self.present(who)) is not None:
+            self.end_client(client, how)
+
+    def end_client(self, client: Client, how: int) -> None:
+        if how == 0:
             client.finished = True
             client.connection.finish(1001, "going_away")
+        elif how == 1:
+            client.transport.lose()
+        elif how == 2:
+            client.ending = True
+            client.transport.end_writing()
+        elif how == 3:
+            client.ending = True
+            client.connection.abort()
+
+    @rule(
+        who=indexes,
+        which=indexes,
+        size=st.sampled_from(SIZES),
+        count=st.integers(1, 10),
+        change=st.sampled_from(CHANGES),
+        overflow=policies,
+        turns=st.booleans(),
+    )
+    def interrupt(self, who: int, which: int, size: int, count: int, change: str, overflow: str, turns: bool) -> None:
+        """Events are under way as a subscription or its connection changes or ends, and others follow in the turn."""
+        account = self.some(who, which)
+        if account is None:
+            return
+        client = account.client
+        topics = [topic for topic in TOPICS if matches(account.name, topic)]
+        for number in range(count):
+            self.publish_one(topics[number % len(topics)], KEYS[number % len(KEYS)], size, None, False)
+        self.check()
+        native = account.native
+        if change == "cancel":
+            del client.live[account.name]
+            self.hub.unsubscribe(native)
+        elif change == "end":
+            self.end_client(client, 1 + count % 3)
+        elif native.connection is not None:
+            self.subscribe(
+                who,
+                account.name,
+                overflow if change == "overflow" else native.overflow,
+                1 if change == "max_queue" else native.max_queue,
+                count % 3 if change == "credit" else None,
+                account.echo != (change == "echo"),
+            )
+        self.check()
+        if turns:
+            self.context.flush()
+            client.transport.drain(None)
+            self.check()
+        for number in range(count):
+            self.publish_one(topics[number % len(topics)], KEYS[number % len(KEYS)], size, None, False)
+
+    @rule(who=indexes, which=indexes, size=st.sampled_from(SIZES), count=st.integers(1, 8))
+    def withhold_credit(self, who: int, which: int, size: int, count: int) -> None:
+        """One subscription has no credit and a long queue, while its connection's others go on."""
+        account = self.some(who, which)
+        if account is None or account.native.connection is None:
+            return
+        self.subscribe(who, account.name, "drop_oldest", 20, 0, account.echo)
+        self.check()
+        self.publish_for(account, size, count)
+        for other in list(account.client.live.values()):
+            if other is not account:
+                self.subscribe(who, other.name, other.native.overflow, other.native.max_queue, 1000, other.echo)
+                self.check()
+                self.publish_for(other, size, 2)
+                self.check()
+
+    @rule(
+        who=indexes,
+        topic=st.sampled_from(TOPICS),
+        overflow=policies,
+        size=st.sampled_from([0, 9000, 9000]),
+        count=st.integers(1, 4),
+    )
+    def subscribe_behind(self, who: int, topic: str, overflow: str, size: int, count: int) -> None:
+        """A subscription begins behind an event that has no credit, which then gives way to newer ones."""
+        client = self.present(who)
+        broad = client.best(topic) if client is not None else None
+        if client is None or broad is None or topic in client.accounts:
+            return
+        self.subscribe(who, broad.name, "drop_oldest", 2, 0, broad.echo)
+        self.check()
+        self.publish_one(topic, None, 0, None, False)
+        self.subscribe(who, topic, overflow, 8, None, True)
+        self.check()
+        self.publish_one(topic, None, 0, None, False)
+        self.turn()
+        self.publish_for(broad, size, count)
+        self.check()
+        self.turn()
+
+    def publish_for(self, account: Account, size: int, count: int) -> None:
+        """Publish events that one subscription gets."""
+        topics = [topic for topic in TOPICS if account.client.best(topic) is account]
+        for number in range(count if topics else 0):
+            self.publish_one(topics[number % len(topics)], None, size, None, False)
 
     # What is published.
 
@@ -306,15 +486,18 @@ class Flow(RuleBasedStateMachine):
         data = b'[%d,"%s"]' % (number, b"x" * size)
         payload = messages.encode_event(topic, data, key)
         receivers = 0
+        waiting: list[Waiting] = []
         for client in self.clients:
             if client.gone or (account := client.best(topic)) is None:
                 continue
             if client is origin and not account.echo:
                 continue
             receivers += 1
+            if client.connection.blocked or account.native.credit == 0:
+                waiting.append(Waiting(account))
             account.log.append(Published(number, topic, key, payload, origin))
             client.owner[number] = account
-        if fast and origin is not None and not origin.connection.close_pending:
+        if fast and origin is not None and origin.takes_part:
             prefix = messages.encode_event(topic, b"0").removesuffix(b',"data":0}')
             self.hub.routes.install(topic, self.hub.audience(topic), prefix)
             origin.connection.routes = self.hub.routes
@@ -328,6 +511,8 @@ class Flow(RuleBasedStateMachine):
             encoded = None if key is None else key.encode()
             receipt = self.hub.audience(topic).publish(topic, payload, encoded, connection)
             assert receipt[0] == receivers
+        for each in waiting:
+            each.check(len(payload) + 2, self.max_outbox)
 
     def catch_up(self, native: Subscription) -> None:
         """Feed from what was published, as a node with history does; now and then some of it is not kept any more."""
@@ -389,7 +574,20 @@ class Flow(RuleBasedStateMachine):
 
     @rule()
     def turn(self) -> None:
+        """At the end of a turn all has left that can: events and gaps."""
         self.loop.turn()
+        for client in self.clients:
+            client.look()
+            if not client.takes_part or client.connection.blocked:
+                continue
+            for account in client.live.values():
+                if account.stands_aside:
+                    continue
+                assert account.native.queued == account.native.lag == 0, "nothing holds it up"
+                if type(client.transport) is SlowPipe:
+                    assert len(account.read) + account.missed == len(account.log), "a gap that is held back"
+            if not any(account.stands_aside for account in client.live.values()):
+                assert not client.connection.lagging
 
     @rule(how=st.integers(0, 9))
     def sweep(self, how: int) -> None:
@@ -401,8 +599,31 @@ class Flow(RuleBasedStateMachine):
 
     @invariant()
     def hold(self) -> None:
-        if not hasattr(self, "clients"):
-            return
+        if hasattr(self, "clients"):
+            self.check()
+
+    def check_readers(self) -> None:
+        """Check that no event was lost that could be sent at once, and that no client was closed for such a one."""
+        for client in self.clients:
+            ready = not client.connection.blocked and client.takes_part
+            for account in client.live.values() if not client.gone else ():
+                native = account.native
+                self.states.check_subscription(native, may_have_barrier=account.may_have_barrier)
+                lost, can_send = account.count_lost(), account.can_send
+                if account.ready and can_send:
+                    assert lost == account.lost, "an event was lost that could be sent"
+                account.lost, account.ready = lost, can_send
+                ready = ready and can_send and native.overflow != "block"
+            if client.ready and not client.connection.blocked and client.live:
+                waits = any(
+                    account.stands_aside or account.native.overflow == "block" for account in client.live.values()
+                )
+                assert waits or not client.connection.close_pending, "a client that reads is closed as a slow one"
+            client.ready = ready
+            self.states.check_connection(client.connection)
+
+    def check(self) -> None:
+        self.check_readers()
         queued = 0
         waiting = sum(client.connection.parked_publishes for client in self.clients)
         for client in self.clients:
@@ -415,7 +636,7 @@ class Flow(RuleBasedStateMachine):
                 most = native.max_queue + (beyond if native.overflow == "block" else 0)
                 assert native.queued <= most or client.connection.close_pending
                 # A connection with too many strays is to be closed: its events of this turn are dropped.
-                if account.policies == {"block"} and self.max_outbox > 6000 and not client.connection.close_pending:
+                if account.policies == {"block"} and self.max_outbox > TIGHT and client.takes_part:
                     assert native.queued <= account.most + account.beyond
                 assert native.behind or not native.queued
         assert self.context.queued == queued
@@ -455,7 +676,7 @@ class Flow(RuleBasedStateMachine):
             client.look()
             if client.gone:
                 continue
-            assert client.unanswered == client.connection.parked_publishes == client.connection.outbox == 0
+            assert client.unanswered == client.connection.parked_publishes == client.connection.queued_bytes == 0
             assert not client.connection.lagging
             for account in client.live.values():
                 account.complete()
@@ -481,7 +702,7 @@ class Flow(RuleBasedStateMachine):
 class TightFlow(Flow):
     """The same with so little memory for a connection that it is the bound in bytes that decides."""
 
-    max_outbox = 6000
+    max_outbox = TIGHT
 
 
 @pytest.mark.parametrize("flow", [Flow, TightFlow])

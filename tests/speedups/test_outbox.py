@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from broker._speedups import Connection, Filter, Subscription
 from broker.hub import Hub
 from tests.speedups.model import MAX_ANSWERS, Client, Interest, World
-from tests.speedups.transports import SlowPipe, SlowSocket, Turning, UvloopSocket, UvloopTurns
+from tests.speedups.transports import RoomySocket, SlowPipe, SlowSocket, Turning, UvloopSocket, UvloopTurns
 from tests.speedups.turns import Loop
 from tests.speedups.wire import CLOSE, TIMES, server_frames
 
@@ -26,6 +26,9 @@ PATTERNS = [*TOPICS, "a.*", "a.>", ">", "*", "*.b", "a.*.c"]
 SIZES = [0, 1, 90, 500, 2230, 2300, 9000, 70_000]
 """Of data, in bytes: around what a small socket takes at once, and above what one batch holds."""
 POLICIES = ["drop_oldest", "drop_newest", "close"]
+
+CHANGES = ["cancel", "echo", "overflow", "max_queue"]
+ENDS = ["close", "finish", "abort", "fin", "lose"]
 
 BOUNDS = [1, 2, 3, 5, 20]
 WINDOWS = [0, 0, 0, 15, 15, 12]
@@ -47,15 +50,16 @@ def world() -> Iterator[World]:
 class Traffic(RuleBasedStateMachine):
     """Clients that come, go, subscribe, publish, and read as slowly as they like."""
 
-    kinds: Any = (SlowPipe, SlowSocket)
+    kinds: Any = (SlowPipe, SlowSocket, RoomySocket)
     max_outbox = 1 << 30
     exact = True
 
     @initialize(
-        first=st.lists(st.tuples(st.integers(0, 1), st.sampled_from(PATTERNS), st.sampled_from(WINDOWS)), max_size=3)
+        first=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(PATTERNS), st.sampled_from(WINDOWS)), max_size=3)
     )
     def begin(self, first: list[tuple[int, str, int]]) -> None:
         self.loop = self.new_loop()
+        self.wide = False
         self.world = World(self.loop, max_outbox=self.max_outbox, exact=self.exact)
         for kind, topic, window_bits in first:
             self.connect(kind, topic, 2, window_bits)
@@ -66,7 +70,7 @@ class Traffic(RuleBasedStateMachine):
     # Who is there.
 
     @rule(
-        kind=st.integers(0, 1),
+        kind=st.integers(0, 2),
         topic=st.sampled_from(PATTERNS),
         max_queue=st.sampled_from(BOUNDS),
         window_bits=st.sampled_from(WINDOWS),
@@ -118,6 +122,16 @@ class Traffic(RuleBasedStateMachine):
         if (client := self.present(who)) is not None:
             client.transport.lose()
 
+    @rule(who=indexes, aborts=st.booleans())
+    def end(self, who: int, aborts: bool) -> None:
+        """The client sends no more and still reads, or the broker ends the connection at once."""
+        if (client := self.present(who)) is None:
+            return
+        if aborts:
+            self.world.abort(client)
+        else:
+            self.world.end_writing(client)
+
     @rule(who=indexes)
     def vanish(self, who: int) -> None:
         if (client := self.present(who)) is not None:
@@ -143,6 +157,59 @@ class Traffic(RuleBasedStateMachine):
         origin = None if who is None else self.present(who)
         for number in range(count):
             self.world.publish(topics[number % len(topics)], size, origin, fast)
+
+    @rule(how=st.integers(0, 3), count=st.sampled_from([40, 1200, 1700]))
+    def publish_widely(self, how: int, count: int) -> None:
+        """Seldom, as it takes its time: more topics in one turn than a write has pieces."""
+        if how == 0 and not self.wide:
+            self.wide = True
+            self.world.publish_widely(count)
+
+    @rule(
+        who=indexes,
+        which=indexes,
+        topics=st.lists(st.sampled_from(TOPICS), min_size=1, max_size=3),
+        size=st.sampled_from(SIZES),
+        how=st.sampled_from(CHANGES + ENDS),
+        drains=st.booleans(),
+    )
+    def interrupt(self, who: int, which: int, topics: list[str], size: int, how: str, drains: bool) -> None:
+        """Batches are under way as a subscription or its connection ends or changes, and others follow."""
+        if (interest := self.some_interest(who, which)) is None:
+            return
+        client = interest.client
+        for topic in topics:
+            self.world.publish(topic, size)
+        max_queue, overflow, echo = interest.max_queue, interest.overflow, interest.echo
+        if how == "cancel":
+            client.drop(interest)
+        elif how in ("echo", "overflow", "max_queue"):
+            policy = POLICIES[(POLICIES.index(overflow) + 1) % 2]
+            self.world.subscribe(
+                client,
+                interest.topic,
+                1 if how == "max_queue" else max_queue,
+                policy if how == "overflow" else overflow,
+                echo != (how == "echo"),
+            )
+        elif how == "close":
+            client.connection.close(1000, "")
+        elif how == "finish":
+            self.world.finish(client)
+        elif how == "abort":
+            self.world.abort(client)
+        elif how == "fin":
+            self.world.end_writing(client)
+        else:
+            client.transport.lose()
+        self.world.account()
+        for _ in range(2):
+            for topic in topics:
+                self.world.publish(topic, size)
+            if drains:
+                self.world.context.flush_batches()
+                client.transport.drain(None)
+                self.world.account()
 
     @rule(who=indexes, size=st.integers(0, 120))
     def answer(self, who: int, size: int) -> None:
@@ -415,7 +482,7 @@ def test_max_outbox_applies_the_policy_of_the_incoming_event() -> None:
         world.publish("a", 1000)
     world.publish("b", 500)
     assert (oldest.queued, newest.queued) == (2, 1)
-    assert 2600 < client.connection.outbox < 2700
+    assert 2600 < client.connection.queued_bytes < 2700
     world.publish("b", 500)
     assert (oldest.queued, newest.queued, newest.dropped) == (2, 1, 1)
     world.publish("a", 1000)
@@ -436,7 +503,7 @@ def test_unsubscribe_discards_the_queue(world: World) -> None:
         world.publish("a")
     client.drop(interest)
     assert world.context.queued == 0
-    assert client.connection.outbox == 0
+    assert client.connection.queued_bytes == 0
     assert catch_up(world, client) == [first]
 
 
@@ -480,7 +547,7 @@ def test_client_that_does_not_read_answers_is_closed(world: World) -> None:
     client.transport.block()
     client.connection.answer(b'{"op":"pong"}')
     world.turn()
-    while client.connection.outbox <= MAX_ANSWERS:
+    while client.connection.queued_bytes <= MAX_ANSWERS:
         assert not client.connection.close_pending
         client.connection.answer(b'{"op":"pong"}' + b" " * 4000)
     world.turn()

@@ -443,7 +443,7 @@ def _assert_same(fast: Harness, slow: Harness) -> None:
         assert other.connection is not None
         assert one.connection.mistakes == other.connection.mistakes
         assert one.connection.state == other.connection.state
-        assert one.connection.outbox == other.connection.outbox
+        assert one.connection.queued_bytes == other.connection.queued_bytes
 
 
 def _finish(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -29,8 +29,14 @@ class SlowPipe:
     """A transport without a socket: the connection hands it everything, and it holds what its kernel does not take.
 
     `room` is how many bytes that kernel still takes, None for any number. It behaves as uvloop's transports do with
-    `set_write_buffer_limits(high=0)`: `pause_writing` comes within `write`, `resume_writing` and `connection_lost` from
-    the loop.
+    `set_write_buffer_limits(high=0)` (uvloop/handles/stream.pyx and basetransport.pyx):
+
+    - `pause_writing` comes within `write`, `resume_writing` and `connection_lost` come from the loop.
+    - `close` with an empty buffer, and `abort` at any time, drop every later write without a word. `connection_lost`
+      comes in the next turn of the loop. Until then the socket is open, so that who has its descriptor can send on it.
+    - `close` with something in the buffer takes further writes until the buffer is empty. Then `resume_writing` comes
+      first, and `connection_lost` in the turn after it.
+    - A write after `write_eof`, and one after `connection_lost`, raise RuntimeError.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -41,19 +47,28 @@ class SlowPipe:
         """How often the connection has written."""
         self.reading = True
         """Whether the connection wants to read."""
+        self.writing_ended = False
+        """Whether the client has ended its direction of the connection (FIN)."""
         self.protocol: Any = None
         self.subscriptions: list[Subscription] = []
         """Kept here for a test that has no session to keep them."""
         self._loop = loop
         self._held = bytearray()
         self._paused = False
-        self._ending = False
-        self._lost = False
+        self._closing = False
+        self._lost = False  # what is written is dropped
+        self._eof = False
+        self._closed = False
+        self._fin_waits = False
 
     # What the connection asks.
 
     def write(self, data: bytes | memoryview) -> None:
         """Take bytes; tell the connection to pause if not all of them fit."""
+        if self._closed:
+            raise RuntimeError("the handler is closed")
+        if self._eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
         self.writes += 1
         if self._lost:
             return
@@ -61,6 +76,21 @@ class SlowPipe:
         if self._held and not self._paused:
             self._paused = True
             self.protocol.pause_writing()
+
+    def write_eof(self) -> None:
+        """End this direction once all is written."""
+        if self._closed:
+            raise RuntimeError("the handler is closed")
+        if not self._eof:
+            self._eof = True
+            if not self._held:
+                self._shut_down()
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def is_closing(self) -> bool:
+        return self._closing
 
     def set_protocol(self, protocol: object) -> None:
         self.protocol = protocol
@@ -77,19 +107,24 @@ class SlowPipe:
         self.reading = False
 
     def resume_reading(self) -> None:
-        """Nothing is ever held back on the way in."""
+        """Nothing is ever held back on the way in, but for the client's FIN."""
         self.reading = True
+        if self._fin_waits:
+            self._loop.call_soon(self._read_fin)
 
     def close(self) -> None:
         """Close once all is written."""
-        self._ending = True
+        if self._closing:
+            return
+        self._closing = True
         if not self._held:
-            self.abort()
+            self._lost = True
+            self._loop.call_soon(self.lose)
 
     def abort(self) -> None:
         """Close now; the connection hears of it from the loop."""
         if not self._lost:
-            self._lost = True
+            self._closing = self._lost = True
             self._held.clear()
             self._loop.call_soon(self.lose)
 
@@ -112,13 +147,21 @@ class SlowPipe:
         """Let the client send one frame."""
         self.protocol.feed(client_frame(opcode, payload))
 
+    def end_writing(self) -> None:
+        """Let the client end its direction of the connection (FIN). It still reads."""
+        if not self.writing_ended:
+            self.writing_ended = self._fin_waits = True
+            if self.reading:
+                self._read_fin()
+
     def lose(self) -> None:
         """Break down, or end after `close`."""
-        self._lost = True
+        self._closing = self._lost = True
         self._held.clear()
         protocol, self.protocol = self.protocol, None
         if protocol is not None:
             protocol.connection_lost(None)
+        self._closed = True
 
     def vanish(self) -> None:
         """Let the other end be gone without a word."""
@@ -127,19 +170,35 @@ class SlowPipe:
     def discard(self) -> None:
         """Let go of what the transport holds of the system."""
 
+    def _read_fin(self) -> None:
+        if not self._fin_waits or self._closing or not self.reading:
+            return
+        self._fin_waits = False
+        if not self.protocol.eof_received():
+            self.close()
+
     def _go_on(self) -> None:
+        if not self._held:
+            return
         del self._held[: self._take(self._held)]
+        if not self._held and not self._lost:
+            self._loop.call_soon(self._written)
+
+    def _written(self) -> None:
         if self._held or self._lost:
             return
         if self._paused:
             self._paused = False
-            self._loop.call_soon(self._resume)
-        if self._ending:
-            self.abort()
-
-    def _resume(self) -> None:
-        if self.protocol is not None:
             self.protocol.resume_writing()
+        if self._held or self._lost:
+            return
+        if self._closing:
+            self._loop.call_soon(self.lose)
+        elif self._eof:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Nothing more is written; the client reads to the end."""
 
     def _take(self, data: bytes | bytearray | memoryview) -> int:
         size = len(data) if self.room is None else min(len(data), self.room)
@@ -157,9 +216,11 @@ class SlowSocket(SlowPipe):
     `block` does nothing.
     """
 
+    small = True
+
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
-        self._ours, self._theirs = small_sockets()
+        self._ours, self._theirs = small_sockets() if self.small else sockets()
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return self._ours if name == "socket" else default
@@ -191,6 +252,9 @@ class SlowSocket(SlowPipe):
         if self._held:
             self.abort()
 
+    def _shut_down(self) -> None:
+        self._ours.shutdown(socket.SHUT_WR)
+
     def discard(self) -> None:
         """Close both ends of the socket."""
         self._ours.close()
@@ -208,11 +272,18 @@ class SlowSocket(SlowPipe):
         return sent
 
 
+class RoomySocket(SlowSocket):
+    """The same with a send buffer of the usual size: it takes all that one turn brings, unless that is very much."""
+
+    small = False
+
+
 class UvloopSocket(SlowSocket):
     """The same, and the transport is uvloop's."""
 
     def __init__(self, loop: UvloopTurns) -> None:
         self.received = bytearray()
+        self.writing_ended = False
         self._turns = loop
         self._ours, self._theirs = small_sockets()
         opening: Any = loop.loop.create_unix_connection(asyncio.Protocol, sock=self._ours)
@@ -224,6 +295,14 @@ class UvloopSocket(SlowSocket):
 
     def drain(self, size: int | None) -> None:
         self.received += read(self._theirs, CHUNK if size is None else size)
+
+    def is_closing(self) -> bool:
+        return bool(self._transport.is_closing())
+
+    def end_writing(self) -> None:
+        if not self.writing_ended:
+            self.writing_ended = True
+            self._theirs.shutdown(socket.SHUT_WR)
 
     def lose(self) -> None:
         self._transport.abort()
@@ -254,11 +333,17 @@ class UvloopTurns:
         return self.loop
 
 
-def small_sockets() -> tuple[socket.socket, socket.socket]:
-    """Two ends; what is sent on the first one soon has to wait."""
+def sockets() -> tuple[socket.socket, socket.socket]:
+    """Two ends."""
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):
         end.setblocking(False)
+    return ours, theirs
+
+
+def small_sockets() -> tuple[socket.socket, socket.socket]:
+    """Two ends; what is sent on the first one soon has to wait."""
+    ours, theirs = sockets()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     return ours, theirs
 
@@ -282,6 +367,7 @@ def frames_in(data: bytes | bytearray, deflated: bool = False) -> tuple[list[tup
         opcode, size, head = data[place] & 0x0F, data[place + 1], 2
         compressed = data[place] == 0xC1 and deflated
         assert compressed or data[place] == 0x80 | opcode
+        assert size < 128, "a server masks nothing"
         if size >= 126:
             head = 4 if size == 126 else 10
             size = int.from_bytes(data[place + 2 : place + head], "big")
@@ -291,6 +377,12 @@ def frames_in(data: bytes | bytearray, deflated: bool = False) -> tuple[list[tup
         found.append((opcode, inflated(payload) if compressed else payload))
         place += head + size
     return found, place
+
+
+def check_tail(tail: bytes | bytearray) -> None:
+    """Check what stands behind the last whole frame of a stream, as far as it is not compressed: a frame that was cut,
+    and nothing behind it."""
+    assert tail.count(b'{"op":"') <= 1, "a frame follows one that was cut"
 
 
 def inflated(payload: bytes) -> bytes:

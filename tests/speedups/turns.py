@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from broker._speedups import Connection, LoopContext
+from broker.config import Limits
+from broker.errors import CLOSE_REASONS
 from broker.messages import encode_gap
 
 
@@ -42,9 +44,15 @@ class Loop:
         """The same as a loop, for whoever asks for no more of it."""
         return cast(AbstractEventLoop, self)
 
-    def context(self, **limits: Any) -> LoopContext:
+    def context(self, *, buffer_size: int = 262_144, **limits: Any) -> LoopContext:
         """A context on this loop."""
-        context = LoopContext(self.as_loop(), encode_gap=encode_gap, **limits)
+        context = LoopContext(
+            self.as_loop(),
+            Limits(**limits),
+            encode_gap=encode_gap,
+            close_reasons=CLOSE_REASONS,
+            buffer_size=buffer_size,
+        )
         context.command_time = 3600.0  # what takes its time here is the machine
         return context
 

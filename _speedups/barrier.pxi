@@ -1,0 +1,109 @@
+# The order barrier: a new subscription waits for events that are queued under broader subscriptions of the same client.
+# From now on it gets the events of its topics, and without the barrier they would overtake those.
+#
+# Invariant: a barrier is lifted as soon as none of what it waits for is queued any more, whatever became of it: sent,
+# dropped, or forgotten with its subscription.
+
+
+cdef struct Barrier:
+    # One subscription waits for another one.
+    Link of_blocker  # in `Barriers.waiting`; its owner is the subscription that waits
+    Link of_waiter  # in `Barriers.own`; its owner is the broader subscription
+    uint64_t until  # it waits for events up to this number
+
+
+cdef inline Barriers* barriers_of(SubscriptionBase self) except NULL:
+    if self.barriers == NULL:
+        self.barriers = <Barriers*> calloc(1, sizeof(Barriers))
+        if self.barriers == NULL:
+            raise MemoryError
+    return self.barriers
+
+
+cdef int raise_barriers(SubscriptionBase self) except -1:
+    """Let a new subscription wait for what is queued under broader ones that overlap with it."""
+    cdef Link* link = self.outbox.subscriptions.first
+    cdef SubscriptionBase other
+    while link != NULL:
+        other = <SubscriptionBase> link.owner
+        link = link.next
+        if other.queue.count and has_wildcard(other.filter.name) and overlap(other.filter.name, self.filter.name):
+            raise_barrier(self, other)
+    return 0
+
+
+cdef int raise_barrier(SubscriptionBase self, SubscriptionBase blocker) except -1:
+    cdef Barriers* waiting = barriers_of(self)
+    cdef Barriers* blocking = barriers_of(blocker)
+    cdef Barrier* barrier = <Barrier*> calloc(1, sizeof(Barrier))
+    if barrier == NULL:
+        raise MemoryError
+    barrier.until = shared_of(self.outbox).published
+    barrier.of_blocker.owner = <PyObject*> self
+    barrier.of_waiter.owner = <PyObject*> blocker
+    append(&blocking.waiting, &barrier.of_blocker)
+    append(&waiting.own, &barrier.of_waiter)
+    return 0
+
+
+cdef void free_barrier(SubscriptionBase blocker, SubscriptionBase waiter, Barrier* barrier) noexcept:
+    remove(&blocker.barriers.waiting, &barrier.of_blocker)
+    remove(&waiter.barriers.own, &barrier.of_waiter)
+    free(barrier)
+
+
+cdef int lift_barrier(SubscriptionBase blocker, Barrier* barrier) except -1:
+    """Let a subscription wait for this one no more."""
+    cdef SubscriptionBase waiter = <SubscriptionBase> barrier.of_blocker.owner
+    free_barrier(blocker, waiter, barrier)
+    if not has_barrier(waiter):
+        refresh_state(waiter)
+        make_candidate(waiter)
+    return 0
+
+
+cdef int lift_barriers(Outbox* outbox) except -1:
+    """Lift what can be lifted. To be called when nothing is being written: what is may still be put back."""
+    cdef SubscriptionBase blocker
+    cdef Barriers* barriers
+    cdef Barrier* barrier
+    while outbox.changed != NULL:
+        blocker = <SubscriptionBase> outbox.changed
+        barriers = blocker.barriers
+        outbox.changed = barriers.next_changed
+        barriers.changed = False
+        # They stand in the order in which they were raised, so of their `until`.
+        while barriers.waiting.first != NULL:
+            barrier = <Barrier*> barriers.waiting.first
+            if blocker.queue.count and first_event(&blocker.queue).number <= barrier.until:
+                break
+            lift_barrier(blocker, barrier)
+    return 0
+
+
+cdef int forget_barriers(SubscriptionBase self) except -1:
+    """Lift all barriers on both sides: the subscription ends."""
+    cdef Barriers* barriers = self.barriers
+    cdef Link* link
+    if barriers == NULL:
+        return 0
+    forget_changed(self)
+    while barriers.waiting.first != NULL:
+        lift_barrier(self, <Barrier*> barriers.waiting.first)
+    while barriers.own.first != NULL:
+        link = barriers.own.first
+        free_barrier(<SubscriptionBase> link.owner, self, <Barrier*> (link - 1))  # `of_blocker` is right before it
+    free(barriers)
+    self.barriers = NULL
+    return 0
+
+
+cdef void forget_changed(SubscriptionBase self) noexcept:
+    """Take the subscription out of `Outbox.changed`."""
+    cdef PyObject** place = &self.outbox.changed
+    if not self.barriers.changed:
+        return
+    while place[0] != <PyObject*> self:
+        place = &(<SubscriptionBase> place[0]).barriers.next_changed
+    place[0] = self.barriers.next_changed
+    self.barriers.changed = False

@@ -1,0 +1,177 @@
+# What the node asks of a subscription: to begin, to change, to end, to take credit, to be fed.
+#
+# Invariant: what was published before an operation goes out, or is queued, as it was agreed before.
+
+
+@cython.no_gc_clear
+@cython.final
+cdef class Subscription(SubscriptionBase):
+    """One client's interest in one topic or pattern.
+
+    `credit` is how many events may be sent; -1 for any number. `overflow` is the name of a policy.
+    Raises ValueError if the connection is not open, KeyError for an unknown policy.
+    """
+
+    def __cinit__(self, Connection connection not None, Filter filter not None, *, uint32_t max_queue,
+                  str overflow="drop_oldest", bint echo=True, int64_t credit=UNLIMITED):
+        cdef uint8_t policy = OVERFLOW[overflow]
+        # A connection that was cut is not closed before its transport says so.
+        if not is_open(&connection.outbox) and connection.outbox.state != DISCONNECTED:
+            raise ValueError("the connection is not open")
+        self.max_queue = max_queue
+        self.policy = policy
+        self.echo = echo
+        self.credit = credit
+        if connection.outbox.bytes and not connection.outbox.blocked and not connection.outbox.writing:
+            connection.write()  # no barrier for what only waits for the end of this turn
+        begin_subscription(self, filter, connection)
+
+    def __dealloc__(self):
+        end_subscription(self)
+
+    def change(self, *, uint32_t max_queue, str overflow, bint echo, credit=None):
+        """Change what was agreed. What is queued stays, brought under the new bound and policy.
+
+        What had to go is counted in a gap; under the policy `close` it is the connection that goes, and under `block`
+        nothing goes. `credit` sets what remains; None leaves it as it is.
+        """
+        cdef uint8_t policy = OVERFLOW[overflow]
+        cdef uint8_t before = self.policy
+        cdef int64_t credits
+        check_active(self)
+        send_what_is_set_apart(self)
+        credits = self.credit if credit is None else credit  # only now: what was sent took of it
+        if self.state_number == LIVE and (policy == BLOCK or credits != UNLIMITED):
+            # What is in a batch goes out as it was agreed; from now on this one is offered each event.
+            flush_audiences_of(self)
+        if echo != self.echo:
+            change_echo(self, echo)
+        if before == REPLAY and policy != REPLAY:
+            drop_lag(self)
+        self.max_queue = max_queue
+        self.policy = policy
+        self.credit = credits
+        if self.state_number == LIVE and is_single(self):
+            set_apart(self)
+        refresh_state(self)
+        make_candidate(self)
+        if policy != LATEST:
+            forget_newest(self)
+        elif before != LATEST:
+            conflate_queue(self)
+        keep_bound(self)
+        if self.parks is not None:
+            release_parked(self)
+
+    def add_credit(self, int64_t add):
+        """Let so many more events come. Raises ValueError if the subscription was made without credit."""
+        check_active(self)
+        if self.credit == UNLIMITED:
+            raise ValueError("the subscription was made without credit")
+        set_credit(self, min(self.credit + add, MAX_CREDIT))
+
+    def feed(self, str topic not None, bytes payload not None):
+        """Under `replay`: send an event of the topic's history, the oldest one that this client lags behind.
+
+        `payload` is encoded as the protocol's `event` message. Returns whether there is room for more of them now; if
+        there is not, `LoopContext.catch_up` is called again once there is.
+        """
+        cdef Event event = Event.__new__(Event)
+        if self.lag == 0 or self.outbox == NULL:
+            raise ValueError("the subscription does not lag behind")
+        event.frame = frame(OP_TEXT, payload)
+        event.topic = topic
+        event.born = now_ms()
+        queue_event(self, event)
+        take_lag(self, 1)
+        return (self.lag != 0 and is_free(self) and not is_full(self, PyBytes_GET_SIZE(event.frame))
+                and (self.credit == UNLIMITED or self.queue.count < self.credit))
+
+    def skip(self, uint64_t count):
+        """Under `replay`: so many of the oldest events that this client lags behind are not to be had any more.
+
+        The caller announces it, in a gap ahead of what it feeds next.
+        """
+        if count > self.lag or self.outbox == NULL:
+            raise ValueError("the subscription does not lag behind by so many")
+        take_lag(self, count)
+
+    def announce_loss(self):
+        """Announce, behind all that was published until now, that events may be lost: a gap, with no count."""
+        if self.outbox == NULL or not is_open(self.outbox):
+            return
+        flush_audiences_of(self)
+        set_apart(self)  # what comes in this turn comes behind it
+        self.queue.missed.holes += 1
+        update_sendable(self)
+
+    def cancel(self):
+        """End the subscription and forget its queue. Ending it twice does nothing."""
+        if self.outbox != NULL:
+            send_what_is_set_apart(self)
+            end_subscription(self)
+
+    @property
+    def state(self):
+        """The name of its state, see SUBSCRIPTION_TRANSITIONS."""
+        return SUBSCRIPTION_STATES[self.state_number]
+
+    @property
+    def behind(self):
+        """Whether it is not live: events are offered to it one by one."""
+        return self.state_number != LIVE
+
+    @property
+    def overflow(self):
+        """The policy's name in the protocol."""
+        return OVERFLOW_NAMES[self.policy]
+
+    @property
+    def queued(self):
+        """How many events are queued."""
+        return self.queue.count
+
+    @property
+    def waiting(self):
+        """For how long the oldest of the queued events has waited, in seconds; 0 if none is queued."""
+        if self.queue.count == 0:
+            return 0.0
+        return (now_ms() - first_event(&self.queue).born) / 1000.0
+
+    @property
+    def dropped_by_reason(self):
+        """How many events were dropped, by the reason that their gaps gave."""
+        return {GAP_REASONS[reason]: self.dropped_by[reason] for reason in range(REASONS)}
+
+
+cdef int check_active(SubscriptionBase self) except -1:
+    if self.outbox == NULL:
+        raise ValueError("the subscription has ended")
+    return 0
+
+
+cdef int send_what_is_set_apart(SubscriptionBase self) except -1:
+    """Send what is queued only for this turn, while the socket takes it: that has not overflowed anything."""
+    if self.queue.count and is_open(self.outbox) and not self.outbox.blocked and not self.outbox.writing:
+        (<Writer> self.connection).write()
+    return 0
+
+
+cdef int change_echo(SubscriptionBase self, bint echo) except -1:
+    """Let the client get its own events, or no longer. Audiences keep a list of those that do not."""
+    before_change(<Filter> self.filter)
+    self.outbox.no_echo += <int> self.echo - <int> echo
+    self.echo = echo
+    return 0
+
+
+cdef int keep_bound(SubscriptionBase self) except -1:
+    """Bring the queue under a bound that was lowered, as the policy says."""
+    if self.queue.count > self.max_queue and self.policy == CLOSE_SLOW:
+        ask_close(self.outbox, CLOSE_SLOW_CONSUMER)
+    while self.queue.count > self.max_queue and self.policy != BLOCK:
+        if self.policy == REPLAY:
+            unqueue_newest(self)
+        else:
+            drop_queued(self, self.queue.span - 1 if self.policy == DROP_NEWEST else 0, OVERFLOWN)
+    return 0

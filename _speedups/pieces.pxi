@@ -1,0 +1,169 @@
+# The sending half of a connection as data, and what one system call writes: pieces of the control buffer, of pending
+# batches, and of queues.
+#
+# Invariant: at most one event of each queue in turn. What is collected is in no queue any more until it is settled.
+
+cdef enum:
+    CONTROL = 0
+    GAP = 1
+    EVENT = 2
+    BATCH = 3
+
+    # How many pieces one system call writes, and about how many bytes: more than the kernel takes at once helps nobody.
+    MAX_PIECES = 64
+    MAX_WRITE = 65536
+
+
+cdef struct Piece:
+    # One part of a write.
+    int kind
+    const char* data
+    size_t size
+    PyObject* owned  # what keeps `data` alive: an Event, or the bytes of a gap
+    PyObject* subscription
+    PyObject* audience
+    Missed missed  # of a gap, or of the gaps by several reasons that stand at one place
+    bint paired  # of a gap: the next piece is the event behind it
+
+
+cdef struct Pending:
+    # A batch that a connection is to get in the flush under way; a list for each connection, by index.
+    PyObject* audience
+    Member* member
+    int32_t next
+
+
+cdef class Writer(Frames):
+    """The sending half of a connection: its socket, its control buffer, its outbox. `Frames` is the receiving half."""
+
+    cdef:
+        object __weakref__
+        readonly LoopState context
+        object transport
+        # The control buffer: answers, pongs, the close frame, which go out ahead of events. It is beside `fd`, for the
+        # walk over an audience reads these two of each member, and nothing else.
+        Array control
+        int fd  # -1 where only the transport may write: TLS, or a transport without a socket
+        readonly bint deflates  # events may be sent compressed (RFC 7692)
+        int32_t pending_first  # in `LoopState.pending`: batches that it is to get in the flush under way
+        int32_t pending_last
+        Outbox outbox
+
+    cdef int write(self) except -1:
+        """Send all that waits, until the kernel is full. Its subclass does."""
+        raise NotImplementedError
+
+    cdef int disconnect(self) except -1:
+        """The socket is broken, or to be cut. The transport says so in its own time; until then nothing is written."""
+        self.stop_writing()
+        if self.transport is not None:
+            self.transport.abort()
+        return 0
+
+    cdef void stop_writing(self) noexcept:
+        """Write nothing any more, since it might follow a frame that was cut."""
+        if self.outbox.state < DISCONNECTED:
+            set_connection_state(&self.outbox, DISCONNECTED)
+        self.fd = -1
+        self.outbox.blocked = True
+        self.pending_first = -1
+
+
+cdef inline Pending* pending_at(LoopState shared, int32_t index) noexcept:
+    return <Pending*> shared.pending.data + index
+
+
+cdef inline Piece* new_piece(Piece* pieces, int* count, int kind, const char* data, size_t size) noexcept:
+    cdef Piece* piece = &pieces[count[0]]
+    count[0] += 1
+    memset(piece, 0, sizeof(Piece))
+    piece.kind = kind
+    piece.data = data
+    piece.size = size
+    return piece
+
+
+cdef int collect(Writer self, Piece* pieces) except -1:
+    """Choose what the next system call writes. Returns the number of pieces."""
+    cdef int count = 0
+    cdef size_t size = 0, batch_size
+    cdef Piece* piece
+    cdef Pending* pending
+    cdef const unsigned char* batch
+    if self.control.size:
+        new_piece(pieces, &count, CONTROL, <char*> self.control.data, self.control.size)
+        size = self.control.size
+    while self.pending_first >= 0 and count < MAX_PIECES and size < 2 * MAX_WRITE:
+        pending = pending_at(self.context, self.pending_first)
+        batch = batch_for(self.deflates, <AudienceBase> pending.audience, &batch_size)
+        piece = new_piece(pieces, &count, BATCH, <char*> batch, batch_size)
+        piece.audience = pending.audience
+        piece.subscription = pending.member.subscription
+        size += batch_size
+        self.pending_first = pending.next
+    if self.outbox.changed != NULL:
+        lift_barriers(&self.outbox)
+    if self.outbox.sendable.first != NULL and self.pending_first < 0 and is_open(&self.outbox):
+        collect_queued(self, pieces, &count, size)
+    return count
+
+
+cdef int collect_queued(Writer self, Piece* pieces, int* count, size_t size) except -1:
+    """Add events and gaps of the queues in turn, behind pieces of `size` bytes."""
+    cdef SubscriptionBase subscription
+    cdef Piece* piece
+    cdef Queued entry
+    cdef bytes event
+    while self.outbox.sendable.first != NULL and count[0] + 2 <= MAX_PIECES and size < MAX_WRITE:
+        subscription = <SubscriptionBase> self.outbox.sendable.first.owner
+        if subscription.queue.count and self.context.max_age is not None:
+            drop_aged(subscription)
+        dequeue_event(subscription, &entry)
+        if is_any(&entry.missed):
+            gap = encode_gaps(self, subscription, &entry.missed)
+            Py_INCREF(gap)
+            piece = new_piece(pieces, count, GAP, PyBytes_AS_STRING(gap), PyBytes_GET_SIZE(gap))
+            piece.owned = <PyObject*> gap
+            piece.subscription = <PyObject*> subscription
+            piece.missed = entry.missed
+            piece.paired = entry.event != NULL
+            size += piece.size
+        if entry.event != NULL:
+            event = frame_for(self.deflates, <Event> entry.event, self.context)
+            piece = new_piece(pieces, count, EVENT, PyBytes_AS_STRING(event), PyBytes_GET_SIZE(event))
+            piece.owned = entry.event
+            piece.subscription = <PyObject*> subscription
+            size += piece.size
+            if subscription.credit != UNLIMITED:
+                subscription.credit -= 1
+                if subscription.credit == 0:
+                    refresh_state(subscription)
+        if is_empty(&subscription.queue):
+            update_sendable(subscription)
+        elif subscription.in_sendable.next != NULL:
+            # The next one's turn.
+            remove(&self.outbox.sendable, &subscription.in_sendable)
+            append(&self.outbox.sendable, &subscription.in_sendable)
+    return 0
+
+
+cdef bytes encode_gaps(Writer self, SubscriptionBase subscription, const Missed* missed):
+    """The gaps at one place, one for each reason."""
+    cdef int reason
+    cdef bytes gaps = b""
+    for reason in range(REASONS):
+        if missed.by[reason]:
+            gaps += frame(OP_TEXT, self.context.encode_gap(subscription.filter.topic, missed.by[reason],
+                                                           GAP_REASONS[reason]))
+    if missed.holes:
+        gaps += frame(OP_TEXT, self.context.encode_gap(subscription.filter.topic, None, GAP_REASONS[LOST]))
+    return gaps
+
+
+cdef void control_sent(Writer self, size_t size) noexcept:
+    """The first `size` bytes of the control buffer have gone. More may have been appended behind them since."""
+    self.control.size -= size
+    if self.control.size:
+        memmove(self.control.data, self.control.data + size, self.control.size)
+    else:
+        release(&self.control)

@@ -1,0 +1,252 @@
+# The queue of one subscription: a ring of waiting events, and counts of what is missing between them.
+#
+# Invariant: an event that was in the queue is popped, or counted in the `Missed` that stands at its place. The first
+# and the last entry of the ring are events; of those between, some may be holes.
+
+cdef enum:
+    # So many entries of an empty queue are kept for the next time.
+    KEPT_ROOM = 16
+
+
+@cython.no_gc
+@cython.final
+cdef class Event:
+    """One event that has to wait, shared by all who wait for it: its finished frame, its topic, its key."""
+
+    cdef:
+        bytes frame
+        bytes deflated  # the same for those who agreed to compression, made when one of them is sent it
+        str topic
+        bytes key  # without quotes, as it was sent; None where the publisher gave none
+        uint64_t number  # events are numbered as they are published
+        uint64_t born  # when it first had to wait, in milliseconds of `now_ms`
+        uint64_t expires  # when it is too old to be sent; 0: never
+        object mark  # `mark_of`, once somebody has asked
+
+
+cdef struct Missed:
+    # How many events are missing at one place, by reason.
+    uint64_t by[REASONS]
+    uint64_t holes  # how often it was announced that some may be missing, nobody knows how many
+
+
+cdef struct Queued:
+    PyObject* event  # owned; NULL for a hole, or for a gap behind which no event waits
+    Missed missed  # what is missing right before this one; of a hole, itself included
+
+
+cdef struct Queue:
+    Queued* ring
+    uint32_t first
+    uint32_t span  # entries
+    uint32_t count  # events among them
+    uint32_t room  # a power of two
+    size_t bytes  # of the events' frames
+    Missed missed  # behind the last event
+    uint64_t base  # the place of the first entry, counted from the beginning
+    PyObject* newest  # owned; under `latest` a dict: `mark_of` an event → its place
+
+
+cdef inline bint is_any(const Missed* missed) noexcept:
+    return (missed.by[OVERFLOWN] | missed.by[CONFLATED] | missed.by[AGED] | missed.holes) != 0
+
+
+cdef inline void add_missed(Missed* missed, const Missed* more) noexcept:
+    cdef int reason
+    for reason in range(REASONS):
+        missed.by[reason] += more.by[reason]
+    missed.holes += more.holes
+
+
+cdef inline void clear_missed(Missed* missed) noexcept:
+    memset(missed, 0, sizeof(Missed))
+
+
+cdef inline bint is_empty(const Queue* queue) noexcept:
+    """Whether there is neither an event nor a gap."""
+    return queue.count == 0 and not is_any(&queue.missed)
+
+
+cdef inline Queued* at(Queue* queue, uint32_t index) noexcept:
+    """An entry, the first one being 0."""
+    return &queue.ring[(queue.first + index) & (queue.room - 1)]
+
+
+cdef inline Event first_event(Queue* queue):
+    """The oldest event; there must be one."""
+    return <Event> queue.ring[queue.first].event
+
+
+cdef object mark_of(Event event):
+    """What tells whether one event stands for the same thing as another one: its topic, and its key if it has one."""
+    if event.mark is None:
+        event.mark = event.topic if event.key is None else (event.topic, event.key)
+    return event.mark
+
+
+cdef int make_room(Queue* queue) except -1:
+    """Make room in a full ring: close the holes where they are many, else double it."""
+    cdef uint32_t room, head
+    cdef Queued* ring
+    if queue.count <= queue.room // 2 and queue.room:
+        return close_holes(queue)
+    room = max(8, queue.room * 2)
+    ring = <Queued*> malloc(room * sizeof(Queued))
+    if ring == NULL:
+        raise MemoryError
+    head = queue.room - queue.first
+    if queue.room:
+        memcpy(ring, queue.ring + queue.first, head * sizeof(Queued))
+        memcpy(ring + head, queue.ring, queue.first * sizeof(Queued))
+    free(queue.ring)
+    queue.ring = ring
+    queue.first = 0
+    queue.room = room
+    return 0
+
+
+cdef int close_holes(Queue* queue) except -1:
+    """Move the events together; what is missing between two of them is counted before the later one."""
+    cdef uint32_t place, kept = 0
+    cdef Queued entry
+    cdef Missed missed
+    clear_missed(&missed)
+    for place in range(queue.span):
+        entry = at(queue, place)[0]
+        add_missed(&missed, &entry.missed)
+        if entry.event != NULL:
+            entry.missed = missed
+            at(queue, kept)[0] = entry
+            kept += 1
+            clear_missed(&missed)
+    queue.span = kept
+    if queue.newest != NULL:
+        find_places(queue)
+    return 0
+
+
+cdef int find_places(Queue* queue) except -1:
+    """Note the place of each event by its mark (`latest`)."""
+    cdef uint32_t place
+    cdef PyObject* event
+    for place in range(queue.span):
+        event = at(queue, place).event
+        if event != NULL:
+            (<dict> queue.newest)[mark_of(<Event> event)] = queue.base + place
+    return 0
+
+
+cdef inline int push(Queue* queue, Event event) except -1:
+    """Queue an event as the newest."""
+    cdef Queued* entry
+    if queue.span == queue.room:
+        make_room(queue)
+    if queue.newest != NULL:
+        (<dict> queue.newest)[mark_of(event)] = queue.base + queue.span
+    entry = at(queue, queue.span)
+    Py_INCREF(event)
+    entry.event = <PyObject*> event
+    entry.missed = queue.missed
+    clear_missed(&queue.missed)
+    queue.span += 1
+    queue.count += 1
+    queue.bytes += PyBytes_GET_SIZE(event.frame)
+    return 0
+
+
+cdef int put_back(Queue* queue, PyObject* event, const Missed* missed) except -1:
+    """Put back as the oldest what `pop` gave and the socket did not take. Takes over the reference."""
+    if event == NULL:
+        add_missed(&at(queue, 0).missed if queue.count else &queue.missed, missed)
+        return 0
+    if queue.span == queue.room:
+        make_room(queue)
+    if queue.newest != NULL:
+        (<dict> queue.newest)[mark_of(<Event> event)] = queue.base - 1
+    queue.first = (queue.first - 1) & (queue.room - 1)
+    queue.base -= 1
+    queue.span += 1
+    queue.ring[queue.first].event = event
+    queue.ring[queue.first].missed = missed[0]
+    queue.count += 1
+    queue.bytes += PyBytes_GET_SIZE((<Event> event).frame)
+    return 0
+
+
+cdef inline int pop(Queue* queue, Queued* entry) except -1:
+    """Take the oldest entry, or the gap behind the last event. The caller owns the event's reference."""
+    if queue.count == 0:
+        entry.event = NULL
+        entry.missed = queue.missed
+        clear_missed(&queue.missed)
+        return 0
+    entry[0] = at(queue, 0)[0]
+    clear_missed(&at(queue, 0).missed)
+    return take_out(queue, at(queue, 0))
+
+
+cdef inline int drop_at(Queue* queue, uint32_t index, int reason) except -1:
+    """Turn an event into a part of the gap that stands at its place."""
+    cdef Queued* entry = at(queue, index)
+    cdef PyObject* event = entry.event
+    entry.missed.by[reason] += 1
+    take_out(queue, entry)
+    Py_DECREF(<Event> event)
+    return 0
+
+
+cdef inline int take_out(Queue* queue, Queued* entry) except -1:
+    """Make an entry a hole. The caller owns the event's reference."""
+    cdef PyObject* event = entry.event
+    if queue.newest != NULL:
+        del (<dict> queue.newest)[mark_of(<Event> event)]
+    entry.event = NULL
+    queue.count -= 1
+    queue.bytes -= PyBytes_GET_SIZE((<Event> event).frame)
+    if entry == at(queue, 0):
+        trim_front(queue)
+    elif entry == at(queue, queue.span - 1):
+        trim_back(queue)
+    return 0
+
+
+cdef inline void trim_front(Queue* queue) noexcept:
+    """Take holes from the front of the ring: what they count moves to the next event, or behind the last one."""
+    cdef Queued* entry = at(queue, 0)
+    cdef Queued* following
+    while queue.span > 1:
+        following = at(queue, 1)
+        add_missed(&following.missed, &entry.missed)
+        queue.first = (queue.first + 1) & (queue.room - 1)
+        queue.span -= 1
+        queue.base += 1
+        if following.event != NULL:
+            return
+        entry = following
+    trim_back(queue)
+
+
+cdef void trim_back(Queue* queue) noexcept:
+    """Take holes from the back of the ring: what they count moves behind the last event."""
+    cdef Queued* entry
+    while queue.span:
+        entry = at(queue, queue.span - 1)
+        if entry.event != NULL:
+            return
+        add_missed(&queue.missed, &entry.missed)
+        queue.span -= 1
+        queue.base += queue.span == 0
+    if queue.room > KEPT_ROOM:
+        free(queue.ring)
+        queue.ring = NULL
+        queue.first = queue.room = 0
+
+
+cdef void clear_queue(Queue* queue) noexcept:
+    """Forget all, and free what the queue holds."""
+    cdef uint32_t place
+    for place in range(queue.span):
+        Py_XDECREF(at(queue, place).event)
+    free(queue.ring)
+    Py_XDECREF(queue.newest)
+    memset(queue, 0, sizeof(Queue))

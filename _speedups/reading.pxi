@@ -1,0 +1,165 @@
+# The receiving half of a connection: bytes from its transport to `Frames`, and when it is not read.
+#
+# Invariant: while it is not read, what has come already is kept, in order, and TCP holds back the rest. A turn of the
+# loop is bounded: commands are carried out for `command_time` for one connection, and some times that for all of them.
+
+cdef enum:
+    # Why reading is stopped.
+    FOR_SESSION = 1
+    FOR_ROOM = 2  # its publishes are parked (`block`)
+    FOR_OTHERS = 4  # its commands have taken their share of this turn
+    FOR_A_WHILE = 8
+
+
+cdef class Reader(Writer):
+    """The receiving half of a connection."""
+
+    cdef:
+        bint resuming
+        bint heard
+        uint8_t stops
+        # What came while reading was stopped, and how much of it has been read since.
+        bytearray rest
+        size_t rest_read
+        double spent  # how long its commands have taken in this turn, in seconds
+
+    def feed(self, bytes data not None):
+        """Read bytes that came before `start`, with the handshake."""
+        if data:
+            copy = bytearray(data)
+            self.take(<unsigned char*> PyByteArray_AS_STRING(copy), len(data))
+
+    def get_buffer(self, sizehint):
+        """All connections of a loop read into one buffer: its bytes are used up before the next read.
+
+        Where the commands of this turn have taken their time, only a part of it: what cannot be carried out is copied.
+        """
+        return self.context.buffer if self.context.work_limit else self.context.small_buffer
+
+    def buffer_updated(self, Py_ssize_t size):
+        """`size` bytes have come into the shared buffer."""
+        self.take(<unsigned char*> PyByteArray_AS_STRING(self.context.buffer), size)
+
+    def data_received(self, data):
+        """The same for a transport that has its own buffer. (uvloop also forgets the handshake's method for it.)"""
+        self.feed(bytes(data))
+
+    cdef int take(self, unsigned char* data, size_t size) except -1:
+        cdef size_t used
+        self.heard = True
+        self.context.bytes_in += size
+        self.context.work_since = 0
+        if self.failed:
+            return 0
+        used = self.read(data, size)
+        if used < size:
+            if self.rest is None:
+                self.rest = bytearray()
+            self.rest += PyBytes_FromStringAndSize(<char*> data + used, size - used)
+        return 0
+
+    def pause(self):
+        """Stop reading from this client; what already came is kept, and TCP does the rest."""
+        self.stop_reading(FOR_SESSION)
+
+    def resume(self):
+        """Go on reading, first what came before the pause took effect. Without a `pause` it does nothing."""
+        self.read_again(FOR_SESSION)
+
+    def pause_for(self, double seconds):
+        """Stop reading from this client for a while. It has nothing to do with `pause` and `resume`: the later ends."""
+        self.stop_reading(FOR_A_WHILE)
+        self.context.loop.call_later(seconds, self.end_pause)
+
+    def end_pause(self):
+        """The end of `pause_for`."""
+        self.read_again(FOR_A_WHILE)
+
+    cdef int stop_reading(self, uint8_t why) except -1:
+        if not is_open(&self.outbox) and self.outbox.state != DISCONNECTED:
+            return 0  # a connection that closes has to read, for the peer's close frame
+        self.stops |= why
+        self.resuming = False
+        if not self.halted:
+            self.halted = True
+            if self.outbox.state != DISCONNECTED:
+                self.transport.pause_reading()
+        return 0
+
+    cdef int read_again(self, uint8_t why) except -1:
+        self.stops &= ~why
+        if self.halted and not self.resuming and self.stops == 0:
+            self.resuming = True
+            self.context.loop.call_soon(self.read_on)
+        return 0
+
+    def read_on(self):
+        """The second half of `resume`, on an empty stack."""
+        if not self.resuming or self.transport is None:
+            return
+        cdef bytearray rest = self.rest
+        self.resuming = self.halted = False
+        self.spent = 0
+        self.context.work_since = 0
+        if rest is not None:
+            # It stays where it is: many a pause ends for one message, and there may be thousands of them.
+            try:
+                self.rest_read += self.read(<unsigned char*> PyByteArray_AS_STRING(rest) + self.rest_read,
+                                            len(rest) - self.rest_read)
+            except BaseException:
+                self.rest_read = len(rest)  # some of it is unmasked by now, and cannot be read a second time
+                raise
+            if self.rest_read == <size_t> len(rest) or self.outbox.state == CLOSED:
+                self.rest = None
+                self.rest_read = 0
+        if not self.halted and self.transport is not None and self.outbox.state != DISCONNECTED:
+            self.transport.resume_reading()
+            if self.outbox.state == FINISHING:
+                mark_dirty(&self.outbox)  # it may have waited for what was read now
+
+    # The time that commands take.
+
+    cdef void on_inflated(self, size_t size) noexcept:
+        self.context.work += <uint32_t> (size >> 6)
+
+    cdef int count_work(self) except -1:
+        """So much was done since the last call that it is time to look at the clock.
+
+        `LoopState.work` is counted where work is done, in units of about 0.1 microseconds, so that the fast path reads
+        no clock. At the first look of a read the units tell how long it took.
+        """
+        cdef LoopState shared = self.context
+        cdef double now = exact_time()
+        cdef double spent = now - shared.work_since if shared.work_since else shared.work * 1e-7
+        shared.work = 0
+        shared.work_since = now
+        return self.spend(spent)
+
+    cdef int spend(self, double seconds) except -1:
+        """Count time that its commands took; let the others have their turn if it was too much."""
+        cdef LoopState shared = self.context
+        if not is_open(&self.outbox):
+            return 0
+        if self.spent == 0:
+            mark_dirty(&self.outbox)  # the end of the turn sets it back
+        self.spent += seconds
+        shared.turn_spent += seconds
+        if shared.turn_spent > TURN_SHARES * shared.command_time:
+            shared.work_limit = 0  # from now on each message is looked at
+        elif self.spent <= shared.command_time:
+            return 0
+        if self.outbox.state != FINISHING:
+            self.stop_reading(FOR_OTHERS)
+            self.read_again(FOR_OTHERS)
+        return 0
+
+
+cdef class FastPath:
+    """Carries out plain publishes without the session."""
+
+    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked) except -1:
+        """Carry out a message if it is a publish that needs no session; False leaves it to the session.
+
+        `checked` says that the message is known to be UTF-8.
+        """
+        raise NotImplementedError

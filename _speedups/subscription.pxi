@@ -1,0 +1,223 @@
+# One client as its queues see it (`Outbox`), and one subscription of it: its state, its queue, its credit.
+#
+# Invariant: an event that is offered to a subscription is handed to the socket, in order, or counted in a `gap` at its
+# place. Nothing here knows a socket.
+
+cdef extern from *:
+    """
+    #define MAX_CREDIT 9007199254740991LL  /* 2^53-1, the largest integer of the protocol */
+    """
+    const int64_t MAX_CREDIT
+
+cdef enum:
+    UNLIMITED = -1  # `credit` of a subscription that needs none
+
+
+cdef struct Outbox:
+    PyObject* owner  # borrowed, as the next: the connection
+    PyObject* shared  # its LoopState
+    Link dirty  # in `LoopState.dirty_connections`
+    List subscriptions  # first those that `settle` has to look at: the candidates
+    List sendable  # subscriptions with something that the socket may take now, in turn
+    PyObject* changed  # subscriptions of whose barriers some may be lifted, see barrier.pxi
+    size_t bytes  # of all queued events
+    size_t held_bytes  # of those that do not wait for the socket alone
+    uint64_t lagging_since  # in milliseconds of `now_ms`
+    uint32_t waiting  # subscriptions with something queued, or left to history
+    uint32_t replaying  # those in the state REPLAYING
+    uint32_t no_echo  # those with `echo` false
+    uint64_t stamp  # of the last audience that has counted this client, see `find_members`
+    uint8_t state  # the connection's
+    uint8_t blocked  # the kernel is full: the transport holds what it did not take
+    uint8_t writing  # a write is under way: its pieces are in no queue
+    uint8_t listed  # it stands in `LoopState.lagging`
+    uint8_t reported  # and was reported
+
+
+cdef struct Barriers:
+    # Of one subscription: who waits for what, see barrier.pxi.
+    List waiting  # those that wait for events queued here
+    List own  # those that wait for others, on behalf of this one
+    PyObject* next_changed
+    bint changed
+
+
+@cython.no_gc
+cdef class FilterBase:
+    """A topic or pattern with its subscriptions. `topic` is what the subscribers wrote."""
+
+    cdef:
+        object __weakref__
+        readonly str topic
+        readonly uint32_t subscribers
+        bytes name  # the topic as UTF-8
+        List subscriptions
+
+
+@cython.no_gc_clear
+cdef class SubscriptionBase:
+    """The data of a subscription; `Subscription` has what the node asks of it.
+
+    `credit` is how many events may still be sent, UNLIMITED for any number. Costs of `credit` and of the policies fall
+    on the subscriptions that use them: those are never live, so that the walk over an audience passes them by.
+    """
+
+    cdef:
+        Outbox* outbox  # NULL once cancelled
+        readonly object connection  # None once cancelled
+        readonly FilterBase filter
+        Queue queue
+        readonly bint echo
+        bint asked  # `LoopState.catch_up` was called, and nothing was fed since
+        bint candidate  # `settle` has to look at it
+        bint waits  # it is counted in `Outbox.waiting`
+        uint8_t state_number
+        uint8_t policy
+        uint32_t strays  # parked events for which no publisher can be made to wait
+        readonly uint32_t max_queue
+        readonly uint64_t dropped
+        readonly int64_t credit
+        readonly uint64_t lag  # under `replay`: the newest events, which are neither sent nor queued
+        uint64_t dropped_by[REASONS]
+        List members  # its places in audiences, see audience.pxi
+        Barriers* barriers  # NULL where there are none
+        list parks  # under `block`: a `Park` for each event beyond the bound, the oldest first, or None
+        Link of_filter
+        Link of_outbox
+        Link in_sendable
+
+
+cdef inline LoopState shared_of(Outbox* outbox):
+    return <LoopState> outbox.shared
+
+
+cdef inline bint is_open(const Outbox* outbox) noexcept:
+    """Whether the connection takes part."""
+    return OPEN <= outbox.state <= CLOSE_PENDING
+
+
+cdef inline void set_connection_state(Outbox* outbox, uint8_t state) noexcept:
+    """The one place where the state of a connection changes."""
+    check_transition(after_connection_state, outbox.state, state)
+    outbox.state = state
+
+
+cdef inline int mark_dirty(Outbox* outbox) except -1:
+    """Have the connection written to at the end of this turn."""
+    if not is_linked(&(<LoopState> outbox.shared).dirty_connections, &outbox.dirty):
+        append(&(<LoopState> outbox.shared).dirty_connections, &outbox.dirty)
+        (<LoopState> outbox.shared).schedule()
+    return 0
+
+
+cdef int ask_close(Outbox* outbox, int code) except -1:
+    """Have the connection closed at the end of this turn; now its members or queues are being walked over."""
+    cdef LoopState shared = shared_of(outbox)
+    if outbox.state == OPEN or outbox.state == FINISHING:
+        set_connection_state(outbox, CLOSE_PENDING)
+        shared.closing.append((<object> outbox.owner, code))
+        shared.schedule()
+    return 0
+
+
+cdef int note_lagging(Outbox* outbox) except -1:
+    """Note that something has to wait for this client."""
+    if not outbox.listed and is_open(outbox):
+        outbox.listed = True
+        outbox.lagging_since = now_ms()
+        shared_of(outbox).lagging[<object> outbox.owner] = None
+    return 0
+
+
+# The state.
+
+
+cdef inline bint is_held(SubscriptionBase self) noexcept:
+    """Whether its events wait for more than the socket."""
+    return self.state_number == BARRIER or self.state_number == NO_CREDIT
+
+
+cdef inline bint is_single(SubscriptionBase self) noexcept:
+    """Whether it is offered each event for good, and never gets a batch."""
+    return self.credit != UNLIMITED or self.policy == BLOCK
+
+
+cdef inline bint has_barrier(SubscriptionBase self) noexcept:
+    return self.barriers != NULL and self.barriers.own.first != NULL
+
+
+cdef uint8_t waiting_state(SubscriptionBase self) noexcept:
+    """The state of a subscription that is not live."""
+    if has_barrier(self):
+        return BARRIER
+    if self.credit == 0:
+        return NO_CREDIT
+    return REPLAYING if self.lag else QUEUED
+
+
+cdef int set_state(SubscriptionBase self, uint8_t state) except -1:
+    """The one place where the state of a subscription changes."""
+    cdef Outbox* outbox = self.outbox
+    cdef bint was_held = is_held(self)
+    cdef uint8_t before = self.state_number
+    if before == state:
+        return 0
+    check_transition(after_state, before, state)
+    self.state_number = state
+    if is_held(self) and not was_held:
+        outbox.held_bytes += self.queue.bytes
+    elif was_held and not is_held(self):
+        outbox.held_bytes -= self.queue.bytes
+    outbox.replaying += <uint32_t> (state == REPLAYING) - <uint32_t> (before == REPLAYING)
+    return update_sendable(self)
+
+
+cdef int refresh_state(SubscriptionBase self) except -1:
+    """Let the state follow what has changed: credit, barriers, lag. One that is live stays so."""
+    if self.state_number == LIVE:
+        return 0
+    return set_state(self, waiting_state(self))
+
+
+cdef int update_sendable(SubscriptionBase self) except -1:
+    """Let the lists of the outbox follow what has changed: the state, or whether there is anything to send."""
+    cdef Outbox* outbox = self.outbox
+    cdef bint something = not is_empty(&self.queue)
+    cdef bint waits = something or self.lag != 0
+    if waits != self.waits:
+        self.waits = waits
+        outbox.waiting += 1 if waits else -1
+    if not something or (self.state_number != QUEUED and self.state_number != REPLAYING):
+        remove(&outbox.sendable, &self.in_sendable)
+    elif not is_linked(&outbox.sendable, &self.in_sendable):
+        append(&outbox.sendable, &self.in_sendable)
+        if not outbox.blocked:
+            mark_dirty(outbox)
+    return 0
+
+
+cdef int make_candidate(SubscriptionBase self) except -1:
+    """Have `settle` look at it once nothing is sendable: it may become live, or be fed from history."""
+    cdef Outbox* outbox = self.outbox
+    if self.state_number == LIVE:
+        return 0
+    if not self.candidate:
+        self.candidate = True
+        remove(&outbox.subscriptions, &self.of_outbox)
+        prepend(&outbox.subscriptions, &self.of_outbox)
+    if not outbox.blocked:
+        mark_dirty(outbox)
+    return 0
+
+
+cdef void unmake_candidate(SubscriptionBase self) noexcept:
+    self.candidate = False
+    remove(&self.outbox.subscriptions, &self.of_outbox)
+    append(&self.outbox.subscriptions, &self.of_outbox)
+
+
+cdef int set_credit(SubscriptionBase self, int64_t credit) except -1:
+    """Let so many events be sent from now on."""
+    self.credit = credit
+    refresh_state(self)
+    return make_candidate(self)

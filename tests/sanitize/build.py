@@ -1,6 +1,6 @@
 """A copy of the sources, built with gcc's sanitizers: for `make sanitize` and `make fuzz`.
 
-The copy stands apart, so that the extension of the checkout stays as it is. The build also defines WSBROKER_DEBUG: with
+The copy stands apart, so that the extension of the checkout stays as it is. The build also defines DEBUG_STATES: with
 it the native code asserts what it takes for granted, as that a change of state is one of its table.
 """
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ("_speedups", "broker", "tests", "bench", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
-DEBUG = "-DWSBROKER_DEBUG=1"
+DEBUG = "-DDEBUG_STATES=1"
 
 NATIVE_TESTS = "tests/speedups"
 

@@ -3,7 +3,8 @@
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
 #   make lint          style and types
-#   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it
+#   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
+#                      ARGS=--nginx through nginx
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
 #   make sanitize      the tests of the native code once, under sanitizers; make sanitize ARGS="tests/speedups/test_json.py"
 #   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"

@@ -1,6 +1,7 @@
-"""Runs the Autobahn test suite against the native connection: `python -m tests.conformance.suite [--all | CASES…]`.
+"""Runs the Autobahn suite on the native connection: `python -m tests.conformance.suite [--nginx] [--all | CASES…]`.
 
-The suite's `wstest` is the client; `echo.py` beside this file is the server. The verdict is in the suite's index.json.
+The suite's `wstest` is the client; `echo.py` beside this file is the server. With `--nginx` a real nginx stands between
+them. The verdict is in the suite's index.json.
 Exit status 0 where every case passed, 1 where one failed or the suite could not run.
 """
 
@@ -10,8 +11,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+
+from tests.conformance.proxy import nginx
 
 ROOT = Path(__file__).parent.parent.parent
 TOOLS = ROOT / ".tools" / "wstest"
@@ -36,13 +39,14 @@ Results = Mapping[str, Mapping[str, str]]
 
 def main() -> int:
     """Installs the suite where it is missing, runs it, prints what failed and a summary; gives the exit status."""
-    cases = sys.argv[1:] or list(CASES)
+    cases = [word for word in sys.argv[1:] if word != "--nginx"] or list(CASES)
+    through_nginx = "--nginx" in sys.argv[1:]
     if cases == ["--all"]:
         cases = list(ALL)
     wstest = subprocess.run(["tools/wstest", str(TOOLS)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if wstest.returncode:
         return 1
-    with echo_server() as url:
+    with echo_server() as server, nginx(server) if through_nginx else nullcontext(server) as url:
         results = run(wstest.stdout.strip(), url, cases)
     failures = judge(results, COUNTS.get(tuple(cases)))
     print(*failures, sep="\n", end="\n" if failures else "")

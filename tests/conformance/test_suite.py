@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conformance.proxy import SITE, websocket_location
 from tests.conformance.suite import judge
 
 OK = {"behavior": "OK", "behaviorClose": "OK"}
@@ -29,3 +30,10 @@ def test_failures_are_listed_in_the_order_of_the_suite() -> None:
 def test_case_that_did_not_run_fails() -> None:
     assert judge({"1.1.1": OK}, 301) == ["1 cases ran in place of 301"]
     assert judge({}, 301) == ["0 cases ran in place of 301"]
+
+
+def test_proxy_has_the_location_of_the_site_without_its_limits() -> None:
+    location = websocket_location(SITE.read_text())
+    assert location.split()[:6] == ["location", "=", "/ws", "{", "proxy_pass", "http://wsbroker/;"]
+    assert "proxy_set_header Upgrade" in location
+    assert "limit_" not in location

@@ -1,6 +1,6 @@
-# An audience: all who are to get the events of some topics, each connection once.
+# An audience: all connections that are to get the events of some topics, each once.
 #
-# Invariant: the array of members has the live ones first. Membership changes only while no batch is under way.
+# Invariant: `places` has the live members first. Membership changes only while no batch is under way.
 
 cdef enum:
     # Members of audiences that may be remembered beyond those that the number of subscriptions allows: 3.5 MB of them.
@@ -53,7 +53,7 @@ cdef class AudienceBase:
 
     cdef:
         object __weakref__
-        LoopState shared
+        LoopState context
         readonly tuple filters
         Link* of_filters  # one for each filter, in `Filter.audiences`
         bint known  # whether the members below are up to date; the audience is then in `LoopState.known_audiences`
@@ -76,10 +76,10 @@ cdef class AudienceBase:
         Array deflated  # the same batch deflated, made when a member is sent it that agreed to compression
         size_t* deflated_ends
 
-    def __cinit__(self, LoopState shared not None, tuple filters not None):
+    def __cinit__(self, LoopState context not None, tuple filters not None):
         cdef Filter filter
         cdef Py_ssize_t place
-        self.shared = shared
+        self.context = context
         self.dirty.owner = self.in_known.owner = <PyObject*> self
         for filter in filters:
             if filter is None:
@@ -95,23 +95,23 @@ cdef class AudienceBase:
     def __dealloc__(self):
         cdef Py_ssize_t place
         drop_members(self)
-        if self.shared is not None:
-            remove(&self.shared.dirty_audiences, &self.dirty)
+        if self.context is not None:
+            remove(&self.context.dirty_audiences, &self.dirty)
         if self.of_filters != NULL:
             for place in range(len(self.filters)):
                 remove(&(<Filter> self.filters[place]).audiences, &self.of_filters[place])
             free(self.of_filters)
 
 
-cdef int make_slots(LoopState shared, uint64_t wanted) except -1:
+cdef int make_slots(LoopState context, uint64_t wanted) except -1:
     """Forget the members of the audiences that have been known for longest until there is room for `wanted` more.
 
     The lists of members of all audiences hold at most twice as many as there are subscriptions, and some. Without a
     bound every topic published to would keep a list of all who subscribed to a wide pattern. No batch may be under way.
     """
-    cdef uint64_t most = 2 * <uint64_t> shared.subscriptions + FREE_SLOTS
-    while shared.known_audiences.last != NULL and shared.member_slots + wanted > most:
-        drop_members(<AudienceBase> shared.known_audiences.last.owner)
+    cdef uint64_t most = 2 * <uint64_t> context.subscriptions + FREE_SLOTS
+    while context.known_audiences.last != NULL and context.member_slots + wanted > most:
+        drop_members(<AudienceBase> context.known_audiences.last.owner)
     return 0
 
 
@@ -146,8 +146,8 @@ cdef int find_members(AudienceBase self, size_t slots) except -1:
         uint64_t stamp
     if slots:
         make_arrays(self, slots)
-    self.shared.stamp += 1
-    stamp = self.shared.stamp
+    self.context.stamp += 1
+    stamp = self.context.stamp
     self.size = self.live = 0
     for filter in self.filters:
         link = filter.subscriptions.first
@@ -172,8 +172,8 @@ cdef int find_members(AudienceBase self, size_t slots) except -1:
             self.places[i].place = i
     self.slots = slots
     self.known = True
-    self.shared.member_slots += slots
-    prepend(&self.shared.known_audiences, &self.in_known)
+    self.context.member_slots += slots
+    prepend(&self.context.known_audiences, &self.in_known)
     if no_echo:
         find_no_echo(self, no_echo)
     return 0
@@ -238,8 +238,8 @@ cdef void drop_members(AudienceBase self) noexcept:
     self.members = NULL
     self.places = NULL
     self.no_echo = NULL
-    remove(&self.shared.known_audiences, &self.in_known)
-    self.shared.member_slots -= self.slots
+    remove(&self.context.known_audiences, &self.in_known)
+    self.context.member_slots -= self.slots
     self.size = self.live = self.slots = self.no_echo_count = 0
     self.known = False
 

@@ -1,14 +1,14 @@
-# The order barrier: a new subscription waits for events that are queued under broader subscriptions of the same client.
-# From now on it gets the events of its topics, and without the barrier they would overtake those.
+# The order barrier: a new subscription waits for events that are queued under patterns of the same client that
+# overlap with it. Without it, new events would overtake older ones of the same topic.
 #
 # Invariant: a barrier is lifted as soon as none of what it waits for is queued any more, whatever became of it: sent,
-# dropped, or forgotten with its subscription.
+# dropped, or forgotten with its subscription. While a write is under way that is at the end of the write.
 
 
 cdef struct Barrier:
     # One subscription waits for another one.
-    Link of_blocker  # in `Barriers.waiting`; its owner is the subscription that waits
-    Link of_waiter  # in `Barriers.own`; its owner is the broader subscription
+    Link of_blocker  # in `Barriers.waiters`; its owner is the subscription that waits
+    Link of_waiter  # in `Barriers.waits_for`; its owner is the earlier subscription
     uint64_t until  # it waits for events up to this number
 
 
@@ -33,22 +33,22 @@ cdef int raise_barriers(SubscriptionBase self) except -1:
 
 
 cdef int raise_barrier(SubscriptionBase self, SubscriptionBase blocker) except -1:
-    cdef Barriers* waiting = barriers_of(self)
-    cdef Barriers* blocking = barriers_of(blocker)
+    cdef Barriers* waiter = barriers_of(self)
+    cdef Barriers* earlier = barriers_of(blocker)
     cdef Barrier* barrier = <Barrier*> calloc(1, sizeof(Barrier))
     if barrier == NULL:
         raise MemoryError
-    barrier.until = shared_of(self.outbox).published
+    barrier.until = context_of(self.outbox).published
     barrier.of_blocker.owner = <PyObject*> self
     barrier.of_waiter.owner = <PyObject*> blocker
-    append(&blocking.waiting, &barrier.of_blocker)
-    append(&waiting.own, &barrier.of_waiter)
+    append(&earlier.waiters, &barrier.of_blocker)
+    append(&waiter.waits_for, &barrier.of_waiter)
     return 0
 
 
 cdef void free_barrier(SubscriptionBase blocker, SubscriptionBase waiter, Barrier* barrier) noexcept:
-    remove(&blocker.barriers.waiting, &barrier.of_blocker)
-    remove(&waiter.barriers.own, &barrier.of_waiter)
+    remove(&blocker.barriers.waiters, &barrier.of_blocker)
+    remove(&waiter.barriers.waits_for, &barrier.of_waiter)
     free(barrier)
 
 
@@ -73,8 +73,8 @@ cdef int lift_barriers(Outbox* outbox) except -1:
         outbox.changed = barriers.next_changed
         barriers.changed = False
         # They stand in the order in which they were raised, so of their `until`.
-        while barriers.waiting.first != NULL:
-            barrier = <Barrier*> barriers.waiting.first
+        while barriers.waiters.first != NULL:
+            barrier = <Barrier*> barriers.waiters.first
             if blocker.queue.count and first_event(&blocker.queue).number <= barrier.until:
                 break
             lift_barrier(blocker, barrier)
@@ -88,10 +88,10 @@ cdef int forget_barriers(SubscriptionBase self) except -1:
     if barriers == NULL:
         return 0
     forget_changed(self)
-    while barriers.waiting.first != NULL:
-        lift_barrier(self, <Barrier*> barriers.waiting.first)
-    while barriers.own.first != NULL:
-        link = barriers.own.first
+    while barriers.waiters.first != NULL:
+        lift_barrier(self, <Barrier*> barriers.waiters.first)
+    while barriers.waits_for.first != NULL:
+        link = barriers.waits_for.first
         free_barrier(<SubscriptionBase> link.owner, self, <Barrier*> (link - 1))  # `of_blocker` is right before it
     free(barriers)
     self.barriers = NULL

@@ -25,12 +25,12 @@ cdef int add_segment(AudienceBase self, size_t size, str topic, uint32_t key_sta
     cdef Segment* segment = <Segment*> reserve(&self.segments, sizeof(Segment), KEPT_SEGMENTS * sizeof(Segment))
     if self.segment_count == 0:
         Py_INCREF(self)  # it is kept until its batch is sent, see `leave_dirty`
-        append(&self.shared.dirty_audiences, &self.dirty)
-        self.shared.schedule()
+        append(&self.context.dirty_audiences, &self.dirty)
+        self.context.schedule()
     self.segments.size += sizeof(Segment)
     self.batch.size += size
     segment.end = self.batch.size
-    segment.number = self.shared.published
+    segment.number = self.context.published
     Py_INCREF(topic)
     segment.topic = <PyObject*> topic
     segment.key_start = key_start
@@ -50,13 +50,13 @@ cdef Event make_event(AudienceBase self, size_t start, size_t size, str topic, u
     event.topic = topic
     event.number = number
     event.key = key
-    event.born = now_ms()
+    event.waiting_since = now_ms()
     if key is None and key_start:
         event.key = event.frame[key_start : key_start + key_size]
-    if self.shared.max_age is not None:
-        age = self.shared.max_age(topic)
+    if self.context.max_age is not None:
+        age = self.context.max_age(topic)
         if age is not None:
-            event.expires = event.born + max(<uint64_t> 1, <uint64_t> (1000 * <double> age))
+            event.expires = event.waiting_since + max(<uint64_t> 1, <uint64_t> (1000 * <double> age))
     return event
 
 
@@ -98,13 +98,13 @@ cdef void drop_batch(AudienceBase self) noexcept:
 # What a member is sent, plain or deflated.
 
 
-cdef bytes frame_for(bint deflates, Event event, LoopState shared):
+cdef bytes frame_for(bint deflates, Event event, LoopState context):
     """The frame in which a connection gets an event. It is deflated when the first one asks, for all."""
     if not deflates:
         return event.frame
     if event.deflated is None:
-        event.deflated = shared.deflater.deflate(<const unsigned char*> PyBytes_AS_STRING(event.frame),
-                                                 PyBytes_GET_SIZE(event.frame)) or event.frame
+        event.deflated = context.deflater.deflate(<const unsigned char*> PyBytes_AS_STRING(event.frame),
+                                                  PyBytes_GET_SIZE(event.frame)) or event.frame
     return event.deflated
 
 
@@ -171,7 +171,7 @@ cdef int deflate_segment(AudienceBase self, uint32_t index, size_t start, size_t
     if event is not None and event.deflated is not None:
         frame = event.deflated
     else:
-        frame = self.shared.deflater.deflate(self.batch.data + start, end - start)
+        frame = self.context.deflater.deflate(self.batch.data + start, end - start)
         if event is not None:
             event.deflated = event.frame if frame is None else frame
     if frame is None:
@@ -218,7 +218,7 @@ cdef int queue_batches(SubscriptionBase self) except -1:
 cdef int queue_segments(SubscriptionBase self, AudienceBase audience, uint32_t index, bint deflates) except -1:
     """Offer the events of a batch from one on to a subscription whose socket is full."""
     while index < audience.segment_count:
-        if offer(self, event_for(deflates, audience, index), False) & CLOSE:
+        if offer(self, event_for(deflates, audience, index), False) & VERDICT_CLOSE:
             ask_close(self.outbox, CLOSE_SLOW_CONSUMER)
         index += 1
     return 0

@@ -1,7 +1,7 @@
 # The policy `block`: an event beyond the bound is queued, and its publisher is parked until it has found room.
 #
 # Invariant: a publisher goes on once each event that it is parked for has found room, or has gone with its
-# subscription. Who stops and starts the reading is `Connection`; here are the lists.
+# subscription. Here are the lists; delivery.pxi stops the reading, `Connection.go_on` starts it again.
 
 cdef enum:
     # So many events for which no publisher can be parked (it has gone, or is on another node) may wait beyond the bound
@@ -36,19 +36,19 @@ cdef inline uint32_t count_beyond_bound(SubscriptionBase self) noexcept:
 
 cdef int park(SubscriptionBase self, ParkedPublisher publisher) except -1:
     """Park a publisher for the event that was just queued beyond the bound. None: there is no one to park."""
-    cdef LoopState shared = shared_of(self.outbox)
+    cdef LoopState context = context_of(self.outbox)
     cdef Park entry = Park.__new__(Park)
     if self.parks is None:
         self.parks = []
-        shared.parked[self] = None
+        context.parked[self] = None
     entry.subscription = self
     self.parks.append(entry)
     if publisher is None:
         return add_stray(self, max(<uint32_t> 1, count_beyond_bound(self)))
     entry.publisher = publisher
-    entry.due = shared.clock + shared.tick + shared.limits.block_timeout  # the clock moves once in a tick
+    entry.due = context.clock + context.tick + context.limits.block_timeout  # the clock moves once in a tick
     publisher.parks[entry] = None
-    return shared.schedule()
+    return context.schedule()
 
 
 cdef int add_stray(SubscriptionBase self, uint32_t beyond) except -1:
@@ -77,7 +77,7 @@ cdef int release_parked(SubscriptionBase self) except -1:
         if entry.publisher is None:
             self.strays -= 1
         else:
-            release_publisher(shared_of(self.outbox), entry)
+            release_publisher(context_of(self.outbox), entry)
     return end_parking(self)
 
 
@@ -86,24 +86,24 @@ cdef int release_all_parked(SubscriptionBase self) except -1:
     cdef Park entry
     for entry in self.parks:
         if entry.publisher is not None:
-            release_publisher(shared_of(self.outbox), entry)
+            release_publisher(context_of(self.outbox), entry)
     return end_parking(self)
 
 
 cdef int end_parking(SubscriptionBase self) except -1:
     self.parks = None
     self.strays = 0
-    del shared_of(self.outbox).parked[self]
+    del context_of(self.outbox).parked[self]
     return 0
 
 
-cdef int release_publisher(LoopState shared, Park entry) except -1:
+cdef int release_publisher(LoopState context, Park entry) except -1:
     """One of the events of this publisher has found room. After the last one it goes on, at the end of the turn."""
     cdef ParkedPublisher publisher = entry.publisher
     del publisher.parks[entry]
     if not publisher.parks:
-        shared.resuming.append(publisher)
-        shared.schedule()
+        context.resuming.append(publisher)
+        context.schedule()
     return 0
 
 

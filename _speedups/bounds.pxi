@@ -1,7 +1,7 @@
 # The bounds of a queue: how many events, and how many bytes of the whole connection.
 #
-# Invariant: only what waits for the socket counts against a subscription that waits for nothing else. What waits for
-# the client's own credit, or behind a barrier, counts against those that do so too.
+# Invariant: for a subscription that is held (BARRIER, NO_CREDIT) all queued bytes of the connection count. For any
+# other one the bytes of held subscriptions do not count.
 
 
 cdef inline size_t count_bytes(SubscriptionBase self) noexcept:
@@ -11,12 +11,12 @@ cdef inline size_t count_bytes(SubscriptionBase self) noexcept:
 
 cdef inline bint has_too_many_bytes(SubscriptionBase self, size_t size):
     """Whether `size` bytes more would break the bound of the connection."""
-    return count_bytes(self) + size > (<LoopState> self.outbox.shared).limits.max_outbox
+    return count_bytes(self) + size > (<LoopState> self.outbox.context).limits.max_outbox
 
 
 cdef inline bint is_free(SubscriptionBase self) noexcept:
     """Whether what is queued only waits for the end of this turn: the socket may take all of it."""
-    return not self.outbox.blocked and not self.outbox.writing and not is_held(self)
+    return not self.outbox.socket_full and not self.outbox.writing and not is_held(self)
 
 
 cdef inline bint is_full(SubscriptionBase self, size_t size):

@@ -1,7 +1,7 @@
 # How much one connection may publish: a bucket of tokens, which fills up with time.
 #
-# Invariant: connections without a limit never come here. The routes of a connection that has one are in its bucket, and
-# not in the connection, so that the fast path of all others has nothing to ask.
+# Invariant: only connections with a limit have one. Their routes are in the bucket, and not in the connection, so
+# that the fast path of all others needs no check.
 
 
 @cython.final

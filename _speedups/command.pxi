@@ -1,4 +1,4 @@
-# Is a message a plain publish command? That is: known fields, each once, without escapes outside of `data`.
+# Decides whether a message is a plain publish command: known fields, each once, without escapes outside of `data`.
 #
 # Invariant: what it takes is valid JSON (json.pxi), and the session would read the same command from it. What it does
 # not take is left to the session.

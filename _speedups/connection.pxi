@@ -1,7 +1,8 @@
 # The life of a connection behind its handshake (RFC 6455, sections 5 and 7): the protocol of its transport
 # (asyncio.BufferedProtocol). Its states are in states.pxi.
 #
-# Invariant: the session is told once that the connection takes part no more, and its subscriptions have ended then.
+# Invariant: the session is told once that the connection takes part no more. The subscriptions that it leaves are
+# ended right after that.
 
 
 @cython.no_gc_clear
@@ -34,7 +35,7 @@ cdef class Connection(Reader):
         self.pending_first = -1
         self.timer.kind = NOTHING
         self.timer.link.owner = self.outbox.owner = self.outbox.dirty.owner = <PyObject*> self
-        self.outbox.shared = <PyObject*> context
+        self.outbox.context = <PyObject*> context
 
     def __dealloc__(self):
         if self.context is not None:
@@ -55,7 +56,7 @@ cdef class Connection(Reader):
     @property
     def blocked(self):
         """Whether the kernel is full: the transport holds what it did not take."""
-        return self.outbox.blocked and self.outbox.state < DISCONNECTED
+        return self.outbox.socket_full and self.outbox.state < DISCONNECTED
 
     @property
     def close_pending(self):
@@ -147,7 +148,7 @@ cdef class Connection(Reader):
         self.append_frame(OP_CLOSE, payload, 0 if code == CLOSE_NO_STATUS else 2 + len(text))
         start_timer(self.context, &self.timer, END_OF_CLOSE, self.context.limits.close_timeout)
         self.stops = 0
-        self.read_again(0)
+        self.allow_reading(0)
         return 0
 
     cdef int leave(self, int code, str reason) except -1:
@@ -167,11 +168,10 @@ cdef class Connection(Reader):
         return 0
 
     def connection_made(self, transport):
-        """Nothing: the handshake's protocol was told, and `start` takes over."""
+        """Nothing: `start` takes over."""
 
     def eof_received(self):
-        """The peer sends no more, so it is gone. False lets the transport close: what it is handed now it still sends,
-        what comes later it throws away without a word."""
+        """The peer is gone. False lets the transport close: what it has now it sends, what comes later it drops."""
         if self.outbox.state < DISCONNECTED:
             send_waiting(self, 0)
             self.stop_writing()
@@ -209,8 +209,7 @@ cdef class Connection(Reader):
 
     cdef inline bint takes_commands(self) noexcept:
         """Whether commands are carried out: also those that a client had sent before its socket broke."""
-        return (self.outbox.state == OPEN or self.outbox.state == FINISHING
-                or self.outbox.state == DISCONNECTED and self.session is not None)
+        return is_serving(&self.outbox) or self.outbox.state == DISCONNECTED and self.session is not None
 
     cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:
         cdef int code
@@ -256,7 +255,7 @@ cdef class Connection(Reader):
 
     cdef int end_close(self) except -1:
         """After a write: once the close frame is sent, shut what is to be shut."""
-        if self.outbox.blocked or self.outbox.writing:
+        if self.outbox.socket_full or self.outbox.writing:
             return 0
         if self.outbox.state == HANGING_UP:
             self.transport.close()
@@ -274,9 +273,9 @@ cdef class Connection(Reader):
         self.spent = 0
         send_waiting(self, until)
         self.end_close()
-        if outbox.blocked or outbox.sendable.first != NULL or not (outbox.state == OPEN or outbox.state == FINISHING):
+        if outbox.socket_full or outbox.sendable.first != NULL or not is_serving(outbox):
             return 0
-        settle(outbox)
+        promote_candidates(outbox)
         if outbox.listed and not outbox.reported and not is_lagging(outbox):
             outbox.lagging_since = now_ms()
         if (outbox.state == FINISHING and not self.halted and outbox.sendable.first == NULL
@@ -304,7 +303,7 @@ cdef class Connection(Reader):
         parking, self.parking = self.parking, None
         for payload in (<ParkedPublisher> parking).answers:
             self.answer(payload)
-        return self.read_again(FOR_ROOM)
+        return self.allow_reading(FOR_ROOM)
 
     cdef int append_frame(self, int opcode, const unsigned char* data, size_t size) except -1:
         """Put a frame into the control buffer."""
@@ -314,9 +313,9 @@ cdef class Connection(Reader):
         if size:
             self.append_control(data, size)
         if (self.control.size > min(<size_t> MAX_WRITE, max_answers) and is_open(&self.outbox)
-                and not self.outbox.blocked and not self.outbox.writing):
+                and not self.outbox.socket_full and not self.outbox.writing):
             self.write()  # one turn may bring megabytes of commands: their answers are not held until its end
-        if self.control.size > max_answers and self.outbox.blocked:
+        if self.control.size > max_answers and self.outbox.socket_full:
             ask_close(&self.outbox, CLOSE_NOT_READING)
         return 0
 
@@ -328,7 +327,7 @@ cdef class Connection(Reader):
     def pause_writing(self):
         """The kernel is full: from now on this client's events wait under their policies."""
         cdef Link* link = self.outbox.subscriptions.last
-        self.outbox.blocked = True
+        self.outbox.socket_full = True
         note_lagging(&self.outbox)
         # Live ones become candidates, which stand first.
         while link != NULL and not (<SubscriptionBase> link.owner).candidate:
@@ -340,11 +339,11 @@ cdef class Connection(Reader):
         """The kernel has taken what the transport held: go on at the end of this turn."""
         if self.outbox.state >= DISCONNECTED:
             return
-        self.outbox.blocked = False
+        self.outbox.socket_full = False
         self.heard = True  # what went out was acknowledged: a slow reader, behind whose queue our ping stands, is alive
         mark_dirty(&self.outbox)
 
 
 cdef bint is_lagging(const Outbox* outbox) noexcept:
     """Whether something waits for this client."""
-    return is_open(outbox) and (outbox.blocked or outbox.waiting != 0)
+    return is_open(outbox) and (outbox.socket_full or outbox.waiting != 0)

@@ -1,23 +1,23 @@
 # One event to all members of an audience: appended to the batch for those that are live, offered to the others.
 #
-# Invariant: verdicts of `offer` are carried out here. A client whose socket takes data loses nothing: before an event
-# is dropped, what waits is written.
+# Invariant: verdicts of `offer` are carried out here (and in batch.pxi where the socket is full). A client whose
+# socket takes data, and that has credit, loses nothing: before an event is dropped, the queues are written.
 
 
 cdef int offer_event(SubscriptionBase self, Event event, Writer origin) except -1:
     """Offer an event and carry out the verdict. `origin` published it; None where no one can be parked.
 
-    Returns the flags WAITS and DROPPED.
+    Returns the flags VERDICT_WAITS and VERDICT_DROPPED.
     """
     cdef int verdict = offer(self, event, True)
-    if verdict == WRITE:
+    if verdict == VERDICT_WRITE:
         (<Writer> self.connection).write()
         verdict = offer(self, event, False)
-    if verdict & CLOSE:
+    if verdict & VERDICT_CLOSE:
         ask_close(self.outbox, CLOSE_SLOW_CONSUMER)
-    elif verdict & PARK:
+    elif verdict & VERDICT_PARK:
         park_origin(self, origin)
-    return verdict & (WAITS | DROPPED)
+    return verdict & (VERDICT_WAITS | VERDICT_DROPPED)
 
 
 cdef int park_origin(SubscriptionBase self, Writer origin) except -1:
@@ -35,7 +35,7 @@ cdef int park_origin(SubscriptionBase self, Writer origin) except -1:
     return publisher.stop_reading(FOR_ROOM)
 
 
-cdef int set_apart(SubscriptionBase self) except -1:
+cdef int stop_batching(SubscriptionBase self) except -1:
     """Let the subscription be offered each event from now on, the ones of the batches under way first."""
     cdef Link* link = self.members.first
     cdef AudienceBase audience
@@ -60,9 +60,9 @@ cdef inline int prepare_members(AudienceBase self) except -1:
 cdef int renew_members(AudienceBase self) except -1:
     """Find the members; those of other audiences are forgotten where there are too many."""
     cdef uint64_t slots = count_subscriptions(self)
-    if self.shared.member_slots + slots > 2 * <uint64_t> self.shared.subscriptions + FREE_SLOTS:
-        send_batches(self.shared)
-        make_slots(self.shared, slots)
+    if self.context.member_slots + slots > 2 * <uint64_t> self.context.subscriptions + FREE_SLOTS:
+        send_batches(self.context)
+        make_slots(self.context, slots)
     return find_members(self, slots)
 
 
@@ -77,7 +77,7 @@ cdef int send_full(AudienceBase self) except -1:
     """Send a batch that has no room for more, in the middle of a turn."""
     cdef double began = exact_time()
     flush_audience(self)
-    self.shared.writing += exact_time() - began
+    self.context.writing += exact_time() - began
     return 0
 
 
@@ -87,12 +87,12 @@ cdef int commit(AudienceBase self, size_t size, str topic, uint32_t key_start, u
 
     The key is at `key_start` within the frame, or it is `key`.
     """
-    cdef LoopState shared = self.shared
+    cdef LoopState context = self.context
     cdef Member* own = NULL
     receipt.receivers = self.size
     receipt.queued = receipt.dropped = 0
-    shared.published += 1
-    shared.work += PUBLISH_WORK + <uint32_t> (size >> WORK_SHIFT)
+    context.published += 1
+    context.work += PUBLISH_WORK + <uint32_t> (size >> WORK_SHIFT)
     if self.size == 0:
         return 0
     if self.no_echo_count and origin is not None:
@@ -100,14 +100,14 @@ cdef int commit(AudienceBase self, size_t size, str topic, uint32_t key_start, u
         if own != NULL:
             # The publisher does not want its own events: for this turn it is not live.
             receipt.receivers -= 1
-            set_apart(<SubscriptionBase> own.subscription)
+            stop_batching(<SubscriptionBase> own.subscription)
     if self.live:
         add_segment(self, size, topic, key_start, key_size, key)
-        shared.batched += size * (self.live + 1)
+        context.batched += size * (self.live + 1)
     if self.live < self.size:
         offer_to_others(self, size, topic, key_start, key_size, key, own, origin, receipt)
-    if shared.batched > BATCHED_COST:
-        send_batches(shared)
+    if context.batched > BATCHED_COST:
+        send_batches(context)
     return 0
 
 
@@ -118,7 +118,7 @@ cdef int offer_to_others(AudienceBase self, size_t size, str topic, uint32_t key
     cdef Member* member
     cdef uint32_t i
     cdef int verdict
-    self.shared.work += (self.size - self.live) * OFFER_WORK
+    self.context.work += (self.size - self.live) * OFFER_WORK
     for i in range(self.live, self.size):
         member = self.places[i]
         if member == own:
@@ -127,10 +127,10 @@ cdef int offer_to_others(AudienceBase self, size_t size, str topic, uint32_t key
             if self.live:
                 event = event_at(self, self.segment_count - 1)
             else:
-                event = make_event(self, self.batch.size, size, topic, self.shared.published, key_start, key_size, key)
+                event = make_event(self, self.batch.size, size, topic, self.context.published, key_start, key_size, key)
         verdict = offer_event(<SubscriptionBase> member.subscription, event, origin)
-        receipt.queued += verdict & WAITS
-        receipt.dropped += verdict >> 1
+        receipt.queued += verdict & VERDICT_WAITS
+        receipt.dropped += (verdict & VERDICT_DROPPED) != 0
     if self.segment_count == 0:
         drop_batch(self)
     return 0

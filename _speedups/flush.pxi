@@ -1,7 +1,7 @@
-# Batches to their live members, and the changes of membership that have to wait for it.
+# Sends batches to their live members, and makes the changes of membership that have to wait for that.
 #
-# Invariant: at most one send for a connection in a turn of the loop; before a subscription begins, ends or becomes
-# live, the batches of its audiences have gone out.
+# Invariant: `send_batches` writes to each connection once. Before a subscription begins, ends or becomes live, the
+# batches of its audiences have gone out.
 
 cdef extern from * nogil:
     void __builtin_prefetch(const void* address)
@@ -13,20 +13,20 @@ cdef enum:
 
 cdef int give_up(Writer connection, error) except -1:
     """Disconnect a client that could not be written to: a fault of one is not to be one of all."""
-    cdef LoopState shared = connection.context
-    shared.loop.call_exception_handler({"message": "a connection could not be written to", "exception": error})
+    cdef LoopState context = connection.context
+    context.loop.call_exception_handler({"message": "a connection could not be written to", "exception": error})
     return connection.disconnect()
 
 
 cdef inline void count_sends(AudienceBase self) noexcept:
     """Count what sending the batch costs, as work of the commands that filled it."""
-    self.shared.work += self.live * SEND_WORK + <uint32_t> (self.batch.size * self.live >> WORK_SHIFT)
+    self.context.work += self.live * SEND_WORK + <uint32_t> (self.batch.size * self.live >> WORK_SHIFT)
 
 
 cdef int leave_dirty(AudienceBase self) except -1:
     """Take the audience out of the list of those with a batch, which owns it."""
-    if is_linked(&self.shared.dirty_audiences, &self.dirty):
-        remove(&self.shared.dirty_audiences, &self.dirty)
+    if is_linked(&self.context.dirty_audiences, &self.dirty):
+        remove(&self.context.dirty_audiences, &self.dirty)
         Py_DECREF(self)
     return 0
 
@@ -53,64 +53,64 @@ cdef int flush_audience(AudienceBase self) except -1:
                 if connection.control.size == 0 and connection.fd >= 0:
                     send_batch(connection, self, member)
                 else:
-                    reserve(&self.shared.pending, sizeof(Pending), 64 * sizeof(Pending))
+                    reserve(&self.context.pending, sizeof(Pending), 64 * sizeof(Pending))
                     pend(connection, self, member)
                     connection.write()
         except Exception as error:
             give_up(connection, error)
     self.flushing = False
-    self.shared.pending.size = 0
+    self.context.pending.size = 0
     drop_batch(self)
     return 0
 
 
 cdef void pend(Writer connection, AudienceBase audience, Member* member) noexcept:
     """Note that a connection is to get an audience's batch at its next write. There is room for it."""
-    cdef LoopState shared = connection.context
-    cdef int32_t index = <int32_t> (shared.pending.size // sizeof(Pending))
-    cdef Pending* pending = pending_at(shared, index)
-    shared.pending.size += sizeof(Pending)
+    cdef LoopState context = connection.context
+    cdef int32_t index = <int32_t> (context.pending.size // sizeof(Pending))
+    cdef Pending* pending = pending_at(context, index)
+    context.pending.size += sizeof(Pending)
     pending.audience = <PyObject*> audience
     pending.member = member
     pending.next = -1
     if connection.pending_first < 0:
         connection.pending_first = index
     else:
-        pending_at(shared, connection.pending_last).next = index
+        pending_at(context, connection.pending_last).next = index
     connection.pending_last = index
 
 
-cdef int send_batches(LoopState shared) except -1:
+cdef int send_batches(LoopState context) except -1:
     """Send all batches: to each connection all that it is to get by one write."""
     cdef AudienceBase audience
     cdef list audiences, connections
-    shared.batched = 0
-    if shared.dirty_audiences.first == NULL:
+    context.batched = 0
+    if context.dirty_audiences.first == NULL:
         return 0
-    if shared.dirty_audiences.first == shared.dirty_audiences.last:
-        audience = <AudienceBase> shared.dirty_audiences.first.owner
+    if context.dirty_audiences.first == context.dirty_audiences.last:
+        audience = <AudienceBase> context.dirty_audiences.first.owner
         return flush_audience(audience)
     audiences = []
     connections = []
     try:
-        note_pending(shared, audiences, connections)
-        send_pending(shared, connections)
+        note_pending(context, audiences, connections)
+        send_pending(context, connections)
     finally:
         for audience in audiences:
             audience.flushing = False
             leave_dirty(audience)
             drop_batch(audience)
-        shared.pending.size = 0
-        if shared.pending.room > FREE_SLOTS * sizeof(Pending):
-            release(&shared.pending)
+        context.pending.size = 0
+        if context.pending.room > FREE_SLOTS * sizeof(Pending):
+            release(&context.pending)
     return 0
 
 
-cdef int note_pending(LoopState shared, list audiences, list connections) except -1:
+cdef int note_pending(LoopState context, list audiences, list connections) except -1:
     """Note for each connection which batches it is to get. If that fails nothing has changed."""
     cdef AudienceBase audience
     cdef Writer connection
-    cdef Link* link = shared.dirty_audiences.first
+    cdef Link* link = context.dirty_audiences.first
     cdef uint32_t i
     try:
         while link != NULL:
@@ -119,7 +119,7 @@ cdef int note_pending(LoopState shared, list audiences, list connections) except
             audiences.append(audience)
             audience.flushing = True
             if audience.live:
-                reserve(&shared.pending, audience.live * sizeof(Pending), 64 * sizeof(Pending))
+                reserve(&context.pending, audience.live * sizeof(Pending), 64 * sizeof(Pending))
             count_sends(audience)
             for i in range(audience.live):
                 connection = <Writer> audience.places[i].connection
@@ -132,12 +132,12 @@ cdef int note_pending(LoopState shared, list audiences, list connections) except
         for connection in connections:
             connection.pending_first = -1
         audiences.clear()  # they keep their batches, for the next turn
-        shared.schedule()
+        context.schedule()
         raise
     return 0
 
 
-cdef int send_pending(LoopState shared, list connections) except -1:
+cdef int send_pending(LoopState context, list connections) except -1:
     """Write once to each of these connections."""
     cdef Writer connection
     cdef Pending* pending
@@ -151,7 +151,7 @@ cdef int send_pending(LoopState shared, list connections) except -1:
                     continue  # it was disconnected since
                 if (connection.pending_first == connection.pending_last and connection.control.size == 0
                         and connection.fd >= 0):
-                    pending = pending_at(shared, connection.pending_first)
+                    pending = pending_at(context, connection.pending_first)
                     connection.pending_first = -1
                     send_batch(connection, <AudienceBase> pending.audience, pending.member)
                 else:
@@ -161,9 +161,9 @@ cdef int send_pending(LoopState shared, list connections) except -1:
     return 0
 
 
-cdef int flush_matching(LoopState shared, bytes pattern) except -1:
+cdef int flush_matching(LoopState context, bytes pattern) except -1:
     """Send the batches that hold an event of a topic that `pattern` matches."""
-    cdef Link* link = shared.dirty_audiences.first
+    cdef Link* link = context.dirty_audiences.first
     cdef AudienceBase audience
     cdef uint32_t i
     while link != NULL:
@@ -218,7 +218,7 @@ cdef int enter_live(SubscriptionBase self) except -1:
     return 0
 
 
-cdef int settle(Outbox* outbox) except -1:
+cdef int promote_candidates(Outbox* outbox) except -1:
     """Nothing is sendable, and no batch is under way: let candidates become live, or be fed from history."""
     cdef SubscriptionBase subscription
     while outbox.subscriptions.first != NULL and outbox.sendable.first == NULL:
@@ -228,7 +228,7 @@ cdef int settle(Outbox* outbox) except -1:
         unmake_candidate(subscription)
         if subscription.state_number == REPLAYING:
             ask_to_catch_up(subscription)
-        elif (subscription.state_number == QUEUED and not is_single(subscription)
+        elif (subscription.state_number == QUEUED and not never_live(subscription)
                 and is_empty(&subscription.queue)):
             enter_live(subscription)
     return 0
@@ -237,7 +237,7 @@ cdef int settle(Outbox* outbox) except -1:
 cdef int begin_subscription(SubscriptionBase self, Filter filter, Writer connection) except -1:
     """Link a new subscription with its filter and its connection. Its policy, credit and echo are set."""
     cdef Outbox* outbox = &connection.outbox
-    cdef LoopState shared = connection.context
+    cdef LoopState context = connection.context
     before_change(filter)
     self.filter = filter
     self.connection = connection
@@ -246,17 +246,16 @@ cdef int begin_subscription(SubscriptionBase self, Filter filter, Writer connect
     prepend(&filter.subscriptions, &self.of_filter)
     filter.subscribers += 1
     append(&outbox.subscriptions, &self.of_outbox)
-    outbox.no_echo += not self.echo
-    shared.subscriptions += 1
+    context.subscriptions += 1
     # From here on `end_subscription` undoes all of it.
     if outbox.bytes:
         raise_barriers(self)
     self.state_number = QUEUED
     if has_barrier(self) or self.credit == 0:
         self.state_number = waiting_state(self)
-    elif not outbox.blocked and outbox.sendable.first == NULL and not is_single(self):
+    elif not outbox.socket_full and outbox.sendable.first == NULL and not never_live(self):
         self.state_number = LIVE
-    if self.state_number != LIVE and not is_single(self):
+    if self.state_number != LIVE and not never_live(self):
         make_candidate(self)
     return 0
 
@@ -264,25 +263,24 @@ cdef int begin_subscription(SubscriptionBase self, Filter filter, Writer connect
 cdef int end_subscription(SubscriptionBase self) except -1:
     """Unlink a subscription and forget its queue. Ending it twice does nothing."""
     cdef Outbox* outbox = self.outbox
-    cdef LoopState shared
+    cdef LoopState context
     if outbox == NULL:
         return 0
-    shared = shared_of(outbox)
+    context = context_of(outbox)
     before_change(<Filter> self.filter)
     remove(&self.filter.subscriptions, &self.of_filter)
     self.filter.subscribers -= 1
     outbox.bytes -= self.queue.bytes
     if is_held(self):
         outbox.held_bytes -= self.queue.bytes
-    shared.queued -= self.queue.count
+    context.queued -= self.queue.count
     clear_queue(&self.queue)
     self.lag = 0
     forget_barriers(self)
     set_state(self, CANCELLED)
     remove(&outbox.subscriptions, &self.of_outbox)
-    shared.subscriptions -= 1
-    outbox.no_echo -= not self.echo
-    if self.parks is not None and shared.loop is not None:  # None: all of it is being collected
+    context.subscriptions -= 1
+    if self.parks is not None and context.loop is not None:  # None: all of it is being collected
         release_all_parked(self)
     self.outbox = NULL
     self.connection = None

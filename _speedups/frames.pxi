@@ -1,7 +1,8 @@
 # Bytes to frames to messages (RFC 6455, section 5), for the server's side of a connection.
 #
-# Invariant: everything that decides whether incoming bytes are well formed is in this file. It knows no socket and no
-# topic: a subclass says what happens to a whole message, to a control frame and to a failure.
+# Invariant: everything that decides whether incoming frames are well formed is in this file, but for UTF-8
+# (utf8.pxi), inflating (deflate.pxi) and the body of a close frame (connection.pxi). It knows no socket and no topic:
+# a subclass says what happens to a whole message, to a control frame and to a failure.
 
 
 class FrameError(Exception):

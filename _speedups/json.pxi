@@ -1,7 +1,8 @@
 # JSON (RFC 8259): is this a valid text?
 #
-# Invariant: what it accepts, every JSON parser accepts. An event's data is passed on byte for byte, so what
-# slips through here would reach every subscriber. That the bytes are UTF-8 was checked before.
+# Invariant: what it accepts, every JSON parser accepts. An event's data is passed on byte for byte, so what slips
+# through here would reach every subscriber. Strings may hold any bytes beyond ASCII: the caller checks that they are
+# UTF-8.
 
 
 cdef struct Scan:

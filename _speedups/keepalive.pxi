@@ -1,6 +1,7 @@
-# The keep-alive sweep: pings, signs of life, the ends of closing handshakes, and of waits under `block`.
+# The keep-alive sweep: it pings, looks for signs of life, ends closing handshakes and waits under `block`, and
+# reports connections that lag.
 #
-# Invariant: one timer serves all connections; a connection that is idle has no task, no timer and no buffer of its own.
+# Invariant: one asyncio timer serves all connections; an idle connection has no task, no timer object and no buffer.
 
 cdef enum:
     # How long a connection lags behind before it is reported, in milliseconds. Every client with a burst does, for a
@@ -8,97 +9,97 @@ cdef enum:
     REPORT_AFTER = 1000
 
 
-cdef Connection next_due(LoopState shared, int kind):
+cdef Connection next_due(LoopState context, int kind):
     """The first connection of a list, if it is due."""
-    cdef Link* link = shared.timers[kind].first
-    if link == NULL or (<Connection> link.owner).timer.due > shared.clock:
+    cdef Link* link = context.timers[kind].first
+    if link == NULL or (<Connection> link.owner).timer.due > context.clock:
         return None
     return <Connection> link.owner
 
 
-cdef int sweep_timers(LoopState shared) except -1:
+cdef int sweep_timers(LoopState context) except -1:
     """Ping those that it is time to ping; close those that gave no sign of life or do not end their closing."""
     cdef Connection connection
     while True:
-        connection = next_due(shared, NEXT_PING)
+        connection = next_due(context, NEXT_PING)
         if connection is None:
             break
-        send_ping(shared, connection)
+        send_ping(context, connection)
     while True:
-        connection = next_due(shared, SIGN_OF_LIFE)
+        connection = next_due(context, SIGN_OF_LIFE)
         if connection is None:
             break
         if connection.heard or connection.halted:  # halted: it is the broker that does not listen
-            start_timer(shared, &connection.timer, NEXT_PING, shared.ping_pause)
+            start_timer(context, &connection.timer, NEXT_PING, context.ping_pause)
         else:
-            end_silence(shared, connection)
+            end_silence(context, connection)
     while True:
-        connection = next_due(shared, END_OF_CLOSE)
+        connection = next_due(context, END_OF_CLOSE)
         if connection is None:
             break
-        stop_timer(shared, &connection.timer)
+        stop_timer(context, &connection.timer)
         connection.abort()
     return 0
 
 
-cdef int send_ping(LoopState shared, Connection connection) except -1:
+cdef int send_ping(LoopState context, Connection connection) except -1:
     """Send a ping. Where the time for an answer is longer than that to the next ping, look for it there."""
-    if shared.limits.ping_timeout <= shared.limits.ping_interval:
+    if context.limits.ping_timeout <= context.limits.ping_interval:
         connection.heard = False
-        start_timer(shared, &connection.timer, SIGN_OF_LIFE, shared.limits.ping_timeout)
+        start_timer(context, &connection.timer, SIGN_OF_LIFE, context.limits.ping_timeout)
     else:
         if connection.heard or connection.halted:
             connection.heard = False
-            connection.timer.asked = shared.clock
-        elif shared.clock - connection.timer.asked >= shared.limits.ping_timeout:
-            return end_silence(shared, connection)
-        start_timer(shared, &connection.timer, NEXT_PING, shared.ping_pause)
+            connection.timer.asked = context.clock
+        elif context.clock - connection.timer.asked >= context.limits.ping_timeout:
+            return end_silence(context, connection)
+        start_timer(context, &connection.timer, NEXT_PING, context.ping_pause)
     if is_open(&connection.outbox):
         connection.append_frame(OP_PING, NULL, 0)
     return 0
 
 
-cdef int end_silence(LoopState shared, Connection connection) except -1:
+cdef int end_silence(LoopState context, Connection connection) except -1:
     """Close a connection that gave no sign of life."""
     if is_open(&connection.outbox):
         return connection.close_by_code(CLOSE_PING_TIMEOUT)
-    stop_timer(shared, &connection.timer)  # its transport is about to close
+    stop_timer(context, &connection.timer)  # its transport is about to close
     return 0
 
 
-cdef int end_parked(LoopState shared) except -1:
+cdef int end_parked(LoopState context) except -1:
     """Close the subscribers for which a publisher has been parked for long enough, unless age makes room."""
     cdef SubscriptionBase subscription
     cdef Park entry
-    for subscription in list(shared.parked):
-        if subscription.queue.count and shared.max_age is not None:
+    for subscription in list(context.parked):
+        if subscription.queue.count and context.max_age is not None:
             drop_aged(subscription)
             release_parked(subscription)
             if subscription.parks is None:
                 continue
         entry = longest_parked(subscription)
-        if entry is not None and entry.due <= shared.clock:
+        if entry is not None and entry.due <= context.clock:
             ask_close(subscription.outbox, CLOSE_SLOW_CONSUMER)
     return 0
 
 
-cdef int report_lagging(LoopState shared) except -1:
+cdef int report_lagging(LoopState context) except -1:
     """Forget those that lag behind no more, and report the others, each once."""
     cdef Connection connection
     cdef list news = []
     cdef uint64_t now = now_ms()
-    for connection in list(shared.lagging):
+    for connection in list(context.lagging):
         if is_lagging(&connection.outbox):
             if not connection.outbox.reported and now - connection.outbox.lagging_since >= REPORT_AFTER:
                 connection.outbox.reported = True
                 news.append((connection, True))
             continue
         connection.outbox.listed = False
-        del shared.lagging[connection]
+        del context.lagging[connection]
         if connection.outbox.reported:
             connection.outbox.reported = False
             news.append((connection, False))
-    if shared.on_lagging is not None:
+    if context.on_lagging is not None:
         for connection, lagging in news:
-            shared.on_lagging(connection, lagging)
+            context.on_lagging(connection, lagging)
     return 0

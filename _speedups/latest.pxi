@@ -16,11 +16,11 @@ cdef int conflate_queue(SubscriptionBase self) except -1:
         event = at(queue, place).event
         if event == NULL:
             continue
-        mark = mark_of(<Event> event)
-        if mark in newest:
-            drop_queued(self, place, CONFLATED)
+        key = conflation_key(<Event> event)
+        if key in newest:
+            drop_queued(self, place, REASON_CONFLATED)
         else:
-            newest[mark] = queue.base + place
+            newest[key] = queue.base + place
     Py_INCREF(newest)
     queue.newest = <PyObject*> newest
     return 0
@@ -33,11 +33,11 @@ cdef void forget_newest(SubscriptionBase self) noexcept:
     Py_XDECREF(newest)
 
 
-cdef int64_t find_older(SubscriptionBase self, Event event) except -2:
+cdef int64_t find_older_index(SubscriptionBase self, Event event) except -2:
     """The place of the queued event that a newer one replaces; -1 if there is none."""
     if self.queue.newest == NULL:
         conflate_queue(self)
-    place = (<dict> self.queue.newest).get(mark_of(event))
+    place = (<dict> self.queue.newest).get(conflation_key(event))
     if place is None:
         return -1
     return <int64_t> (<uint64_t> place - self.queue.base)

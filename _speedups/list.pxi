@@ -1,10 +1,11 @@
 # The two containers of the data path: an intrusive, doubly linked list, and an array that grows.
 #
-# Invariant: a list never owns what is in it. Whatever has a Link takes it out of its list before it goes.
+# Invariant: a list owns nothing, but for `LoopState.dirty_audiences`. An object that has a Link takes it out of its
+# list before it goes.
 
 
 cdef struct Link:
-    # A place in a List; part of what is listed. `list` is NULL while it is in none.
+    # A place in a List, as a part of what is listed. In no list `next` and `previous` are NULL.
     Link* next
     Link* previous
     PyObject* owner  # borrowed: the object that this link is a part of
@@ -42,7 +43,7 @@ cdef inline void prepend(List* list, Link* link) noexcept:
 
 
 cdef inline void remove(List* list, Link* link) noexcept:
-    """Take a link out of the list. Does nothing if it is not in it."""
+    """Take a link out of the list. Does nothing if the link is in no list; it must not be in another one."""
     if not is_linked(list, link):
         return
     if link.previous != NULL:

@@ -1,4 +1,4 @@
-# Memory that was freed, given back to the system.
+# Gives memory that was freed back to the system.
 #
 # Invariant: it may take milliseconds, so nothing on the data path calls it.
 

@@ -1,6 +1,7 @@
 # What the node asks of a subscription: to begin, to change, to end, to take credit, to be fed.
 #
-# Invariant: what was published before an operation goes out, or is queued, as it was agreed before.
+# Invariant: what is in a batch goes out as it was agreed before the operation; what is queued follows the new
+# agreement.
 
 
 @cython.no_gc_clear
@@ -22,7 +23,7 @@ cdef class Subscription(SubscriptionBase):
         self.policy = policy
         self.echo = echo
         self.credit = credit
-        if connection.outbox.bytes and not connection.outbox.blocked and not connection.outbox.writing:
+        if connection.outbox.bytes and not connection.outbox.socket_full and not connection.outbox.writing:
             connection.write()  # no barrier for what only waits for the end of this turn
         begin_subscription(self, filter, connection)
 
@@ -39,7 +40,7 @@ cdef class Subscription(SubscriptionBase):
         cdef uint8_t before = self.policy
         cdef int64_t credits
         check_active(self)
-        send_what_is_set_apart(self)
+        write_queue_now(self)
         credits = self.credit if credit is None else credit  # only now: what was sent took of it
         if self.state_number == LIVE and (policy == BLOCK or credits != UNLIMITED):
             # What is in a batch goes out as it was agreed; from now on this one is offered each event.
@@ -51,8 +52,8 @@ cdef class Subscription(SubscriptionBase):
         self.max_queue = max_queue
         self.policy = policy
         self.credit = credits
-        if self.state_number == LIVE and is_single(self):
-            set_apart(self)
+        if self.state_number == LIVE and never_live(self):
+            stop_batching(self)
         refresh_state(self)
         make_candidate(self)
         if policy != LATEST:
@@ -81,7 +82,7 @@ cdef class Subscription(SubscriptionBase):
             raise ValueError("the subscription does not lag behind")
         event.frame = frame(OP_TEXT, payload)
         event.topic = topic
-        event.born = now_ms()
+        event.waiting_since = now_ms()
         queue_event(self, event)
         take_lag(self, 1)
         return (self.lag != 0 and is_free(self) and not is_full(self, PyBytes_GET_SIZE(event.frame))
@@ -101,14 +102,14 @@ cdef class Subscription(SubscriptionBase):
         if self.outbox == NULL or not is_open(self.outbox):
             return
         flush_audiences_of(self)
-        set_apart(self)  # what comes in this turn comes behind it
-        self.queue.missed.holes += 1
+        stop_batching(self)  # what comes in this turn comes behind it
+        self.queue.missed.unknown += 1
         update_sendable(self)
 
     def cancel(self):
         """End the subscription and forget its queue. Ending it twice does nothing."""
         if self.outbox != NULL:
-            send_what_is_set_apart(self)
+            write_queue_now(self)
             end_subscription(self)
 
     @property
@@ -136,7 +137,7 @@ cdef class Subscription(SubscriptionBase):
         """For how long the oldest of the queued events has waited, in seconds; 0 if none is queued."""
         if self.queue.count == 0:
             return 0.0
-        return (now_ms() - first_event(&self.queue).born) / 1000.0
+        return (now_ms() - first_event(&self.queue).waiting_since) / 1000.0
 
     @property
     def dropped_by_reason(self):
@@ -150,9 +151,9 @@ cdef int check_active(SubscriptionBase self) except -1:
     return 0
 
 
-cdef int send_what_is_set_apart(SubscriptionBase self) except -1:
+cdef int write_queue_now(SubscriptionBase self) except -1:
     """Send what is queued only for this turn, while the socket takes it: that has not overflowed anything."""
-    if self.queue.count and is_open(self.outbox) and not self.outbox.blocked and not self.outbox.writing:
+    if self.queue.count and is_open(self.outbox) and not self.outbox.socket_full and not self.outbox.writing:
         (<Writer> self.connection).write()
     return 0
 
@@ -160,18 +161,17 @@ cdef int send_what_is_set_apart(SubscriptionBase self) except -1:
 cdef int change_echo(SubscriptionBase self, bint echo) except -1:
     """Let the client get its own events, or no longer. Audiences keep a list of those that do not."""
     before_change(<Filter> self.filter)
-    self.outbox.no_echo += <int> self.echo - <int> echo
     self.echo = echo
     return 0
 
 
 cdef int keep_bound(SubscriptionBase self) except -1:
     """Bring the queue under a bound that was lowered, as the policy says."""
-    if self.queue.count > self.max_queue and self.policy == CLOSE_SLOW:
+    if self.queue.count > self.max_queue and self.policy == CLOSE_AT_BOUND:
         ask_close(self.outbox, CLOSE_SLOW_CONSUMER)
     while self.queue.count > self.max_queue and self.policy != BLOCK:
         if self.policy == REPLAY:
             unqueue_newest(self)
         else:
-            drop_queued(self, self.queue.span - 1 if self.policy == DROP_NEWEST else 0, OVERFLOWN)
+            drop_queued(self, self.queue.span - 1 if self.policy == DROP_NEWEST else 0, REASON_OVERFLOW)
     return 0

@@ -1,7 +1,7 @@
-# The sending half of a connection as data, and what one system call writes: pieces of the control buffer, of pending
-# batches, and of queues.
+# The sending half of a connection as data (`Writer`), and what one system call writes: pieces of the control buffer,
+# of pending batches, and of queues.
 #
-# Invariant: at most one event of each queue in turn. What is collected is in no queue any more until it is settled.
+# Invariant: queues take turns, one event each time. What is collected is in no queue any more until it is settled.
 
 cdef enum:
     CONTROL = 0
@@ -65,12 +65,12 @@ cdef class Writer(Frames):
         if self.outbox.state < DISCONNECTED:
             set_connection_state(&self.outbox, DISCONNECTED)
         self.fd = -1
-        self.outbox.blocked = True
+        self.outbox.socket_full = True
         self.pending_first = -1
 
 
-cdef inline Pending* pending_at(LoopState shared, int32_t index) noexcept:
-    return <Pending*> shared.pending.data + index
+cdef inline Pending* pending_at(LoopState context, int32_t index) noexcept:
+    return <Pending*> context.pending.data + index
 
 
 cdef inline Piece* new_piece(Piece* pieces, int* count, int kind, const char* data, size_t size) noexcept:
@@ -155,8 +155,8 @@ cdef bytes encode_gaps(Writer self, SubscriptionBase subscription, const Missed*
         if missed.by[reason]:
             gaps += frame(OP_TEXT, self.context.encode_gap(subscription.filter.topic, missed.by[reason],
                                                            GAP_REASONS[reason]))
-    if missed.holes:
-        gaps += frame(OP_TEXT, self.context.encode_gap(subscription.filter.topic, None, GAP_REASONS[LOST]))
+    if missed.unknown:
+        gaps += frame(OP_TEXT, self.context.encode_gap(subscription.filter.topic, None, GAP_REASONS[REASON_LOST]))
     return gaps
 
 

@@ -1,21 +1,22 @@
 # The overflow policies and the reasons of gaps: the one table of each, for the wire, the configuration and the code.
 #
-# Invariant: names are those of the protocol, in the order of its documentation; the first policy is the default.
+# Invariant: names are those of the protocol; the first policy is the default. speedups.pyi repeats both for type
+# checkers, and a test compares them.
 
 cdef enum:
     DROP_OLDEST = 0
     DROP_NEWEST = 1
-    CLOSE_SLOW = 2
+    CLOSE_AT_BOUND = 2
     LATEST = 3
     BLOCK = 4
     REPLAY = 5
     POLICIES = REPLAY + 1
 
-    OVERFLOWN = 0
-    CONFLATED = 1
-    AGED = 2
+    REASON_OVERFLOW = 0
+    REASON_CONFLATED = 1
+    REASON_AGE = 2
     REASONS = 3  # those of a queue, which counts them
-    LOST = 5
+    REASON_LOST = 5
 
 OVERFLOW = {
     "drop_oldest": DROP_OLDEST,
@@ -23,7 +24,7 @@ OVERFLOW = {
     "latest": LATEST,
     "replay": REPLAY,
     "block": BLOCK,
-    "close": CLOSE_SLOW,
+    "close": CLOSE_AT_BOUND,
 }
 OVERFLOW_NAMES = {number: name for name, number in OVERFLOW.items()}
 Overflow = Literal[tuple(OVERFLOW)]

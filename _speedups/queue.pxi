@@ -1,7 +1,8 @@
 # The queue of one subscription: a ring of waiting events, and counts of what is missing between them.
 #
-# Invariant: an event that was in the queue is popped, or counted in the `Missed` that stands at its place. The first
-# and the last entry of the ring are events; of those between, some may be holes.
+# Invariant: an event leaves the queue by `pop`, by `drop_at`, which counts it in the `Missed` that stands at its
+# place, or by `take_out`, whose caller accounts for it. The first and the last entry of the ring are events; of those
+# between, some may be holes.
 
 cdef enum:
     # So many entries of an empty queue are kept for the next time.
@@ -19,15 +20,15 @@ cdef class Event:
         str topic
         bytes key  # without quotes, as it was sent; None where the publisher gave none
         uint64_t number  # events are numbered as they are published
-        uint64_t born  # when it first had to wait, in milliseconds of `now_ms`
+        uint64_t waiting_since  # when it first had to wait, in milliseconds of `now_ms`
         uint64_t expires  # when it is too old to be sent; 0: never
-        object mark  # `mark_of`, once somebody has asked
+        object conflation_key  # `conflation_key`, once somebody has asked
 
 
 cdef struct Missed:
     # How many events are missing at one place, by reason.
     uint64_t by[REASONS]
-    uint64_t holes  # how often it was announced that some may be missing, nobody knows how many
+    uint64_t unknown  # how often it was announced that some may be missing, nobody knows how many
 
 
 cdef struct Queued:
@@ -44,18 +45,18 @@ cdef struct Queue:
     size_t bytes  # of the events' frames
     Missed missed  # behind the last event
     uint64_t base  # the place of the first entry, counted from the beginning
-    PyObject* newest  # owned; under `latest` a dict: `mark_of` an event → its place
+    PyObject* newest  # owned; under `latest` a dict: `conflation_key` an event → its place
 
 
 cdef inline bint is_any(const Missed* missed) noexcept:
-    return (missed.by[OVERFLOWN] | missed.by[CONFLATED] | missed.by[AGED] | missed.holes) != 0
+    return (missed.by[REASON_OVERFLOW] | missed.by[REASON_CONFLATED] | missed.by[REASON_AGE] | missed.unknown) != 0
 
 
 cdef inline void add_missed(Missed* missed, const Missed* more) noexcept:
     cdef int reason
     for reason in range(REASONS):
         missed.by[reason] += more.by[reason]
-    missed.holes += more.holes
+    missed.unknown += more.unknown
 
 
 cdef inline void clear_missed(Missed* missed) noexcept:
@@ -77,11 +78,11 @@ cdef inline Event first_event(Queue* queue):
     return <Event> queue.ring[queue.first].event
 
 
-cdef object mark_of(Event event):
+cdef object conflation_key(Event event):
     """What tells whether one event stands for the same thing as another one: its topic, and its key if it has one."""
-    if event.mark is None:
-        event.mark = event.topic if event.key is None else (event.topic, event.key)
-    return event.mark
+    if event.conflation_key is None:
+        event.conflation_key = event.topic if event.key is None else (event.topic, event.key)
+    return event.conflation_key
 
 
 cdef int make_room(Queue* queue) except -1:
@@ -132,7 +133,7 @@ cdef int find_places(Queue* queue) except -1:
     for place in range(queue.span):
         event = at(queue, place).event
         if event != NULL:
-            (<dict> queue.newest)[mark_of(<Event> event)] = queue.base + place
+            (<dict> queue.newest)[conflation_key(<Event> event)] = queue.base + place
     return 0
 
 
@@ -142,7 +143,7 @@ cdef inline int push(Queue* queue, Event event) except -1:
     if queue.span == queue.room:
         make_room(queue)
     if queue.newest != NULL:
-        (<dict> queue.newest)[mark_of(event)] = queue.base + queue.span
+        (<dict> queue.newest)[conflation_key(event)] = queue.base + queue.span
     entry = at(queue, queue.span)
     Py_INCREF(event)
     entry.event = <PyObject*> event
@@ -162,7 +163,7 @@ cdef int put_back(Queue* queue, PyObject* event, const Missed* missed) except -1
     if queue.span == queue.room:
         make_room(queue)
     if queue.newest != NULL:
-        (<dict> queue.newest)[mark_of(<Event> event)] = queue.base - 1
+        (<dict> queue.newest)[conflation_key(<Event> event)] = queue.base - 1
     queue.first = (queue.first - 1) & (queue.room - 1)
     queue.base -= 1
     queue.span += 1
@@ -199,7 +200,7 @@ cdef inline int take_out(Queue* queue, Queued* entry) except -1:
     """Make an entry a hole. The caller owns the event's reference."""
     cdef PyObject* event = entry.event
     if queue.newest != NULL:
-        del (<dict> queue.newest)[mark_of(<Event> event)]
+        del (<dict> queue.newest)[conflation_key(<Event> event)]
     entry.event = NULL
     queue.count -= 1
     queue.bytes -= PyBytes_GET_SIZE((<Event> event).frame)

@@ -12,7 +12,7 @@ cdef inline int queue_event(SubscriptionBase self, Event event) except -1:
     outbox.bytes += size
     if is_held(self):
         outbox.held_bytes += size
-    (<LoopState> outbox.shared).queued += 1
+    (<LoopState> outbox.context).queued += 1
     if not self.waits or (not is_held(self) and not is_linked(&outbox.sendable, &self.in_sendable)):
         update_sendable(self)
     return 0
@@ -31,13 +31,13 @@ cdef int dequeue_event(SubscriptionBase self, Queued* entry) except -1:
 cdef int requeue(SubscriptionBase self, PyObject* event, const Missed* missed) except -1:
     """Put back what `dequeue_event` gave and the socket did not take. Takes over the reference."""
     cdef Outbox* outbox = self.outbox
-    cdef LoopState shared = shared_of(outbox)
+    cdef LoopState context = context_of(outbox)
     cdef size_t size
     put_back(&self.queue, event, missed)
     if event != NULL:
         size = PyBytes_GET_SIZE((<Event> event).frame)
         outbox.bytes += size
-        shared.queued += 1
+        context.queued += 1
         if is_held(self):
             outbox.held_bytes += size
         if self.credit != UNLIMITED:
@@ -53,8 +53,8 @@ cdef inline int count_dequeued(SubscriptionBase self, size_t size) except -1:
     outbox.bytes -= size
     if is_held(self):
         outbox.held_bytes -= size
-    (<LoopState> outbox.shared).queued -= 1
-    if barriers != NULL and barriers.waiting.first != NULL and not barriers.changed:
+    (<LoopState> outbox.context).queued -= 1
+    if barriers != NULL and barriers.waiters.first != NULL and not barriers.changed:
         barriers.changed = True
         barriers.next_changed = outbox.changed
         outbox.changed = <PyObject*> self
@@ -74,15 +74,15 @@ cdef inline int drop_queued(SubscriptionBase self, uint32_t index, int reason) e
 
 cdef int drop_offered(SubscriptionBase self) except -1:
     """Turn the event that is being offered into a gap behind the last one."""
-    self.queue.missed.by[OVERFLOWN] += 1
-    count_dropped(self, OVERFLOWN, 1)
+    self.queue.missed.by[REASON_OVERFLOW] += 1
+    count_dropped(self, REASON_OVERFLOW, 1)
     return 0 if self.waits and not self.lag else update_sendable(self)
 
 
 cdef inline void count_dropped(SubscriptionBase self, int reason, uint64_t count) noexcept:
     self.dropped += count
     self.dropped_by[reason] += count
-    (<LoopState> self.outbox.shared).dropped[self.policy][reason] += count
+    (<LoopState> self.outbox.context).dropped[self.policy][reason] += count
 
 
 cdef int drop_aged(SubscriptionBase self) except -1:
@@ -96,5 +96,5 @@ cdef int drop_aged(SubscriptionBase self) except -1:
             now = now_ms()
         if expires > now:
             break
-        drop_queued(self, 0, AGED)
+        drop_queued(self, 0, REASON_AGE)
     return 0

@@ -1,14 +1,15 @@
-# The receiving half of a connection: bytes from its transport to `Frames`, and when it is not read.
+# The receiving half of a connection: bytes from its transport to `Frames`, and when reading is paused.
 #
-# Invariant: while it is not read, what has come already is kept, in order, and TCP holds back the rest. A turn of the
-# loop is bounded: commands are carried out for `command_time` for one connection, and some times that for all of them.
+# Invariant: while reading is paused, what has come already is kept, in order, and TCP holds back the rest. A turn of
+# the loop is bounded: commands are carried out for `command_time` for one connection, and for TURN_SHARES times that
+# for all of them.
 
 cdef enum:
     # Why reading is stopped.
     FOR_SESSION = 1
     FOR_ROOM = 2  # its publishes are parked (`block`)
     FOR_OTHERS = 4  # its commands have taken their share of this turn
-    FOR_A_WHILE = 8
+    FOR_A_DELAY = 8
 
 
 cdef class Reader(Writer):
@@ -64,16 +65,16 @@ cdef class Reader(Writer):
 
     def resume(self):
         """Go on reading, first what came before the pause took effect. Without a `pause` it does nothing."""
-        self.read_again(FOR_SESSION)
+        self.allow_reading(FOR_SESSION)
 
     def pause_for(self, double seconds):
         """Stop reading from this client for a while. It has nothing to do with `pause` and `resume`: the later ends."""
-        self.stop_reading(FOR_A_WHILE)
+        self.stop_reading(FOR_A_DELAY)
         self.context.loop.call_later(seconds, self.end_pause)
 
     def end_pause(self):
         """The end of `pause_for`."""
-        self.read_again(FOR_A_WHILE)
+        self.allow_reading(FOR_A_DELAY)
 
     cdef int stop_reading(self, uint8_t why) except -1:
         if not is_open(&self.outbox) and self.outbox.state != DISCONNECTED:
@@ -86,7 +87,7 @@ cdef class Reader(Writer):
                 self.transport.pause_reading()
         return 0
 
-    cdef int read_again(self, uint8_t why) except -1:
+    cdef int allow_reading(self, uint8_t why) except -1:
         self.stops &= ~why
         if self.halted and not self.resuming and self.stops == 0:
             self.resuming = True
@@ -128,29 +129,29 @@ cdef class Reader(Writer):
         `LoopState.work` is counted where work is done, in units of about 0.1 microseconds, so that the fast path reads
         no clock. At the first look of a read the units tell how long it took.
         """
-        cdef LoopState shared = self.context
+        cdef LoopState context = self.context
         cdef double now = exact_time()
-        cdef double spent = now - shared.work_since if shared.work_since else shared.work * 1e-7
-        shared.work = 0
-        shared.work_since = now
+        cdef double spent = now - context.work_since if context.work_since else context.work * 1e-7
+        context.work = 0
+        context.work_since = now
         return self.spend(spent)
 
     cdef int spend(self, double seconds) except -1:
         """Count time that its commands took; let the others have their turn if it was too much."""
-        cdef LoopState shared = self.context
+        cdef LoopState context = self.context
         if not is_open(&self.outbox):
             return 0
         if self.spent == 0:
             mark_dirty(&self.outbox)  # the end of the turn sets it back
         self.spent += seconds
-        shared.turn_spent += seconds
-        if shared.turn_spent > TURN_SHARES * shared.command_time:
-            shared.work_limit = 0  # from now on each message is looked at
-        elif self.spent <= shared.command_time:
+        context.turn_spent += seconds
+        if context.turn_spent > TURN_SHARES * context.command_time:
+            context.work_limit = 0  # from now on each message is looked at
+        elif self.spent <= context.command_time:
             return 0
         if self.outbox.state != FINISHING:
             self.stop_reading(FOR_OTHERS)
-            self.read_again(FOR_OTHERS)
+            self.allow_reading(FOR_OTHERS)
         return 0
 
 

@@ -40,10 +40,10 @@ cdef int ask_to_catch_up(SubscriptionBase self) except -1:
     Not while something is queued, which may wait for what has to go out before it: a gap that the node announces would
     overtake it.
     """
-    cdef LoopState shared = shared_of(self.outbox)
-    if not self.asked and self.credit != 0 and is_empty(&self.queue) and shared.catch_up is not None:
+    cdef LoopState context = context_of(self.outbox)
+    if not self.asked and self.credit != 0 and is_empty(&self.queue) and context.catch_up is not None:
         self.asked = True
-        shared.catch_up(self)
+        context.catch_up(self)
     return 0
 
 
@@ -53,7 +53,7 @@ cdef int drop_lag(SubscriptionBase self) except -1:
     self.lag = 0
     self.asked = False
     if lag:
-        self.queue.missed.by[OVERFLOWN] += lag
-        count_dropped(self, OVERFLOWN, lag)
+        self.queue.missed.by[REASON_OVERFLOW] += lag
+        count_dropped(self, REASON_OVERFLOW, lag)
     refresh_state(self)
     return update_sendable(self)

@@ -35,7 +35,7 @@ include "memory.pxi"
 include "patterns.pxi"
 include "policies.pxi"
 include "states.pxi"
-include "shared.pxi"
+include "loop_state.pxi"
 
 # Queues. Nothing up to here, and up to `batch`, knows a socket.
 include "queue.pxi"

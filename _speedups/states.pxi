@@ -1,7 +1,7 @@
 # The states of a connection and of a subscription, and what may follow what. docs/architecture.md shows both tables.
 #
-# Invariant: a state is changed by `set_connection_state` and `set_state` alone. A build with DEBUG_STATES (make
-# sanitize, make fuzz) asserts that each change stands in its table.
+# Invariant: a state is changed by `set_connection_state` and `set_state` alone; `begin_subscription` sets the first
+# one. A build with DEBUG_STATES (make sanitize, make fuzz) asserts that each change stands in its table.
 
 cdef extern from *:
     """
@@ -12,8 +12,8 @@ cdef extern from *:
     const bint DEBUG_STATES
 
 cdef enum:
-    # Of a connection. Between OPEN and CLOSE_PENDING it takes part; from CLOSING on it is written to no more, but for
-    # the close frame.
+    # Of a connection. From OPEN to CLOSE_PENDING its session is there; from CLOSING on nothing is written but the close
+    # frame.
     NEW = 0  # its handshake is not over
     OPEN = 1
     FINISHING = 2  # it closes once everything that waits for its socket is sent
@@ -25,11 +25,11 @@ cdef enum:
     DISCONNECTED = 8  # the socket is broken, cut, or shut by the peer: nothing is written any more
     CLOSED = 9  # the transport has closed
 
-    # Of a subscription.
+    # Of a subscription that is not live, the first of BARRIER, NO_CREDIT, REPLAYING, QUEUED that is true.
     LIVE = 0  # it is sent the batches of its audiences
     QUEUED = 1  # events are offered to its queue, and go out as the socket takes them
-    BARRIER = 2  # the same, behind events that wait under broader subscriptions
-    NO_CREDIT = 3  # the same, and the client has to give credit first
+    BARRIER = 2  # queued behind events that wait under overlapping patterns of the same client
+    NO_CREDIT = 3  # queued until the client gives credit
     REPLAYING = 4  # events are counted, to be fed from history
     CANCELLED = 5
 

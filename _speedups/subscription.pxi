@@ -1,7 +1,7 @@
-# One client as its queues see it (`Outbox`), and one subscription of it: its state, its queue, its credit.
+# One client as its queues see it (`Outbox`), and one subscription of it: its state and its credit.
 #
-# Invariant: an event that is offered to a subscription is handed to the socket, in order, or counted in a `gap` at its
-# place. Nothing here knows a socket.
+# Invariant: an event that is offered to a subscription is handed to the socket, in order, counted in a `gap` at its
+# place, left to history (`replay`), or lost with its connection. Nothing here knows a socket.
 
 cdef extern from *:
     """
@@ -15,9 +15,9 @@ cdef enum:
 
 cdef struct Outbox:
     PyObject* owner  # borrowed, as the next: the connection
-    PyObject* shared  # its LoopState
+    PyObject* context  # its LoopState
     Link dirty  # in `LoopState.dirty_connections`
-    List subscriptions  # first those that `settle` has to look at: the candidates
+    List subscriptions  # first those that `promote_candidates` has to look at: the candidates
     List sendable  # subscriptions with something that the socket may take now, in turn
     PyObject* changed  # subscriptions of whose barriers some may be lifted, see barrier.pxi
     size_t bytes  # of all queued events
@@ -25,10 +25,9 @@ cdef struct Outbox:
     uint64_t lagging_since  # in milliseconds of `now_ms`
     uint32_t waiting  # subscriptions with something queued, or left to history
     uint32_t replaying  # those in the state REPLAYING
-    uint32_t no_echo  # those with `echo` false
     uint64_t stamp  # of the last audience that has counted this client, see `find_members`
     uint8_t state  # the connection's
-    uint8_t blocked  # the kernel is full: the transport holds what it did not take
+    uint8_t socket_full  # the kernel is full: the transport holds what it did not take
     uint8_t writing  # a write is under way: its pieces are in no queue
     uint8_t listed  # it stands in `LoopState.lagging`
     uint8_t reported  # and was reported
@@ -36,8 +35,8 @@ cdef struct Outbox:
 
 cdef struct Barriers:
     # Of one subscription: who waits for what, see barrier.pxi.
-    List waiting  # those that wait for events queued here
-    List own  # those that wait for others, on behalf of this one
+    List waiters  # those that wait for events queued here
+    List waits_for  # those that this one waits for
     PyObject* next_changed
     bint changed
 
@@ -69,7 +68,7 @@ cdef class SubscriptionBase:
         Queue queue
         readonly bint echo
         bint asked  # `LoopState.catch_up` was called, and nothing was fed since
-        bint candidate  # `settle` has to look at it
+        bint candidate  # `promote_candidates` has to look at it
         bint waits  # it is counted in `Outbox.waiting`
         uint8_t state_number
         uint8_t policy
@@ -87,13 +86,18 @@ cdef class SubscriptionBase:
         Link in_sendable
 
 
-cdef inline LoopState shared_of(Outbox* outbox):
-    return <LoopState> outbox.shared
+cdef inline LoopState context_of(Outbox* outbox):
+    return <LoopState> outbox.context
 
 
 cdef inline bint is_open(const Outbox* outbox) noexcept:
     """Whether the connection takes part."""
     return OPEN <= outbox.state <= CLOSE_PENDING
+
+
+cdef inline bint is_serving(const Outbox* outbox) noexcept:
+    """Whether it takes commands and events."""
+    return outbox.state == OPEN or outbox.state == FINISHING
 
 
 cdef inline void set_connection_state(Outbox* outbox, uint8_t state) noexcept:
@@ -104,19 +108,19 @@ cdef inline void set_connection_state(Outbox* outbox, uint8_t state) noexcept:
 
 cdef inline int mark_dirty(Outbox* outbox) except -1:
     """Have the connection written to at the end of this turn."""
-    if not is_linked(&(<LoopState> outbox.shared).dirty_connections, &outbox.dirty):
-        append(&(<LoopState> outbox.shared).dirty_connections, &outbox.dirty)
-        (<LoopState> outbox.shared).schedule()
+    if not is_linked(&(<LoopState> outbox.context).dirty_connections, &outbox.dirty):
+        append(&(<LoopState> outbox.context).dirty_connections, &outbox.dirty)
+        (<LoopState> outbox.context).schedule()
     return 0
 
 
 cdef int ask_close(Outbox* outbox, int code) except -1:
     """Have the connection closed at the end of this turn; now its members or queues are being walked over."""
-    cdef LoopState shared = shared_of(outbox)
-    if outbox.state == OPEN or outbox.state == FINISHING:
+    cdef LoopState context = context_of(outbox)
+    if is_serving(outbox):
         set_connection_state(outbox, CLOSE_PENDING)
-        shared.closing.append((<object> outbox.owner, code))
-        shared.schedule()
+        context.closing.append((<object> outbox.owner, code))
+        context.schedule()
     return 0
 
 
@@ -125,7 +129,7 @@ cdef int note_lagging(Outbox* outbox) except -1:
     if not outbox.listed and is_open(outbox):
         outbox.listed = True
         outbox.lagging_since = now_ms()
-        shared_of(outbox).lagging[<object> outbox.owner] = None
+        context_of(outbox).lagging[<object> outbox.owner] = None
     return 0
 
 
@@ -137,13 +141,13 @@ cdef inline bint is_held(SubscriptionBase self) noexcept:
     return self.state_number == BARRIER or self.state_number == NO_CREDIT
 
 
-cdef inline bint is_single(SubscriptionBase self) noexcept:
+cdef inline bint never_live(SubscriptionBase self) noexcept:
     """Whether it is offered each event for good, and never gets a batch."""
     return self.credit != UNLIMITED or self.policy == BLOCK
 
 
 cdef inline bint has_barrier(SubscriptionBase self) noexcept:
-    return self.barriers != NULL and self.barriers.own.first != NULL
+    return self.barriers != NULL and self.barriers.waits_for.first != NULL
 
 
 cdef uint8_t waiting_state(SubscriptionBase self) noexcept:
@@ -191,13 +195,13 @@ cdef int update_sendable(SubscriptionBase self) except -1:
         remove(&outbox.sendable, &self.in_sendable)
     elif not is_linked(&outbox.sendable, &self.in_sendable):
         append(&outbox.sendable, &self.in_sendable)
-        if not outbox.blocked:
+        if not outbox.socket_full:
             mark_dirty(outbox)
     return 0
 
 
 cdef int make_candidate(SubscriptionBase self) except -1:
-    """Have `settle` look at it once nothing is sendable: it may become live, or be fed from history."""
+    """Have `promote_candidates` look at it once nothing is sendable: it may become live, or be fed from history."""
     cdef Outbox* outbox = self.outbox
     if self.state_number == LIVE:
         return 0
@@ -205,7 +209,7 @@ cdef int make_candidate(SubscriptionBase self) except -1:
         self.candidate = True
         remove(&outbox.subscriptions, &self.of_outbox)
         prepend(&outbox.subscriptions, &self.of_outbox)
-    if not outbox.blocked:
+    if not outbox.socket_full:
         mark_dirty(outbox)
     return 0
 

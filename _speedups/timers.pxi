@@ -17,15 +17,15 @@ cdef struct Timer:
     uint8_t kind
 
 
-cdef void start_timer(LoopState shared, Timer* timer, int kind, double seconds) noexcept:
+cdef void start_timer(LoopState context, Timer* timer, int kind, double seconds) noexcept:
     """Wait for this, in place of what was waited for."""
-    stop_timer(shared, timer)
-    timer.due = shared.clock + seconds
+    stop_timer(context, timer)
+    timer.due = context.clock + seconds
     timer.kind = kind
-    append(&shared.timers[kind], &timer.link)
+    append(&context.timers[kind], &timer.link)
 
 
-cdef void stop_timer(LoopState shared, Timer* timer) noexcept:
+cdef void stop_timer(LoopState context, Timer* timer) noexcept:
     if timer.kind != NOTHING:
-        remove(&shared.timers[timer.kind], &timer.link)
+        remove(&context.timers[timer.kind], &timer.link)
         timer.kind = NOTHING

@@ -1,4 +1,4 @@
-# The numbers of RFC 6455 and the head of a frame that a server sends.
+# The numbers of RFC 6455 and RFC 7692 and the broker's own close codes, and the head of a frame that a server sends.
 #
 # Invariant: nothing here has a state.
 

@@ -1,8 +1,8 @@
-# Writing to a socket: the only code that touches a descriptor.
+# Writes to sockets: the only code that touches a descriptor. A partial write is settled by `settle_pieces`.
 #
-# Invariant: what is written to a connection's socket are whole frames in order, directly only while the transport's own
-# buffer is empty. What the socket takes of a write is accounted for piece by piece; the frame at the cut goes to the
-# transport, the pieces behind it go back to where they came from.
+# Invariant: what is written to a connection's socket are whole frames in order, directly only while the transport's
+# own buffer is empty. What the socket takes of a write is accounted for piece by piece; the rest of the piece at the
+# cut goes to the transport, the pieces behind it go back to where they came from.
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -25,7 +25,7 @@ cdef enum:
 
 
 cdef inline bint is_writable(Writer self) noexcept:
-    return not self.outbox.blocked and OPEN <= self.outbox.state <= HANGING_UP
+    return not self.outbox.socket_full and OPEN <= self.outbox.state <= HANGING_UP
 
 
 cdef int send_waiting(Writer self, double until) except -1:

@@ -103,7 +103,7 @@ def test_the_names_of_the_core_are_found() -> None:
         "subscription": {"Outbox", "SubscriptionBase", "set_state", "ask_close", "UNLIMITED"},
         "writer": {"send_waiting", "send_pieces"},
         "connection": {"Connection"},
-        "shared": {"LoopState", "WRITE_TIME", "Limits"},
+        "loop_state": {"LoopState", "WRITE_TIME", "Limits"},
         "wire": {"frame", "OP_TEXT"},
     }.items():
         assert names <= defined(sources[file])

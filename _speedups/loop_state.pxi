@@ -1,7 +1,6 @@
-# What all connections of one event loop share, as data: the limits, the counters, and what is left to do in this turn.
+# What all connections of one event loop share: the limits, the counters, and what is left to do in this turn.
 #
-# Invariant: nothing in here is done; `LoopContext` does it at the end of the turn, when all bytes that came in it have
-# been read.
+# Invariant: these are data. `LoopContext.flush` does the work, at the end of a turn.
 
 cdef enum:
     WRITE_TIMES = 16

@@ -41,14 +41,12 @@ cdef class Frames:
         bint compressed
         Utf8 utf8
         uint32_t fragments
-        unsigned char* message
-        size_t message_size
-        size_t message_room
+        Array message
         # The control frame under way, which may come between the fragments of a message.
         unsigned char* control
 
     def __dealloc__(self):
-        free(self.message)
+        release(&self.message)
         free(self.control)
 
     cdef int on_message(self, int opcode, unsigned char* data, size_t size, bint checked) except -1:
@@ -79,9 +77,7 @@ cdef class Frames:
         return self.on_failure(code, reason)
 
     cdef void forget_message(self) noexcept:
-        free(self.message)
-        self.message = NULL
-        self.message_size = self.message_room = 0
+        release(&self.message)
         self.message_opcode = 0
         self.compressed = False
         self.fragments = 0
@@ -198,8 +194,8 @@ cdef class Frames:
     @cython.final
     cdef inline bint check_size(self, uint64_t body) except -1:
         """Whether the message under way may have `body` bytes more. Fails if not."""
-        if self.message_size + body > self.max_size and (
-                not self.compressed or self.message_size + body > most_deflated(self.max_size)):
+        if self.message.size + body > self.max_size and (
+                not self.compressed or self.message.size + body > most_deflated(self.max_size)):
             self.fail(CLOSE_TOO_BIG, f"a message is longer than {self.max_size} bytes")
         elif self.fragments >= self.max_fragments:
             self.fail(CLOSE_TOO_BIG, f"a message has more than {self.max_fragments} fragments")
@@ -247,26 +243,20 @@ cdef class Frames:
     cdef int assemble(self, unsigned char* data, size_t size, bint ended) except -1:
         """Add to the message under way, and hand it on at its end."""
         cdef:
-            size_t room = self.message_room, most
-            unsigned char* grown
+            size_t most
             unsigned char* message
             int opcode = self.message_opcode
             bint compressed = self.compressed
         if opcode == OP_TEXT and not self.compressed and not utf8_feed(&self.utf8, data, size):
             return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
-        if self.message_size + size > room:
+        if self.message.size + size > self.message.room:
             # Capacity grows with what has come, not with what a head promises: a promise costs the peer nothing. It
             # doubles, so that many small fragments are not copied again and again, up to what the message can become.
-            most = self.message_size + size + self.body_size - self.body_read if self.fin else self.max_size
-            room = max(self.message_size + size, min(2 * room, most))
-            grown = <unsigned char*> realloc(self.message, room)
-            if grown == NULL:
-                raise MemoryError
-            self.message = grown
-            self.message_room = room
+            most = self.message.size + size + self.body_size - self.body_read if self.fin else self.max_size
+            grow(&self.message, self.message.size + size, min(2 * self.message.room, most))
         if size:
-            memcpy(self.message + self.message_size, data, size)
-        self.message_size += size
+            memcpy(self.message.data + self.message.size, data, size)
+        self.message.size += size
         if not ended:
             return 0
         self.fragments += 1
@@ -274,9 +264,9 @@ cdef class Frames:
             return 0
         if opcode == OP_TEXT and self.utf8.need:
             return self.fail(CLOSE_INVALID_DATA, "a text message is not UTF-8")
-        message = self.message
-        size = self.message_size
-        self.message = NULL
+        message = self.message.data
+        size = self.message.size
+        self.message.data = NULL
         self.forget_message()
         try:
             if compressed:

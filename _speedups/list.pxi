@@ -76,7 +76,7 @@ cdef inline unsigned char* reserve(Array* array, size_t more, size_t least) exce
 
 cdef int grow(Array* array, size_t least, size_t wanted) except -1:
     """Give the array room for `wanted` bytes, or for `least` if that is more."""
-    cdef size_t room = max(least, wanted)
+    cdef size_t room = max(max(least, wanted), <size_t> 1)
     cdef unsigned char* grown = <unsigned char*> realloc(array.data, room)
     if grown == NULL:
         raise MemoryError

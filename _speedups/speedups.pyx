@@ -19,6 +19,9 @@ from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 from time import monotonic
 from typing import Literal
 
+# Containers.
+include "list.pxi"
+
 # Bytes, frames, messages.
 include "mask.pxi"
 include "utf8.pxi"
@@ -29,7 +32,6 @@ include "deflate.pxi"
 include "frames.pxi"
 
 # Tools and tables.
-include "list.pxi"
 include "clock.pxi"
 include "memory.pxi"
 include "patterns.pxi"

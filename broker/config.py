@@ -24,8 +24,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from broker.errors import ConfigError
-from broker.overflow import OVERFLOWS as OVERFLOWS  # noqa: PLC0414 -- tests of the native core import it from here
-from broker.overflow import Overflow
+from broker.overflow import OVERFLOWS, Overflow
 
 DEFAULT_FILE: Final = Path("/etc/wsbroker/wsbroker.toml")
 """Read where it exists and no other file is named."""

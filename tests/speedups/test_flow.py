@@ -18,9 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from broker import messages
 from broker._speedups import Connection, LoopContext, Subscription
-from broker.config import OVERFLOWS, Limits
+from broker.config import Limits
 from broker.errors import CLOSE_REASONS
 from broker.hub import UNLIMITED, Hub
+from broker.overflow import OVERFLOWS
 from broker.topics import is_pattern, matches, overlap, rank
 from tests.speedups.states import StateCheck
 from tests.speedups.transports import SlowPipe, SlowSocket, check_tail, frames_in

@@ -911,7 +911,7 @@ def test_client_that_catches_up_between_sweeps_is_not_reported(place: Place) -> 
     assert told == []
 
 
-# The token_bucket
+# The token bucket
 
 
 def test_token_bucket_allows_a_burst_and_then_gives_the_wait() -> None:

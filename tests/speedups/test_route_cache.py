@@ -331,7 +331,7 @@ def test_valid_publish_resets_the_count_of_bad_commands() -> None:
         harness.end()
 
 
-# RouteCache are withdrawn in time
+# Routes are withdrawn in time
 
 
 @pytest.mark.parametrize("pattern", ["a", "*", ">"])

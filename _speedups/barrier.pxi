@@ -4,6 +4,10 @@
 # Invariant: a barrier is lifted as soon as none of what it waits for is queued any more, whatever became of it: sent,
 # dropped, or forgotten with its subscription. While a write is under way that is at the end of the write.
 
+cdef enum:
+    # Barriers of one connection. They take 72 bytes each, and a client could raise one for each pair of subscriptions.
+    MAX_BARRIERS = 16384
+
 
 cdef struct Barrier:
     # One subscription waits for another one.
@@ -33,11 +37,17 @@ cdef int raise_barriers(SubscriptionBase self) except -1:
 
 
 cdef int raise_barrier(SubscriptionBase self, SubscriptionBase blocker) except -1:
-    cdef Barriers* waiter = barriers_of(self)
-    cdef Barriers* earlier = barriers_of(blocker)
-    cdef Barrier* barrier = <Barrier*> calloc(1, sizeof(Barrier))
+    cdef Barriers* waiter
+    cdef Barriers* earlier
+    cdef Barrier* barrier
+    if self.outbox.barriers == MAX_BARRIERS:
+        raise OverflowError("too many subscriptions of this connection wait for events that are queued under others")
+    waiter = barriers_of(self)
+    earlier = barriers_of(blocker)
+    barrier = <Barrier*> calloc(1, sizeof(Barrier))
     if barrier == NULL:
         raise MemoryError
+    self.outbox.barriers += 1
     barrier.until = context_of(self.outbox).published
     barrier.of_blocker.owner = <PyObject*> self
     barrier.of_waiter.owner = <PyObject*> blocker
@@ -49,6 +59,7 @@ cdef int raise_barrier(SubscriptionBase self, SubscriptionBase blocker) except -
 cdef void free_barrier(SubscriptionBase blocker, SubscriptionBase waiter, Barrier* barrier) noexcept:
     remove(&blocker.barriers.waiters, &barrier.of_blocker)
     remove(&waiter.barriers.waits_for, &barrier.of_waiter)
+    waiter.outbox.barriers -= 1
     free(barrier)
 
 

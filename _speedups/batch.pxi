@@ -24,9 +24,9 @@ cdef int add_segment(AudienceBase self, size_t size, str topic, uint32_t key_sta
     """Make the `size` bytes that were written behind the batch a part of it. The key is at `key_start`, or `key`."""
     cdef Segment* segment = <Segment*> reserve(&self.segments, sizeof(Segment), KEPT_SEGMENTS * sizeof(Segment))
     if self.segment_count == 0:
+        self.context.schedule()
         Py_INCREF(self)  # it is kept until its batch is sent, see `leave_dirty`
         append(&self.context.dirty_audiences, &self.dirty)
-        self.context.schedule()
     self.segments.size += sizeof(Segment)
     self.batch.size += size
     segment.end = self.batch.size
@@ -103,6 +103,7 @@ cdef bytes frame_for(bint deflates, Event event, LoopState context):
     if not deflates:
         return event.frame
     if event.deflated is None:
+        context.work += <uint32_t> (PyBytes_GET_SIZE(event.frame) >> DEFLATE_SHIFT)
         event.deflated = context.deflater.deflate(<const unsigned char*> PyBytes_AS_STRING(event.frame),
                                                   PyBytes_GET_SIZE(event.frame)) or event.frame
     return event.deflated
@@ -171,6 +172,7 @@ cdef int deflate_segment(AudienceBase self, uint32_t index, size_t start, size_t
     if event is not None and event.deflated is not None:
         frame = event.deflated
     else:
+        self.context.work += <uint32_t> (end - start >> DEFLATE_SHIFT)
         frame = self.context.deflater.deflate(self.batch.data + start, end - start)
         if event is not None:
             event.deflated = event.frame if frame is None else frame

@@ -44,44 +44,9 @@ cdef class Connection(Reader):
         release(&self.control)
 
     @property
-    def state(self):
-        """The number of its state, see CONNECTION_STATES."""
-        return self.outbox.state
-
-    @property
-    def state_name(self):
-        """The name of its state, see CONNECTION_TRANSITIONS."""
-        return CONNECTION_STATES[self.outbox.state]
-
-    @property
-    def blocked(self):
-        """Whether the kernel is full: the transport holds what it did not take."""
-        return self.outbox.socket_full and self.outbox.state < DISCONNECTED
-
-    @property
-    def close_pending(self):
-        """Whether it is to be closed at the end of this turn."""
-        return self.outbox.state == CLOSE_PENDING
-
-    @property
     def parked_publishes(self):
         """As a publisher: how many of its events have not found room under `block`."""
         return 0 if self.parking is None else len(self.parking.parks)
-
-    @property
-    def lagging_since(self):
-        """When it began to lag behind, in milliseconds of a monotonic clock."""
-        return self.outbox.lagging_since
-
-    @property
-    def lagging(self):
-        """Whether something waits for this client: for its socket, for its credit, or for the end of this turn."""
-        return is_lagging(&self.outbox)
-
-    @property
-    def queued_bytes(self):
-        """How many bytes wait for this client's socket: answers and queued events."""
-        return self.control.size + self.outbox.bytes
 
     # Life: start, close, loss.
 
@@ -140,15 +105,20 @@ cdef class Connection(Reader):
     cdef int begin_close(self, int code, str reason, uint8_t state) except -1:
         cdef bytes text = reason.encode()[:MAX_CONTROL - 2].decode(errors="ignore").encode()
         cdef unsigned char payload[MAX_CONTROL]
-        set_connection_state(&self.outbox, state)
+        set_connection_state(&self.outbox, CLOSING)
+        start_timer(self.context, &self.timer, END_OF_CLOSE, self.context.limits.close_timeout)
         payload[0] = code >> 8
         payload[1] = code & 0xFF
         memcpy(payload + 2, PyBytes_AS_STRING(text), len(text))
-        self.leave(code, reason)
-        self.append_frame(OP_CLOSE, payload, 0 if code == CLOSE_NO_STATUS else 2 + len(text))
-        start_timer(self.context, &self.timer, END_OF_CLOSE, self.context.limits.close_timeout)
-        self.stops = 0
-        self.allow_reading(0)
+        try:
+            self.leave(code, reason)
+        finally:
+            self.append_frame(OP_CLOSE, payload, 0 if code == CLOSE_NO_STATUS else 2 + len(text))
+            # Only now: what is written while it leaves must not shut the socket before the close frame.
+            if state != CLOSING and self.outbox.state == CLOSING:
+                set_connection_state(&self.outbox, state)
+            self.stops = 0
+            self.allow_reading(0)
         return 0
 
     cdef int leave(self, int code, str reason) except -1:
@@ -161,10 +131,12 @@ cdef class Connection(Reader):
         if self.outbox.listed:
             self.outbox.listed = False
             del self.context.lagging[self]
-        if session is not None:
-            session.on_close(code, reason)
-        while self.outbox.subscriptions.first != NULL:
-            end_subscription(<SubscriptionBase> self.outbox.subscriptions.first.owner)
+        try:
+            if session is not None:
+                session.on_close(code, reason)
+        finally:
+            while self.outbox.subscriptions.first != NULL:
+                end_subscription(<SubscriptionBase> self.outbox.subscriptions.first.owner)
         return 0
 
     def connection_made(self, transport):
@@ -175,6 +147,7 @@ cdef class Connection(Reader):
         if self.outbox.state < DISCONNECTED:
             send_waiting(self, 0)
             self.stop_writing()
+            start_timer(self.context, &self.timer, END_OF_CLOSE, self.context.limits.close_timeout)
         return False
 
     def connection_lost(self, exc):
@@ -188,8 +161,8 @@ cdef class Connection(Reader):
         self.forget_message()
         self.rest = None
         release(&self.control)
-        self.leave(CLOSE_ABNORMAL, "connection lost" if exc is None else str(exc))
         self.transport = None
+        self.leave(CLOSE_ABNORMAL, "connection lost" if exc is None else str(exc))
 
     # Messages.
 
@@ -208,17 +181,16 @@ cdef class Connection(Reader):
         return self.spend(exact_time() - began)
 
     cdef inline bint takes_commands(self) noexcept:
-        """Whether commands are carried out: also those that a client had sent before its socket broke."""
+        """Whether commands are carried out: also those read before the socket broke, until the transport says so."""
         return is_serving(&self.outbox) or self.outbox.state == DISCONNECTED and self.session is not None
 
     cdef int on_control(self, int opcode, unsigned char* data, size_t size) except -1:
         cdef int code
-        if opcode == OP_PING:
-            if is_open(&self.outbox):
+        if opcode != OP_CLOSE:
+            if opcode == OP_PING and is_open(&self.outbox):
                 self.append_frame(OP_PONG, data, size)
-            return 0
-        if opcode == OP_PONG:
-            return 0
+            self.context.work += PUBLISH_WORK
+            return self.count_work() if self.context.work >= self.context.work_limit else 0
         # RFC 6455, section 5.5.1: nothing counts that comes after a close frame.
         self.failed = True
         if self.outbox.state == CLOSING:
@@ -342,8 +314,3 @@ cdef class Connection(Reader):
         self.outbox.socket_full = False
         self.heard = True  # what went out was acknowledged: a slow reader, behind whose queue our ping stands, is alive
         mark_dirty(&self.outbox)
-
-
-cdef bint is_lagging(const Outbox* outbox) noexcept:
-    """Whether something waits for this client."""
-    return is_open(outbox) and (outbox.socket_full or outbox.waiting != 0)

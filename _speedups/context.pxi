@@ -65,8 +65,16 @@ cdef class LoopContext(LoopState):
 
     def flush(self):
         """The end of a turn of the loop: send everything that it produced, and close what it made too slow."""
-        cdef double began = exact_time(), now
         self.scheduled = False
+        try:
+            self.end_turn()
+        finally:
+            self.work = 0  # what was sent is no work of the commands that come next
+            if self.dirty_audiences.first != NULL or self.dirty_connections.first != NULL or self.closing:
+                self.schedule()
+
+    cdef int end_turn(self) except -1:
+        cdef double began = exact_time(), now
         self.work = 0
         self.work_since = self.turn_spent = 0
         self.work_limit = CHECK_WORK
@@ -82,15 +90,21 @@ cdef class LoopContext(LoopState):
         now = exact_time()
         self.writing += now - began
         self.count_write(now - self.began)
+        return 0
 
     cdef int write_connections(self, double until) except -1:
         """Write to each connection with something to send."""
         cdef Connection connection
-        cdef list connections = []
-        while self.dirty_connections.first != NULL:
-            connections.append(<object> self.dirty_connections.first.owner)
-            remove(&self.dirty_connections, self.dirty_connections.first)
-        for connection in connections:
+        cdef Link* link = self.dirty_connections.first
+        cdef size_t count = 0
+        while link != NULL:
+            count += 1
+            link = link.next
+        # Those that come in meanwhile wait for the next turn.
+        while count and self.dirty_connections.first != NULL:
+            count -= 1
+            connection = <Connection> self.dirty_connections.first.owner
+            remove(&self.dirty_connections, &connection.outbox.dirty)
             try:
                 connection.write_turn(until)
             except Exception as error:
@@ -108,7 +122,8 @@ cdef class LoopContext(LoopState):
         cdef ParkedPublisher publisher
         resuming, self.resuming = self.resuming, []
         for publisher in resuming:
-            if publisher.connection is not None and not publisher.parks:
+            if (publisher.connection is not None and not publisher.parks
+                    and (<Connection> publisher.connection).parking is publisher):
                 (<Connection> publisher.connection).go_on()
         return 0
 
@@ -116,10 +131,9 @@ cdef class LoopContext(LoopState):
         """Close those that were asked to be closed; the last ones of a crowd in the next turn."""
         cdef Connection connection
         while self.closing:
-            connection, code = self.closing.pop()
+            connection, code = self.closing.pop(0)
             connection.close_by_code(code)
-            if self.closing and exact_time() > until:
-                self.schedule()
+            if exact_time() > until:
                 break
         return 0
 

@@ -11,13 +11,24 @@ cdef int offer_event(SubscriptionBase self, Event event, Writer origin) except -
     """
     cdef int verdict = offer(self, event, True)
     if verdict == VERDICT_WRITE:
-        (<Writer> self.connection).write()
+        write_queues(self)
         verdict = offer(self, event, False)
     if verdict & VERDICT_CLOSE:
         ask_close(self.outbox, CLOSE_SLOW_CONSUMER)
     elif verdict & VERDICT_PARK:
         park_origin(self, origin)
     return verdict & (VERDICT_WAITS | VERDICT_DROPPED)
+
+
+cdef int write_queues(SubscriptionBase self) except -1:
+    """Write what waits for this client, in the middle of a turn. If that fails it is its fault alone."""
+    cdef Writer connection = <Writer> self.connection
+    connection.context.work += SEND_WORK
+    try:
+        connection.write()
+    except Exception as error:
+        give_up(connection, error)
+    return 0
 
 
 cdef int park_origin(SubscriptionBase self, Writer origin) except -1:

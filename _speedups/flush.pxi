@@ -41,26 +41,28 @@ cdef int flush_audience(AudienceBase self) except -1:
     leave_dirty(self)
     count_sends(self)
     self.flushing = True
-    # Backwards, because a member that stops being live changes place with the last live one.
-    while i:
-        try:
-            while i:
-                i -= 1
-                if i >= AHEAD:
-                    __builtin_prefetch(&(<Writer> self.places[i - AHEAD].connection).fd)
-                member = self.places[i]
-                connection = <Writer> member.connection
-                if connection.control.size == 0 and connection.fd >= 0:
-                    send_batch(connection, self, member)
-                else:
-                    reserve(&self.context.pending, sizeof(Pending), 64 * sizeof(Pending))
-                    pend(connection, self, member)
-                    connection.write()
-        except Exception as error:
-            give_up(connection, error)
-    self.flushing = False
-    self.context.pending.size = 0
-    drop_batch(self)
+    try:
+        # Backwards, because a member that stops being live changes place with the last live one.
+        while i:
+            try:
+                while i:
+                    i -= 1
+                    if i >= AHEAD:
+                        __builtin_prefetch(&(<Writer> self.places[i - AHEAD].connection).fd)
+                    member = self.places[i]
+                    connection = <Writer> member.connection
+                    if connection.control.size == 0 and connection.fd >= 0:
+                        send_batch(connection, self, member)
+                    else:
+                        reserve(&self.context.pending, sizeof(Pending), 64 * sizeof(Pending))
+                        pend(connection, self, member)
+                        connection.write()
+            except Exception as error:
+                give_up(connection, error)
+    finally:
+        self.flushing = False
+        self.context.pending.size = 0
+        drop_batch(self)
     return 0
 
 
@@ -83,6 +85,7 @@ cdef void pend(Writer connection, AudienceBase audience, Member* member) noexcep
 cdef int send_batches(LoopState context) except -1:
     """Send all batches: to each connection all that it is to get by one write."""
     cdef AudienceBase audience
+    cdef Writer connection
     cdef list audiences, connections
     context.batched = 0
     if context.dirty_audiences.first == NULL:
@@ -95,6 +98,10 @@ cdef int send_batches(LoopState context) except -1:
     try:
         note_pending(context, audiences, connections)
         send_pending(context, connections)
+    except BaseException:
+        for connection in connections:
+            connection.pending_first = -1
+        raise
     finally:
         for audience in audiences:
             audience.flushing = False
@@ -129,8 +136,6 @@ cdef int note_pending(LoopState context, list audiences, list connections) excep
     except BaseException:
         for audience in audiences:
             audience.flushing = False
-        for connection in connections:
-            connection.pending_first = -1
         audiences.clear()  # they keep their batches, for the next turn
         context.schedule()
         raise
@@ -180,15 +185,25 @@ cdef int flush_matching(LoopState context, bytes pattern) except -1:
 
 
 cdef int before_change(Filter filter) except -1:
-    """To be called before a subscription is added or removed: sends what is batched, and forgets the members."""
+    """To be called before a subscription is added or removed: sends what is batched, and forgets the members.
+
+    The members of all audiences are forgotten, even if it raises: they point to their subscriptions.
+    """
     cdef Link* link = filter.audiences.first
     cdef AudienceBase audience
+    cdef object fault = None
     while link != NULL:
         audience = <AudienceBase> link.owner
         link = link.next
         if audience.known:
-            flush_audience(audience)
+            if audience.segment_count:
+                try:
+                    flush_audience(audience)
+                except BaseException as error:
+                    fault = error
             drop_members(audience)
+    if fault is not None:
+        raise fault
     return 0
 
 
@@ -267,7 +282,14 @@ cdef int end_subscription(SubscriptionBase self) except -1:
     if outbox == NULL:
         return 0
     context = context_of(outbox)
-    before_change(<Filter> self.filter)
+    try:
+        before_change(<Filter> self.filter)
+    finally:
+        unlink_subscription(self, outbox, context)
+    return 0
+
+
+cdef int unlink_subscription(SubscriptionBase self, Outbox* outbox, LoopState context) except -1:
     remove(&self.filter.subscriptions, &self.of_filter)
     self.filter.subscribers -= 1
     outbox.bytes -= self.queue.bytes

@@ -63,7 +63,8 @@ cdef int end_silence(LoopState context, Connection connection) except -1:
     """Close a connection that gave no sign of life."""
     if is_open(&connection.outbox):
         return connection.close_by_code(CLOSE_PING_TIMEOUT)
-    stop_timer(context, &connection.timer)  # its transport is about to close
+    stop_timer(context, &connection.timer)
+    connection.abort()  # its transport is closing, and has not got rid of what it holds
     return 0
 
 
@@ -98,7 +99,8 @@ cdef int report_lagging(LoopState context) except -1:
         del context.lagging[connection]
         if connection.outbox.reported:
             connection.outbox.reported = False
-            news.append((connection, False))
+            if is_open(&connection.outbox):
+                news.append((connection, False))
     if context.on_lagging is not None:
         for connection, lagging in news:
             context.on_lagging(connection, lagging)

@@ -6,11 +6,14 @@ cdef enum:
     WRITE_TIMES = 16
 
     # Units of work, of about 0.1 microseconds each: for a fast publish, and for each subscriber of it that is not live;
-    # for each send; how many bytes make one unit; how many units pass before the clock is read again.
+    # for each send; how many bytes make one unit where they are copied, deflated, inflated; how many units pass before
+    # the clock is read again.
     PUBLISH_WORK = 4
     OFFER_WORK = 2
     SEND_WORK = 40
     WORK_SHIFT = 8
+    DEFLATE_SHIFT = 4
+    INFLATE_SHIFT = 6
     CHECK_WORK = 2000
 
     # What may wait in the batches of all audiences together before they are sent, turn or no turn: bytes, each counted
@@ -117,9 +120,9 @@ cdef class LoopState:
     cdef int schedule(self) except -1:
         """Have `LoopContext.flush` called at the end of this turn of the loop."""
         if not self.scheduled and self.loop is not None:  # None: all of it is being collected
+            self.loop.call_soon(self.flush_method)
             self.scheduled = True
             self.began = exact_time()
-            self.loop.call_soon(self.flush_method)
         return 0
 
     cdef void count_write(self, double seconds) noexcept:

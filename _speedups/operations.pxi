@@ -10,7 +10,8 @@ cdef class Subscription(SubscriptionBase):
     """One client's interest in one topic or pattern.
 
     `credit` is how many events may be sent; -1 for any number. `overflow` is the name of a policy.
-    Raises ValueError if the connection is not open, KeyError for an unknown policy.
+    Raises ValueError if the connection is not open, KeyError for an unknown policy, OverflowError if too many subscriptions
+    of the connection wait for events that are queued under others.
     """
 
     def __cinit__(self, Connection connection not None, Filter filter not None, *, uint32_t max_queue,
@@ -28,7 +29,10 @@ cdef class Subscription(SubscriptionBase):
         begin_subscription(self, filter, connection)
 
     def __dealloc__(self):
-        end_subscription(self)
+        try:
+            end_subscription(self)
+        except Exception:
+            pass  # nobody ended it, so all of it is being collected, and its transport may have gone before it
 
     def change(self, *, uint32_t max_queue, str overflow, bint echo, credit=None):
         """Change what was agreed. What is queued stays, brought under the new bound and policy.
@@ -154,7 +158,7 @@ cdef int check_active(SubscriptionBase self) except -1:
 cdef int write_queue_now(SubscriptionBase self) except -1:
     """Send what is queued only for this turn, while the socket takes it: that has not overflowed anything."""
     if self.queue.count and is_open(self.outbox) and not self.outbox.socket_full and not self.outbox.writing:
-        (<Writer> self.connection).write()
+        write_queues(self)
     return 0
 
 

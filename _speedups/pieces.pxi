@@ -49,6 +49,41 @@ cdef class Writer(Frames):
         int32_t pending_last
         Outbox outbox
 
+    @property
+    def state(self):
+        """The number of its state, see CONNECTION_STATES."""
+        return self.outbox.state
+
+    @property
+    def state_name(self):
+        """The name of its state, see CONNECTION_TRANSITIONS."""
+        return CONNECTION_STATES[self.outbox.state]
+
+    @property
+    def blocked(self):
+        """Whether the kernel is full: the transport holds what it did not take."""
+        return self.outbox.socket_full and self.outbox.state < DISCONNECTED
+
+    @property
+    def close_pending(self):
+        """Whether it is to be closed at the end of this turn."""
+        return self.outbox.state == CLOSE_PENDING
+
+    @property
+    def lagging_since(self):
+        """When it began to lag behind, in milliseconds of a monotonic clock."""
+        return self.outbox.lagging_since
+
+    @property
+    def lagging(self):
+        """Whether something waits for this client: for its socket, for its credit, or for the end of this turn."""
+        return is_lagging(&self.outbox)
+
+    @property
+    def queued_bytes(self):
+        """How many bytes wait for this client's socket: answers and queued events."""
+        return self.control.size + self.outbox.bytes
+
     cdef int write(self) except -1:
         """Send all that waits, until the kernel is full. Its subclass does."""
         raise NotImplementedError

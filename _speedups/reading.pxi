@@ -121,7 +121,7 @@ cdef class Reader(Writer):
     # The time that commands take.
 
     cdef void on_inflated(self, size_t size) noexcept:
-        self.context.work += <uint32_t> (size >> 6)
+        self.context.work += <uint32_t> (size >> INFLATE_SHIFT)
 
     cdef int count_work(self) except -1:
         """So much was done since the last call that it is time to look at the clock.
@@ -139,7 +139,7 @@ cdef class Reader(Writer):
     cdef int spend(self, double seconds) except -1:
         """Count time that its commands took; let the others have their turn if it was too much."""
         cdef LoopState context = self.context
-        if not is_open(&self.outbox):
+        if not is_open(&self.outbox) and self.outbox.state != DISCONNECTED:
             return 0
         if self.spent == 0:
             mark_dirty(&self.outbox)  # the end of the turn sets it back

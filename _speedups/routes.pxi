@@ -107,6 +107,7 @@ cdef class RouteCache(FastPath):
         cdef Link* of_route
         cdef AudienceBase audience
         cdef Route route
+        cdef list topics = []
         while of_audience != NULL:
             audience = <AudienceBase> of_audience.owner
             of_audience = of_audience.next
@@ -115,7 +116,9 @@ cdef class RouteCache(FastPath):
                 route = <Route> of_route.owner
                 of_route = of_route.next
                 if route.cache == <PyObject*> self:
-                    self.withdraw(route.topic)
+                    topics.append(route.topic)
+        for topic in topics:  # only now: to withdraw a route may free it, and others
+            self.withdraw(topic)
 
     def clear(self):
         """Forget all."""

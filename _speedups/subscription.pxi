@@ -25,6 +25,7 @@ cdef struct Outbox:
     uint64_t lagging_since  # in milliseconds of `now_ms`
     uint32_t waiting  # subscriptions with something queued, or left to history
     uint32_t replaying  # those in the state REPLAYING
+    uint32_t barriers  # one subscription waits for another one, see barrier.pxi
     uint64_t stamp  # of the last audience that has counted this client, see `find_members`
     uint8_t state  # the connection's
     uint8_t socket_full  # the kernel is full: the transport holds what it did not take
@@ -109,8 +110,8 @@ cdef inline void set_connection_state(Outbox* outbox, uint8_t state) noexcept:
 cdef inline int mark_dirty(Outbox* outbox) except -1:
     """Have the connection written to at the end of this turn."""
     if not is_linked(&(<LoopState> outbox.context).dirty_connections, &outbox.dirty):
-        append(&(<LoopState> outbox.context).dirty_connections, &outbox.dirty)
         (<LoopState> outbox.context).schedule()
+        append(&(<LoopState> outbox.context).dirty_connections, &outbox.dirty)
     return 0
 
 
@@ -122,6 +123,11 @@ cdef int ask_close(Outbox* outbox, int code) except -1:
         context.closing.append((<object> outbox.owner, code))
         context.schedule()
     return 0
+
+
+cdef bint is_lagging(const Outbox* outbox) noexcept:
+    """Whether something waits for this client."""
+    return is_open(outbox) and (outbox.socket_full or outbox.waiting != 0)
 
 
 cdef int note_lagging(Outbox* outbox) except -1:

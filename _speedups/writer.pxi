@@ -19,11 +19,6 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_DONTWAIT
         MSG_NOSIGNAL
 
-cdef enum:
-    # Rounds of a write between two looks at the clock.
-    WRITE_ROUNDS = 16
-
-
 cdef inline bint is_writable(Writer self) noexcept:
     return not self.outbox.socket_full and OPEN <= self.outbox.state <= HANGING_UP
 
@@ -34,7 +29,7 @@ cdef int send_waiting(Writer self, double until) except -1:
     With `until` not 0 queues wait for the next turn from that time on (`exact_time`); nothing else ever does.
     """
     cdef Piece pieces[MAX_PIECES]
-    cdef int count, rounds = 0
+    cdef int count
     if self.outbox.writing:
         return 0
     self.outbox.writing = True
@@ -44,8 +39,8 @@ cdef int send_waiting(Writer self, double until) except -1:
             if count == 0:
                 break
             settle_pieces(self, pieces, count, send_pieces(self, pieces, count))
-            rounds += 1
-            if until and rounds % WRITE_ROUNDS == 0 and self.pending_first < 0 and exact_time() > until:
+            if (until and self.outbox.sendable.first != NULL and self.pending_first < 0
+                    and exact_time() > until):
                 mark_dirty(&self.outbox)
                 break
         if self.pending_first >= 0 and self.outbox.state < DISCONNECTED:

@@ -303,14 +303,18 @@ class Node:
         overflow = command.overflow or policy.overflow
         if overflow is None:
             raise _not_allowed(policy)
-        subscription = session.subscriptions[command.topic] = self.hub.subscribe(
-            session.connection,
-            command.topic,
-            max_queue=policy.max_queue if command.max_queue is None else command.max_queue,
-            overflow=overflow,
-            echo=command.echo is not False,
-            credit=UNLIMITED if command.credit is None else command.credit,
-        )
+        try:
+            subscription = self.hub.subscribe(
+                session.connection,
+                command.topic,
+                max_queue=policy.max_queue if command.max_queue is None else command.max_queue,
+                overflow=overflow,
+                echo=command.echo is not False,
+                credit=UNLIMITED if command.credit is None else command.credit,
+            )
+        except OverflowError as error:
+            raise CommandError("limit", str(error)) from None
+        session.subscriptions[command.topic] = subscription
         return subscription
 
     def _undo_unless_confirmed(self, session: Session, subscription: Subscription, done: Done[None]) -> InterestDone:

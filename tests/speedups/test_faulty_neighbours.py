@@ -99,12 +99,14 @@ def test_close_frame_is_sent_after_a_batch_under_way(new_node: Any, subscribed: 
     assert [opcode for opcode, _ in frames] == [TEXT, *([TEXT] if subscribed else []), CLOSE]
 
 
-def test_client_that_cannot_be_written_to_costs_no_one_else_an_event(new_node: Any) -> None:
+def test_client_that_cannot_be_written_to_costs_no_one_else_an_event(
+    new_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node: Node = new_node()
     broken, publisher, other = node.client(), node.client(), node.client()
     broken.subscribe("t", max_queue=2, credit=100)
     other.subscribe("t", credit=100)
-    broken.transport.write = fail
+    monkeypatch.setattr(broken.transport, "write", fail)
     for number in range(4):
         assert node.publish("t", number, origin=publisher)[0] == 2
     node.turn()
@@ -112,11 +114,11 @@ def test_client_that_cannot_be_written_to_costs_no_one_else_an_event(new_node: A
     assert other.read_all() == [0, 1, 2, 3]
 
 
-def test_session_that_fails_at_the_close_leaves_no_subscription(new_node: Any) -> None:
+def test_session_that_fails_at_the_close_leaves_no_subscription(new_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     node: Node = new_node()
     client = node.client()
     client.subscribe("t")
-    client.on_close = fail
+    monkeypatch.setattr(client, "on_close", fail)
     with pytest.raises(RuntimeError, match="broken"):
         client.connection.close(4000, "x")
     assert node.context.subscriptions == 0
@@ -124,7 +126,9 @@ def test_session_that_fails_at_the_close_leaves_no_subscription(new_node: Any) -
     assert [opcode for opcode, _ in frames_in(client.transport.received)[0]] == [CLOSE]
 
 
-def test_flush_that_fails_leaves_the_audience_and_the_others_as_they_were(new_node: Any) -> None:
+def test_flush_that_fails_leaves_the_audience_and_the_others_as_they_were(
+    new_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node: Node = new_node()
     broken, other, third = node.client(), node.client(), node.client()
     broken.subscribe("t")
@@ -134,12 +138,12 @@ def test_flush_that_fails_leaves_the_audience_and_the_others_as_they_were(new_no
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    broken.transport.write = stop
+    monkeypatch.setattr(broken.transport, "write", stop)
     third.connection.answer(b'{"op":"pong"}')
     node.publish("t", 1)
     with pytest.raises(KeyboardInterrupt):
         node.turn()
-    del broken.transport.write
+    monkeypatch.undo()
     node.turn()
     assert b"pong" in third.transport.received
     node.publish("t", 2)

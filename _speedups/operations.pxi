@@ -10,8 +10,8 @@ cdef class Subscription(SubscriptionBase):
     """One client's interest in one topic or pattern.
 
     `credit` is how many events may be sent; -1 for any number. `overflow` is the name of a policy.
-    Raises ValueError if the connection is not open, KeyError for an unknown policy, OverflowError if too many subscriptions
-    of the connection wait for events that are queued under others.
+    Raises ValueError if the connection is not open, KeyError for an unknown policy, OverflowError if too many
+    subscriptions of the connection wait for events that are queued under others.
     """
 
     def __cinit__(self, Connection connection not None, Filter filter not None, *, uint32_t max_queue,

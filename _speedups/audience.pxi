@@ -85,7 +85,7 @@ cdef class AudienceBase:
             if filter is None:
                 raise TypeError("a filter is not None")
         self.filters = filters
-        self.of_filters = <Link*> calloc(max(1, len(filters)), sizeof(Link))
+        self.of_filters = <Link*> PyMem_Calloc(max(1, len(filters)), sizeof(Link))
         if self.of_filters == NULL:
             raise MemoryError
         for place in range(len(filters)):
@@ -100,7 +100,7 @@ cdef class AudienceBase:
         if self.of_filters != NULL:
             for place in range(len(self.filters)):
                 remove(&(<Filter> self.filters[place]).audiences, &self.of_filters[place])
-            free(self.of_filters)
+            PyMem_Free(self.of_filters)
 
 
 cdef int make_slots(LoopState context, uint64_t wanted) except -1:

@@ -87,6 +87,7 @@ cdef int send_batches(LoopState context) except -1:
     cdef AudienceBase audience
     cdef Writer connection
     cdef list audiences, connections
+    cdef object each
     context.batched = 0
     if context.dirty_audiences.first == NULL:
         return 0
@@ -103,7 +104,8 @@ cdef int send_batches(LoopState context) except -1:
             connection.pending_first = -1
         raise
     finally:
-        for audience in audiences:
+        for each in audiences:
+            audience = <AudienceBase> each
             audience.flushing = False
             leave_dirty(audience)
             drop_batch(audience)

@@ -129,7 +129,9 @@ cdef class Frames:
         if not self.check_first_byte(head[0]) or size < 2:
             return 0
         length = self.read_length(head, size, &body)
-        if length == 0 or (head[0] & 0x0F < OP_CLOSE and not self.check_size(body)) or size < length + 4:
+        if length == 0 or (not self.fits(body) and head[0] & 0x0F < OP_CLOSE and not self.check_size(body)):
+            return 0
+        if size < length + 4:
             return 0
         memcpy(self.key, head + length, 4)
         self.fin = head[0] & 0x80 != 0
@@ -192,7 +194,12 @@ cdef class Frames:
         return 10
 
     @cython.final
-    cdef inline bint check_size(self, uint64_t body) except -1:
+    cdef inline bint fits(self, uint64_t body) noexcept:
+        """Whether the message under way may have `body` bytes more, by the plain bounds of nearly every message."""
+        return self.message.size + body <= self.max_size and self.fragments < self.max_fragments
+
+    @cython.final
+    cdef bint check_size(self, uint64_t body) except -1:
         """Whether the message under way may have `body` bytes more. Fails if not."""
         if self.message.size + body > self.max_size and (
                 not self.compressed or self.message.size + body > most_deflated(self.max_size)):

@@ -51,20 +51,24 @@ cdef int send_waiting(Writer self, double until) except -1:
     return lift_barriers(&self.outbox)
 
 
-cdef int send_batch(Writer self, AudienceBase audience, Member* member) except -1:
+cdef inline int send_batch(Writer self, AudienceBase audience, Member* member) except -1:
     """Send an audience's batch to a connection for which nothing else waits."""
-    cdef Piece piece
-    cdef ssize_t sent
     cdef size_t size
     cdef const unsigned char* batch = batch_for(self.deflates, audience, &size)
-    while True:
+    cdef ssize_t sent = send(self.fd, batch, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+    if sent == <ssize_t> size:
+        self.context.bytes_out += sent
+        self.context.delivered += audience.segment_count
+        return 0
+    return settle_batch(self, audience, member, batch, size, sent)
+
+
+cdef int settle_batch(Writer self, AudienceBase audience, Member* member, const unsigned char* batch, size_t size,
+                      ssize_t sent) except -1:
+    """Account for a batch that was not taken whole. `sent` is what `send` returned."""
+    cdef Piece piece
+    while sent < 0 and errno == EINTR:
         sent = send(self.fd, batch, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if sent == <ssize_t> size:
-            self.context.bytes_out += sent
-            self.context.delivered += audience.segment_count
-            return 0
-        if sent >= 0 or errno != EINTR:
-            break
     if sent < 0:
         if errno != EAGAIN:
             return self.disconnect()

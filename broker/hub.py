@@ -87,7 +87,11 @@ class Hub:
 
     def audience(self, topic: str) -> Audience:
         """Find the audience of a topic. It follows changes of the subscriptions to its filters."""
-        return self._audience(self._match(topic))
+        filters = self._match(topic)
+        audience = self._audiences.get(filters)
+        if audience is None:
+            audience = self._audiences[filters] = Audience(self._context, filters)
+        return audience
 
     def subscriptions(self, filter: str) -> list[Subscription]:
         """Find the subscriptions that a possible loss of events of a topic or pattern concerns.
@@ -101,13 +105,8 @@ class Hub:
             for name, found in itertools.chain(self._topics.items(), self._patterns.items())
             if overlap(filter, name)
         ]
-        return [subscription for found in filters for subscription in self._audience((found,)).subscriptions()]
-
-    def _audience(self, filters: tuple[Filter, ...]) -> Audience:
-        audience = self._audiences.get(filters)
-        if audience is None:
-            audience = self._audiences[filters] = Audience(self._context, filters)
-        return audience
+        audiences = [Audience(self._context, (found,)) for found in filters]
+        return [subscription for audience in audiences for subscription in audience.subscriptions()]
 
     def _add(self, topic: str) -> Filter:
         # Some topics get another audience now. What was published before goes out before, to keep each topic's order.
@@ -175,9 +174,5 @@ class Hub:
                     onward.append(found)
             branches = onward
         matches.extend(branch.here for branch in branches if branch.here is not None)
-        matches.sort(key=_rank_of)
-        return (*first, *(found for _, found in matches))
-
-
-def _rank_of(match: tuple[Rank, Filter]) -> Rank:
-    return match[0]
+        matches.sort()  # of the patterns that match a topic no two have the same rank
+        return (*first, *[found for _, found in matches])

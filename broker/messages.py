@@ -282,6 +282,14 @@ def encode_ok(id: int | str, **fields: object) -> bytes:
     return _encode({"op": "ok", "id": id, **fields})
 
 
+def encode_receipt(id: int | str, receivers: int, queued: int, dropped: int, offset: int | None) -> bytes:
+    """Encode the answer to a publish. `offset` only where the topic keeps history."""
+    answer: dict[str, object] = {"op": "ok", "id": id, "receivers": receivers, "queued": queued, "dropped": dropped}
+    if offset is not None:
+        answer["offset"] = offset
+    return _encode(answer)
+
+
 def encode_error(id: int | str | None, code: str, message: str, retry_after_ms: int | None = None) -> bytes:
     """Encode the answer to a command that is not carried out. `code` must be in `ERRORS`, which knows `retry`."""
     return _encode(

@@ -10,7 +10,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import msgspec
 import structlog
@@ -45,6 +44,10 @@ POLL = 0.02
 class PendingPublish(msgspec.Struct, eq=False):
     """What a node knows of a publish that the engine has not answered. It stays on this node."""
 
+    token: int
+    others: dict[int, PendingPublish]
+    """All publishes that wait for an answer, by token."""
+    metrics: Metrics
     origin: Connection | None
     """The connection that it came by."""
     done: Done[Published]
@@ -53,6 +56,18 @@ class PendingPublish(msgspec.Struct, eq=False):
     """When the engine was asked; 0 where its time is not measured."""
     receipt: tuple[int, int, int] = (0, 0, 0)
     """How many subscribers of this node it matched, is queued for, was dropped for; set at the delivery."""
+
+    def answer(self, result: Position | Unavailable) -> None:
+        """Give the engine's answer to the publisher. A second answer is ignored."""
+        if self.others.pop(self.token, None) is None:
+            return
+        if self.began:
+            self.metrics.engine.observe(time.perf_counter() - self.began)
+        if isinstance(result, Unavailable):
+            self.done(CommandError("unavailable", result.message))
+            return
+        receivers, queued, dropped = self.receipt
+        self.done(Published(result, receivers, queued, dropped))
 
 
 class Node:
@@ -169,7 +184,8 @@ class Node:
         """
         topic = command.topic
         check_pattern(topic)
-        self._refuse_while_draining()
+        if self.draining:
+            raise _draining()
         policy = self.rules.policy(topic)
         self._check_policy(session, command, policy)
         subscription = (session.subscriptions or {}).get(topic)
@@ -222,17 +238,20 @@ class Node:
         While `memory_pressure` is set the caller slows its publisher down.
         """
         check_topic(topic)
-        self._refuse_while_draining()
+        if self.draining:
+            raise _draining()
         if origin is not None and origin.token_bucket is not None:
             _check_rate(origin.token_bucket)
         if len(self._pending) >= MAX_PENDING:
             raise CommandError("unavailable", "too many publishes wait for the engine")
         token = next(self._tokens)
         is_local = self.engine.is_local(topic)
-        self._pending[token] = PendingPublish(origin, done, is_local, 0.0 if is_local else time.perf_counter())
+        began = 0.0 if is_local else time.perf_counter()
+        pending = PendingPublish(token, self._pending, self.metrics, origin, done, is_local, began)
+        self._pending[token] = pending
         event = Event(topic, data, key, None, token)
         try:
-            self.engine.publish(event, self.rules.retention(topic), partial(self._finish_publish, token))
+            self.engine.publish(event, self.rules.retention(topic), pending.answer)
         except Exception:
             if self._pending.pop(token, None) is not None:
                 raise
@@ -273,10 +292,6 @@ class Node:
             self.on_disconnect(session.peer)
 
     # Their details.
-
-    def _refuse_while_draining(self) -> None:
-        if self.draining:
-            raise CommandError("draining", "the broker is shutting down")
 
     def _check_policy(self, session: Session, command: messages.Subscribe, policy: SubscriptionPolicy) -> None:
         """Raise CommandError if the command asks for more than it may here."""
@@ -334,18 +349,6 @@ class Node:
         self.hub.unsubscribe(subscription)
         if subscription.filter.subscribers == 0:
             self._interests.end(subscription.filter.topic)
-
-    def _finish_publish(self, token: int, result: Position | Unavailable) -> None:
-        """Answer a publish. A second answer of the engine is ignored."""
-        pending = self._pending.pop(token, None)
-        if pending is None:
-            return
-        if pending.began:
-            self.metrics.engine.observe(time.perf_counter() - pending.began)
-        if isinstance(result, Unavailable):
-            pending.done(CommandError("unavailable", result.message))
-        else:
-            pending.done(Published(result, *pending.receipt))
 
     # Callbacks of the engine.
 
@@ -465,6 +468,10 @@ class Node:
         await asyncio.sleep(0)
         self.context.stop()
         await self.engine.stop()
+
+
+def _draining() -> CommandError:
+    return CommandError("draining", "the broker is shutting down")
 
 
 def _find_subscription(session: Session, topic: str) -> Subscription:

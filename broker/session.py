@@ -221,10 +221,9 @@ class Session:
         if isinstance(result, CommandError):
             self._refuse(result, id)
         elif id is not None:
-            fields = {"receivers": result.receivers, "queued": result.queued, "dropped": result.dropped}
-            if result.position.offset is not None:
-                fields["offset"] = result.position.offset
-            self.connection.answer_publish(messages.encode_ok(id, **fields))
+            receivers, queued, dropped = result.receivers, result.queued, result.dropped
+            offset = result.position.offset
+            self.connection.answer_publish(messages.encode_receipt(id, receivers, queued, dropped, offset))
         self._read_on()
 
     def _read_on(self) -> None:

@@ -114,15 +114,20 @@ def _check_name(name: str) -> None:
         raise CommandError("bad_topic", "a topic must not be empty")
     if len(name) > MAX_BYTES:  # before the characters are looked at: a name may be as long as a message
         raise _too_long(name, f"{len(name)} characters")
-    for character in name:
-        # No white space, no control character (Cc), no half of a surrogate pair (Cs), which UTF-8 cannot express.
-        if character.isspace() or unicodedata.category(character) in ("Cc", "Cs"):
-            raise _bad(name, f"U+{ord(character):04X} is not allowed: a topic has no white space or control characters")
+    if not name.isprintable() or " " in name:  # nearly every name is printable
+        _check_characters(name)
     size = len(name.encode())
     if size > MAX_BYTES:
         raise _too_long(name, f"{size} bytes")
     if "" in name.split("."):
         raise _bad(name, "a token is empty; tokens are joined by single dots")
+
+
+def _check_characters(name: str) -> None:
+    for character in name:
+        # No white space, no control character (Cc), no half of a surrogate pair (Cs), which UTF-8 cannot express.
+        if character.isspace() or unicodedata.category(character) in ("Cc", "Cs"):
+            raise _bad(name, f"U+{ord(character):04X} is not allowed: a topic has no white space or control characters")
 
 
 def _too_long(name: str, size: str) -> CommandError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Callable
 
 import pytest
@@ -189,6 +190,17 @@ class TestCheckPattern:
     @given(patterns)
     def test_accepts_generated_names(self, pattern: str) -> None:
         check_pattern(pattern)
+
+
+def test_characters_are_allowed_one_by_one_as_the_rule_says() -> None:
+    wrong = [
+        code
+        for code in range(0x110000)
+        if chr(code) not in "*>$."
+        and (complaint(check_topic, chr(code)) == "")
+        != (not chr(code).isspace() and unicodedata.category(chr(code)) not in ("Cc", "Cs"))
+    ]
+    assert wrong == []
 
 
 @given(st.text(max_size=300))

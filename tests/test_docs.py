@@ -7,27 +7,18 @@ The tables of settings, error codes, close codes and exit statuses are compared 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
-from broker import __version__, cli
-from broker.config import schema
+from broker import __version__
+from broker.config.describe import schema
+from tests.cli.commands import commands
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ROOT / "docs" / "commands.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
-
-
-def commands(group: click.Command = cli.wsbroker, words: str = "wsbroker") -> Iterator[tuple[str, click.Command]]:
-    """Each command that does something, by the words that call it."""
-    if isinstance(group, click.Group):
-        for name, command in group.commands.items():
-            yield from commands(command, f"{words} {name}")
-    else:
-        yield words, group
 
 
 def sections(document: Path) -> dict[str, str]:

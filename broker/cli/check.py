@@ -1,0 +1,31 @@
+"""`wsbroker check`: says every mistake in the configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from broker.cli.options import config_option, json_option
+from broker.cli.report import Report, print_text
+
+
+@click.command("check")
+@config_option
+@json_option
+def command(file: Path | None, as_json: bool) -> int:
+    """Read the configuration as `serve` does, and say every mistake.
+
+    Exits with 0 if there is none, else with 78.
+    """
+    from broker.config import load
+    from broker.daemon import check_resources
+    from broker.errors import ConfigError
+
+    try:
+        config = load(file, os.environ, {})
+        check_resources(config)
+    except ConfigError as error:
+        return Report(as_json).config_error(error)
+    return print_text(f"The configuration is good: serve listens on {', '.join(config.server.listen)}.\n", as_json)

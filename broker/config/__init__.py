@@ -1,0 +1,22 @@
+"""The configuration: what can be set (`schema`), from where it comes (`sources`), what is wrong with it (`checks`), and
+its description (`describe`)."""
+
+from broker.config.addresses import Address, parse_address
+from broker.config.checks import too_open
+from broker.config.keys import RESTART_KEYS
+from broker.config.schema import Config, Limits, Log, Server, TopicRule
+from broker.config.sources import load, log_of
+
+__all__ = [
+    "RESTART_KEYS",
+    "Address",
+    "Config",
+    "Limits",
+    "Log",
+    "Server",
+    "TopicRule",
+    "load",
+    "log_of",
+    "parse_address",
+    "too_open",
+]

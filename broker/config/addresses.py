@@ -1,0 +1,85 @@
+"""Addresses to listen on, as the configuration writes them."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from typing import Final
+
+import msgspec
+
+from broker.errors import ConfigError
+
+
+class Address(msgspec.Struct, frozen=True):
+    """What to listen on: a TCP address (`host` without brackets, `port` 0 for any free), a Unix socket's path, or the
+    sockets that systemd passes."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    systemd: bool = False
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can connect: a Unix socket, or a host that stands for loopback (RFC 6761, 6.3).
+
+        Of `systemd` nobody knows before its sockets are there; it is looked at then.
+        """
+        if self.systemd or self.path or self.host.lower() == "localhost" or self.host.lower().endswith(".localhost"):
+            return True
+        try:
+            ip = ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+        return (mapped or ip).is_loopback
+
+    def __str__(self) -> str:
+        if self.systemd:
+            return "systemd"
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read `host:port`, `[v6]:port`, `unix:/path` or `systemd`.
+
+    Raises ConfigError, with `text` and what is allowed.
+    """
+    shown = printable(text)
+    if text == "systemd":
+        return Address(systemd=True)
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > _MAX_UNIX_PATH:
+            raise ConfigError([f"`{shown}`: a Unix socket has an absolute path of at most {_MAX_UNIX_PATH} bytes"])
+        return Address(path=path)
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
+        raise ConfigError(
+            [f"`{shown}` is no address: it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535"]
+        )
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ConfigError([f"`{shown}`: between the brackets must be an IPv6 address"]) from None
+    elif ":" in host:
+        raise ConfigError([f"`{shown}`: an IPv6 address is put in brackets, [{host}]:{port}"])
+    elif not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?", host):
+        hint = "; for every interface say 0.0.0.0 or [::]" if host in ("", "*") else ""
+        raise ConfigError([f"`{shown}`: the host must be a name or an IP address{hint}"])
+    return Address(host=host, port=int(port))
+
+
+def printable(text: str) -> str:
+    """Give a text for a message, which is one line."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+_MAX_UNIX_PATH: Final = 107
+"""Bytes: sun_path in unix(7) has 108, of which the last is NUL."""

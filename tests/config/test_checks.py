@@ -1,0 +1,114 @@
+"""What is wrong with values on their own and together."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.config import load
+from tests.config.reading import problems
+
+# Together
+
+
+@pytest.mark.parametrize(("given", "lacking"), [("certificate", "key"), ("key", "certificate")])
+def test_certificate_and_key_need_each_other(given: str, lacking: str) -> None:
+    assert problems(flags={f"server.{given}": "a.pem"}) == [
+        f"server.{given} (command line): needs server.{lacking} beside it"
+    ]
+    server = load(None, {}, {"server.certificate": "a.pem", "server.key": "b.pem"}).server
+    assert (server.certificate, server.key) == ("a.pem", "b.pem")
+
+
+def test_max_queue_over_its_limit_is_a_mistake() -> None:
+    environ = {"WSBROKER_LIMITS__MAX_QUEUE_LIMIT": "100"}
+    assert problems(environ=environ) == [
+        "limits.max_queue (default): 256 must not be more than "
+        "limits.max_queue_limit (WSBROKER_LIMITS__MAX_QUEUE_LIMIT), which is 100"
+    ]
+    assert load(None, environ, {"limits.max_queue": 100}).limits.max_queue == 100
+
+
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:80", "[::]:80", "192.0.2.1:80", "broker.example:80", "[::ffff:192.0.2.1]:80"]
+)
+def test_anonymous_access_from_other_machines_must_be_configured(address: str) -> None:
+    assert problems(flags={"server.listen": ["127.0.0.1:1", address]}) == [
+        f"server.listen (command line): refuses to listen beyond loopback or a Unix socket ({address}) "
+        "while everybody is allowed, unless server.anonymous = true"
+    ]
+    assert load(None, {}, {"server.listen": [address], "server.anonymous": True}).server.listen == [address]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:0", "127.9.9.9:1", "localhost:1", "a.localhost:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "unix:/x"],
+)
+def test_anonymous_access_on_loopback_is_the_default(address: str) -> None:
+    assert load(None, {}, {"server.listen": [address]}).server.listen == [address]
+
+
+def test_anonymous_false_is_not_supported_yet() -> None:
+    (problem,) = problems(flags={"server.anonymous": False})
+    assert problem.startswith("server.anonymous (command line): false is not supported yet")
+
+
+# On their own
+
+
+def test_each_invalid_address_is_reported() -> None:
+    assert problems(flags={"server.listen": ["nonsense", "127.0.0.1:1", "127.0.0.1:1", "systemd:ws"]}) == [
+        "server.listen (command line): 127.0.0.1:1 is listed twice",
+        "server.listen (command line): `nonsense` is no address: "
+        "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
+        "server.listen (command line): `systemd:ws` is no address: "
+        "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
+    ]
+
+
+@pytest.mark.parametrize("path", ["/", "/ws", "/a/b-c_d.e~f", "/%C3%A9"])
+def test_valid_paths_are_accepted(path: str) -> None:
+    assert load(None, {}, {"server.path": path}).server.path == path
+
+
+@pytest.mark.parametrize("path", ["", "ws", "/a b", "/é", "/a?b", "/a#b", "/a\n", "/healthz"])
+def test_invalid_paths_are_refused(path: str) -> None:
+    (problem,) = problems(flags={"server.path": path})
+    assert problem.startswith("server.path (command line): must ")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "https://a.example",
+        "http://a.example:8080",
+        "https://A.example:443",
+        "http://[::1]:3000",
+        "http://127.0.0.1",
+        "chrome-extension://abcdef",
+        "http://xn--caf-dma.example",
+    ],
+)
+def test_valid_origins_are_accepted(origin: str) -> None:
+    assert load(None, {}, {"server.origins": [origin]}).server.origins == [origin]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "",
+        "a.example",
+        "https://",
+        "https://a.example/",
+        "https://a.example/x",
+        "https://*.example",
+        "https://u@a.example",
+        "//a",
+    ],
+)
+def test_invalid_origins_are_refused(origin: str) -> None:
+    assert problems(flags={"server.origins": [origin]}) == [
+        f"server.origins (command line): `{origin}` is no origin: "
+        "it must be scheme://host or scheme://host:port, without a path"
+    ]

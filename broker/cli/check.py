@@ -19,13 +19,15 @@ def command(file: Path | None, as_json: bool) -> int:
 
     Exits with 0 if there is none, else with 78.
     """
-    from broker.config import load
+    from broker.config import Reading
     from broker.daemon import check_resources
     from broker.errors import ConfigError
 
+    reading = Reading(file, os.environ, {})
     try:
-        config = load(file, os.environ, {})
-        check_resources(config)
+        check_resources(reading)
     except ConfigError as error:
         return Report(as_json).config_error(error)
-    return print_text(f"The configuration is good: serve listens on {', '.join(config.server.listen)}.\n", as_json)
+    return print_text(
+        f"The configuration is good: serve listens on {', '.join(reading.config.server.listen)}.\n", as_json
+    )

@@ -11,13 +11,14 @@ from typing import Final
 import click
 
 from broker import __version__
+from broker.cli.options import Group
 from broker.cli.report import EXTENSION, Report, Status
 
 COMMANDS: Final = ("serve", "check", "config", "pub", "sub", "bench", "version")
 """Each is `command` of the module of its name, in the order of the help."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that imports a command when it is called, or listed in the help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -27,6 +27,7 @@ from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
 from broker.health import HealthMonitor
 from broker.log import log_unhandled, report_start_failure, set_level, set_up_log
+from broker.net.certificate import CertificateMonitor
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import CannotListenError, Listener, bound_address
 from broker.net.tls import Tls
@@ -57,6 +58,11 @@ PROGRESS_EVERY = 1.0
 EXTEND_BY = 10.0
 PROGRESS_LINES = 60
 """Maximum number of progress entries while the broker retires."""
+
+WATCH_EVERY = 2.0
+"""Seconds between two looks at the files of the certificate."""
+CHECK_EXPIRY_EVERY = 3600.0
+"""Seconds between two looks at when the certificate expires."""
 
 HANDSHAKE_GRACE = 1.0
 """Seconds that a shutdown gives connections that were accepted before it to finish their handshake. A request takes
@@ -147,6 +153,7 @@ class Daemon:
         connections are refused), or `draining` (the broker shuts down)."""
         self._read = read
         self._systemd = systemd
+        self.certificate = CertificateMonitor(config.server)
         self.started = 0.0
         """When the broker was ready, in seconds since 1970."""
         self._admin: Admin | None = None
@@ -186,6 +193,8 @@ class Daemon:
         self.started = time.time()
         self._log_addresses()
         tasks = [loop.create_task(self._report_status())]
+        if self.tls is not None:
+            tasks.append(loop.create_task(self._watch_certificate()))
         if self._systemd.watchdog:
             tasks.append(loop.create_task(self._feed_watchdog()))
         # Objects of the start live for ever. Frozen, they are not traversed by each full collection.
@@ -243,6 +252,7 @@ class Daemon:
         self.capacity = capacity
         if self.tls is not None and tls_context is not None:
             self.tls.context = tls_context
+            self.certificate.use(self.config.server)
         set_level(self.config.log)
         self.node.reconfigure(self.config)
         self.limiter.reconfigure(self.config, capacity)
@@ -253,6 +263,29 @@ class Daemon:
             return ""
         log.warning("settings need a restart", settings=later)
         return f"; changed since the start, which needs a restart: {', '.join(later)}"
+
+    async def _watch_certificate(self) -> None:
+        """Warn before the certificate expires, and load it again when its files were replaced."""
+        checked = float("-inf")
+        while True:
+            if time.time() - checked >= CHECK_EXPIRY_EVERY:
+                checked = time.time()
+                self.certificate.warn(checked)
+            await asyncio.sleep(WATCH_EVERY)
+            if self.tls is None or not self.certificate.is_replaced():
+                continue
+            server = self.config.server
+            try:
+                context = load_tls(server)
+            except ConfigError as error:
+                for problem in error.problems:
+                    log.error("certificate not reloaded", problem=str(problem))
+                continue
+            if context is not None:
+                self.tls.context = context
+                self.certificate.use(server)
+                log.info("certificate reloaded", certificate=server.certificate)
+                checked = float("-inf")
 
     def retire(self) -> None:
         """Refuse new connections and send `bye` to all clients, but do not shut down. Idempotent."""
@@ -382,6 +415,12 @@ class Daemon:
         if self.health.level:
             return "out of memory"
         return self.limiter.unavailable_reason
+
+    @property
+    def certificate_end(self) -> float | None:
+        """When the certificate expires, in seconds since 1970; None without TLS."""
+        found = self.certificate.validity
+        return None if self.tls is None or found is None else found.end
 
     @property
     def draining(self) -> bool:

@@ -460,6 +460,18 @@ async def test_reload_applies_a_new_certificate_and_closes_no_connection(tmp_pat
                 assert (await ask(first, "ping"))["op"] == "pong"
 
 
+async def test_replaced_certificate_is_loaded_without_a_signal(tmp_path: Path) -> None:
+    pair, other = make_pair(tmp_path), make_pair(tmp_path, "other")
+    config = f'[server]\nlisten = ["127.0.0.1:0"]\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        other.certificate.replace(pair.certificate)
+        other.key.replace(pair.key)
+        await daemon.until("certificate reloaded")
+        async with connect(f"wss://{daemon.addresses[0]}/", ssl=trusting(pair)) as client:
+            await client.recv()
+
+
 async def test_reload_does_not_enable_or_disable_tls(tmp_path: Path) -> None:
     pair = make_pair(tmp_path)
     config = '[server]\nlisten = ["127.0.0.1:0"]\n'

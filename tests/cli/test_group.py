@@ -63,6 +63,7 @@ async def test_invalid_command_line_is_explained(arguments: list[str], wrong: st
     result = await wsbroker(*arguments)
     assert (result.status, result.out) == (2, "")
     assert wrong in result.err
+    assert re.fullmatch(r"wsbroker: .+; see wsbroker( \w+)? --help\n", result.err)
 
 
 async def test_invalid_command_line_can_be_explained_in_json() -> None:

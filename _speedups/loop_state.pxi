@@ -41,7 +41,7 @@ cdef struct Limits:
 cdef int read_limits(Limits* limits, source) except -1:
     """Take over those that may change while the broker runs."""
     limits.max_size = source.max_size
-    limits.max_fragments = source.max_fragments
+    limits.max_fragments = source.fragments
     limits.max_outbox = source.max_outbox
     limits.max_answers = source.max_answers
     limits.max_depth = source.max_depth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import select
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import msgspec
+import orjson
 import structlog
 from structlog.typing import Processor
 
@@ -129,7 +130,11 @@ class LogRateLimiter:
 def render_json(logger: object, method: str, event: Any) -> bytes:
     """Render a log entry as one JSON object; the last processor of structlog's chain."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-    return msgspec.json.encode(first | event, enc_hook=str)
+    entry = first | event
+    try:
+        return orjson.dumps(entry, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # text that is not UTF-8, an integer of more than 64 bits: rare, and no reason to lose the entry
+        return json.dumps(entry, default=str).encode()
 
 
 class StandardError:

@@ -19,7 +19,7 @@ import structlog
 from websockets.asyncio.client import connect, unix_connect
 
 from broker.health import MEMORY_EVENTS
-from broker.log import PRIORITIES, LogRateLimiter, StandardError, add_priority, is_journal
+from broker.log import PRIORITIES, LogRateLimiter, StandardError, add_priority, is_journal, render_json
 from tests.fixtures_daemon import TIMEOUT, is_served, launched
 from tests.net.harness import until
 
@@ -196,6 +196,22 @@ async def test_exception_is_logged_with_its_traceback_and_without_payloads(form:
         assert fault["level"] == "error"
         assert library["level"] == "warning"
         assert library["logger"] == "a.library"
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (float("nan"), None),
+        (2**70, 2**70),
+        ("\udcff", "\udcff"),
+        (Path("/a"), "/a"),
+        ({1: {2}}, {"1": "{2}"}),
+        (b"x", "b'x'"),
+    ],
+)
+def test_any_value_can_be_written_as_json(value: object, written: object) -> None:
+    line = render_json(None, "info", {"event": "e", "timestamp": "t", "level": "info", "value": value})
+    assert json.loads(line) == {"timestamp": "t", "level": "info", "event": "e", "value": written}
 
 
 # What is held back

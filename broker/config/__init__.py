@@ -5,7 +5,7 @@ from broker.config.addresses import Address, parse_address
 from broker.config.checks import too_open
 from broker.config.keys import RESTART_KEYS
 from broker.config.schema import Config, Limits, Log, Server, TopicRule
-from broker.config.sources import load, log_of
+from broker.config.sources import Reading, load
 
 __all__ = [
     "RESTART_KEYS",
@@ -13,10 +13,10 @@ __all__ = [
     "Config",
     "Limits",
     "Log",
+    "Reading",
     "Server",
     "TopicRule",
     "load",
-    "log_of",
     "parse_address",
     "too_open",
 ]

@@ -146,8 +146,14 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 2**20
     max_fragments: Annotated[
-        int, _key("Fragments in one message from a client, empty ones counted.", 1, 10**6, reload="new_connections")
-    ] = 4096
+        Annotated[int, Meta(ge=1, le=10**6)] | None,
+        _key(
+            "Fragments in one message from a client, empty ones counted. Left out: 4096, or one for each 2048 bytes of "
+            "max_size if that is more.",
+            example=4096,
+            reload="new_connections",
+        ),
+    ] = None
     max_connections: Annotated[
         Annotated[int, Meta(ge=1, le=10**7)] | None,
         _key(
@@ -323,6 +329,14 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="restart",
         ),
     ] = 16_384
+
+    @property
+    def fragments(self) -> int:
+        """The bound of fragments in one message: `max_fragments`, or one that grows with `max_size`.
+
+        Many clients send fragments of 4 kB, some of 2 kB; with a fixed number they could not reach a large `max_size`.
+        """
+        return max(4096, -(-self.max_size // 2048)) if self.max_fragments is None else self.max_fragments
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

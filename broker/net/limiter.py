@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from broker.config import Config
-from broker.errors import ConfigError
+from broker.errors import ConfigError, Problem
 from broker.metrics import Metrics
 from broker.net.origin import Origins
 from broker.net.proxy import Proxies, address_key
@@ -104,11 +104,12 @@ class Capacity(msgspec.Struct, frozen=True):
         limit = files - reserve - extra
         wanted = limit if max_connections is None else max_connections
         if limit < 1:
-            problem = f"limits.max_connections: a limit of {files} open files leaves none for clients"
-            raise ConfigError([f"{problem}; allow more (ulimit -n, LimitNOFILE=)"])
+            problem = f"a limit of {files} open files leaves none for clients; allow more (ulimit -n, LimitNOFILE=)"
+            raise ConfigError([Problem(problem, "limits.max_connections")])
         if wanted > limit:
-            problem = f"limits.max_connections: {wanted} do not fit into the limit of {files} open files"
-            raise ConfigError([f"{problem}; allow more (ulimit -n, LimitNOFILE=) or set it to at most {limit}"])
+            problem = f"{wanted} do not fit into the limit of {files} open files"
+            advice = f"allow more (ulimit -n, LimitNOFILE=) or set it to at most {limit}"
+            raise ConfigError([Problem(f"{problem}; {advice}", "limits.max_connections")])
         few = reserve < RESERVED_FDS
         return cls(
             wanted,

@@ -41,6 +41,7 @@ class Broker:
         self.health = HealthMonitor(asyncio.get_running_loop(), harness.node.context, lambda level: None)
         self.started = time.time()
         self.draining = False
+        self.certificate_end: float | None = None
         self._registry = CollectorRegistry()
         self._registry.register(MetricsCollector(self))
 
@@ -76,6 +77,12 @@ async def connections(broker: Broker) -> None:
     assert broker.value("connections") == 1
     await client.close()
     await until(lambda: broker.value("connections") == 0)
+
+
+async def certificate_expiry_time_seconds(broker: Broker) -> None:
+    assert broker._registry.get_sample_value(PREFIX + "certificate_expiry_time_seconds") is None
+    broker.certificate_end = 1.5e9
+    assert broker.value("certificate_expiry_time_seconds") == 1.5e9
 
 
 async def connections_max(broker: Broker) -> None:
@@ -317,6 +324,7 @@ MOVES: dict[str, Callable[[Broker], Awaitable[None]]] = {
         cpu_seconds,
         draining,
         start_time_seconds,
+        certificate_expiry_time_seconds,
         build_info,
     )
 }

@@ -36,7 +36,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def mistakes(certificate: Path, key: Path) -> list[str]:
     with pytest.raises(ConfigError) as wrong:
         load(Server(certificate=str(certificate), key=str(key)))
-    return wrong.value.problems
+    return [str(problem) for problem in wrong.value.problems]
 
 
 def test_no_certificate_means_no_tls() -> None:
@@ -56,8 +56,8 @@ def test_directory_as_key_is_refused(pair: Pair, tmp_path: Path) -> None:
 
 def test_swapped_certificate_and_key_are_reported(pair: Pair) -> None:
     assert mistakes(pair.key, pair.certificate) == [
-        f"server.certificate: {pair.key} holds no certificate in PEM format",
-        f"server.key: {pair.certificate} holds no private key in PEM format",
+        f"server.certificate: {pair.key} is a private key, not a certificate",
+        f"server.key: {pair.certificate} is a certificate, not a private key",
     ]
 
 
@@ -65,13 +65,16 @@ def test_swapped_certificate_and_key_are_reported(pair: Pair) -> None:
 def test_key_of_another_certificate_is_refused(pair: Pair, tmp_path: Path, kind: str) -> None:
     other = make_pair(tmp_path, "other", kind)
     assert mistakes(pair.certificate, other.key) == [
-        f"server.key: {other.key} does not fit the certificate in {pair.certificate}"
+        f"server.key: {other.key} is a private key, but of another certificate than {pair.certificate}"
     ]
 
 
 def test_encrypted_key_is_refused_without_a_prompt(tmp_path: Path) -> None:
     encrypted = encrypt_key(make_pair(tmp_path))
-    assert mistakes(*encrypted) == [f"server.key: {encrypted.key} is encrypted; the broker has no passphrase for it"]
+    assert mistakes(*encrypted) == [
+        f"server.key: {encrypted.key} is encrypted; the broker has no passphrase for it; "
+        f"decrypt it: openssl pkey -in {encrypted.key} -out plain.pem"
+    ]
 
 
 def test_damaged_certificate_is_refused(pair: Pair, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Sessions:
 def _summarize(session: Session, subscription_stats: list[SubscriptionStats]) -> dict[str, Any]:
     return {
         "session": session.id,
-        "peer": session.peer,
+        "peer": str(session.peer),
         "outbox_bytes": session.connection.queued_bytes,
         "queued": sum(stats.queued for stats in subscription_stats),
         "oldest_queued_seconds": max((stats.oldest_queued_seconds for stats in subscription_stats), default=0.0),

@@ -7,41 +7,10 @@ import os
 import re
 from typing import Final
 
-import msgspec
-
 from broker.errors import ConfigError
+from broker.net.addresses import Address
 
-
-class Address(msgspec.Struct, frozen=True):
-    """What to listen on: a TCP address (`host` without brackets, `port` 0 for any free), a Unix socket's path, or the
-    sockets that systemd passes."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-    systemd: bool = False
-
-    @property
-    def local(self) -> bool:
-        """Whether only this machine can connect: a Unix socket, or a host that stands for loopback (RFC 6761, 6.3).
-
-        Of `systemd` nobody knows before its sockets are there; it is looked at then.
-        """
-        if self.systemd or self.path or self.host.lower() == "localhost" or self.host.lower().endswith(".localhost"):
-            return True
-        try:
-            ip = ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-        return (mapped or ip).is_loopback
-
-    def __str__(self) -> str:
-        if self.systemd:
-            return "systemd"
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+__all__ = ["Address", "parse_address", "printable"]
 
 
 def parse_address(text: str) -> Address:

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from broker.config.addresses import parse_address, printable
 from broker.config.keys import KEYS, Key, convert
 from broker.errors import ConfigError, Place, Problem
+from broker.net.origin import Origin, parse_origin
 
 
 class Setting(NamedTuple):
@@ -109,10 +110,19 @@ def _check_path(path: str) -> list[str]:
 
 def _check_origins(origins: list[str]) -> list[str]:
     return [
-        f"`{printable(origin)}` is no origin: it must be scheme://host or scheme://host:port, without a path"
+        f"`{printable(origin)}` is no origin: it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain"
         for origin in origins
-        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin)
+        if origin not in ("*", "null") and not _is_rule(parse_origin(origin))
     ]
+
+
+def _is_rule(origin: Origin | None) -> bool:
+    """Whether an origin can be listed: its only star is that of `*.`, and its port is one."""
+    if origin is None or not 1 <= int(origin.port or 1) <= 65_535:
+        return False
+    name = origin.host.removeprefix("*.")
+    return "*" not in name and (bool(name) or origin.host == name)
 
 
 def _check_networks(networks: list[str]) -> list[str]:
@@ -138,5 +148,3 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.anonymous": _check_anonymous,
     "server.trusted_proxies": _check_networks,
 }
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:*\[\]]+)(:[1-9][0-9]{0,4})?", re.IGNORECASE)

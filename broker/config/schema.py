@@ -59,12 +59,19 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="restart",
         ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8765"])
-    path: Annotated[str, _key("Path of the WebSocket. Whatever follows a ? is not looked at.", reload="restart")] = "/"
+    path: Annotated[
+        str,
+        _key(
+            "Path of the WebSocket. Whatever follows a ? is not looked at; a slash at the end makes no difference.",
+            reload="restart",
+        ),
+    ] = "/"
     origins: Annotated[
         list[str],
         _key(
             "Origins whose pages may connect besides the broker's own host, written as browsers send them, like "
-            '"https://example.org". "null" and "*" (every origin) must be listed in so many words.',
+            '"https://example.org"; "https://*.example.org" stands for any subdomain. "null" and "*" (every origin) '
+            "must be listed in so many words.",
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
@@ -222,6 +229,17 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_depth: Annotated[
         int, _key("Levels that the JSON of a command may be nested, its own object included.", 2, 512, reload="at_once")
     ] = 64
+    max_head: Annotated[
+        int,
+        _key(
+            "Longest head of a request: its request line and all header lines together. One line may be as long; "
+            "browsers send the cookies of all programs on localhost in one.",
+            1024,
+            2**20,
+            "bytes",
+            reload="new_connections",
+        ),
+    ] = 16 * 1024
     open_timeout: Annotated[
         float,
         _key(

@@ -15,9 +15,9 @@ from typing import Protocol
 
 import structlog
 
-from broker.config import Address
-from broker.net.handshake import Handshake, TlsHandshake
-from broker.net.limiter import ACCEPTS_PER_TURN, ConnectionLimiter
+from broker.net.addresses import Address
+from broker.net.handshake import Handshake, Handshakes, TlsHandshake
+from broker.net.limiter import ACCEPTS_PER_TURN
 from broker.net.tls import Tls
 
 # During a burst, a listening socket accepts ACCEPTS_PER_TURN connections in one turn of the event loop.
@@ -178,23 +178,23 @@ class BaseListener(abc.ABC):
 class Listener(BaseListener):
     """One address for clients. With `tls`, those on TCP have to speak TLS."""
 
-    def __init__(self, limiter: ConnectionLimiter, *, notsent_lowat: int = 0, tls: Tls | None = None) -> None:
+    def __init__(self, handshakes: Handshakes, *, notsent_lowat: int = 0, tls: Tls | None = None) -> None:
         super().__init__(notsent_lowat=notsent_lowat)
-        self._limiter = limiter
+        self._handshakes = handshakes
         self._tls = tls
 
     def _make_acceptor(self, sock: socket.socket) -> Acceptor:
         if self._tls is None or sock.family == socket.AF_UNIX:
-            return ServerAcceptor(self._limiter, sock)
-        return TlsAcceptor(self._limiter, sock, self._tls)
+            return ServerAcceptor(self._handshakes, sock)
+        return TlsAcceptor(self._handshakes, sock, self._tls)
 
 
 class ServerAcceptor:
     """Accepts by asyncio servers, creates a handshake for each connection, and duplicates the socket during a burst."""
 
-    def __init__(self, limiter: ConnectionLimiter, sock: socket.socket) -> None:
+    def __init__(self, handshakes: Handshakes, sock: socket.socket) -> None:
         self.address = bound_address(sock)
-        self._limiter = limiter
+        self._handshakes = handshakes
         self._sock = sock
         self._unix = sock.family == socket.AF_UNIX
         self._loopback = not self._unix and ipaddress.ip_address(self.address.host).is_loopback
@@ -218,7 +218,7 @@ class ServerAcceptor:
             if self._quiet_length == BURST_END and len(self._servers) > 1:
                 # Not now: uvloop is about to take the connection out of one of them.
                 asyncio.get_running_loop().call_soon(self._remove_servers)
-        return Handshake(self._limiter, self._loopback, self._unix)
+        return Handshake(self._handshakes, self._loopback, self._unix)
 
     async def open(self) -> None:
         """Start accepting. Raises OSError."""
@@ -239,7 +239,7 @@ class ServerAcceptor:
 
     async def _add_servers(self) -> None:
         try:
-            while len(self._servers) < self._limiter.capacity.accepts_per_turn:
+            while len(self._servers) < self._handshakes.limiter.capacity.accepts_per_turn:
                 await self._add_server(self._sock.dup())
         except OSError as exc:
             log.warning("cannot duplicate listening socket", address=str(self.address), reason=describe_error(exc))
@@ -308,15 +308,15 @@ class TlsAcceptor(SocketAcceptor):
     """Accepts on one bound socket with TLS. asyncio's server would not report a connection whose TLS handshake fails,
     and the limiter has to count all of them."""
 
-    def __init__(self, limiter: ConnectionLimiter, sock: socket.socket, tls: Tls) -> None:
+    def __init__(self, handshakes: Handshakes, sock: socket.socket, tls: Tls) -> None:
         super().__init__(sock)
-        self._limiter = limiter
+        self._handshakes = handshakes
         self._tls = tls
         self._loopback = ipaddress.ip_address(self.address.host).is_loopback
 
     def handle(self, sock: socket.socket) -> None:
         """Start the TLS handshake."""
-        TlsHandshake(self._limiter, self._loopback).start_tls(sock, self._tls.context, self._limiter.open_timeout)
+        TlsHandshake(self._handshakes, self._loopback).start_tls(sock, self._tls.context, self._handshakes.open_timeout)
 
 
 def remove_stale_socket(path: Path) -> None:

@@ -93,6 +93,14 @@ def test_invalid_paths_are_refused(path: str) -> None:
         "http://127.0.0.1",
         "chrome-extension://abcdef",
         "http://xn--caf-dma.example",
+        "https://café.example",
+        "https://a.example/",
+        "https://*.example",
+        "https://*.a.example:8443",
+        "file://",
+        "qrc://",
+        "capacitor://localhost",
+        "http://[fe80::1%25eth0]",
     ],
 )
 def test_valid_origins_are_accepted(origin: str) -> None:
@@ -105,15 +113,25 @@ def test_valid_origins_are_accepted(origin: str) -> None:
         "",
         "a.example",
         "https://",
-        "https://a.example/",
+        "https://a.example//",
         "https://a.example/x",
-        "https://*.example",
+        "https://*",
+        "https://*.",
+        "https://a*.example",
+        "https://a.*.example",
+        "https://*.*.example",
         "https://u@a.example",
+        "https://a.example:0",
+        "https://a.example:65536",
+        "https://a..é",
+        "*.example",
+        "a b://c",
         "//a",
     ],
 )
 def test_invalid_origins_are_refused(origin: str) -> None:
     assert problems(flags={"server.origins": [origin]}) == [
         f"server.origins (--origins): `{origin}` is no origin: "
-        "it must be scheme://host or scheme://host:port, without a path"
+        "it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain"
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from broker.config import Config, parse_address
+from broker.net.handshake import Handshakes
 from broker.net.limiter import ACCEPTS_PER_TURN, Capacity, ConnectionLimiter
 from broker.net.listener import BURST_END, CannotListenError, Listener, ServerAcceptor
 from tests.net.harness import Harness, Node, harness, request, until
@@ -19,7 +20,9 @@ from tests.net.harness import Harness, Node, harness, request, until
 
 def nowhere() -> Listener:
     """A listener that is not open yet."""
-    return Listener(ConnectionLimiter(Config(), Node(), Capacity(10, 10), asyncio.get_running_loop()))
+    node, config = Node(), Config()
+    limiter = ConnectionLimiter(config.limits, node, Capacity(10, 10))
+    return Listener(Handshakes(config, node, limiter, asyncio.get_running_loop()))
 
 
 def acceptor(opened: Harness) -> ServerAcceptor:
@@ -32,7 +35,7 @@ async def test_listens_on_ipv4() -> None:
     async with harness("127.0.0.1:0") as opened:
         client = await opened.upgrade(request())
         host, port = client.writer.get_extra_info("sockname")
-        assert opened.node.taken[0].peer == f"{host}:{port}"
+        assert str(opened.node.taken[0].peer) == f"{host}:{port}"
         assert opened.address == "{}:{}".format(*client.writer.get_extra_info("peername"))
 
 
@@ -40,7 +43,7 @@ async def test_listens_on_ipv6() -> None:
     async with harness("[::1]:0") as opened:
         client = await opened.upgrade(request())
         assert opened.address.startswith("[::1]:")
-        assert opened.node.taken[0].peer == f"[::1]:{client.writer.get_extra_info('sockname')[1]}"
+        assert str(opened.node.taken[0].peer) == f"[::1]:{client.writer.get_extra_info('sockname')[1]}"
 
 
 async def test_host_name_listens_on_all_its_addresses_with_one_port() -> None:
@@ -66,7 +69,7 @@ async def test_listens_on_a_unix_socket(tmp_path: Path) -> None:
     async with harness(f"unix:{path}") as opened:
         await opened.upgrade(request())
         assert opened.address == f"unix:{path}"
-        assert opened.node.taken[0].peer == "unix:"
+        assert str(opened.node.taken[0].peer) == "unix:"
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert not path.exists()
 
@@ -80,7 +83,7 @@ async def test_unix_socket_mode_does_not_change_the_umask(tmp_path: Path) -> Non
 
 
 async def test_loopback_origins_are_allowed_on_loopback_only(tmp_path: Path) -> None:
-    page = request("GET / HTTP/1.1", "Origin: http://localhost:5173")
+    page = request("GET / HTTP/1.1", "Origin: http://localhost:5173", host="localhost")
     for listen in ("127.0.0.1:0", "127.9.9.9:0", "[::1]:0"):
         async with harness(listen) as opened:
             await opened.upgrade(page)

@@ -14,14 +14,14 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 import structlog
 import uvloop
 
 from broker import __version__
-from broker.config import RESTART_KEYS, Config, Reading, parse_address, too_open
+from broker.config import RESTART_KEYS, Config, Reading, Server, find_group, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
@@ -363,7 +363,7 @@ class Daemon:
         self._admin = Admin(registry, self.unready_reason, self.node, self.capacity.admin)
         await self._admin.start()
         address = parse_address(self.config.server.admin)
-        port = AdminListener(self._admin)
+        port = AdminListener(self._admin, **unix_file(self.config.server))
         try:
             if not address.systemd:
                 await port.open(address)
@@ -383,7 +383,13 @@ class Daemon:
             await self._admin.stop()
 
     def _add_listener(self) -> Listener:
-        listener = Listener(self.handshakes, notsent_lowat=self.config.limits.notsent_lowat, tls=self.tls)
+        config = self.config
+        listener = Listener(
+            self.handshakes,
+            notsent_lowat=config.limits.notsent_lowat,
+            tls=self.tls,
+            **unix_file(config.server),
+        )
         self.listeners.append(listener)
         return listener
 
@@ -461,6 +467,19 @@ class Daemon:
         while True:
             self._systemd.notify("WATCHDOG=1")
             await asyncio.sleep(self._systemd.watchdog / 2)
+
+
+class UnixFile(TypedDict):
+    """What the files of Unix sockets get."""
+
+    unix_mode: int
+    unix_group: int | None
+
+
+def unix_file(server: Server) -> UnixFile:
+    """Give the mode and the group of Unix sockets in numbers."""
+    group = None if server.unix_group is None else find_group(server.unix_group)
+    return UnixFile(unix_mode=int(server.unix_mode, 8), unix_group=group)
 
 
 class ShutdownSignal:

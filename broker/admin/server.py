@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from broker.admin.sessions import NO_STORE, Sessions
 from broker.config import Address
 from broker.net.limiter import ADMIN_CONNECTIONS
-from broker.net.listener import ACCEPT_RETRY_DELAY, Acceptor, BaseListener, SocketAcceptor, describe_error
+from broker.net.listener import ACCEPT_RETRY_DELAY, UNIX_MODE, Acceptor, BaseListener, SocketAcceptor, describe_error
 from broker.node import Node
 
 SPARE_FDS: Final = 4
@@ -158,8 +158,8 @@ async def _set_server_header(request: web.Request, response: web.StreamResponse)
 class AdminListener(BaseListener):
     """One address of the admin listener."""
 
-    def __init__(self, admin: Admin) -> None:
-        super().__init__()
+    def __init__(self, admin: Admin, *, unix_mode: int = UNIX_MODE, unix_group: int | None = None) -> None:
+        super().__init__(unix_mode=unix_mode, unix_group=unix_group)
         self._admin = admin
 
     def _make_acceptor(self, sock: socket.socket) -> Acceptor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import ipaddress
 import os
 import re
@@ -10,7 +11,7 @@ from typing import Final
 from broker.errors import ConfigError
 from broker.net.addresses import Address
 
-__all__ = ["Address", "parse_address", "printable"]
+__all__ = ["Address", "find_group", "parse_address", "printable"]
 
 
 def parse_address(text: str) -> Address:
@@ -43,6 +44,16 @@ def parse_address(text: str) -> Address:
         hint = "; for every interface say 0.0.0.0 or [::]" if host in ("", "*") else ""
         raise ConfigError([f"`{shown}`: the host must be a name or an IP address{hint}"])
     return Address(host=host, port=int(port))
+
+
+def find_group(group: str) -> int:
+    """Give the number of a group, by its name or number. Raises KeyError."""
+    if re.fullmatch(r"[0-9]{1,9}", group):
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except ValueError as error:  # a NUL, or text that is not UTF-8
+        raise KeyError(group) from error
 
 
 def printable(text: str) -> str:

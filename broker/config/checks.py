@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from broker.config.addresses import parse_address, printable
+from broker.config.addresses import find_group, parse_address, printable
 from broker.config.keys import KEYS, Key, convert
 from broker.errors import ConfigError, Place, Problem
 from broker.net.origin import Origin, parse_origin
@@ -135,6 +135,25 @@ def _check_networks(networks: list[str]) -> list[str]:
     return problems
 
 
+def _check_proxy_protocol(networks: list[str]) -> list[str]:
+    return _check_networks([network for network in networks if network != "unix"])
+
+
+def _check_unix_mode(mode: str) -> list[str]:
+    if not re.fullmatch(r"0?[0-7]{3}", mode):
+        return [f'must be three octal digits, like "660", not {json.dumps(mode, ensure_ascii=False)}']
+    return []
+
+
+def _check_unix_group(group: str | None) -> list[str]:
+    try:
+        if group is not None:
+            find_group(group)
+    except KeyError:
+        return [f"there is no group `{printable(group or '')}` on this machine"]
+    return []
+
+
 def _check_anonymous(anonymous: bool | None) -> list[str]:
     # With tokens this becomes a choice; until then it would be a broker that refuses every client.
     return ["false is not supported yet: nobody could connect, as there are no tokens"] if anonymous is False else []
@@ -147,4 +166,7 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.origins": _check_origins,
     "server.anonymous": _check_anonymous,
     "server.trusted_proxies": _check_networks,
+    "server.proxy_protocol": _check_proxy_protocol,
+    "server.unix_mode": _check_unix_mode,
+    "server.unix_group": _check_unix_group,
 }

@@ -90,8 +90,8 @@ class Handshakes:
         """Apply these settings from now on. Established connections stay."""
         server = config.server
         self.site = Site(server.path, Origins(server.origins), config.limits.max_head, compression=server.compression)
-        self.proxies = Proxies(server.trusted_proxies)
-        self.proxy_protocol = ProxyProtocol([])
+        self.proxies = Proxies(server.trusted_proxies, server.forwarded_header)
+        self.proxy_protocol = ProxyProtocol(server.proxy_protocol)
         self.open_timeout = config.limits.open_timeout
         self._spread = config.limits.reconnect_spread
         self._tick = min(self.open_timeout, REFUSED_TIMEOUT) / 4

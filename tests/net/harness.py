@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from broker.config import Config, Limits, Server, parse_address
 from broker.metrics import Metrics
@@ -193,10 +193,11 @@ async def harness(
     tls: Tls | None = None,
     compression: bool = False,
     max_head: int = 16_384,
+    **server: Any,
 ) -> AsyncIterator[Harness]:
     """A harness that listens, and is empty again at the end."""
     config = Config(
-        server=Server(listen=[listen], origins=origins or [], path=path, compression=compression),
+        server=Server(listen=[listen], origins=origins or [], path=path, compression=compression, **server),
         limits=Limits(open_timeout=open_timeout, max_head=max_head),
     )
     node = Node()

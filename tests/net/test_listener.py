@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +20,11 @@ from broker.net.listener import BURST_END, CannotListenError, Listener, ServerAc
 from tests.net.harness import Harness, Node, harness, request, until
 
 
-def nowhere() -> Listener:
+def nowhere(**options: Any) -> Listener:
     """A listener that is not open yet."""
     node, config = Node(), Config()
     limiter = ConnectionLimiter(config.limits, node, Capacity(10, 10))
-    return Listener(Handshakes(config, node, limiter, asyncio.get_running_loop()))
+    return Listener(Handshakes(config, node, limiter, asyncio.get_running_loop()), **options)
 
 
 def acceptor(opened: Harness) -> ServerAcceptor:
@@ -72,6 +74,56 @@ async def test_listens_on_a_unix_socket(tmp_path: Path) -> None:
         assert str(opened.node.taken[0].peer) == "unix:"
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert not path.exists()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o777])
+@pytest.mark.parametrize("with_group", [False, True])
+async def test_unix_socket_has_the_configured_mode_and_group(tmp_path: Path, mode: int, with_group: bool) -> None:
+    path = tmp_path / "broker.sock"
+    group = max(os.getgroups() or [os.getgid()])
+    listener = nowhere(unix_mode=mode, unix_group=group if with_group else None)
+    await listener.open(parse_address(f"unix:{path}"))
+    found = path.stat()
+    assert stat.S_IMODE(found.st_mode) == mode
+    assert found.st_gid == (group if with_group else os.getegid())
+    listener.close()
+    assert not path.exists()
+
+
+async def test_group_that_cannot_be_given_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", refuse)
+    path = tmp_path / "broker.sock"
+    with pytest.raises(CannotListenError, match=r"group cannot be 4242 .*: operation not permitted"):
+        await nowhere(unix_group=4242).open(parse_address(f"unix:{path}"))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("step", ["socket", "bind"])
+async def test_name_is_listened_on_without_ipv6(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    class WithoutIPv6(socket.socket):
+        def __init__(self, family: int = -1, *args: Any, **options: Any) -> None:
+            if family == socket.AF_INET6 and step == "socket":
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            super().__init__(family, *args, **options)
+
+        def bind(self, address: Any) -> None:
+            if self.family == socket.AF_INET6:
+                raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+            super().bind(address)
+
+    async def resolve(*args: object, **options: object) -> list[Any]:
+        kind = (socket.SOCK_STREAM, 6, "")
+        return [(socket.AF_INET6, *kind, ("::1", 0, 0, 0)), (socket.AF_INET, *kind, ("127.0.0.1", 0))]
+
+    monkeypatch.setattr("broker.net.listener.socket.socket", WithoutIPv6)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    listener = nowhere()
+    await listener.open(parse_address("localhost:0"))
+    assert [address.partition(":")[0] for address in listener.addresses] == ["127.0.0.1"]
+    listener.close()
 
 
 async def test_unix_socket_mode_does_not_change_the_umask(tmp_path: Path) -> None:

@@ -222,8 +222,13 @@ class Handshake(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         if not self._shared.track(self):
             self._transport.abort()
-        elif self._shared.proxy_protocol.expects_header(self._peer_now()):
-            self._proxied = HeaderReader()
+        elif self._shared.proxy_protocol.enabled:
+            peer = self._peer_now()
+            if peer == UNKNOWN:
+                # A health check that was reset after its header. Who it was cannot be told, and nobody reads an answer.
+                self._transport.abort()
+            elif self._shared.proxy_protocol.expects_header(peer):
+                self._proxied = HeaderReader()
 
     def data_received(self, data: bytes) -> None:
         if self._head is None:
@@ -397,8 +402,11 @@ class TlsHandshake(Handshake):
         loop = asyncio.get_running_loop()
         limiter = self._shared.limiter
         try:
-            self._peer = peer_of(sock.getpeername())
-            self._is_plain = await self._read_start(sock)
+            try:
+                self._peer = peer_of(sock.getpeername())
+                self._is_plain = await self._read_start(sock)
+            except OSError as exc:  # reset before TLS began, as health checks do
+                raise EOFError from exc
             tls = None if self._is_plain else context
             await loop.connect_accepted_socket(
                 lambda: self,

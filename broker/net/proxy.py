@@ -39,6 +39,9 @@ class Networks:
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks: list[Network] = [ipaddress.ip_network(network) for network in networks]
 
+    def __bool__(self) -> bool:
+        return bool(self._networks)
+
     def __contains__(self, ip: IP | None) -> bool:
         return ip is not None and any(ip in network for network in self._networks)
 

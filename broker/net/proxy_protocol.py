@@ -56,6 +56,11 @@ class ProxyProtocol:
         self._unix = UNIX_SOCKETS in networks
         self._networks = Networks(network for network in networks if network != UNIX_SOCKETS)
 
+    @property
+    def enabled(self) -> bool:
+        """Whether a header is required from anybody."""
+        return self._unix or bool(self._networks)
+
     def expects_header(self, peer: Peer) -> bool:
         """Whether a connection of this peer begins with a header."""
         return self._unix if peer.unix else peer.ip in self._networks

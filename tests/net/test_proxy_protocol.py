@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import socket
 import ssl
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.config import parse_address
 from broker.net.addresses import UNIX, UNKNOWN, Peer, parse_ip
 from broker.net.proxy_protocol import MAX_V1, SIGNATURE_V2, HeaderReader, ProxyProtocol, ProxyProtocolError
 from broker.net.tls import Tls
@@ -185,6 +187,26 @@ async def test_own_connection_of_the_balancer_counts_as_the_balancers() -> None:
     async with harness(proxy_protocol=LOOPBACK) as opened:
         await opened.upgrade(SIGNATURE_V2 + b"\x20\0\0\0" + request())
         assert str(opened.node.taken[0].peer).startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+async def test_health_check_that_is_reset_at_once_is_no_refusal(tmp_path: Path, with_tls: bool) -> None:
+    # HAProxy sends the header and resets the connection, mostly before the broker accepts it.
+    pair = make_pair(tmp_path)
+    async with harness(proxy_protocol=LOOPBACK, tls=Tls(loaded(pair)) if with_tls else None) as opened:
+        there = parse_address(opened.address)
+        for header in (SIGNATURE_V2 + b"\x20\0\0\0", b"PROXY UNKNOWN\r\n", b""):
+            with socket.create_connection((there.host, there.port)) as check:
+                check.sendall(header)
+                check.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        last = await opened.connect()
+        last.send(LINE)
+        if with_tls:
+            await last.writer.start_tls(trusting(pair), server_hostname="localhost")
+        last.send(request())
+        assert (await last.head()).startswith(b"HTTP/1.1 101 ")
+        await until(lambda: opened.limiter.connections == 1)
+        assert opened.limiter.reasons == {}
 
 
 async def test_header_over_a_unix_socket(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
 from broker.hub import UNLIMITED
 from broker.messages import BadCommand, Command
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
 
 log = structlog.get_logger(__name__)
 
@@ -99,12 +100,12 @@ class Session:
 
     __slots__ = ("connection", "id", "inflight", "node", "peer", "subscriptions")
 
-    def __init__(self, node: Node, connection: Connection, id: str, peer: str) -> None:
+    def __init__(self, node: Node, connection: Connection, id: str, peer: Peer) -> None:
         self.node = node
         self.connection = connection
         self.id = id
         self.peer = peer
-        """The client's address, for the log."""
+        """The client's address."""
         self.subscriptions: dict[str, Subscription] | None = None
         """By topic or pattern. None for the many that have none yet: it saves 64 bytes on each."""
         self.inflight = 0

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from broker.config.addresses import parse_address, printable
+from broker.config.addresses import find_group, parse_address, printable
 from broker.config.keys import KEYS, Key, convert
 from broker.errors import ConfigError, Place, Problem
+from broker.net.origin import Origin, parse_origin
 
 
 class Setting(NamedTuple):
@@ -109,10 +110,19 @@ def _check_path(path: str) -> list[str]:
 
 def _check_origins(origins: list[str]) -> list[str]:
     return [
-        f"`{printable(origin)}` is no origin: it must be scheme://host or scheme://host:port, without a path"
+        f"`{printable(origin)}` is no origin: it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain"
         for origin in origins
-        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin)
+        if origin not in ("*", "null") and not _is_rule(parse_origin(origin))
     ]
+
+
+def _is_rule(origin: Origin | None) -> bool:
+    """Whether an origin can be listed: its only star is that of `*.`, and its port is one."""
+    if origin is None or not 1 <= int(origin.port or 1) <= 65_535:
+        return False
+    name = origin.host.removeprefix("*.")
+    return "*" not in name and (bool(name) or origin.host == name)
 
 
 def _check_networks(networks: list[str]) -> list[str]:
@@ -123,6 +133,25 @@ def _check_networks(networks: list[str]) -> list[str]:
         except ValueError as error:
             problems.append(f"`{printable(network)}` is no network, as 10.0.0.0/8: {printable(str(error))}")
     return problems
+
+
+def _check_proxy_protocol(networks: list[str]) -> list[str]:
+    return _check_networks([network for network in networks if network != "unix"])
+
+
+def _check_unix_mode(mode: str) -> list[str]:
+    if not re.fullmatch(r"0?[0-7]{3}", mode):
+        return [f'must be three octal digits, like "660", not {json.dumps(mode, ensure_ascii=False)}']
+    return []
+
+
+def _check_unix_group(group: str | None) -> list[str]:
+    try:
+        if group is not None:
+            find_group(group)
+    except KeyError:
+        return [f"there is no group `{printable(group or '')}` on this machine"]
+    return []
 
 
 def _check_anonymous(anonymous: bool | None) -> list[str]:
@@ -137,6 +166,7 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.origins": _check_origins,
     "server.anonymous": _check_anonymous,
     "server.trusted_proxies": _check_networks,
+    "server.proxy_protocol": _check_proxy_protocol,
+    "server.unix_mode": _check_unix_mode,
+    "server.unix_group": _check_unix_group,
 }
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:*\[\]]+)(:[1-9][0-9]{0,4})?", re.IGNORECASE)

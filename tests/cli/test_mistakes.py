@@ -242,7 +242,8 @@ FILES = [
     ("[server]\npath = '/healthz'\n", "server.path (FILE:2): must not be /healthz, which answers load balancers"),
     (
         "[server]\norigins = ['a.example']\n",
-        "server.origins (FILE:2): `a.example` is no origin: it must be scheme://host or scheme://host:port, without a path",
+        "server.origins (FILE:2): `a.example` is no origin: it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain",
     ),
     (
         "[server]\ntrusted_proxies = ['10.0.0.1/8']\n",

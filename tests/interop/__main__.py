@@ -17,7 +17,7 @@ from tests.interop.kits import KITS, Command, MissingError
 from tests.interop.libraries import LIBRARIES, STEPS, Library
 from tests.interop.trial import Outcome, try_library
 
-WIDTH = 130
+WIDTH = 140
 """Columns of the table where the output is no terminal."""
 
 NAMES = [library.name for library in LIBRARIES]

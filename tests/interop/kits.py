@@ -1,8 +1,8 @@
 """How the libraries of each language are installed, into build/interop, and their programs started.
 
 A kit takes a library and gives the command of its program, or raises `MissingError` with what to install. Versions are
-pinned: in libraries.py for Python, in package-lock.json for Node, in go.sum for Go. Java, Chromium and curl are those of
-the system.
+pinned: in libraries.py for Python, in package-lock.json for Node, in go.mod for Go. Java, Chromium and curl are those
+of the system.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from os import environ
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def java(library: Library) -> Command:
 
 
 def curl(library: Library) -> Command:
-    """The command that the variable CURL names, or `curl`. Its version must speak WebSocket, which not every build does."""
+    """The command that the variable CURL names, or `curl`. Older versions and some builds do not speak WebSocket."""
     name = environ.get("CURL", "curl")
     if shutil.which(name) is None:
         raise MissingError("install curl 8.11 or later, or set CURL to one")
@@ -98,7 +98,7 @@ def chromium(library: Library) -> Command:
     return [sys.executable, "-m", f"tests.interop.chromium.{library.program}"]
 
 
-KITS: Mapping[str, Callable[[Library], Command]] = {
+KITS: dict[str, Callable[[Library], Command]] = {
     "python": python,
     "node": node,
     "go": go,

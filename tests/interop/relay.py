@@ -147,6 +147,8 @@ def frames(data: bytearray) -> Iterator[Frame]:
         if len(data) < place + length:
             return
         opcode = first & 0x0F
-        payload = bytes(byte ^ mask[at % 4] for at, byte in enumerate(data[place : place + length])) if opcode >= 8 else b""
+        payload = (
+            bytes(byte ^ mask[at % 4] for at, byte in enumerate(data[place : place + length])) if opcode >= 8 else b""
+        )
         yield Frame(bool(first & 0x80), bool(first & 0x40), opcode, payload)
         start = place + length

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.interop.kits import ROOT
 from tests.interop.libraries import STEPS, Library
 from tests.interop.relay import CLOSE, CONTINUATION, Conversation, Frame, header, relay
 
@@ -52,7 +53,9 @@ def try_library(library: Library, command: list[str], url: str, *, compression: 
 def report(command: list[str], url: str, topic: str) -> list[str]:
     """Run a program; gives the lines that it printed, and one more if it failed."""
     try:
-        done = subprocess.run([*command, url, topic], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(
+            [*command, url, topic], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
     except subprocess.TimeoutExpired:
         return ["failed program: it did not end"]
     lines = done.stdout.splitlines()

@@ -1,7 +1,8 @@
 """What each Python library does with the broker, step by step: `await run(client)`.
 
-A program of tests/interop takes a URL and a topic. It prints one line for each step: `ok STEP`, or `failed STEP: why` and
-then ends. `ok close` has the close code that the library shows. The line `version` is the library's.
+A program of tests/interop takes a URL and a topic. It prints `version VERSION`, of the library, and a line for each
+step: `ok STEP`, or `failed STEP: reason`, after which it ends. `ok close` has the close code at its end, if the library
+shows it.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class Talk:
 
     async def message(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Wait for the first message that fits. An error fails the step."""
-        for place, message in enumerate(self._early):
-            if fits(message):
+        for place, early in enumerate(self._early):
+            if fits(early):
                 return self._early.pop(place)
         while True:
-            message = json.loads(await self._client.receive())
+            message: dict[str, Any] = json.loads(await self._client.receive())
             if fits(message):
                 return message
             check(message["op"] != "error", f"an error came: {message}")

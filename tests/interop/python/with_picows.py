@@ -23,7 +23,7 @@ class Listener(WSListener):
             assert frame.fin
             self.texts.put_nowait(frame.get_payload_as_utf8_text())
         elif frame.msg_type == WSMsgType.CLOSE:
-            self.code = int(frame.get_close_code())
+            self.code = frame.get_close_code().value
             transport.disconnect()
 
 

@@ -5,6 +5,7 @@
 #   make lint          style and types
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
 #                      ARGS=--nginx through nginx
+#   make interop       other WebSocket clients with a real broker; make interop ARGS="websockets ws --strict"
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
 #   make sanitize      the tests of the native code once, under sanitizers; make sanitize ARGS="tests/speedups/test_json.py"
 #   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"
@@ -17,7 +18,7 @@
 PACKAGES := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz sanitize soak bench bench-check instructions install-service clean
+.PHONY: help run test lint conformance interop fuzz sanitize soak bench bench-check instructions install-service clean
 .PHONY: setup-run setup-dev setup-bench
 
 # The servers of the bench, and their Debian packages.
@@ -45,6 +46,9 @@ lint: setup-dev
 
 conformance: setup-dev
 	.venv/bin/python -m tests.conformance.suite $(ARGS)
+
+interop: setup-dev
+	.venv/bin/python -m tests.interop $(ARGS)
 
 fuzz: setup-dev
 	.venv/bin/python -m tests.fuzz $(ARGS)

@@ -24,6 +24,8 @@ from tests.fixtures_daemon import OWN_NETWORK, TIMEOUT, Daemon, has_networks, la
 from tests.net.harness import until
 from tests.test_systemd import activated, bound
 
+pytestmark = pytest.mark.needs("nginx", "openssl")
+
 SITE = Path(__file__).parent.parent / "nginx" / "wsbroker.conf"
 
 MAIN = """

@@ -20,6 +20,8 @@ from broker.client.stream import Stream, check_url, open_stream
 from broker.errors import CloseCode
 from tests.client.fake import Behaviour, FakeBroker, closing, refusing, running, saying
 
+pytestmark = pytest.mark.needs("openssl")
+
 
 class Kept:
     """A receiver that keeps all, each call by itself."""

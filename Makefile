@@ -71,7 +71,7 @@ instructions: setup-dev
 	.venv/bin/python -m bench.instructions $(ARGS)
 
 docs: setup-docs
-	.venv/bin/mkdocs build --quiet $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build $(ARGS)
 	@echo "open build/site/index.html"
 
 install-service:

@@ -1,7 +1,7 @@
 """The programs that some tests need beside Python: `python -m tests.needs [PYTEST ARGUMENTS]` installs them.
 
 Without arguments it installs all of them, with arguments only what the tests need that pytest collects for these. A
-test declares its needs with a marker (`pytest.mark.needs("nginx")`); a test that uses the fixture `browser` needs chromium.
+test declares its needs with a marker (`pytest.mark.needs("nginx")`); the fixture `browser` stands for chromium.
 `--list` as the first argument prints the names in place of installing.
 """
 

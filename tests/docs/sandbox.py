@@ -27,6 +27,7 @@ METRICS = "http://127.0.0.1:8766/metrics"
 WRITABLE = (ROOT, Path("/etc"), Path("/opt"))
 NGINX = {
     "main": "{}\nevents {{}}\n",
+    "events": "events {{ {} }}\n",
     "http": "events {{}}\nhttp {{ {} }}\n",
     "server": "events {{}}\nhttp {{ server {{ listen 127.0.0.1:80; {} }} }}\n",
     "location": "events {{}}\nhttp {{ server {{ listen 127.0.0.1:80; location / {{ {} }} }} }}\n",

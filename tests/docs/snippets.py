@@ -10,7 +10,7 @@ A marker is an HTML comment that readers do not see. It stands on the line above
 | `status=N` | the exit status (0 if left out) |
 | `file=PATH` | the block is written to this file, and not run |
 | `output` | every line of the block is printed by a program of this page; `…` stands for anything |
-| `context=main`, `http`, `server` or `location` | where in nginx.conf the block belongs |
+| `context=main`, `events`, `http`, `server` or `location` | where in nginx.conf the block belongs |
 | `shows=REGEX` | what the page of a `js` block must show |
 | `checked=TEST` | another test checks the block |
 | `skip=REASON` | the block cannot run in a test |

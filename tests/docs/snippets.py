@@ -40,7 +40,7 @@ ALONE = {"setup", "subscribed", "open", "stop"}
 KNOWN = {"background", "until", "status", "file", "output", "context", "shows", "click", "checked", "skip"} | ALONE
 
 PART = re.compile(
-    r"^<!-- snippet: (?P<marker>.*?) -->\n|^(?P<indent> *)```(?P<language>\S*)\n(?P<code>.*?)^ *```$",
+    r"^ *<!-- snippet: (?P<marker>.*?) -->\n|^(?P<indent> *)```(?P<language>\S*)\n(?P<code>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
 

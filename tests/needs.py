@@ -32,6 +32,7 @@ PACKAGES = {
         "redis-server=redis-server",
         "openssl=openssl",
     ),
+    "snippets": ("unshare=util-linux", "ip=iproute2", "curl=curl", "jq=jq"),
     "systemd": ("systemd-socket-activate=systemd",),
     "valgrind": ("valgrind=valgrind",),
     "docs": (),

@@ -13,7 +13,9 @@ import pytest
 
 from tests.docs.snippets import LANGUAGES, PAGES, ROOT, Step, read
 
-SKIPPED = 0
+pytestmark = pytest.mark.needs("snippets", "chromium", "docs", "nginx", "openssl")
+
+SKIPPED = 27
 """Blocks with `skip`. Keep it small: a block that runs cannot become wrong unnoticed."""
 
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")

@@ -27,6 +27,8 @@ from tests.fixtures_command import start, wsbroker
 from tests.fixtures_daemon import OWN_NETWORK, TIMEOUT, Daemon, has_networks, launched, mute, serving
 from tests.net.harness import until
 
+pytestmark = pytest.mark.needs("openssl")
+
 
 async def ask(client: ClientConnection, op: str, **fields: Any) -> dict[str, Any]:
     """The next message after a command."""

@@ -1,4 +1,4 @@
-"""What `wsbroker bench` shows: how far it has come, and at the end a table.
+"""The output of `wsbroker bench`: the progress, and a table at the end.
 
 On a terminal a bar with the rate of the moment; elsewhere a plain line a second. Both go to standard error, the table
 to standard output.

@@ -25,6 +25,8 @@ from tests.fixtures_certificates import Pair, encrypt_key, loaded, make_pair, tr
 from tests.fixtures_node import PATIENCE, masked, serving
 from tests.net.harness import TIMEOUT, Harness, harness, request, until
 
+pytestmark = pytest.mark.needs("openssl")
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:

@@ -137,7 +137,7 @@ def decode(payload: bytes | memoryview, depth: int) -> Command:
     try:
         check_json(payload, depth)
     except ValueError as error:
-        raise BadCommand("bad_json", str(error)) from None
+        raise BadCommand("bad_json", _locate(str(error), payload)) from None
     try:
         # msgspec takes the last of each field, but refuses every invalid duplicate and an `op` unlike the first one.
         return _COMMANDS.decode(payload)
@@ -145,6 +145,26 @@ def decode(payload: bytes | memoryview, depth: int) -> Command:
         return _decode_invalid(bytes(payload))
     except msgspec.DecodeError as error:  # should check_json and msgspec ever disagree
         raise BadCommand("bad_json", str(error)) from None
+
+
+def explain_json(text: bytes | memoryview) -> str:
+    """Say where a text stops being JSON; where that is not found out, only that it is none."""
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        found = _JSON_FAULT.fullmatch(str(error))
+        if found is None:
+            return f"{NOT_JSON}: it ends too early"
+        end = int(found[2]) - (found[1] == "trailing characters")  # of these msgspec counts from 1
+        character = len(bytes(text[:end]).decode(errors="replace")) + 1
+        return f"{NOT_JSON} at character {character}: {found[1]}"
+    except RecursionError:
+        pass
+    return NOT_JSON
+
+
+def _locate(message: str, text: bytes | memoryview) -> str:
+    return explain_json(text) if message == NOT_JSON else message
 
 
 def _decode_invalid(payload: bytes) -> Command:
@@ -344,6 +364,10 @@ _COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANSWERS: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
 
+NOT_JSON: Final = "not valid JSON"
+"""What the native code says of a text that breaks the grammar, without the place."""
+_JSON_FAULT: Final = re.compile(r"JSON is malformed: (.+) \(byte (\d+)\)")
+"""What msgspec says of it."""
 _JSON_SPACE = b" \t\n\r"
 
 _ALLOWED: Final[dict[str, str]] = {

@@ -483,6 +483,24 @@ async def test_replaced_certificate_is_loaded_without_a_signal(tmp_path: Path) -
             await client.recv()
 
 
+async def test_replaced_certificate_with_a_mistake_is_reported_and_the_old_one_stays(tmp_path: Path) -> None:
+    pair, other = make_pair(tmp_path), make_pair(tmp_path, "other")
+    config = f'[server]\nlisten = ["127.0.0.1:0"]\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        old = trusting(pair)
+        other.certificate.replace(pair.certificate)
+        line = await daemon.until("certificate not reloaded")
+        assert "[error" in line
+        assert f"{pair.key} is a private key, but of another certificate than {pair.certificate}" in line
+        async with connect(f"wss://{daemon.addresses[0]}/", ssl=old) as client:
+            await client.recv()
+        other.key.replace(pair.key)
+        assert "certificate reloaded" in await daemon.until("certificate ")
+        async with connect(f"wss://{daemon.addresses[0]}/", ssl=trusting(pair)) as client:
+            await client.recv()
+
+
 async def test_reload_does_not_enable_or_disable_tls(tmp_path: Path) -> None:
     pair = make_pair(tmp_path)
     config = '[server]\nlisten = ["127.0.0.1:0"]\n'

@@ -67,6 +67,11 @@ def test_pages_with_diagrams_load_the_local_mermaid(checkout: Path) -> None:
     assert "assets/mermaid.min.js" in (checkout / "site" / "architecture.html").read_text()
 
 
+def test_tables_of_settings_are_marked_for_the_style_sheet(checkout: Path) -> None:
+    assert (checkout / "site" / "configuration.html").read_text().count("<table data-settings") == 4
+    assert "[data-settings]" in (checkout / "site" / "assets" / "site.css").read_text()
+
+
 @pytest.mark.parametrize(
     ("link", "problem"),
     [

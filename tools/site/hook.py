@@ -1,4 +1,5 @@
-"""A hook of mkdocs: pages and files outside docs/ that the docs link to, and local copies of what themes load elsewhere.
+"""A hook of mkdocs: pages and files outside docs/ that the docs link to, local copies of what themes load elsewhere, and
+marks for the style sheet.
 
 Links are written for a reader of the repository: `../nginx/wsbroker.conf` in docs/deploy-nginx.md. The site has the linked
 file under the same path (`nginx/wsbroker.conf`), and this hook rewrites the link. A folder stands for its README.md.
@@ -46,6 +47,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     parts = FENCE.split(markdown)
     return "".join(part if part.startswith("```") else LINK.sub(rewrite, part) for part in parts)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Marks the tables of settings, for site.css: their last column is too long to stand beside the others."""
+    return html.replace("<table>\n<thead>\n<tr>\n<th>key</th>", "<table data-settings>\n<thead>\n<tr>\n<th>key</th>")
 
 
 def _target(page: str, path: str) -> str:

@@ -153,7 +153,7 @@ def as_line(outcome: Outcome) -> str:
         "broker_rss": measured.server_rss if watched else None,
         "warnings": warnings(outcome),
     }
-    return orjson.dumps(found, default=msgspec.structs.asdict).decode() + "\n"
+    return orjson.dumps(found, default=msgspec.to_builtins).decode() + "\n"
 
 
 def rate(value: float) -> str:

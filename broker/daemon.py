@@ -14,20 +14,21 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 import structlog
 import uvloop
 
 from broker import __version__
-from broker.config import RESTART_KEYS, Config, Reading, parse_address, too_open
+from broker.config import RESTART_KEYS, Config, Reading, Server, find_group, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
 from broker.health import HealthMonitor
 from broker.log import log_unhandled, report_start_failure, set_level, set_up_log
 from broker.net.certificate import CertificateMonitor
+from broker.net.handshake import Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import CannotListenError, Listener, bound_address
 from broker.net.tls import Tls
@@ -174,7 +175,8 @@ class Daemon:
         # Other services reopen their logs on SIGUSR1. The default action would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.node = Node(self.config, ENGINES[self.config.server.engine](), loop)
-        self.limiter = ConnectionLimiter(self.config, self.node, self.capacity, loop)
+        self.limiter = ConnectionLimiter(self.config.limits, self.node, self.capacity)
+        self.handshakes = Handshakes(self.config, self.node, self.limiter, loop)
         self.health = HealthMonitor(loop, self.node.context, self._set_memory_pressure)
         self.health.max_memory = self.config.limits.max_memory
         await self.node.start()
@@ -255,7 +257,8 @@ class Daemon:
             self.certificate.use(self.config.server)
         set_level(self.config.log)
         self.node.reconfigure(self.config)
-        self.limiter.reconfigure(self.config, capacity)
+        self.limiter.reconfigure(self.config.limits, capacity)
+        self.handshakes.reconfigure(self.config)
         self.health.max_memory = self.config.limits.max_memory
         log.info("reloaded", changed=sorted(changed - fixed))
         later = sorted(changed & fixed)
@@ -294,7 +297,7 @@ class Daemon:
         if self.state != "serving":
             return
         self.state = "retiring"
-        self.limiter.close()
+        self.handshakes.close()
         timeout = self.config.limits.drain_timeout
         log.info("retiring", connections=self.node.connections, seconds=timeout)
         self._systemd.notify(self._status())
@@ -324,10 +327,10 @@ class Daemon:
         deadline = loop.time() + timeout
         self._close_listeners()
         # Accepted connections finish their handshake, and then get `bye` like the others.
-        await self.limiter.wait_handshakes(min(HANDSHAKE_GRACE, timeout / 4))
-        self.limiter.close()
+        await self.handshakes.wait_handshakes(min(HANDSHAKE_GRACE, timeout / 4))
+        self.handshakes.close()
         await self.node.drain(max(0.0, deadline - loop.time()))
-        await self.limiter.wait_empty(max(0.0, deadline - loop.time()))
+        await self.handshakes.wait_empty(max(0.0, deadline - loop.time()))
         await self.node.stop()
         progress.cancel()
         log.info("stopped")
@@ -360,7 +363,7 @@ class Daemon:
         self._admin = Admin(registry, self.unready_reason, self.node, self.capacity.admin)
         await self._admin.start()
         address = parse_address(self.config.server.admin)
-        port = AdminListener(self._admin)
+        port = AdminListener(self._admin, **unix_file(self.config.server))
         try:
             if not address.systemd:
                 await port.open(address)
@@ -380,7 +383,13 @@ class Daemon:
             await self._admin.stop()
 
     def _add_listener(self) -> Listener:
-        listener = Listener(self.limiter, notsent_lowat=self.config.limits.notsent_lowat, tls=self.tls)
+        config = self.config
+        listener = Listener(
+            self.handshakes,
+            notsent_lowat=config.limits.notsent_lowat,
+            tls=self.tls,
+            **unix_file(config.server),
+        )
         self.listeners.append(listener)
         return listener
 
@@ -458,6 +467,19 @@ class Daemon:
         while True:
             self._systemd.notify("WATCHDOG=1")
             await asyncio.sleep(self._systemd.watchdog / 2)
+
+
+class UnixFile(TypedDict):
+    """What the files of Unix sockets get."""
+
+    unix_mode: int
+    unix_group: int | None
+
+
+def unix_file(server: Server) -> UnixFile:
+    """Give the mode and the group of Unix sockets in numbers."""
+    group = None if server.unix_group is None else find_group(server.unix_group)
+    return UnixFile(unix_mode=int(server.unix_mode, 8), unix_group=group)
 
 
 class ShutdownSignal:

@@ -16,13 +16,14 @@ import structlog
 
 from broker import __version__, messages
 from broker._speedups import Connection, LoopContext, Subscription, TokenBucket
-from broker.config import Config, parse_address
+from broker.config import Config
 from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHistory, Position, Unavailable
-from broker.errors import CLOSE_REASONS, CloseCode, CommandError, ConfigError
+from broker.errors import CLOSE_REASONS, CloseCode, CommandError
 from broker.hub import UNLIMITED, Hub
 from broker.interests import Interests
 from broker.messages import BadCommand
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
 from broker.rules import Rules, SubscriptionPolicy
 from broker.session import Done, Published, Session, SubscriptionStats
 from broker.topics import check_pattern, check_topic
@@ -42,7 +43,7 @@ POLL = 0.02
 
 
 class PendingPublish(msgspec.Struct, eq=False):
-    """What a node knows of a publish that the engine has not answered. It stays on this node."""
+    """A publish that the engine has not answered. It stays on this node."""
 
     token: int
     others: dict[int, PendingPublish]
@@ -89,7 +90,7 @@ class Node:
         self.reconfigure(config)
         self.context.on_lagging = self._log_lagging
         self.hub = Hub(self.context)
-        self.on_disconnect: Callable[[str], None] | None = None
+        self.on_disconnect: Callable[[Peer], None] | None = None
         """Called with the address of each client that disconnects."""
         self._bye_sent: set[str] = set()
         """Sessions that got `bye` and have not disconnected yet."""
@@ -118,7 +119,7 @@ class Node:
         self.memory_pressure = memory_pressure
         self.hub.routes.clear()  # the fast path does not throttle
 
-    def peers(self) -> Iterator[str]:
+    def peers(self) -> Iterator[Peer]:
         """Give the addresses of all clients."""
         return (session.peer for session in self.sessions.values())
 
@@ -135,12 +136,12 @@ class Node:
     # For the listeners.
 
     def connect(
-        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: Peer, window_bits: int = 0
     ) -> None:
         """Take over a transport whose handshake is done.
 
         `upgrade_response` is the answer to the handshake, sent first; `rest` is what came behind the request; `peer`
-        is the client's address for the log; `window_bits` what was agreed on compression, see
+        is the client's address; `window_bits` what was agreed on compression, see
         `Connection.start`.
         """
         limits = self.limits
@@ -275,7 +276,7 @@ class Node:
         self.engine.history(topic, since, limit, answer)
 
     def disconnect(self, id: str) -> bool:
-        """Close the connection of a session, on an operator's behalf. False: there is no such session."""
+        """Close the connection of a session for an operator. Returns False if there is no such session."""
         session = self.sessions.get(id)
         if session is None:
             return False
@@ -307,7 +308,7 @@ class Node:
             raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
 
     def _may_block(self, session: Session) -> bool:
-        return self.block == "all" or (self.block == "local" and is_local(session.peer))
+        return self.block == "all" or (self.block == "local" and session.peer.local)
 
     def _subscribe(self, session: Session, command: messages.Subscribe, policy: SubscriptionPolicy) -> Subscription:
         if session.subscriptions is None:
@@ -501,14 +502,6 @@ def _not_allowed(policy: SubscriptionPolicy) -> CommandError:
     if not policy.overflows:
         return CommandError("forbidden", "the rules for these topics have no `overflow` in common")
     return CommandError("forbidden", f"`overflow` must be one of {', '.join(policy.overflows)} here")
-
-
-def is_local(peer: str) -> bool:
-    """Whether a client, by its address in the log, is on this machine."""
-    try:
-        return peer.startswith("unix:") or parse_address(peer).local
-    except ConfigError:  # "unknown": it was gone before it was asked
-        return False
 
 
 def _outbox(session: Session) -> int:

@@ -21,6 +21,7 @@ from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
 from broker.hub import UNLIMITED
 from broker.messages import BadCommand, Command
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +47,7 @@ Done = Callable[[T | CommandError], None]
 
 
 class Node(Protocol):
-    """What a session needs of `broker.node.Node`. A use case that raises never calls `done`."""
+    """The part of `broker.node.Node` that a session uses. A use case that raises never calls `done`."""
 
     limits: Limits
     metrics: Metrics
@@ -95,16 +96,16 @@ class SubscriptionStats(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """What the broker knows of one client. `id` stands for it in the log and in `welcome`."""
+    """One client, as the broker knows it. `id` is its name in the log and in `welcome`."""
 
     __slots__ = ("connection", "id", "inflight", "node", "peer", "subscriptions")
 
-    def __init__(self, node: Node, connection: Connection, id: str, peer: str) -> None:
+    def __init__(self, node: Node, connection: Connection, id: str, peer: Peer) -> None:
         self.node = node
         self.connection = connection
         self.id = id
         self.peer = peer
-        """The client's address, for the log."""
+        """The client's address."""
         self.subscriptions: dict[str, Subscription] | None = None
         """By topic or pattern. None for the many that have none yet: it saves 64 bytes on each."""
         self.inflight = 0

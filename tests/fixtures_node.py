@@ -18,6 +18,7 @@ from websockets.frames import Close, Frame, Opcode
 from broker.config import Config, Limits, Server, TopicRule, parse_address
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
+from broker.net.handshake import Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import Listener
 from broker.net.tls import Tls
@@ -35,30 +36,32 @@ async def serving(
     engine: Engine | None = None,
     *,
     pair: Pair | None = None,
+    server: Server | None = None,
     block: Any = "local",
     topics: Sequence[TopicRule] = (),
     **limits: Any,
 ) -> AsyncIterator[Harness]:
-    """A node that serves on loopback, under `limits` other than the defaults, with a certificate by TLS. At the end
-    nothing is left of anybody."""
-    server = Server(listen=["127.0.0.1:0"], block=block)
+    """A node that serves on loopback, or as `server` says, under `limits` other than the defaults, with a certificate
+    by TLS. At the end nothing is left of anybody."""
+    server = server or Server(listen=["127.0.0.1:0"], block=block)
     config = Config(server=server, limits=Limits(**limits), topics=list(topics))
     loop = asyncio.get_running_loop()
     node = Node(config, engine or MemoryEngine(), loop)
-    limiter = ConnectionLimiter(config, node, Capacity(1000, 100), loop)
+    limiter = ConnectionLimiter(config.limits, node, Capacity(1000, 100))
+    handshakes = Handshakes(config, node, limiter, loop)
     tls = None if pair is None else Tls(loaded(pair))
-    listener = Listener(limiter, notsent_lowat=config.limits.notsent_lowat, tls=tls)
+    listener = Listener(handshakes, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await node.start()
-    await listener.open(parse_address("127.0.0.1:0"))
+    await listener.open(parse_address(server.listen[0]))
     harness = Harness(node, listener.addresses[0], None if pair is None else trusting(pair))
-    harness.limiter = limiter
+    harness.handshakes = handshakes
     try:
         yield harness
     finally:
         listener.close()
         await asyncio.gather(*(client.close() for client in harness.clients))
-        limiter.close()
-        await limiter.wait_empty(PATIENCE)
+        handshakes.close()
+        await handshakes.wait_empty(PATIENCE)
         await until(lambda: not node.connections)
         await node.stop()
     assert node.sessions == {}
@@ -70,7 +73,7 @@ async def serving(
 class Harness:
     """A node, and who is connected to it."""
 
-    limiter: ConnectionLimiter
+    handshakes: Handshakes
 
     def __init__(self, node: Node, address: str, context: ssl.SSLContext | None = None) -> None:
         self.node = node

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from broker.config.addresses import parse_address, printable
+from broker.config.addresses import find_group, parse_address, printable
 from broker.config.keys import KEYS, Key, convert
 from broker.errors import ConfigError, Place, Problem
+from broker.net.origin import Origin, parse_origin
 
 
 class Setting(NamedTuple):
@@ -19,12 +20,27 @@ class Setting(NamedTuple):
     place: Place
     is_text: bool = False
     """Whether the value is text which stands for a number, a list and so on, as in the environment."""
+    elements: Sequence[Place] = ()
+    """The place of each element of a list, where they are known."""
+
+    def place_of(self, element: int | None) -> Place:
+        """Give the place of an element, counted from 0, or that of the whole value."""
+        return self.place if element is None or element >= len(self.elements) else self.elements[element]
 
 
-def check(setting: Setting) -> list[str]:
+class Mistake(NamedTuple):
+    """What is wrong with a value, or with one element of a list, which is counted from 0."""
+
+    message: str
+    element: int | None = None
+
+
+def check(setting: Setting) -> list[Problem]:
     """Say what is wrong with one value on its own."""
-    mistakes = check_value(KEYS[setting.key], setting.value, setting.is_text)
-    return mistakes or (_CHECKS[setting.key](converted(setting)) if setting.key in _CHECKS else [])
+    mistakes = [Mistake(message) for message in check_value(KEYS[setting.key], setting.value, setting.is_text)]
+    if not mistakes and setting.key in _CHECKS:
+        mistakes = _CHECKS[setting.key](converted(setting))
+    return [Problem(mistake.message, setting.key, setting.place_of(mistake.element)) for mistake in mistakes]
 
 
 def check_value(key: Key, value: object, is_text: bool = False) -> list[str]:
@@ -67,9 +83,10 @@ def contradictions(settings: Mapping[str, Setting], unknown: Container[str] = ()
     listen = value("server.listen")
     admin = value("server.admin")
     for key, addresses in (("server.listen", listen), ("server.admin", [admin] if admin else [])):
-        remote = [address for address in addresses if not parse_address(address).local]
+        remote = [number for number, address in enumerate(addresses) if not parse_address(address).local]
         if remote and value("server.anonymous") is None and known(key, "server.anonymous"):
-            problems.append(too_open(key, remote, place(key)))
+            where = settings[key].place_of(remote[0]) if key in settings else Place()
+            problems.append(too_open(key, [addresses[number] for number in remote], where))
     return problems
 
 
@@ -85,58 +102,100 @@ def too_open(key: str, addresses: Iterable[str], place: Place | None = None) -> 
     )
 
 
-def _check_listen(addresses: list[str]) -> list[str]:
-    problems = [f"{printable(text)} is listed twice" for text in dict.fromkeys(addresses) if addresses.count(text) > 1]
-    for address in addresses:
+def _check_listen(addresses: list[str]) -> list[Mistake]:
+    mistakes = []
+    seen: dict[str, int] = {}
+    for number, address in enumerate(addresses):
+        times = seen[address] = seen.get(address, 0) + 1
+        if times == 2:
+            mistakes.append(Mistake(f"{printable(address)} is listed twice", number))
+        if times > 1:
+            continue
         try:
             parse_address(address)
         except ConfigError as error:
-            problems += [problem.message for problem in error.problems]
-    return problems
+            mistakes += [Mistake(problem.message, number) for problem in error.problems]
+    return mistakes
 
 
-def _check_admin(address: str) -> list[str]:
+def _check_admin(address: str) -> list[Mistake]:
     return _check_listen([address]) if address else []
 
 
-def _check_path(path: str) -> list[str]:
+def _check_path(path: str) -> list[Mistake]:
     if not re.fullmatch(r"/[!-~]*", path) or "?" in path or "#" in path:
-        return ["must begin with / and hold only visible ASCII characters (others as %XX), no ? and no #"]
+        return [Mistake("must begin with / and hold only visible ASCII characters (others as %XX), no ? and no #")]
     if path == "/healthz":
-        return ["must not be /healthz, which answers load balancers"]
+        return [Mistake("must not be /healthz, which answers load balancers")]
     return []
 
 
-def _check_origins(origins: list[str]) -> list[str]:
+def _check_origins(origins: list[str]) -> list[Mistake]:
+    message = (
+        "`%s` is no origin: it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain"
+    )
     return [
-        f"`{printable(origin)}` is no origin: it must be scheme://host or scheme://host:port, without a path"
-        for origin in origins
-        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin)
+        Mistake(message % printable(origin), number)
+        for number, origin in enumerate(origins)
+        if origin not in ("*", "null") and not _is_rule(parse_origin(origin))
     ]
 
 
-def _check_networks(networks: list[str]) -> list[str]:
-    problems = []
-    for network in networks:
+def _is_rule(origin: Origin | None) -> bool:
+    """Whether an origin can be listed: its only star is that of `*.`, and its port is one."""
+    if origin is None or not 1 <= int(origin.port or 1) <= 65_535:
+        return False
+    name = origin.host.removeprefix("*.")
+    return "*" not in name and (bool(name) or origin.host == name)
+
+
+def _check_networks(networks: list[str], *words: str) -> list[Mistake]:
+    """Check networks; `words` are allowed beside them."""
+    mistakes = []
+    for number, network in enumerate(networks):
         try:
-            ipaddress.ip_network(network)
+            if network not in words:
+                ipaddress.ip_network(network)
         except ValueError as error:
-            problems.append(f"`{printable(network)}` is no network, as 10.0.0.0/8: {printable(str(error))}")
-    return problems
+            message = f"`{printable(network)}` is no network, as 10.0.0.0/8: {printable(str(error))}"
+            mistakes.append(Mistake(message, number))
+    return mistakes
 
 
-def _check_anonymous(anonymous: bool | None) -> list[str]:
+def _check_proxy_protocol(networks: list[str]) -> list[Mistake]:
+    return _check_networks(networks, "unix")
+
+
+def _check_unix_mode(mode: str) -> list[Mistake]:
+    if not re.fullmatch(r"0?[0-7]{3}", mode):
+        return [Mistake(f'must be three octal digits, like "660", not {json.dumps(mode, ensure_ascii=False)}')]
+    return []
+
+
+def _check_unix_group(group: str | None) -> list[Mistake]:
+    try:
+        if group is not None:
+            find_group(group)
+    except KeyError:
+        return [Mistake(f"there is no group `{printable(group or '')}` on this machine")]
+    return []
+
+
+def _check_anonymous(anonymous: bool | None) -> list[Mistake]:
     # With tokens this becomes a choice; until then it would be a broker that refuses every client.
-    return ["false is not supported yet: nobody could connect, as there are no tokens"] if anonymous is False else []
+    wrong = anonymous is False
+    return [Mistake("false is not supported yet: nobody could connect, as there are no tokens")] if wrong else []
 
 
-_CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
+_CHECKS: Final[dict[str, Callable[[Any], list[Mistake]]]] = {
     "server.listen": _check_listen,
     "server.admin": _check_admin,
     "server.path": _check_path,
     "server.origins": _check_origins,
     "server.anonymous": _check_anonymous,
     "server.trusted_proxies": _check_networks,
+    "server.proxy_protocol": _check_proxy_protocol,
+    "server.unix_mode": _check_unix_mode,
+    "server.unix_group": _check_unix_group,
 }
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:*\[\]]+)(:[1-9][0-9]{0,4})?", re.IGNORECASE)

@@ -62,9 +62,9 @@ def test_anonymous_false_is_not_supported_yet() -> None:
 
 def test_each_invalid_address_is_reported() -> None:
     assert problems(flags={"server.listen": ["nonsense", "127.0.0.1:1", "127.0.0.1:1", "systemd:ws"]}) == [
-        "server.listen (--listen): 127.0.0.1:1 is listed twice",
         "server.listen (--listen): `nonsense` is no address: "
         "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
+        "server.listen (--listen): 127.0.0.1:1 is listed twice",
         "server.listen (--listen): `systemd:ws` is no address: "
         "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
     ]
@@ -82,6 +82,38 @@ def test_invalid_paths_are_refused(path: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("unix_mode", "", 'must be three octal digits, like "660", not ""'),
+        ("unix_mode", "rw", 'must be three octal digits, like "660", not "rw"'),
+        ("unix_mode", "888", 'must be three octal digits, like "660", not "888"'),
+        ("unix_mode", "1660", 'must be three octal digits, like "660", not "1660"'),
+        ("unix_group", "no such group", "there is no group `no such group` on this machine"),
+        ("unix_group", "a\nb", "there is no group `a\\nb` on this machine"),
+        ("unix_group", "\0", "there is no group `\\x00` on this machine"),
+        ("unix_group", "", "there is no group `` on this machine"),
+    ],
+)
+def test_invalid_mode_or_group_of_unix_sockets_is_refused(key: str, value: str, problem: str) -> None:
+    (found,) = problems(flags={f"server.{key}": value})
+    assert found.endswith(f": {problem}")
+
+
+def test_mode_and_group_of_unix_sockets_are_accepted() -> None:
+    for mode in ("660", "0666", "600"):
+        assert load(None, {"WSBROKER_SERVER__UNIX_MODE": mode}, {}).server.unix_mode == mode
+    for group in ("root", "0", "4242"):
+        assert load(None, {"WSBROKER_SERVER__UNIX_GROUP": group}, {}).server.unix_group == group
+
+
+def test_networks_of_the_proxy_protocol_may_name_unix_sockets() -> None:
+    given = ["unix", "10.0.0.0/8"]
+    assert load(None, {}, {"server.proxy_protocol": given}).server.proxy_protocol == given
+    (problem,) = problems(flags={"server.proxy_protocol": ["unix:"]})
+    assert "is no network" in problem
+
+
+@pytest.mark.parametrize(
     "origin",
     [
         "*",
@@ -93,6 +125,14 @@ def test_invalid_paths_are_refused(path: str) -> None:
         "http://127.0.0.1",
         "chrome-extension://abcdef",
         "http://xn--caf-dma.example",
+        "https://café.example",
+        "https://a.example/",
+        "https://*.example",
+        "https://*.a.example:8443",
+        "file://",
+        "qrc://",
+        "capacitor://localhost",
+        "http://[fe80::1%25eth0]",
     ],
 )
 def test_valid_origins_are_accepted(origin: str) -> None:
@@ -105,15 +145,25 @@ def test_valid_origins_are_accepted(origin: str) -> None:
         "",
         "a.example",
         "https://",
-        "https://a.example/",
+        "https://a.example//",
         "https://a.example/x",
-        "https://*.example",
+        "https://*",
+        "https://*.",
+        "https://a*.example",
+        "https://a.*.example",
+        "https://*.*.example",
         "https://u@a.example",
+        "https://a.example:0",
+        "https://a.example:65536",
+        "https://a..é",
+        "*.example",
+        "a b://c",
         "//a",
     ],
 )
 def test_invalid_origins_are_refused(origin: str) -> None:
     assert problems(flags={"server.origins": [origin]}) == [
         f"server.origins (--origins): `{origin}` is no origin: "
-        "it must be scheme://host or scheme://host:port, without a path"
+        "it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain"
     ]

@@ -16,6 +16,8 @@ cdef class LoopContext(LoopState):
     seconds, sizes in bytes. `encode_gap(topic, missed, reason)` makes the protocol's `gap` message. `close_reasons` are
     the texts of the broker's own close codes. A `ping_interval` of 0 turns keep-alive off.
 
+    `threads` is how many threads send batches that go to many members, this one included.
+
     `max_age(topic)` gives the age in seconds beyond which an event is not worth sending, or None; it is asked for
     events that have to wait. `on_lagging(connection, lagging)` is called when a connection has been behind for a while,
     and when it is so no more. `catch_up(subscription)` is to feed what a subscription with the policy `replay` lags
@@ -24,7 +26,7 @@ cdef class LoopContext(LoopState):
 
     cdef object timer
 
-    def __init__(self, loop, limits, *, encode_gap, dict close_reasons={}, size_t buffer_size=256 * 1024):
+    def __init__(self, loop, limits, *, encode_gap, dict close_reasons={}, size_t buffer_size=256 * 1024, int threads=1):
         self.loop = loop
         self.encode_gap = encode_gap
         self.close_reasons = close_reasons
@@ -47,8 +49,15 @@ cdef class LoopContext(LoopState):
                        if time > 0)
         self.tick = min(1.0, max(0.01, shortest / 10))
 
+        self.shared_work = SHARED_WORK
+        if threads > 1:
+            self.senders = senders_new(threads - 1)
+            if self.senders == NULL:
+                raise MemoryError
+
     def __dealloc__(self):
         release(&self.pending)
+        senders_free(self.senders)
 
     def configure(self, limits):
         """Go by these limits from now on, but for the times, which stay as they were at the start."""
@@ -61,10 +70,12 @@ cdef class LoopContext(LoopState):
             self.timer = self.loop.call_later(self.tick, self.sweep)
 
     def stop(self):
-        """End the keep-alive sweep."""
+        """End the keep-alive sweep and the threads."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        senders_free(self.senders)
+        self.senders = NULL
 
     def flush(self):
         """Between two turns of the loop: send all that the last one produced, close what it made too slow, read on."""
@@ -214,6 +225,11 @@ cdef class LoopContext(LoopState):
     def lagging_connections(self):
         """How many connections lag behind: something waits for them that they cannot take now."""
         return sum([connection.lagging for connection in self.lagging])
+
+    @property
+    def threads(self):
+        """How many threads send large batches, the loop's own included: fewer than wanted where the system refused."""
+        return 1 if self.senders == NULL else 1 + self.senders.wanted
 
     @property
     def parked_publishers(self):

@@ -3,21 +3,6 @@
 # Invariant: `send_batches` writes to each connection once. Before a subscription begins, ends or becomes live, the
 # batches of its audiences have gone out.
 
-cdef extern from * nogil:
-    void __builtin_prefetch(const void* address)
-
-cdef enum:
-    # How many members ahead the walk over an audience fetches: one system call takes longer than memory.
-    AHEAD = 2
-
-
-cdef int give_up(Writer connection, error) except -1:
-    """Disconnect a client that could not be written to: a fault of one is not to be one of all."""
-    cdef LoopState context = connection.context
-    context.loop.call_exception_handler({"message": "a connection could not be written to", "exception": error})
-    return connection.disconnect()
-
-
 cdef inline void count_sends(AudienceBase self) noexcept:
     """Count what sending the batch costs, as work of the commands that filled it."""
     self.context.work += self.live * SEND_WORK + <uint32_t> (self.batch.size * self.live >> WORK_SHIFT)
@@ -33,32 +18,16 @@ cdef int leave_dirty(AudienceBase self) except -1:
 
 cdef int flush_audience(AudienceBase self) except -1:
     """Send the batch to each live member, by one call for each."""
-    cdef uint32_t i = self.live
-    cdef Member* member
-    cdef Writer connection
     if self.segment_count == 0 or self.flushing:
         return 0
     leave_dirty(self)
     count_sends(self)
     self.flushing = True
     try:
-        # Backwards, because a member that stops being live changes place with the last live one.
-        while i:
-            try:
-                while i:
-                    i -= 1
-                    if i >= AHEAD:
-                        __builtin_prefetch(&(<Writer> self.places[i - AHEAD].connection).fd)
-                    member = self.places[i]
-                    connection = <Writer> member.connection
-                    if connection.control.size == 0 and connection.fd >= 0:
-                        send_batch(connection, self, member)
-                    else:
-                        reserve(&self.context.pending, sizeof(Pending), 64 * sizeof(Pending))
-                        pend(connection, self, member)
-                        connection.write()
-            except Exception as error:
-                give_up(connection, error)
+        if is_shared(self.context, self.live, self.live * self.batch.size):
+            share_audience(self)
+        else:
+            send_to_members(self)
     finally:
         self.flushing = False
         self.context.pending.size = 0
@@ -66,20 +35,28 @@ cdef int flush_audience(AudienceBase self) except -1:
     return 0
 
 
-cdef void pend(Writer connection, AudienceBase audience, Member* member) noexcept:
-    """Note that a connection is to get an audience's batch at its next write. There is room for it."""
-    cdef LoopState context = connection.context
-    cdef int32_t index = <int32_t> (context.pending.size // sizeof(Pending))
-    cdef Pending* pending = pending_at(context, index)
-    context.pending.size += sizeof(Pending)
-    pending.audience = <PyObject*> audience
-    pending.member = member
-    pending.next = -1
-    if connection.pending_first < 0:
-        connection.pending_first = index
-    else:
-        pending_at(context, connection.pending_last).next = index
-    connection.pending_last = index
+cdef int send_to_members(AudienceBase self) except -1:
+    cdef uint32_t i = self.live
+    cdef Member* member
+    cdef Writer connection
+    # Backwards, because a member that stops being live changes place with the last live one.
+    while i:
+        try:
+            while i:
+                i -= 1
+                if i >= AHEAD:
+                    __builtin_prefetch(&(<Writer> self.places[i - AHEAD].connection).fd)
+                member = self.places[i]
+                connection = <Writer> member.connection
+                if connection.control.size == 0 and connection.fd >= 0:
+                    send_batch(connection, self, member)
+                else:
+                    reserve(&self.context.pending, sizeof(Pending), 64 * sizeof(Pending))
+                    pend(connection, self, member)
+                    connection.write()
+        except Exception as error:
+            give_up(connection, error)
+    return 0
 
 
 cdef int send_batches(LoopState context) except -1:
@@ -98,7 +75,10 @@ cdef int send_batches(LoopState context) except -1:
     connections = []
     try:
         note_pending(context, audiences, connections)
-        send_pending(context, connections)
+        if context.senders != NULL and is_shared(context, len(connections), pending_bytes(audiences)):
+            share_pending(context, connections)
+        else:
+            send_pending(context, connections)
     except BaseException:
         for connection in connections:
             connection.pending_first = -1

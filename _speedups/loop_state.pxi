@@ -101,6 +101,8 @@ cdef class LoopState:
         List known_audiences
         readonly uint64_t member_slots
         Deflater deflater
+        senders* senders  # the threads that help to send, see senders.pxi; NULL: none
+        public uint64_t shared_work  # from which on they do
         Array pending  # batches that connections are to get in the flush under way, see writer.pxi
         dict parked  # keys: subscriptions with events beyond the bound, for which publishers may wait (`block`)
         dict lagging  # keys: connections for which something waits, or waited since the last sweep

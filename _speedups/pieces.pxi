@@ -108,6 +108,22 @@ cdef inline Pending* pending_at(LoopState context, int32_t index) noexcept:
     return <Pending*> context.pending.data + index
 
 
+cdef void pend(Writer connection, AudienceBase audience, Member* member) noexcept:
+    """Note that a connection is to get an audience's batch at its next write. There is room for it."""
+    cdef LoopState context = connection.context
+    cdef int32_t index = <int32_t> (context.pending.size // sizeof(Pending))
+    cdef Pending* pending = pending_at(context, index)
+    context.pending.size += sizeof(Pending)
+    pending.audience = <PyObject*> audience
+    pending.member = member
+    pending.next = -1
+    if connection.pending_first < 0:
+        connection.pending_first = index
+    else:
+        pending_at(context, connection.pending_last).next = index
+    connection.pending_last = index
+
+
 cdef inline Piece* new_piece(Piece* pieces, int* count, int kind, const char* data, size_t size) noexcept:
     cdef Piece* piece = &pieces[count[0]]
     count[0] += 1

@@ -83,8 +83,10 @@ class LoopContext:
         encode_gap: GapEncoder,
         close_reasons: dict[int, str] = ...,
         buffer_size: int = 262144,
+        threads: int = 1,
     ) -> None: ...
     command_time: float
+    shared_work: int
     max_age: Callable[[str], float | None] | None
     on_lagging: Callable[[Connection, bool], None] | None
     catch_up: Callable[[Subscription], None] | None
@@ -105,6 +107,8 @@ class LoopContext:
     def dropped_events(self) -> dict[tuple[str, str], int]: ...
     @property
     def lagging_connections(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
     @property
     def parked_publishers(self) -> int: ...
     def configure(self, limits: Limits) -> None: ...

@@ -2,8 +2,8 @@
 """The native data path of wsbroker: framing, masking, queues and fan-out.
 
 One compiled unit, made of the files included below, in layers: each uses only names of the files above it (a test reads
-them), and begins with its invariant. Nothing here imports anything of the package `broker`, or blocks, or starts a
-thread. All of it belongs to the one event loop.
+them), and begins with its invariant. Nothing here imports anything of the package `broker`, or blocks. All of it belongs
+to the one event loop; only senders.h has threads, which send what the loop waits for.
 """
 
 cimport cython
@@ -38,6 +38,7 @@ include "memory.pxi"
 include "patterns.pxi"
 include "policies.pxi"
 include "states.pxi"
+include "threads.pxi"
 include "loop_state.pxi"
 
 # Queues. Nothing up to here, and up to `batch`, knows a socket.
@@ -56,6 +57,7 @@ include "batch.pxi"
 # Sockets.
 include "pieces.pxi"
 include "writer.pxi"
+include "senders.pxi"
 include "flush.pxi"
 include "timers.pxi"
 include "reading.pxi"

@@ -4,11 +4,6 @@
 # own buffer is empty. What the socket takes of a write is accounted for piece by piece; the rest of the piece at the
 # cut goes to the transport, the pieces behind it go back to where they came from.
 
-cdef extern from "<sys/uio.h>" nogil:
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
-
 cdef extern from "<sys/socket.h>" nogil:
     cdef struct msghdr:
         iovec* msg_iov
@@ -21,6 +16,13 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef inline bint is_writable(Writer self) noexcept:
     return not self.outbox.socket_full and OPEN <= self.outbox.state <= HANGING_UP
+
+
+cdef int give_up(Writer connection, error) except -1:
+    """Disconnect a client that could not be written to: a fault of one is not to be one of all."""
+    cdef LoopState context = connection.context
+    context.loop.call_exception_handler({"message": "a connection could not be written to", "exception": error})
+    return connection.disconnect()
 
 
 cdef int send_waiting(Writer self, double until) except -1:
@@ -70,6 +72,15 @@ cdef inline int send_batch(Writer self, AudienceBase audience, Member* member) e
     return settle_batch(self, audience, member, batch, size, sent)
 
 
+cdef inline void set_batch(Piece* piece, AudienceBase audience, Member* member, size_t size) noexcept:
+    """Make it the piece of a batch of `size` bytes."""
+    memset(piece, 0, sizeof(Piece))
+    piece.kind = BATCH
+    piece.size = size
+    piece.subscription = member.subscription
+    piece.audience = <PyObject*> audience
+
+
 cdef int settle_batch(Writer self, AudienceBase audience, Member* member, const unsigned char* batch, size_t size,
                       ssize_t sent) except -1:
     """Account for a batch that was not taken whole. `sent` is what `send` returned."""
@@ -80,11 +91,7 @@ cdef int settle_batch(Writer self, AudienceBase audience, Member* member, const 
         if errno != EAGAIN:
             return self.disconnect()
         sent = 0
-    memset(&piece, 0, sizeof(Piece))
-    piece.kind = BATCH
-    piece.size = size
-    piece.subscription = member.subscription
-    piece.audience = <PyObject*> audience
+    set_batch(&piece, audience, member, size)
     self.outbox.writing = True
     try:
         return settle_pieces(self, &piece, 1, sent)

@@ -17,6 +17,7 @@ import structlog
 from broker import __version__, messages
 from broker._speedups import Connection, LoopContext, Subscription, TokenBucket
 from broker.config import Config
+from broker.cores import default_threads
 from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHistory, Position, Unavailable
 from broker.errors import CLOSE_REASONS, CloseCode, CommandError
 from broker.hub import UNLIMITED, Hub
@@ -85,7 +86,13 @@ class Node:
         """The publishes that the engine has not answered, by token."""
         self._tokens = itertools.count(secrets.randbits(62))
         """Unlike those of other nodes: a node looks up only tokens that it has pending."""
-        self.context = LoopContext(loop, limits, encode_gap=messages.encode_gap, close_reasons=CLOSE_REASONS)
+        self.context = LoopContext(
+            loop,
+            limits,
+            encode_gap=messages.encode_gap,
+            close_reasons=CLOSE_REASONS,
+            threads=config.server.threads or default_threads(),
+        )
         self.sessions: dict[str, Session] = {}
         self.reconfigure(config)
         self.context.on_lagging = self._log_lagging

@@ -25,7 +25,7 @@ LAYERS = (
     ("messages", "topics"),
     ("log", "systemd", "metrics"),
     ("config",),
-    ("errors", "overflow"),
+    ("errors", "overflow", "cores"),
     ("net.addresses", "net.origin"),
     ("_speedups", "__init__"),
 )

@@ -100,6 +100,15 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="restart",
         ),
     ] = "memory"
+    threads: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | None,
+        _key(
+            "Threads that send events to many subscribers at the same time, the one of the event loop included. Left "
+            "out: as many as the process has cores, at most 8. 1: no other threads.",
+            example=4,
+            reload="restart",
+        ),
+    ] = None
     admin: Annotated[
         str,
         _key(

@@ -25,7 +25,7 @@ from broker.hub import Hub
 from broker.topics import is_pattern, matches, overlap, rank
 from tests.speedups.states import StateCheck
 from tests.speedups.transports import SlowPipe, Turning, check_tail, frames_in
-from tests.speedups.wire import CLOSE, TEXT
+from tests.speedups.wire import CLOSE, TEXT, THREADS
 
 MAX_ANSWERS = 40_000
 LANE = 65536 + 4096
@@ -279,10 +279,10 @@ class Crowd:
 
 class World:
     """A context, a hub and their clients. `exact` says that the byte bound is never reached, so that the rules tell
-    which events are lost; without it only what was read is compared with what was published.
+    which events are lost; without it only what was read is compared with what was published. `threads` send.
     """
 
-    def __init__(self, loop: Turning, *, max_outbox: int = 1 << 30, exact: bool = True) -> None:
+    def __init__(self, loop: Turning, *, max_outbox: int = 1 << 30, exact: bool = True, threads: int = THREADS) -> None:
         self.loop: Any = loop
         self.exact = exact
         self.max_outbox = max_outbox
@@ -292,7 +292,9 @@ class World:
             encode_gap=messages.encode_gap,
             close_reasons=CLOSE_REASONS,
             buffer_size=4096,
+            threads=threads,
         )
+        self.context.shared_work = 0
         self.context.command_time = 3600.0  # what takes its time here is the machine
         self.hub = Hub(self.context)
         self.clients: list[Client] = []

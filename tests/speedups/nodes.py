@@ -12,7 +12,7 @@ from broker.errors import CLOSE_REASONS
 from broker.hub import UNLIMITED, Hub
 from tests.speedups.transports import SlowPipe, frames_in
 from tests.speedups.turns import Loop
-from tests.speedups.wire import CLOSE, TEXT
+from tests.speedups.wire import CLOSE, TEXT, THREADS
 
 
 class Node:
@@ -25,6 +25,7 @@ class Node:
             Limits(**{"ping_interval": 0, "block_timeout": 3600.0, **limits}),
             encode_gap=messages.encode_gap,
             close_reasons=CLOSE_REASONS,
+            threads=THREADS,
         )
         self.hub = Hub(self.context)
         self.clients: list[Client] = []

@@ -16,6 +16,7 @@ from broker._speedups import Connection, LoopContext
 from broker.config import Limits
 from broker.errors import CLOSE_REASONS
 from broker.messages import encode_gap
+from tests.speedups.wire import THREADS
 
 PATIENCE = 10.0
 """Seconds after which a test that waits has failed."""
@@ -177,7 +178,9 @@ class _Accept(asyncio.Protocol):
 async def running(**limits: Any) -> AsyncIterator[Server]:
     """A server with these limits; at the end all its connections must go."""
     loop = asyncio.get_running_loop()
-    server = Server(LoopContext(loop, Limits(**limits), encode_gap=encode_gap, close_reasons=CLOSE_REASONS))
+    context = LoopContext(loop, Limits(**limits), encode_gap=encode_gap, close_reasons=CLOSE_REASONS, threads=THREADS)
+    context.shared_work = 0
+    server = Server(context)
     server.context.start()
     listening = await loop.create_server(server.accept, "127.0.0.1", 0)
     server.port = listening.sockets[0].getsockname()[1]

@@ -26,7 +26,7 @@ from broker.topics import is_pattern, matches, overlap, rank
 from tests.speedups.states import StateCheck
 from tests.speedups.transports import SlowPipe, SlowSocket, check_tail, frames_in
 from tests.speedups.turns import Loop
-from tests.speedups.wire import CLOSE, TEXT, TIMES
+from tests.speedups.wire import CLOSE, TEXT, THREADS, TIMES
 
 TOPICS = ["a", "a.b", "a.c", "b"]
 NAMES = [*TOPICS, "a.*", "a.>", ">", "*", "*.b"]
@@ -270,6 +270,7 @@ class Flow(RuleBasedStateMachine):
     """Clients that publish, subscribe, stop reading, give credit, and change their mind."""
 
     max_outbox = 1 << 30
+    threads = THREADS
 
     @initialize(
         first=st.lists(st.tuples(indexes, st.sampled_from(NAMES), policies, st.sampled_from(BOUNDS)), min_size=1),
@@ -283,7 +284,9 @@ class Flow(RuleBasedStateMachine):
             encode_gap=messages.encode_gap,
             close_reasons=CLOSE_REASONS,
             buffer_size=4096,
+            threads=self.threads,
         )
+        self.context.shared_work = 0
         self.context.command_time = 3600.0  # what takes its time here is the machine
         self.context.max_age = {"a.c": 0.004, "b": 3600.0}.get
         self.context.catch_up = self.catch_up
@@ -708,7 +711,13 @@ class TightFlow(Flow):
     max_outbox = TIGHT
 
 
-@pytest.mark.parametrize("flow", [Flow, TightFlow])
+class ThreadedFlow(Flow):
+    """The same with threads that send."""
+
+    threads = 3
+
+
+@pytest.mark.parametrize("flow", [Flow, TightFlow, ThreadedFlow])
 def test_every_event_is_delivered_or_counted_in_a_gap(flow: type[Flow]) -> None:
     gc.collect()
     gc.freeze()

@@ -19,7 +19,7 @@ from broker.hub import Hub
 from tests.speedups.model import MAX_ANSWERS, Client, Interest, World
 from tests.speedups.transports import RoomySocket, SlowPipe, SlowSocket, Turning, UvloopSocket, UvloopTurns
 from tests.speedups.turns import Loop
-from tests.speedups.wire import CLOSE, TIMES, server_frames
+from tests.speedups.wire import CLOSE, THREADS, TIMES, server_frames
 
 TOPICS = ["a", "a.b", "a.c", "a.b.c", "b"]
 PATTERNS = [*TOPICS, "a.*", "a.>", ">", "*", "*.b", "a.*.c"]
@@ -53,6 +53,7 @@ class Traffic(RuleBasedStateMachine):
     kinds: Any = (SlowPipe, SlowSocket, RoomySocket)
     max_outbox = 1 << 30
     exact = True
+    threads = THREADS
 
     @initialize(
         first=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(PATTERNS), st.sampled_from(WINDOWS)), max_size=3)
@@ -60,7 +61,7 @@ class Traffic(RuleBasedStateMachine):
     def begin(self, first: list[tuple[int, str, int]]) -> None:
         self.loop = self.new_loop()
         self.wide = False
-        self.world = World(self.loop, max_outbox=self.max_outbox, exact=self.exact)
+        self.world = World(self.loop, max_outbox=self.max_outbox, exact=self.exact, threads=self.threads)
         for kind, topic, window_bits in first:
             self.connect(kind, topic, 2, window_bits)
 
@@ -305,7 +306,13 @@ class UvloopTraffic(Traffic):
             self.turns.loop.close()
 
 
-@pytest.mark.parametrize("traffic", [Traffic, TightTraffic, UvloopTraffic])
+class ThreadedTraffic(Traffic):
+    """The same with threads that send."""
+
+    threads = 3
+
+
+@pytest.mark.parametrize("traffic", [Traffic, TightTraffic, UvloopTraffic, ThreadedTraffic])
 def test_outbox_behaves_like_the_model(traffic: type[Traffic]) -> None:
     # Each example ends with a full collection. What was there before it is left out of that: it would take most of the
     # time.

@@ -10,6 +10,7 @@ from broker._speedups import Connection, LoopContext
 from broker.config import Limits
 from broker.errors import CLOSE_REASONS
 from broker.messages import encode_gap
+from tests.speedups.wire import THREADS
 
 
 class Loop:
@@ -52,7 +53,9 @@ class Loop:
             encode_gap=encode_gap,
             close_reasons=CLOSE_REASONS,
             buffer_size=buffer_size,
+            threads=THREADS,
         )
+        context.shared_work = 0
         context.command_time = 3600.0  # what takes its time here is the machine
         return context
 

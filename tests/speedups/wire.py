@@ -24,6 +24,9 @@ SHORT, MEDIUM, LONG = 7, 16, 64
 TIMES = float(os.environ.get("FUZZ_TIMES", "1"))
 """How much more `make fuzz` tries than the tests do."""
 
+THREADS = int(os.environ.get("SENDER_THREADS", "1"))
+"""Threads that send, in the tests that do not say how many. With 3, all tests are tried with threads."""
+
 _Test = TypeVar("_Test", bound=Callable[..., None])
 
 

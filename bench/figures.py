@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bench.measure import Load, Opened, Published, Publishing, Result
+from bench.measure import Flushed, Flushing, Load, Opened, Published, Publishing, Result
 from broker.client.bench_view import BUSY, duration, rate
 
 __all__ = ["BUSY", "Figure", "Run", "Value", "duration", "figure", "micros", "pairs", "rate", "ratio", "remarks"]
@@ -60,6 +60,8 @@ def run_of(peer: str, load: Load, result: bytes, repetition: int) -> Run:
     """A run as it was saved; the load says what the result is."""
     if isinstance(load, Publishing):
         return Run(peer, load, msgspec.json.decode(result, type=Published), repetition)
+    if isinstance(load, Flushing):
+        return Run(peer, load, msgspec.json.decode(result, type=Flushed), repetition)
     return Run(peer, load, msgspec.json.decode(result, type=Opened), repetition)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import msgspec
 
 from bench.figures import Figure, Run, duration, pairs, size, times
-from bench.measure import Load, Opening, Published, Publishing
+from bench.measure import Flushing, Load, Opening, Published, Publishing
 from bench.peers import BROKER, FLOOR, NATS, PEERS, SOCKETIFY
-from bench.scenarios import SCENARIOS, fanout, stalled
+from bench.scenarios import SCENARIOS, fanout, stalled, threads
 from bench.scenarios.base import deliveries, delivery_p99
 from bench.scenarios.connections import CONNECT, IDLE
 from bench.scenarios.onetoone import ONETOONE, PIPELINED
@@ -109,6 +109,19 @@ def _fanout(window: int) -> Publishing:
     return fanout.at(window)
 
 
+def _by_threads(subscribers: int) -> Measure:
+    """How many times as soon all subscribers have an event where all cores send, as where one thread does."""
+
+    def measured(runs: Runs) -> Found | None:
+        one, several = (
+            {run.repetition: run for run in runs.get("threads", ()) if run.peer == BROKER.name and run.load == load}
+            for load in (Flushing(subscribers=subscribers, threads=1), Flushing(subscribers=subscribers))
+        )
+        return _compared([(one[number], several[number]) for number in one if number in several], threads.done)
+
+    return measured
+
+
 def _opening(loads: Sequence[Load]) -> Opening:
     return next(load for load in loads if isinstance(load, Opening))
 
@@ -141,6 +154,10 @@ GOALS = (
             _against("fanout", _fanout(window), NATS.name),
         )
         for window in fanout.WINDOWS
+    ),
+    *(
+        Goal(f"one publish to {count:,} with all cores: against one thread", 1.7, 1.9, _by_threads(count))
+        for count in threads.SUBSCRIBERS
     ),
     Goal("one to one, 1,000 topics: against the best peer", 1.3, 1.8, _against_best("onetoone", ONETOONE.loads[0])),
     Goal(

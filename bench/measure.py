@@ -12,7 +12,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,8 +91,22 @@ class Opened(msgspec.Struct, frozen=True):
     connect_us: Latency | None = None
 
 
-Result = Published | Opened
-ResultT = TypeVar("ResultT", Published, Opened)
+class Flushed(msgspec.Struct, frozen=True):
+    """What one run of `load flush` measured. `done_us`: from a publish until the last subscriber has it."""
+
+    subscribers: int
+    event_bytes: int
+    seconds: float
+    publishes: int
+    server_cpu: float
+    load_cpu: float
+    other_cpu: float
+    server_us_per_delivery: float
+    done_us: Latency
+
+
+Result = Published | Opened | Flushed
+ResultT = TypeVar("ResultT", Published, Opened, Flushed)
 
 
 class Publishing(msgspec.Struct, frozen=True, tag_field="what", tag="publish", kw_only=True, omit_defaults=True):
@@ -203,7 +217,40 @@ class Opening(msgspec.Struct, frozen=True, tag_field="what", tag="open", kw_only
         return msgspec.json.decode(_run_load("open", self, peer, dialogue, options), type=Opened)
 
 
-Load = Publishing | Opening
+class Flushing(msgspec.Struct, frozen=True, tag_field="what", tag="flush", kw_only=True, omit_defaults=True):
+    """One publish at a time to so many subscribers, which do not read meanwhile. The server has all cores.
+
+    `threads`: so many threads are to send, 0 as many as the server takes of itself.
+    """
+
+    subscribers: int
+    threads: int = 0
+    payload: int = 128
+    warmup: float = 0.3
+    seconds: float = 1.0
+
+    def __str__(self) -> str:
+        threads = "" if not self.threads else ", 1 thread" if self.threads == 1 else f", {self.threads} threads"
+        return f"{self.subscribers:,} subscribers{threads or ', all cores'}"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the server must be able to do, as peers state it."""
+        return frozenset({"tcp", "threads"} if self.threads else {"tcp"})
+
+    @property
+    def expected(self) -> float:
+        """About how long a run takes, in seconds."""
+        return EXPECTED_START + self.subscribers * EXPECTED_CONNECTION + self.warmup + self.seconds
+
+    def run(self, peer: Peer) -> Flushed:
+        """Measures this on a fresh server. Raises MeasureError, BuildError."""
+        options = {"subscribers": self.subscribers, "warmup": self.warmup, "duration": self.seconds}
+        output = _run_load("flush", self, peer, peer.dialogue(self.payload), options)
+        return msgspec.json.decode(output, type=Flushed)
+
+
+Load = Publishing | Opening | Flushing
 
 
 def missing_ability(peer: Peer, load: Load) -> str | None:
@@ -214,16 +261,24 @@ def missing_ability(peer: Peer, load: Load) -> str | None:
 
 @contextmanager
 def server(
-    peer: Peer, transport: str = "tcp", deflate: bool = False, pings: bool = True, stalled: bool = False
+    peer: Peer,
+    transport: str = "tcp",
+    deflate: bool = False,
+    pings: bool = True,
+    stalled: bool = False,
+    threads: int | None = None,
 ) -> Iterator[tuple[int, Setting]]:
-    """Runs the peer's server on its own core; gives its process id and where it is. Raises MeasureError, BuildError."""
+    """Runs the peer's server on its own core, or with `threads` on all cores.
+
+    Gives its process id and where it is. Raises MeasureError, BuildError.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, tempfile.TemporaryFile() as log:
-        setting = Setting(Path(folder), _free_port(), transport, deflate, pings, stalled)
+        setting = Setting(Path(folder), _free_port(), transport, deflate, pings, stalled, threads or 0)
         if transport == "tls":
             _make_certificate(setting)
         # A setting of the shell that starts the bench must not change what is measured.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WSBROKER_")}
-        with _pinned(server_core()):
+        with _pinned(server_core()) if threads is None else nullcontext():
             process = subprocess.Popen(
                 peer.command(setting),
                 cwd=ROOT,
@@ -265,15 +320,19 @@ def raise_open_files() -> None:
 
 
 def _run_load(what: str, load: Load, peer: Peer, dialogue: Dialogue, options: Mapping[str, object]) -> bytes:
-    deflate, seconds, stalled = False, 0.0, False
+    transport, deflate, seconds, stalled, threads = "tcp", False, 0.0, False, None
     if isinstance(load, Publishing):
         deflate, seconds, stalled = load.deflate, load.warmup + load.seconds, load.stalled > 0
-    with server(peer, load.transport, deflate, seconds < PINGS_MATTER, stalled) as (pid, setting):
+    if isinstance(load, Flushing):
+        threads = load.threads
+    else:
+        transport = load.transport
+    with server(peer, transport, deflate, seconds < PINGS_MATTER, stalled, threads) as (pid, setting):
         command = [*load_program.command(), what, f"--server={setting.address}", f"--pid={pid}", *dialogue.options()]
         command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        if load.transport == "tls":
+        if transport == "tls":
             command.append("--tls=1")
-        if server_core() != load_core():
+        if server_core() != load_core() and threads is None:
             command.append("--spin=1")
         with _pinned(load_core()):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -2,6 +2,7 @@
  *
  *   load publish …   opens N subscribers of T topics and one publisher, and measures rates and latencies (publish.c)
  *   load open …      opens connections, and measures what they cost the server (open.c)
+ *   load flush …     opens N subscribers and one publisher, and measures how soon all have an event (flush.c)
  *
  * The result is one JSON object, the last line of standard output. Anything that makes a run worthless (a connection lost,
  * an event that was not published, nothing delivered for --patience seconds) is one line on standard error and exit
@@ -91,6 +92,13 @@ void print_cpu(const struct moment *start, const struct moment *end, uint64_t va
            share(busy, time), share(machine > server + load ? machine - server - load : 0, time));
 }
 
+static const struct {
+    const char *name;
+    void (*run)(void);
+} LOADS[] = {{"publish", run_publish}, {"open", run_open}, {"flush", run_flush}};
+
+#define LOAD_COUNT (sizeof LOADS / sizeof *LOADS)
+
 /* Does what the arguments say; the exit status. May be called once in a process. */
 int load_main(int argc, char **argv) {
     struct rlimit files;
@@ -98,16 +106,16 @@ int load_main(int argc, char **argv) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    if (argc < 2 || (strcmp(argv[1], "publish") != 0 && strcmp(argv[1], "open") != 0))
-        die("usage: load publish|open --server ADDRESS …");
+    size_t chosen = 0;
+    while (chosen < LOAD_COUNT && (argc < 2 || strcmp(argv[1], LOADS[chosen].name) != 0))
+        chosen++;
+    if (chosen == LOAD_COUNT)
+        die("usage: load publish|open|flush --server ADDRESS …");
     read_options(&options, argc - 1, argv + 1);
     swarm.server = options.server;
     swarm.dialogue = &options.dialogue;
     swarm.headers = options.headers;
-    if (strcmp(argv[1], "publish") == 0)
-        run_publish();
-    else
-        run_open();
+    LOADS[chosen].run();
     if (fflush(stdout) != 0)
         die("the result cannot be written: %s", strerror(errno));
     return 0;

@@ -32,8 +32,9 @@ void print_latency(const char *name, const struct histogram *latency);
 /* The CPU shares between two moments, as JSON fields; `vain` is time that the load spent on waiting. */
 void print_cpu(const struct moment *start, const struct moment *end, uint64_t vain);
 
-/* The two loads. */
+/* The loads. */
 void run_publish(void);
 void run_open(void);
+void run_flush(void);
 
 #endif

@@ -20,8 +20,9 @@ from pathlib import Path
 #   patterns  takes subscriptions with a wildcard
 #   deflate   permessage-deflate without context takeover
 #   unsubscribed  a client can be connected without a subscription
+#   threads   can be told how many threads send
 #   rapid     takes more than 32,767 events of one topic in a second
-ABILITIES = frozenset({"tcp", "unix", "tls", "topics", "patterns", "deflate", "unsubscribed", "rapid"})
+ABILITIES = frozenset({"tcp", "unix", "tls", "topics", "patterns", "deflate", "unsubscribed", "threads", "rapid"})
 
 # In words that read on after "has no".
 LACKS = {
@@ -31,6 +32,7 @@ LACKS = {
     "patterns": "patterns",
     "deflate": "permessage-deflate that is comparable",
     "unsubscribed": "connection without a subscription",
+    "threads": "setting for the threads that send",
     "rapid": "numbers for more than 32,767 events of a topic in a second, and stops there",
 }
 
@@ -47,6 +49,8 @@ class Setting:
     """Off: clients that do not answer pings are to stay connected, where the server has a setting for it."""
     stalled: bool = False
     """Some clients will stop reading: what may wait for them is what the server's own defaults allow."""
+    threads: int = 0
+    """How many threads send, where the server can be told; 0: what it takes of itself."""
 
     @property
     def address(self) -> str:

@@ -17,6 +17,8 @@ def command(setting: Setting) -> list[str]:
         lines += [f'certificate = "{setting.certificate}"', f'key = "{setting.key}"']
     if setting.deflate:
         lines.append("compression = true")
+    if setting.threads:
+        lines.append(f"threads = {setting.threads}")
     if not setting.pings:
         # A client that stands still answers no ping, and would be gone before a long run has ended.
         lines += ["[limits]", "ping_interval = 0"]

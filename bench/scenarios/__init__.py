@@ -7,6 +7,7 @@ from bench.scenarios.latency import LATENCY
 from bench.scenarios.onetoone import ONETOONE, PIPELINED
 from bench.scenarios.patterns import PATTERNS
 from bench.scenarios.stalled import FLOOD, STALLED
+from bench.scenarios.threads import THREADS
 from bench.scenarios.transports import DEFLATE, TLS, UNIX
 
 __all__ = ["SCENARIOS", "Column", "Plot", "Scenario"]
@@ -16,6 +17,7 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         FANOUT,
+        THREADS,
         ONETOONE,
         PIPELINED,
         PATTERNS,

@@ -1,7 +1,7 @@
 """Runs that never were, with the figures that a test wants."""
 
 from bench.figures import Run
-from bench.measure import Load, Opened, Opening, Published, Publishing
+from bench.measure import Flushed, Flushing, Load, Opened, Opening, Published, Publishing
 from broker.client.bench import Latency
 
 LOAD = Publishing(subscribers=1000, window=16)
@@ -69,3 +69,28 @@ def opened(peer: str, rss: float, load: Load = OPENING, connect_us: float = 100.
         connect_us=Latency(p50=10.0, p90=20.0, p99=30.0, p999=40.0, max=50.0),
     )
     return Run(peer, load, result)
+
+
+def flushed(peer: str, done_us: float, load: Load) -> Run:
+    """A run in which all subscribers have an event after so many microseconds."""
+    result = Flushed(
+        subscribers=1000,
+        event_bytes=173,
+        seconds=1.0,
+        publishes=100,
+        server_cpu=1.5,
+        load_cpu=0.1,
+        other_cpu=0.0,
+        server_us_per_delivery=4.5,
+        done_us=Latency(p50=done_us, p90=done_us + 1, p99=done_us + 2, p999=done_us + 3, max=done_us + 4),
+    )
+    return Run(peer, load, result)
+
+
+def run_of(peer: str, load: Load, number: int = 0) -> Run:
+    """A run under any load."""
+    if isinstance(load, Publishing):
+        return published(peer, 100.0 + number, load, samples=((0.1, 50_000_000), (0.2, 51_000_000)))
+    if isinstance(load, Flushing):
+        return flushed(peer, 2000.0 if load.threads else 1000.0, load)
+    return opened(peer, 2000.0, load)

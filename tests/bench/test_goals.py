@@ -10,7 +10,7 @@ from bench import goals
 from bench.figures import Run
 from bench.measure import Published, Publishing
 from bench.scenarios import SCENARIOS, fanout, stalled
-from tests.bench.made_up import opened, published
+from tests.bench.made_up import flushed, opened, published, run_of
 
 
 def rows(**runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -60,6 +60,16 @@ def test_best_peer_excludes_the_reference_floor() -> None:
     rates = {"wsbroker": 200.0, "nats": 125.0, "picows": 100.0, "redis": 1000.0}
     found = rows(onetoone=[published(peer, rate, load) for peer, rate in rates.items()])
     assert found["one to one, 1,000 topics: against the best peer"][2:] == ["1.60 ±0%", "yes", ""]
+
+
+def test_time_on_all_cores_is_compared_with_the_time_of_one_thread() -> None:
+    one, several = SCENARIOS["threads"].loads[:2]
+    runs = [flushed("wsbroker", 1900.0, one), flushed("wsbroker", 1000.0, several), flushed("nats", 10.0, several)]
+    found = rows(threads=runs)
+    assert found["one publish to 1,000 with all cores: against one thread"][2:] == ["1.90 ±0%", "aim", ""]
+    assert SCENARIOS["threads"].remarks(runs) == [
+        "With all cores wsbroker reaches 1,000 subscribers 1.90 times as fast."
+    ]
 
 
 def test_less_memory_is_better() -> None:
@@ -135,9 +145,5 @@ def test_unmeasured_goal_is_reported() -> None:
 def test_every_goal_is_measured_by_a_full_run() -> None:
     runs: dict[str, list[Run]] = {}
     for scenario in SCENARIOS.values():
-        runs[scenario.name] = [
-            published(peer.name, 100.0, load) if isinstance(load, Publishing) else opened(peer.name, 2000.0, load)
-            for load in scenario.loads
-            for peer in scenario.peers
-        ]
+        runs[scenario.name] = [run_of(peer.name, load) for load in scenario.loads for peer in scenario.peers]
     assert all(row[3] != "not measured" for row in goals.table(runs).rows)

@@ -8,7 +8,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Origin
 
-from bench.measure import Opened, Published
+from bench.measure import Flushed, Opened, Published
 from tests.bench.loading import RELAY, Send, load, relay, send_to_each
 
 
@@ -130,3 +130,42 @@ async def test_opens_idle_connections() -> None:
     assert result.server_us_per_connect > 0
     assert len(server.subscribers["t00000"]) == 150
     assert server.published == 0
+
+
+async def test_flush_waits_until_every_subscriber_has_the_event() -> None:
+    async def send_slowly(subscribers: Iterable[ServerConnection], message: str) -> None:
+        *first, last = subscribers
+        await send_to_each(first, message)
+        await asyncio.sleep(0.02)
+        await last.send(message)
+
+    async with relay(send_slowly) as server:
+        status, output, complaint = await load("flush", server.port, subscribers=20, warmup=0, duration=0.2)
+    assert (status, complaint) == (0, "")
+    result = msgspec.json.decode(output, type=Flushed)
+    assert (result.subscribers, server.connections) == (20, 21)
+    assert 0 < result.publishes == server.published - 1  # one to learn from
+    assert 20_000 <= result.done_us.p50 <= result.done_us.max
+    assert result.event_bytes == len(str(RELAY["event"]).replace("%t", "00000")) + 4
+
+
+async def test_flush_gives_up_when_a_subscriber_is_left_out() -> None:
+    async def leave_out(subscribers: Iterable[ServerConnection], message: str) -> None:
+        await send_to_each(list(subscribers)[1:], message)
+
+    async with relay(leave_out) as server:
+        status, _, complaint = await load("flush", server.port, subscribers=4, warmup=0, duration=1, patience=0.3)
+    assert status == 1
+    assert "1 of 4 subscribers have not got the event" in complaint
+
+
+async def test_flush_gives_up_when_something_else_comes() -> None:
+    async def send_twice(subscribers: Iterable[ServerConnection], message: str) -> None:
+        for subscriber in list(subscribers)[:1]:
+            await subscriber.send(message)
+        await send_to_each(subscribers, message)
+
+    async with relay(send_twice) as server:
+        status, _, complaint = await load("flush", server.port, subscribers=4, warmup=0, duration=1)
+    assert status == 1
+    assert "connection 1 got" in complaint

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.measure import MeasureError, Opening, Publishing, missing_ability, server
+from bench.measure import Flushing, MeasureError, Opening, Publishing, missing_ability, server
 from bench.peers import ABILITIES, BROKER, FLOOR, LACKS, PEERS, Dialogue, Peer, Setting, Talk, base
+from bench.scenarios import SCENARIOS
 
 pytestmark = pytest.mark.needs("peers")
 
@@ -54,6 +55,18 @@ def test_connections_are_opened(name: str) -> None:
     assert (result.connections, result.base) == (20, 5)
     assert result.connect_us is not None
     assert result.connect_us.p99 > 0
+
+
+@pytest.mark.parametrize("name", [peer.name for peer in SCENARIOS["threads"].peers])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_all_cores_may_send(name: str, threads: int) -> None:
+    load = Flushing(subscribers=100, threads=threads, seconds=0.05, warmup=0)
+    if missing_ability(PEERS[name], load):
+        assert name != "wsbroker"
+        return
+    result = load.run(PEERS[name])
+    assert result.publishes > 0
+    assert result.done_us.p50 > 0
 
 
 def test_abilities_are_known_names() -> None:

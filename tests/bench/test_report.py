@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench import plots, record, report
-from bench.measure import Publishing
 from bench.scenarios import SCENARIOS
-from tests.bench.made_up import opened, published
+from tests.bench.made_up import published, run_of
 from tests.bench.test_record import made
 
 DOCUMENT = f"# Title\n\nBefore.\n\n{report.BEGIN}\n\nfigures of yesteryear\n\n{report.END}\n\nAfter.\n"
@@ -20,11 +19,7 @@ def records() -> dict[str, record.Record]:
     found = {}
     for name, scenario in SCENARIOS.items():
         runs = [
-            published(peer.name, 100.0 + number, load, samples=((0.1, 50_000_000), (0.2, 51_000_000)))
-            if isinstance(load, Publishing)
-            else opened(peer.name, 2000.0, load)
-            for load in scenario.loads
-            for number, peer in enumerate(scenario.peers)
+            run_of(peer.name, load, number) for load in scenario.loads for number, peer in enumerate(scenario.peers)
         ]
         found[name] = made(name, *runs)
     return found

@@ -1,4 +1,4 @@
-"""The scenarios: what is among them, that they are documented, and that all together take less than 15 minutes."""
+"""The scenarios: what is among them, that they are documented, and that all together take less than 17 minutes."""
 
 import re
 from collections import Counter
@@ -37,7 +37,9 @@ def test_a_scenario_compares_by_a_column_of_its_table(name: str) -> None:
     assert scenario.plots
     assert BROKER in scenario.peers
     for load in scenario.loads:
-        assert sum(missing_ability(peer, load) is None for peer in scenario.peers) >= 2, "nothing to compare with"
+        # With one thread the broker is compared with itself on all cores.
+        least = 1 if "threads" in load.needs else 2
+        assert sum(missing_ability(peer, load) is None for peer in scenario.peers) >= least, "nothing to compare with"
 
 
 def test_loads_of_a_goal_are_measured_five_times() -> None:
@@ -53,8 +55,8 @@ def test_loads_of_a_goal_are_measured_five_times() -> None:
     assert {steps[scenario, load, peer.name] for scenario, load, peer in goal} == {5}
 
 
-def test_full_bench_takes_less_than_fifteen_minutes() -> None:
-    assert turns.plan(list(SCENARIOS.values())).expected < 13.5 * 60, "there must be time for what was disturbed"
+def test_full_bench_takes_less_than_seventeen_minutes() -> None:
+    assert turns.plan(list(SCENARIOS.values())).expected < 15.5 * 60, "there must be time for what was disturbed"
 
 
 def test_loads_have_descriptions() -> None:

@@ -5,7 +5,7 @@ import pytest
 from bench import tables
 from bench.measure import Publishing
 from bench.scenarios import SCENARIOS
-from tests.bench.made_up import LOAD, opened, published
+from tests.bench.made_up import LOAD, published, run_of
 
 FANOUT = SCENARIOS["fanout"]
 
@@ -33,7 +33,7 @@ def test_a_matrix_has_a_column_for_each_load() -> None:
 def test_every_scenario_has_a_table(name: str) -> None:
     scenario = SCENARIOS[name]
     load = scenario.loads[0]
-    made = published("wsbroker", 100.0, load) if isinstance(load, Publishing) else opened("wsbroker", 2000.0, load)
+    made = run_of("wsbroker", load)
     (row,) = tables.of_load(scenario, [made], load).rows
     assert row[0] == "wsbroker"
     assert all(row[:-1])

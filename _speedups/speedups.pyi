@@ -119,7 +119,7 @@ class LoopContext:
 class Connection:
     context: LoopContext
     session: Session | None
-    routes: RouteCache | None
+    routes: RouteCache | PermittedRoutes | None
     token_bucket: TokenBucket | None
     mistakes: int
     state: int
@@ -223,10 +223,16 @@ class RouteCache(FastPath):
     def __contains__(self, topic: str) -> bool: ...
 
 @final
+class PermittedRoutes(FastPath):
+    routes: RouteCache
+    def __init__(self, routes: RouteCache) -> None: ...
+    def permit(self, topic: str) -> None: ...
+
+@final
 class TokenBucket(FastPath):
-    routes: RouteCache | None
+    routes: RouteCache | PermittedRoutes | None
     rate: float
     burst: float
-    def __init__(self, rate: float, burst: float, routes: RouteCache | None = None) -> None: ...
+    def __init__(self, rate: float, burst: float, routes: RouteCache | PermittedRoutes | None = None) -> None: ...
     def change(self, rate: float, burst: float) -> None: ...
     def take(self) -> float: ...

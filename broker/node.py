@@ -15,11 +15,15 @@ import msgspec
 import structlog
 
 from broker import __version__, messages
-from broker._speedups import Connection, LoopContext, Subscription, TokenBucket
+from broker._speedups import Connection, LoopContext, PermittedRoutes, Subscription, TokenBucket
+from broker.auth.authenticator import OPEN, Authenticator
+from broker.auth.permissions import Rights
 from broker.config import Config, parse_address
 from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHistory, Position, Unavailable
 from broker.errors import CLOSE_REASONS, CloseCode, CommandError, ConfigError
 from broker.hub import UNLIMITED, Hub
+from broker.identities import Identities, check_right
+from broker.identity import Identity
 from broker.interests import Interests
 from broker.messages import BadCommand
 from broker.metrics import Metrics
@@ -73,7 +77,9 @@ class PendingPublish(msgspec.Struct, eq=False):
 class Node:
     """Connects sessions, hub and engine. The listeners call `connect`; daemon and sessions call the rest."""
 
-    def __init__(self, config: Config, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, config: Config, engine: Engine, loop: asyncio.AbstractEventLoop, authenticator: Authenticator = OPEN
+    ) -> None:
         limits = config.limits
         self.draining = False
         self.memory_pressure = False
@@ -86,9 +92,12 @@ class Node:
         """Unlike those of other nodes: a node looks up only tokens that it has pending."""
         self.context = LoopContext(loop, limits, encode_gap=messages.encode_gap, close_reasons=CLOSE_REASONS)
         self.sessions: dict[str, Session] = {}
-        self.reconfigure(config)
         self.context.on_lagging = self._log_lagging
         self.hub = Hub(self.context)
+        self.identities = Identities(
+            authenticator, self.sessions, self.hub.routes, loop, self._end_subscription_of
+        )
+        self.reconfigure(config)
         self.on_disconnect: Callable[[str], None] | None = None
         """Called with the address of each client that disconnects."""
         self._bye_sent: set[str] = set()
@@ -106,7 +115,7 @@ class Node:
         self.rules = Rules(config.topics, limits)
         self.limits = limits
         for session in self.sessions.values():
-            self._apply_publish_rate(session.connection)
+            self.identities.update_routes(session, limits)
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
         context = self.context
@@ -135,20 +144,26 @@ class Node:
     # For the listeners.
 
     def connect(
-        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self,
+        transport: asyncio.Transport,
+        upgrade_response: bytes,
+        rest: bytes,
+        peer: str,
+        window_bits: int = 0,
+        identity: Identity | None = None,
     ) -> None:
         """Take over a transport whose handshake is done.
 
         `upgrade_response` is the answer to the handshake, sent first; `rest` is what came behind the request; `peer`
         is the client's address for the log; `window_bits` what was agreed on compression, see
-        `Connection.start`.
+        `Connection.start`; `identity` what the handshake has shown.
         """
         limits = self.limits
         connection = Connection(self.context)
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
-        connection.routes = self.hub.routes
-        self._apply_publish_rate(connection)
+        self.identities.admit(session, identity, limits)
+        known = session.identity
         self.sessions[session.id] = session
         self.metrics.connected += 1
         connection.start(transport, upgrade_response, window_bits)
@@ -159,21 +174,20 @@ class Node:
                 ping=limits.ping_interval,
                 max_size=limits.max_size,
                 max_queue=limits.max_queue,
+                identity=None if known is None else known.name,
+                expires_in=None if known is None else self.identities.expires_in(known),
             )
         )
         log.debug("session opened", session=session.id, peer=peer)
         connection.feed(rest)
 
-    def _apply_publish_rate(self, connection: Connection) -> None:
-        """Apply the current publish rate to a connection."""
-        rate, burst = self.limits.publish_rate, self.limits.publish_burst
-        token_bucket = connection.token_bucket
-        if token_bucket is not None and rate:
-            token_bucket.change(rate, burst)
-        elif token_bucket is not None:
-            connection.token_bucket, connection.routes = None, token_bucket.routes
-        elif rate:
-            connection.token_bucket, connection.routes = TokenBucket(rate, burst, connection.routes), None
+    def authenticate(self, session: Session, token: str) -> Identity:
+        """Identify a session by a token, or renew its identity. Raises CommandError."""
+        return self.identities.authenticate(session, token, self.limits)
+
+    def expires_in(self, identity: Identity) -> int | None:
+        """Give the seconds until an identity expires; None: it never does."""
+        return self.identities.expires_in(identity)
 
     # The use cases. Each raises CommandError where it refuses a command; then `done` is never called.
 
@@ -186,6 +200,7 @@ class Node:
         check_pattern(topic)
         if self.draining:
             raise _draining()
+        check_right(session.rights, "subscribe", topic)
         policy = self.rules.policy(topic)
         self._check_policy(session, command, policy)
         subscription = (session.subscriptions or {}).get(topic)
@@ -213,9 +228,7 @@ class Node:
     def unsubscribe(self, session: Session, topic: str) -> None:
         """End a subscription of a session."""
         check_pattern(topic)
-        subscription = _find_subscription(session, topic)
-        _detach(session, subscription)
-        self._end_subscription(subscription)
+        self._end_subscription_of(session, topic)
 
     def credit(self, session: Session, topic: str, add: int) -> None:
         """Let `add` more events of a subscription come."""
@@ -232,14 +245,16 @@ class Node:
         key: str | None,
         done: Done[Published],
         origin: Connection | None = None,
+        rights: Rights | None = None,
     ) -> None:
-        """Publish an event. `origin` is the connection that it came by, if it came by one.
+        """Publish an event. `origin` is the connection that it came by, if it came by one; `rights` None: any topic.
 
         While `memory_pressure` is set the caller slows its publisher down.
         """
         check_topic(topic)
         if self.draining:
             raise _draining()
+        check_right(rights, "publish", topic)
         if origin is not None and origin.token_bucket is not None:
             _check_rate(origin.token_bucket)
         if len(self._pending) >= MAX_PENDING:
@@ -256,6 +271,8 @@ class Node:
             if self._pending.pop(token, None) is not None:
                 raise
             log.exception("engine failed after its answer")
+        if rights is not None and origin is not None:
+            _permit(origin, topic)
 
     def history(self, topic: str, since: Position | None, limit: int, done: Done[HistoryPage]) -> None:
         """Read kept events of a topic: the oldest after `since`, or the newest without it."""
@@ -288,6 +305,7 @@ class Node:
         for subscription in (subscriptions or {}).values():
             self._end_subscription(subscription)
         self._bye_sent.discard(session.id)
+        self.identities.remove(session)
         if self.sessions.pop(session.id, None) is not None and self.on_disconnect is not None:
             self.on_disconnect(session.peer)
 
@@ -344,6 +362,11 @@ class Node:
             done(CommandError("unavailable", result.message))
 
         return answer
+
+    def _end_subscription_of(self, session: Session, topic: str) -> None:
+        subscription = _find_subscription(session, topic)
+        _detach(session, subscription)
+        self._end_subscription(subscription)
 
     def _end_subscription(self, subscription: Subscription) -> None:
         self.hub.unsubscribe(subscription)
@@ -466,6 +489,7 @@ class Node:
         for session in list(self.sessions.values()):
             session.connection.abort()
         await asyncio.sleep(0)
+        self.identities.stop()
         self.context.stop()
         await self.engine.stop()
 
@@ -488,6 +512,13 @@ def _detach(session: Session, subscription: Subscription) -> bool:
         return False
     del session.subscriptions[topic]
     return True
+
+
+def _permit(origin: Connection, topic: str) -> None:
+    """Let the next publish to this topic take the fast path, if there is a route by now."""
+    routes = origin.routes if origin.token_bucket is None else origin.token_bucket.routes
+    if isinstance(routes, PermittedRoutes):
+        routes.permit(topic)
 
 
 def _check_rate(token_bucket: TokenBucket) -> None:

@@ -15,10 +15,12 @@ import structlog
 
 from broker import messages
 from broker._speedups import Connection, Subscription
+from broker.auth.permissions import Rights
 from broker.config import Limits
 from broker.engines.base import Position
 from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
 from broker.hub import UNLIMITED
+from broker.identity import Identity
 from broker.messages import BadCommand, Command
 from broker.metrics import Metrics
 
@@ -68,8 +70,15 @@ class Node(Protocol):
         key: str | None,
         done: Done[Published],
         origin: Connection | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """Publish an event that came by the connection `origin`."""
+
+    def authenticate(self, session: Session, token: str) -> Identity:
+        """Identify a session, or renew its identity."""
+
+    def expires_in(self, identity: Identity) -> int | None:
+        """Give the seconds until an identity expires; None: it never does."""
 
     def remove(self, session: Session) -> None:
         """Remove a session whose connection is closed, and end its subscriptions."""
@@ -97,7 +106,7 @@ class SubscriptionStats(msgspec.Struct, frozen=True):
 class Session:
     """What the broker knows of one client. `id` stands for it in the log and in `welcome`."""
 
-    __slots__ = ("connection", "id", "inflight", "node", "peer", "subscriptions")
+    __slots__ = ("connection", "id", "identity", "inflight", "node", "peer", "rights", "subscriptions")
 
     def __init__(self, node: Node, connection: Connection, id: str, peer: str) -> None:
         self.node = node
@@ -109,6 +118,10 @@ class Session:
         """By topic or pattern. None for the many that have none yet: it saves 64 bytes on each."""
         self.inflight = 0
         """Commands that the engine has not answered."""
+        self.identity: Identity | None = None
+        """None: the client must show one before it may do anything."""
+        self.rights: Rights | None = None
+        """What it may do; None: everything. Set with the identity."""
 
     # Callbacks of the connection.
 
@@ -121,6 +134,8 @@ class Session:
             kind = type(command)
             self.node.metrics.commands[OPS[kind]] += 1
             handle = HANDLERS.get(kind)
+            if self.identity is None and kind not in WITHOUT_IDENTITY:
+                raise CommandError("unauthorized", "there is no identity yet: send `auth` with a token first")
             if handle is None:
                 what = f"`{OPS[kind]}` comes with a later version of the broker"
                 raise BadCommand("bad_command", what)
@@ -202,12 +217,18 @@ class Session:
         self.node.credit(self, command.topic, command.add)
         self._ok(command.id, topic=command.topic)
 
+    def _auth(self, command: messages.Auth) -> None:
+        identity = self.node.authenticate(self, command.token)
+        expires_in = self.node.expires_in(identity)
+        extra: dict[str, object] = {} if expires_in is None else {"expires_in": expires_in}
+        self._ok(command.id, identity=identity.name, **extra)
+
     def _publish(self, command: messages.Publish) -> None:
         node = self.node
         done = partial(self._published, command.id)
         self.inflight += 1
         try:
-            node.publish(command.topic, command.data, command.key, done, self.connection)
+            node.publish(command.topic, command.data, command.key, done, self.connection, self.rights)
         except Exception:
             self.inflight -= 1
             raise
@@ -238,6 +259,11 @@ class Session:
 
     # The answers.
 
+    def end_subscription(self, topic: str, error: CommandError) -> None:
+        """Tell the client that the broker has ended a subscription."""
+        self.node.metrics.errors[error.code] += 1
+        self.connection.answer(messages.encode_error(None, error.code, error.message, topic=topic))
+
     def _ok(self, id: int | str | None, **fields: object) -> None:
         if id is not None:
             self.connection.answer(messages.encode_ok(id, **fields))
@@ -248,7 +274,10 @@ class Session:
 
 
 OPS: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(Command)}
+WITHOUT_IDENTITY = (messages.Auth, messages.Ping)
+"""The commands of a client that has no identity yet."""
 HANDLERS: dict[type, Callable[[Session, Any], None]] = {
+    messages.Auth: Session._auth,
     messages.Subscribe: Session._subscribe,
     messages.Unsubscribe: Session._unsubscribe,
     messages.Publish: Session._publish,

@@ -222,6 +222,16 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "Time from connecting to the end of the opening handshake.", 0.1, 3600, "seconds", reload="new_connections"
         ),
     ] = 10.0
+    auth_timeout: Annotated[
+        float,
+        _key(
+            "Time for a client to show a token, where one is required; beyond it the connection is closed with 4500.",
+            0.1,
+            3600,
+            "seconds",
+            reload="new_connections",
+        ),
+    ] = 10.0
     ping_interval: Annotated[
         float,
         _key(

@@ -92,21 +92,28 @@ cdef int lift_barriers(Outbox* outbox) except -1:
     return 0
 
 
-cdef int forget_barriers(SubscriptionBase self) except -1:
-    """Lift all barriers on both sides: the subscription ends."""
+cdef object forget_barriers(SubscriptionBase self):
+    """Lift all barriers on both sides: the subscription ends. Returns the exception that was raised meanwhile, or None.
+
+    All of them are lifted, even if that raises: they point to the subscription.
+    """
     cdef Barriers* barriers = self.barriers
     cdef Link* link
+    cdef object fault = None
     if barriers == NULL:
-        return 0
+        return None
     forget_changed(self)
     while barriers.waiters.first != NULL:
-        lift_barrier(self, <Barrier*> barriers.waiters.first)
+        try:
+            lift_barrier(self, <Barrier*> barriers.waiters.first)
+        except BaseException as error:
+            fault = error
     while barriers.waits_for.first != NULL:
         link = barriers.waits_for.first
         free_barrier(<SubscriptionBase> link.owner, self, <Barrier*> (link - 1))  # `of_blocker` is right before it
     free(barriers)
     self.barriers = NULL
-    return 0
+    return fault
 
 
 cdef void forget_changed(SubscriptionBase self) noexcept:

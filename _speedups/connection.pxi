@@ -222,8 +222,12 @@ cdef class Connection(Reader):
     # Writing.
 
     cdef int write(self) except -1:
-        send_waiting(self, 0)
-        return self.end_close()
+        try:
+            send_waiting(self, 0)
+            self.end_close()
+        except Exception as error:
+            give_up(self, error)
+        return 0
 
     cdef int end_close(self) except -1:
         """After a write: once the close frame is sent, shut what is to be shut."""
@@ -273,9 +277,12 @@ cdef class Connection(Reader):
     cdef int go_on(self) except -1:
         """Each of its publishes that were parked has found room."""
         parking, self.parking = self.parking, None
-        for payload in (<ParkedPublisher> parking).answers:
-            self.answer(payload)
-        return self.allow_reading(FOR_ROOM)
+        try:
+            for payload in (<ParkedPublisher> parking).answers:
+                self.answer(payload)
+        finally:
+            self.allow_reading(FOR_ROOM)
+        return 0
 
     cdef int append_frame(self, int opcode, const unsigned char* data, size_t size) except -1:
         """Put a frame into the control buffer."""

@@ -4,6 +4,9 @@
 
 cdef double FLUSH_SHARE = 0.004  # seconds for which queues are written, or connections closed, at the end of one turn
 
+cdef enum:
+    CLOCK_WRITES = 8  # connections written to between two looks at the clock
+
 
 @cython.final
 cdef class LoopContext(LoopState):
@@ -70,17 +73,18 @@ cdef class LoopContext(LoopState):
             self.end_turn()
         finally:
             self.work = 0  # what was sent is no work of the commands that come next
-            if self.dirty_audiences.first != NULL or self.dirty_connections.first != NULL or self.closing:
+            if (self.dirty_audiences.first != NULL or self.dirty_connections.first != NULL or self.closing
+                    or self.resuming):
                 self.schedule()
 
     cdef int end_turn(self) except -1:
-        cdef double began = exact_time(), now
+        cdef double began = exact_time(), scheduled = self.began, now
         self.work = 0
         self.work_since = self.turn_spent = 0
         self.work_limit = CHECK_WORK
         send_batches(self)
         if self.dirty_connections.first != NULL:
-            self.write_connections(began + FLUSH_SHARE)
+            self.write_connections(exact_time() + FLUSH_SHARE)
         if self.parked:
             self.release_publishers()
         if self.resuming:
@@ -89,11 +93,11 @@ cdef class LoopContext(LoopState):
             self.close_connections(exact_time() + FLUSH_SHARE)
         now = exact_time()
         self.writing += now - began
-        self.count_write(now - self.began)
+        self.count_write(now - scheduled)  # `began` may be that of the next turn by now
         return 0
 
     cdef int write_connections(self, double until) except -1:
-        """Write to each connection with something to send."""
+        """Write to the connections with something to send; those for which there is no time wait for the next turn."""
         cdef Connection connection
         cdef Link* link = self.dirty_connections.first
         cdef size_t count = 0
@@ -109,6 +113,8 @@ cdef class LoopContext(LoopState):
                 connection.write_turn(until)
             except Exception as error:
                 give_up(connection, error)
+            if count % CLOCK_WRITES == 0 and exact_time() > until:
+                break
         return 0
 
     cdef int release_publishers(self) except -1:
@@ -122,9 +128,13 @@ cdef class LoopContext(LoopState):
         cdef ParkedPublisher publisher
         resuming, self.resuming = self.resuming, []
         for publisher in resuming:
-            if (publisher.connection is not None and not publisher.parks
-                    and (<Connection> publisher.connection).parking is publisher):
+            if (publisher.connection is None or publisher.parks
+                    or (<Connection> publisher.connection).parking is not publisher):
+                continue
+            try:
                 (<Connection> publisher.connection).go_on()
+            except Exception as error:
+                give_up(<Connection> publisher.connection, error)
         return 0
 
     cdef int close_connections(self, double until) except -1:

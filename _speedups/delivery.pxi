@@ -21,14 +21,10 @@ cdef int offer_event(SubscriptionBase self, Event event, Writer origin) except -
 
 
 cdef int write_queues(SubscriptionBase self) except -1:
-    """Write what waits for this client, in the middle of a turn. If that fails it is its fault alone."""
+    """Write what waits for this client, in the middle of a turn."""
     cdef Writer connection = <Writer> self.connection
     connection.context.work += SEND_WORK
-    try:
-        connection.write()
-    except Exception as error:
-        give_up(connection, error)
-    return 0
+    return connection.write()
 
 
 cdef int park_origin(SubscriptionBase self, Writer origin) except -1:

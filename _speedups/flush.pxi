@@ -292,6 +292,8 @@ cdef int end_subscription(SubscriptionBase self) except -1:
 
 
 cdef int unlink_subscription(SubscriptionBase self, Outbox* outbox, LoopState context) except -1:
+    """Take a subscription out of all lists and counts. It is out of them even if this raises."""
+    cdef object fault
     remove(&self.filter.subscriptions, &self.of_filter)
     self.filter.subscribers -= 1
     outbox.bytes -= self.queue.bytes
@@ -300,12 +302,16 @@ cdef int unlink_subscription(SubscriptionBase self, Outbox* outbox, LoopState co
     context.queued -= self.queue.count
     clear_queue(&self.queue)
     self.lag = 0
-    forget_barriers(self)
+    fault = forget_barriers(self)
     set_state(self, CANCELLED)
     remove(&outbox.subscriptions, &self.of_outbox)
     context.subscriptions -= 1
-    if self.parks is not None and context.loop is not None:  # None: all of it is being collected
-        release_all_parked(self)
-    self.outbox = NULL
-    self.connection = None
+    try:
+        if self.parks is not None and context.loop is not None:  # None: all of it is being collected
+            release_all_parked(self)
+    finally:
+        self.outbox = NULL
+        self.connection = None
+    if fault is not None:
+        raise fault
     return 0

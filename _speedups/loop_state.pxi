@@ -41,7 +41,7 @@ cdef struct Limits:
 cdef int read_limits(Limits* limits, source) except -1:
     """Take over those that may change while the broker runs."""
     limits.max_size = source.max_size
-    limits.max_fragments = source.max_fragments
+    limits.max_fragments = source.fragments
     limits.max_outbox = source.max_outbox
     limits.max_answers = source.max_answers
     limits.max_depth = source.max_depth
@@ -120,7 +120,12 @@ cdef class LoopState:
     cdef int schedule(self) except -1:
         """Have `LoopContext.flush` called at the end of this turn of the loop."""
         if not self.scheduled and self.loop is not None:  # None: all of it is being collected
-            self.loop.call_soon(self.flush_method)
+            try:
+                self.loop.call_soon(self.flush_method)
+            except RuntimeError:
+                if self.loop.is_closed():
+                    return 0  # there is no turn any more
+                raise
             self.scheduled = True
             self.began = exact_time()
         return 0

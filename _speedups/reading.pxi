@@ -109,6 +109,7 @@ cdef class Reader(Writer):
                                             len(rest) - self.rest_read)
             except BaseException:
                 self.rest_read = len(rest)  # some of it is unmasked by now, and cannot be read a second time
+                self.disconnect()
                 raise
             if self.rest_read == <size_t> len(rest) or self.outbox.state == CLOSED:
                 self.rest = None

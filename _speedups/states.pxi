@@ -12,8 +12,8 @@ cdef extern from *:
     const bint DEBUG_STATES
 
 cdef enum:
-    # Of a connection. From OPEN to CLOSE_PENDING its session is there; from CLOSING on nothing is written but the close
-    # frame.
+    # Of a connection. From OPEN to CLOSE_PENDING its session is there. From CLOSING on nothing is written but the
+    # batches under way and the close frame.
     NEW = 0  # its handshake is not over
     OPEN = 1
     FINISHING = 2  # it closes once everything that waits for its socket is sent

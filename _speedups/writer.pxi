@@ -26,9 +26,10 @@ cdef inline bint is_writable(Writer self) noexcept:
 cdef int send_waiting(Writer self, double until) except -1:
     """Send the control buffer, the batches that are pending, then the queues in turn, until the kernel is full.
 
-    With `until` not 0 queues wait for the next turn from that time on (`exact_time`); nothing else ever does.
+    With `until` not 0 queues wait for the next turn from that time on (`exact_time`).
     """
     cdef Piece pieces[MAX_PIECES]
+    cdef ssize_t sent
     cdef int count
     if self.outbox.writing:
         return 0
@@ -38,7 +39,13 @@ cdef int send_waiting(Writer self, double until) except -1:
             count = collect(self, pieces)
             if count == 0:
                 break
-            settle_pieces(self, pieces, count, send_pieces(self, pieces, count))
+            try:
+                sent = send_pieces(self, pieces, count)
+            except BaseException:
+                self.stop_writing()
+                settle_pieces(self, pieces, count, -1)
+                raise
+            settle_pieces(self, pieces, count, sent)
             if (until and self.outbox.sendable.first != NULL and self.pending_first < 0
                     and exact_time() > until):
                 mark_dirty(&self.outbox)

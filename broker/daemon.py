@@ -14,25 +14,27 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 import structlog
 import uvloop
 
 from broker import __version__
-from broker.config import RESTART_KEYS, Config, parse_address, too_open
+from broker.config import RESTART_KEYS, Config, Reading, Server, find_group, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
 from broker.health import HealthMonitor
 from broker.log import log_unhandled, report_start_failure, set_level, set_up_log
+from broker.net.certificate import CertificateMonitor
+from broker.net.handshake import Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import CannotListenError, Listener, bound_address
 from broker.net.tls import Tls
 from broker.net.tls import load as load_tls
 from broker.node import Node
-from broker.rules import Rules
+from broker.rules import check_rules
 from broker.systemd import Systemd, extend_timeout, reloading, status
 
 if TYPE_CHECKING:
@@ -58,6 +60,11 @@ EXTEND_BY = 10.0
 PROGRESS_LINES = 60
 """Maximum number of progress entries while the broker retires."""
 
+WATCH_EVERY = 2.0
+"""Seconds between two looks at the files of the certificate."""
+CHECK_EXPIRY_EVERY = 3600.0
+"""Seconds between two looks at when the certificate expires."""
+
 HANDSHAKE_GRACE = 1.0
 """Seconds that a shutdown gives connections that were accepted before it to finish their handshake. A request takes
 milliseconds."""
@@ -67,41 +74,40 @@ INTERNAL_ERROR = "internal error, see the log"
 log = structlog.get_logger(__name__)
 
 
-def run(config: Config, reread: Callable[[], Config]) -> int:
+def run(read: Callable[[], Reading]) -> int:
     """Run the broker until it shuts down, and return the exit status.
 
-    `reread` gives the configuration as it is then, for a reload; it raises ConfigError. The status is 0 after a drain,
-    1 if it could not start, 78 for a configuration that does not fit this machine.
+    `read` reads the configuration, for the start and for each reload. The status is 0 after a drain, 1 if it could not
+    start, 78 for a configuration with mistakes or one that does not fit this machine.
     """
+    reading = read()
+    config = reading.config
     reserve_standard_fds()
     # The watchdog of systemd sends SIGABRT: the log then has the stack of each thread.
     faulthandler.enable(file=2)
     systemd = Systemd(os.environ)
     set_up_log(config.log)
     try:
-        capacity, tls_context = check_resources(config)
+        capacity, tls_context = check_resources(reading)
         check_sockets(config, systemd)
     except ConfigError as exc:
         for problem in exc.problems:
-            report_start_failure(config.log, problem)
+            report_start_failure(config.log, str(problem))
         systemd.close()
         return os.EX_CONFIG
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Daemon(config, capacity, tls_context, reread, systemd).serve())
+        return runner.run(Daemon(config, capacity, tls_context, read, systemd).serve())
 
 
-def check_resources(config: Config) -> tuple[Capacity, ssl.SSLContext | None]:
+def check_resources(reading: Reading) -> tuple[Capacity, ssl.SSLContext | None]:
     """Check the configuration against this machine: the capacity of connections, and the certificate for TLS, if any.
 
-    Raises ConfigError where there are fewer than configured, where the certificate cannot be used, and for topic rules
-    that are wrong or can never apply.
+    Raises ConfigError with every mistake: those of the reading, too few descriptors, a certificate that cannot be used,
+    and topic rules that are wrong or can never apply.
     """
-    problems: list[str] = []
+    config = reading.config
+    problems = check_rules(reading.rules, config.limits)
     capacity = context = None
-    try:
-        Rules(config.topics, config.limits)
-    except ConfigError as error:
-        problems += error.problems
     try:
         capacity = Capacity.of(raise_file_limit(), config.limits.max_connections)
     except ConfigError as error:
@@ -110,8 +116,8 @@ def check_resources(config: Config) -> tuple[Capacity, ssl.SSLContext | None]:
         context = load_tls(config.server)
     except ConfigError as error:
         problems += error.problems
-    if problems or capacity is None:
-        raise ConfigError(problems)
+    reading.raise_problems(problems)
+    assert capacity is not None
     return capacity, context
 
 
@@ -125,7 +131,7 @@ def check_sockets(config: Config, systemd: Systemd) -> None:
         str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := bound_address(sock)).local
     ]
     if remote:
-        raise ConfigError([too_open("server.listen", [f"systemd: {address}" for address in remote])])
+        raise ConfigError([too_open("server.listen", [f"the socket {address} of systemd" for address in remote])])
 
 
 class Daemon:
@@ -136,7 +142,7 @@ class Daemon:
         config: Config,
         capacity: Capacity,
         context: ssl.SSLContext | None,
-        reread: Callable[[], Config],
+        read: Callable[[], Reading],
         systemd: Systemd,
     ) -> None:
         self.config = config
@@ -146,8 +152,9 @@ class Daemon:
         self.state = "starting"
         """`starting`, `serving`, `retiring` (clients get `bye` over time), `retired` (all have disconnected, new
         connections are refused), or `draining` (the broker shuts down)."""
-        self._reread = reread
+        self._read = read
         self._systemd = systemd
+        self.certificate = CertificateMonitor(config.server)
         self.started = 0.0
         """When the broker was ready, in seconds since 1970."""
         self._admin: Admin | None = None
@@ -168,7 +175,8 @@ class Daemon:
         # Other services reopen their logs on SIGUSR1. The default action would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.node = Node(self.config, ENGINES[self.config.server.engine](), loop)
-        self.limiter = ConnectionLimiter(self.config, self.node, self.capacity, loop)
+        self.limiter = ConnectionLimiter(self.config.limits, self.node, self.capacity)
+        self.handshakes = Handshakes(self.config, self.node, self.limiter, loop)
         self.health = HealthMonitor(loop, self.node.context, self._set_memory_pressure)
         self.health.max_memory = self.config.limits.max_memory
         await self.node.start()
@@ -187,6 +195,8 @@ class Daemon:
         self.started = time.time()
         self._log_addresses()
         tasks = [loop.create_task(self._report_status())]
+        if self.tls is not None:
+            tasks.append(loop.create_task(self._watch_certificate()))
         if self._systemd.watchdog:
             tasks.append(loop.create_task(self._feed_watchdog()))
         # Objects of the start live for ever. Frozen, they are not traversed by each full collection.
@@ -223,7 +233,7 @@ class Daemon:
             self._status_note = self._reload()
         except ConfigError as error:
             for problem in error.problems:
-                log.error("reload failed", problem=problem)
+                log.error("reload failed", problem=str(problem))
             self._status_note = f"; reload failed: {error.problems[0]}"
         except Exception:
             log.exception("reload failed", problem=INTERNAL_ERROR)
@@ -233,8 +243,9 @@ class Daemon:
 
     def _reload(self) -> str:
         """Apply the new configuration, and return a note for the status. Raises ConfigError."""
-        wanted = self._reread()
-        capacity, tls_context = check_resources(wanted)
+        reading = self._read()
+        capacity, tls_context = check_resources(reading)
+        wanted = reading.config
         fixed = set(RESTART_KEYS)
         if (tls_context is None) != (self.tls is None):
             fixed |= {"server.certificate", "server.key"}
@@ -243,9 +254,11 @@ class Daemon:
         self.capacity = capacity
         if self.tls is not None and tls_context is not None:
             self.tls.context = tls_context
+            self.certificate.use(self.config.server)
         set_level(self.config.log)
         self.node.reconfigure(self.config)
-        self.limiter.reconfigure(self.config, capacity)
+        self.limiter.reconfigure(self.config.limits, capacity)
+        self.handshakes.reconfigure(self.config)
         self.health.max_memory = self.config.limits.max_memory
         log.info("reloaded", changed=sorted(changed - fixed))
         later = sorted(changed & fixed)
@@ -254,6 +267,29 @@ class Daemon:
         log.warning("settings need a restart", settings=later)
         return f"; changed since the start, which needs a restart: {', '.join(later)}"
 
+    async def _watch_certificate(self) -> None:
+        """Warn before the certificate expires, and load it again when its files were replaced."""
+        checked = float("-inf")
+        while True:
+            if time.time() - checked >= CHECK_EXPIRY_EVERY:
+                checked = time.time()
+                self.certificate.warn(checked)
+            await asyncio.sleep(WATCH_EVERY)
+            if self.tls is None or not self.certificate.is_replaced():
+                continue
+            server = self.config.server
+            try:
+                context = load_tls(server)
+            except ConfigError as error:
+                for problem in error.problems:
+                    log.error("certificate not reloaded", problem=str(problem))
+                continue
+            if context is not None:
+                self.tls.context = context
+                self.certificate.use(server)
+                log.info("certificate reloaded", certificate=server.certificate)
+                checked = float("-inf")
+
     def retire(self) -> None:
         """Refuse new connections and send `bye` to all clients, but do not shut down. Idempotent."""
         if self.state == "starting":
@@ -261,7 +297,7 @@ class Daemon:
         if self.state != "serving":
             return
         self.state = "retiring"
-        self.limiter.close()
+        self.handshakes.close()
         timeout = self.config.limits.drain_timeout
         log.info("retiring", connections=self.node.connections, seconds=timeout)
         self._systemd.notify(self._status())
@@ -291,10 +327,10 @@ class Daemon:
         deadline = loop.time() + timeout
         self._close_listeners()
         # Accepted connections finish their handshake, and then get `bye` like the others.
-        await self.limiter.wait_handshakes(min(HANDSHAKE_GRACE, timeout / 4))
-        self.limiter.close()
+        await self.handshakes.wait_handshakes(min(HANDSHAKE_GRACE, timeout / 4))
+        self.handshakes.close()
         await self.node.drain(max(0.0, deadline - loop.time()))
-        await self.limiter.wait_empty(max(0.0, deadline - loop.time()))
+        await self.handshakes.wait_empty(max(0.0, deadline - loop.time()))
         await self.node.stop()
         progress.cancel()
         log.info("stopped")
@@ -327,7 +363,7 @@ class Daemon:
         self._admin = Admin(registry, self.unready_reason, self.node, self.capacity.admin)
         await self._admin.start()
         address = parse_address(self.config.server.admin)
-        port = AdminListener(self._admin)
+        port = AdminListener(self._admin, **unix_file(self.config.server))
         try:
             if not address.systemd:
                 await port.open(address)
@@ -347,7 +383,13 @@ class Daemon:
             await self._admin.stop()
 
     def _add_listener(self) -> Listener:
-        listener = Listener(self.limiter, notsent_lowat=self.config.limits.notsent_lowat, tls=self.tls)
+        config = self.config
+        listener = Listener(
+            self.handshakes,
+            notsent_lowat=config.limits.notsent_lowat,
+            tls=self.tls,
+            **unix_file(config.server),
+        )
         self.listeners.append(listener)
         return listener
 
@@ -382,6 +424,12 @@ class Daemon:
         if self.health.level:
             return "out of memory"
         return self.limiter.unavailable_reason
+
+    @property
+    def certificate_end(self) -> float | None:
+        """When the certificate expires, in seconds since 1970; None without TLS."""
+        found = self.certificate.validity
+        return None if self.tls is None or found is None else found.end
 
     @property
     def draining(self) -> bool:
@@ -421,6 +469,19 @@ class Daemon:
             await asyncio.sleep(self._systemd.watchdog / 2)
 
 
+class UnixFile(TypedDict):
+    """What the files of Unix sockets get."""
+
+    unix_mode: int
+    unix_group: int | None
+
+
+def unix_file(server: Server) -> UnixFile:
+    """Give the mode and the group of Unix sockets in numbers."""
+    group = None if server.unix_group is None else find_group(server.unix_group)
+    return UnixFile(unix_mode=int(server.unix_mode, 8), unix_group=group)
+
+
 class ShutdownSignal:
     """TERM and INT: the first signal requests a drain, the second one exits at once."""
 
@@ -432,6 +493,7 @@ class ShutdownSignal:
 
     def _signal(self, number: signal.Signals) -> None:
         if self.requested.done():
+            log.warning("second signal: exiting at once", signal=number.name)
             # The exit status of a shell for a process killed by a signal.
             os._exit(128 + number)
         self.requested.set_result(number.name)

@@ -7,6 +7,7 @@ test fails when `docs/protocol.md` lacks a row.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import Self
 
 import msgspec
@@ -38,15 +39,52 @@ class CommandError(Exception):
         self.retry_after_ms = retry_after_ms
 
 
-class ConfigError(Exception):
-    """A configuration that the broker does not start with.
+class Place(msgspec.Struct, frozen=True):
+    """Where a value of the configuration comes from: a file, an environment variable or a flag; else the defaults."""
 
-    `problems` holds every mistake that was found, each one line: the key, where it came from, what is allowed.
+    file: str = ""
+    line: int | None = None
+    column: int | None = None
+    variable: str = ""
+    flag: str = ""
+
+    def __str__(self) -> str:
+        if self.file:
+            return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+        return self.variable or self.flag or "default"
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A mistake in the configuration."""
+
+    message: str
+    """What is wrong, and what to write."""
+    key: str = ""
+    """The setting, like `limits.max_size` or `topics[1].match`; empty if it is none."""
+    place: Place | None = None
+    """Where its value comes from; None: not known."""
+
+    def __str__(self) -> str:
+        where = "" if self.place is None else str(self.place)
+        text = f"{self.key} ({where})" if self.key and where else self.key or where
+        line = f"{text}: {self.message}" if text else self.message
+        return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+    def fields(self) -> dict[str, object]:
+        """Give the key and the place for programs; what is not known is None."""
+        place = self.place or Place()
+        return {name: value or None for name, value in {"key": self.key, **msgspec.structs.asdict(place)}.items()}
+
+
+class ConfigError(Exception):
+    """A configuration that the broker does not start with. `problems` holds every mistake that was found.
+
+    A text stands for a problem without a key or a place.
     """
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    def __init__(self, problems: Iterable[Problem | str]) -> None:
+        self.problems = [Problem(each) if isinstance(each, str) else each for each in problems]
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 class CloseCode(enum.IntEnum):

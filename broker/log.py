@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import select
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import msgspec
+import orjson
 import structlog
 from structlog.typing import Processor
 
@@ -129,7 +130,11 @@ class LogRateLimiter:
 def render_json(logger: object, method: str, event: Any) -> bytes:
     """Render a log entry as one JSON object; the last processor of structlog's chain."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-    return msgspec.json.encode(first | event, enc_hook=str)
+    entry = first | event
+    try:
+        return orjson.dumps(entry, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # text that is not UTF-8, an integer of more than 64 bits: rare, and no reason to lose the entry
+        return json.dumps(entry, default=str).encode()
 
 
 class StandardError:
@@ -192,7 +197,30 @@ class LoggingHandler(logging.Handler):
     """Passes on the log of asyncio and other libraries."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+        exc = None if record.exc_info is None else record.exc_info[1]
+        if is_client_error(exc):
+            log.debug("client error", logger=record.name, kind=type(exc).__name__)
+        else:
+            log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+
+
+CLIENT_ERRORS = frozenset(
+    {
+        "aiohttp.http_exceptions.HttpProcessingError",
+        "aiohttp.web_protocol.RequestPayloadError",
+        "ssl.SSLError",
+        "websockets.exceptions.InvalidHandshake",
+    }
+)
+"""Exceptions of libraries for what a client sent. By name: this module does not import the libraries."""
+
+
+def is_client_error(exc: BaseException | None) -> bool:
+    """Whether an exception says that a client sent something wrong.
+
+    Libraries log it as an error, with a traceback and the text that the client sent, which may be a token.
+    """
+    return any(f"{kind.__module__}.{kind.__qualname__}" in CLIENT_ERRORS for kind in type(exc).__mro__)
 
 
 def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -200,8 +228,12 @@ def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
     The default handler would print the arguments of callbacks, with payloads among them.
     """
+    exc = context.get("exception")
+    if is_client_error(exc):
+        log.debug("client error", logger="asyncio", kind=type(exc).__name__)
+        return
     what, _, _ = str(context.get("message")).partition("(")
-    log.error("unhandled exception", message=what.rstrip(), exc_info=context.get("exception"))
+    log.error("unhandled exception", message=what.rstrip(), exc_info=exc)
 
 
 def report_start_failure(config: Log, text: str) -> None:

@@ -18,15 +18,16 @@ from broker import __version__, messages
 from broker._speedups import Connection, LoopContext, PermittedRoutes, Subscription, TokenBucket
 from broker.auth.authenticator import OPEN, Authenticator
 from broker.auth.permissions import Rights
-from broker.config import Config, parse_address
+from broker.config import Config
 from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHistory, Position, Unavailable
-from broker.errors import CLOSE_REASONS, CloseCode, CommandError, ConfigError
+from broker.errors import CLOSE_REASONS, CloseCode, CommandError
 from broker.hub import UNLIMITED, Hub
 from broker.identities import Identities, check_right
 from broker.identity import Identity
 from broker.interests import Interests
 from broker.messages import BadCommand
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
 from broker.rules import Rules, SubscriptionPolicy
 from broker.session import Done, Published, Session, SubscriptionStats
 from broker.topics import check_pattern, check_topic
@@ -94,11 +95,9 @@ class Node:
         self.sessions: dict[str, Session] = {}
         self.context.on_lagging = self._log_lagging
         self.hub = Hub(self.context)
-        self.identities = Identities(
-            authenticator, self.sessions, self.hub.routes, loop, self._end_subscription_of
-        )
+        self.identities = Identities(authenticator, self.sessions, self.hub.routes, loop, self._end_subscription_of)
         self.reconfigure(config)
-        self.on_disconnect: Callable[[str], None] | None = None
+        self.on_disconnect: Callable[[Peer], None] | None = None
         """Called with the address of each client that disconnects."""
         self._bye_sent: set[str] = set()
         """Sessions that got `bye` and have not disconnected yet."""
@@ -127,7 +126,7 @@ class Node:
         self.memory_pressure = memory_pressure
         self.hub.routes.clear()  # the fast path does not throttle
 
-    def peers(self) -> Iterator[str]:
+    def peers(self) -> Iterator[Peer]:
         """Give the addresses of all clients."""
         return (session.peer for session in self.sessions.values())
 
@@ -148,15 +147,15 @@ class Node:
         transport: asyncio.Transport,
         upgrade_response: bytes,
         rest: bytes,
-        peer: str,
+        peer: Peer,
         window_bits: int = 0,
         identity: Identity | None = None,
     ) -> None:
         """Take over a transport whose handshake is done.
 
         `upgrade_response` is the answer to the handshake, sent first; `rest` is what came behind the request; `peer`
-        is the client's address for the log; `window_bits` what was agreed on compression, see
-        `Connection.start`; `identity` what the handshake has shown.
+        is the client's address; `window_bits` what was agreed on compression, see `Connection.start`; `identity` what
+        the handshake has shown.
         """
         limits = self.limits
         connection = Connection(self.context)
@@ -325,7 +324,7 @@ class Node:
             raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
 
     def _may_block(self, session: Session) -> bool:
-        return self.block == "all" or (self.block == "local" and is_local(session.peer))
+        return self.block == "all" or (self.block == "local" and session.peer.local)
 
     def _subscribe(self, session: Session, command: messages.Subscribe, policy: SubscriptionPolicy) -> Subscription:
         if session.subscriptions is None:
@@ -532,14 +531,6 @@ def _not_allowed(policy: SubscriptionPolicy) -> CommandError:
     if not policy.overflows:
         return CommandError("forbidden", "the rules for these topics have no `overflow` in common")
     return CommandError("forbidden", f"`overflow` must be one of {', '.join(policy.overflows)} here")
-
-
-def is_local(peer: str) -> bool:
-    """Whether a client, by its address in the log, is on this machine."""
-    try:
-        return peer.startswith("unix:") or parse_address(peer).local
-    except ConfigError:  # "unknown": it was gone before it was asked
-        return False
 
 
 def _outbox(session: Session) -> int:

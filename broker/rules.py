@@ -7,13 +7,13 @@ every rule that applies to some of them, so that a wider pattern is no way aroun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from broker.config import Limits, TopicRule
-from broker.errors import CommandError, ConfigError
+from broker.errors import CommandError, ConfigError, Problem
 from broker.overflow import OVERFLOWS
 from broker.topics import check_pattern, covers, matches, overlap, rank
 
@@ -51,8 +51,7 @@ class Rules:
     apply."""
 
     def __init__(self, rules: Sequence[TopicRule], limits: Limits) -> None:
-        problems = [problem for rule in rules for problem in _mistakes(rule, limits)] or _dead(rules)
-        if problems:
+        if problems := check_rules(dict(enumerate(rules, 1)), limits):
             raise ConfigError(problems)
         self._rules = sorted(rules, key=lambda rule: rank(rule.match))
         self._limits = limits
@@ -110,32 +109,46 @@ def _strictest(policy: SubscriptionPolicy, others: Sequence[SubscriptionPolicy])
     return SubscriptionPolicy(min(policy.max_queue, ceiling), ceiling, overflow, allowed)
 
 
-def _mistakes(rule: TopicRule, limits: Limits) -> list[str]:
-    try:
-        check_pattern(rule.match)
-    except CommandError as error:
-        return [f"topics: match {error.message}"]
+def check_rules(rules: Mapping[int, TopicRule], limits: Limits) -> list[Problem]:
+    """Find what is wrong with rules, by their numbers in the file: each on its own, and those that can never apply."""
+    problems, valid = [], {}
+    for number, rule in rules.items():
+        try:
+            check_pattern(rule.match)
+        except CommandError as error:
+            problems.append(Problem(error.message, f"topics[{number}].match"))
+            continue
+        valid[number] = rule
+        problems += [Problem(message, f"topics[{number}].{name}") for name, message in _mistakes(rule, limits)]
+    return problems + list(_dead(valid))
+
+
+def _mistakes(rule: TopicRule, limits: Limits) -> Iterator[tuple[str, str]]:
+    """Find mistakes in one rule: the key, and what is wrong."""
     policy = _policy(rule, limits)
-    problems = []
     if policy.max_queue > policy.max_queue_limit:
-        problems.append(f"max_queue must not be more than its ceiling, which is {policy.max_queue_limit}")
+        name = "max_queue_limit" if rule.max_queue is None else "max_queue"
+        yield name, f"`{rule.match}`: max_queue must not be more than its ceiling, which is {policy.max_queue_limit}"
     if policy.overflow not in policy.overflows:
-        problems.append(f"overflow {policy.overflow} is not among its overflows")
+        yield "overflow", f"`{rule.match}`: {policy.overflow} is not among its overflows"
     if policy.overflow == "replay":
-        problems.append("overflow replay is not supported yet: no topic keeps history")
-    return [f"topics: `{rule.match}`: {problem}" for problem in problems]
+        name = "overflow" if rule.overflow else "overflows"
+        yield name, f"`{rule.match}`: replay is not supported yet: no topic keeps history"
 
 
-def _dead(rules: Sequence[TopicRule]) -> list[str]:
+def _dead(rules: Mapping[int, TopicRule]) -> Iterator[Problem]:
     """Find the rules that can never apply."""
-    matched = [rule.match for rule in rules]
-    problems = [f"topics: `{match}` is there twice" for match in dict.fromkeys(matched) if matched.count(match) > 1]
-    for rule in rules:
+    first: dict[str, int] = {}
+    for number, rule in rules.items():
+        if first.setdefault(rule.match, number) != number:
+            message = f"`{rule.match}` is there twice, also in topics[{first[rule.match]}]"
+            yield Problem(message, f"topics[{number}].match")
+    for number, rule in rules.items():
         # To a subscription to its very pattern each rule applies. But an age goes by the topic of the event.
         ageless = msgspec.structs.replace(rule, max_age=None) == TopicRule(match=rule.match)
-        if ageless and rule.max_age is not None and not _may_apply(rule, rules):
-            problems.append(f"topics: `{rule.match}` never applies: each topic that it matches has a rule of its own")
-    return problems
+        if ageless and rule.max_age is not None and not _may_apply(rule, list(rules.values())):
+            message = f"`{rule.match}` never applies: each topic that it matches has a rule of its own"
+            yield Problem(message, f"topics[{number}].match")
 
 
 def _may_apply(rule: TopicRule, rules: Sequence[TopicRule]) -> bool:

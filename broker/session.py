@@ -23,6 +23,7 @@ from broker.hub import UNLIMITED
 from broker.identity import Identity
 from broker.messages import BadCommand, Command
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
 
 log = structlog.get_logger(__name__)
 
@@ -108,12 +109,12 @@ class Session:
 
     __slots__ = ("connection", "id", "identity", "inflight", "node", "peer", "rights", "subscriptions")
 
-    def __init__(self, node: Node, connection: Connection, id: str, peer: str) -> None:
+    def __init__(self, node: Node, connection: Connection, id: str, peer: Peer) -> None:
         self.node = node
         self.connection = connection
         self.id = id
         self.peer = peer
-        """The client's address, for the log."""
+        """The client's address."""
         self.subscriptions: dict[str, Subscription] | None = None
         """By topic or pattern. None for the many that have none yet: it saves 64 bytes on each."""
         self.inflight = 0

@@ -23,12 +23,12 @@ class Pair(NamedTuple):
         return ssl.PEM_cert_to_DER_cert(self.certificate.read_text())
 
 
-def make_pair(folder: Path, name: str = "broker", kind: str = "ec") -> Pair:
+def make_pair(folder: Path, name: str = "broker", kind: str = "ec", days: int = 2) -> Pair:
     """Make `name`.pem and `name`.key."""
     pair = Pair(folder / f"{name}.pem", folder / f"{name}.key")
     options = {"ec": ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"], "rsa": ["rsa:2048"]}[kind]
     command: list[str] = [
-        *("openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", *options),
+        *("openssl", "req", "-x509", "-nodes", "-days", str(days), "-newkey", *options),
         *("-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
         *("-out", str(pair.certificate), "-keyout", str(pair.key)),
     ]

@@ -18,6 +18,7 @@ from websockets.frames import Close, Frame, Opcode
 from broker.config import Config, Limits, Server, TopicRule, parse_address
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
+from broker.net.handshake import Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import Listener
 from broker.net.tls import Tls
@@ -45,20 +46,21 @@ async def serving(
     config = Config(server=server, limits=Limits(**limits), topics=list(topics))
     loop = asyncio.get_running_loop()
     node = Node(config, engine or MemoryEngine(), loop)
-    limiter = ConnectionLimiter(config, node, Capacity(1000, 100), loop)
+    limiter = ConnectionLimiter(config.limits, node, Capacity(1000, 100))
+    handshakes = Handshakes(config, node, limiter, loop)
     tls = None if pair is None else Tls(loaded(pair))
-    listener = Listener(limiter, notsent_lowat=config.limits.notsent_lowat, tls=tls)
+    listener = Listener(handshakes, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await node.start()
     await listener.open(parse_address("127.0.0.1:0"))
     harness = Harness(node, listener.addresses[0], None if pair is None else trusting(pair))
-    harness.limiter = limiter
+    harness.handshakes = handshakes
     try:
         yield harness
     finally:
         listener.close()
         await asyncio.gather(*(client.close() for client in harness.clients))
-        limiter.close()
-        await limiter.wait_empty(PATIENCE)
+        handshakes.close()
+        await handshakes.wait_empty(PATIENCE)
         await until(lambda: not node.connections)
         await node.stop()
     assert node.sessions == {}
@@ -70,7 +72,7 @@ async def serving(
 class Harness:
     """A node, and who is connected to it."""
 
-    limiter: ConnectionLimiter
+    handshakes: Handshakes
 
     def __init__(self, node: Node, address: str, context: ssl.SSLContext | None = None) -> None:
         self.node = node

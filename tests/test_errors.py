@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.errors import ERRORS, REFUSALS, CloseCode, CommandError, ConfigError
+from broker.errors import ERRORS, REFUSALS, CloseCode, CommandError, ConfigError, Problem
 
 PROTOCOL = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -61,7 +61,7 @@ class TestCommandError:
 class TestConfigError:
     def test_config_error_prints_one_problem_per_line(self) -> None:
         error = ConfigError(["first", "second"])
-        assert error.problems == ["first", "second"]
+        assert error.problems == [Problem("first"), Problem("second")]
         assert str(error) == "first\nsecond"
 
 

@@ -6,20 +6,34 @@ import ast
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
 import socket
+import ssl
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import structlog
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect, unix_connect
+from websockets.exceptions import InvalidMessage
 
 from broker.health import MEMORY_EVENTS
-from broker.log import PRIORITIES, LogRateLimiter, StandardError, add_priority, is_journal
+from broker.log import (
+    PRIORITIES,
+    LoggingHandler,
+    LogRateLimiter,
+    StandardError,
+    add_priority,
+    is_journal,
+    log_unhandled,
+    render_json,
+)
 from tests.fixtures_daemon import TIMEOUT, is_served, launched
 from tests.net.harness import until
 
@@ -198,6 +212,22 @@ async def test_exception_is_logged_with_its_traceback_and_without_payloads(form:
         assert library["logger"] == "a.library"
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (float("nan"), None),
+        (2**70, 2**70),
+        ("\udcff", "\udcff"),
+        (Path("/a"), "/a"),
+        ({1: {2}}, {"1": "{2}"}),
+        (b"x", "b'x'"),
+    ],
+)
+def test_any_value_can_be_written_as_json(value: object, written: object) -> None:
+    line = render_json(None, "info", {"event": "e", "timestamp": "t", "level": "info", "value": value})
+    assert json.loads(line) == {"timestamp": "t", "level": "info", "event": "e", "value": written}
+
+
 # What is held back
 
 
@@ -343,3 +373,30 @@ async def test_startup_failure_under_systemd_has_priority_error(
             assert (entry["level"], entry["event"]) == ("error", "cannot start")
         else:
             assert line.startswith("<3>wsbroker: ")
+
+
+class Refused(InvalidMessage):
+    """What a library raises for a client, in a subclass."""
+
+
+@pytest.mark.parametrize(
+    "error", [BadHttpMessage("SECRET"), LineTooLong(b"SECRET"), Refused("SECRET"), ssl.SSLError(1, "SECRET")]
+)
+@pytest.mark.parametrize("name", ["aiohttp.server", "asyncio", "websockets.server", "some.library"])
+def test_client_error_of_a_library_is_at_debug_and_without_its_text(error: Exception, name: str) -> None:
+    with capture_logs() as logs:
+        handler = LoggingHandler()
+        record = logging.LogRecord(name, logging.ERROR, "", 0, "from %s", ("SECRET",), (type(error), error, None))
+        handler.emit(record)
+        log_unhandled(cast(asyncio.AbstractEventLoop, None), {"message": "SECRET", "exception": error})
+    assert [entry["log_level"] for entry in logs] == ["debug", "debug"]
+    assert [entry["event"] for entry in logs] == ["client error", "client error"]
+    assert "SECRET" not in str(logs)
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), ConnectionResetError("a"), KeyError("a")])
+def test_other_errors_of_a_library_stay_errors(error: Exception) -> None:
+    with capture_logs() as logs:
+        record = logging.LogRecord("a", logging.ERROR, "", 0, "b", (), (type(error), error, None))
+        LoggingHandler().emit(record)
+    assert [(entry["log_level"], entry["event"]) for entry in logs] == [("error", "b")]

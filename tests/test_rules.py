@@ -22,7 +22,7 @@ def rules(*made: TopicRule) -> Rules:
 def problems(*made: TopicRule) -> list[str]:
     with pytest.raises(ConfigError) as raised:
         rules(*made)
-    return raised.value.problems
+    return [str(problem) for problem in raised.value.problems]
 
 
 def test_policy_without_rules_is_that_of_the_limits() -> None:
@@ -122,10 +122,16 @@ def test_matching_pattern_covers_the_topic(pattern: str, topic: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (TopicRule("a..b"), "topics: match `a..b`: a token is empty; tokens are joined by single dots"),
-        (TopicRule("a", max_queue=7, max_queue_limit=6), "topics: `a`: max_queue must not be more than its ceiling"),
-        (TopicRule("a", max_queue=70_000), "topics: `a`: max_queue must not be more than its ceiling, which is 65536"),
-        (TopicRule("a", overflow="close", overflows=["latest"]), "overflow close is not among its overflows"),
+        (TopicRule("a..b"), "topics[1].match: `a..b`: a token is empty; tokens are joined by single dots"),
+        (
+            TopicRule("a", max_queue=7, max_queue_limit=6),
+            "topics[1].max_queue: `a`: max_queue must not be more than its ceiling",
+        ),
+        (
+            TopicRule("a", max_queue=70_000),
+            "topics[1].max_queue: `a`: max_queue must not be more than its ceiling, which is 65536",
+        ),
+        (TopicRule("a", overflow="close", overflows=["latest"]), "close is not among its overflows"),
         (TopicRule("a", overflow="replay"), "no topic keeps history"),
         (TopicRule("a", overflows=["replay"]), "no topic keeps history"),
     ],
@@ -135,9 +141,11 @@ def test_invalid_rule_is_reported(wrong: TopicRule, why: str) -> None:
 
 
 def test_rules_that_can_never_apply_are_reported() -> None:
-    assert problems(TopicRule("a"), TopicRule("b"), TopicRule("a", max_queue=1)) == ["topics: `a` is there twice"]
+    assert problems(TopicRule("a"), TopicRule("b"), TopicRule("a", max_queue=1)) == [
+        "topics[3].match: `a` is there twice, also in topics[1]"
+    ]
     age = TopicRule("a.>", max_age=1.0)
-    never = ["topics: `a.>` never applies: each topic that it matches has a rule of its own"]
+    never = ["topics[1].match: `a.>` never applies: each topic that it matches has a rule of its own"]
     assert problems(age, TopicRule("a.*"), TopicRule("a.*.>")) == never
     assert problems(age, TopicRule("a.*"), TopicRule("a.*.*"), TopicRule("a.*.*.>", max_age=2.0)) == never
     for others in (["a.*"], ["a.*.>"], ["a.*", "a.b.>"], ["a.*", "a.*.*.>"], [">", "*.>"]):
@@ -153,8 +161,8 @@ def test_rule_that_applies_to_some_topic_is_not_reported(names: list[str], topic
         dead = []
         rules(*made)
     except ConfigError as error:
-        dead = error.problems
-    lively = Rules([rule for rule in made if not any(f"`{rule.match}`" in problem for problem in dead)], Limits())
+        dead = [str(problem) for problem in error.problems]
+    lively = Rules([rule for rule in made if not any(f"`{rule.match}`" in str(problem) for problem in dead)], Limits())
     # Without those that never apply, all is as it would be with them.
     best = min((name for name in names if matches(name, topic)), key=rank_of, default=None)
     assert lively.max_age(topic) == (None if best is None else names.index(best) + 1.0)

@@ -16,7 +16,6 @@ from broker.config import Config, Limits, Server, TopicRule
 from broker.engines.base import Event, PublishDone, Unavailable
 from broker.engines.memory import MemoryEngine
 from broker.errors import ERRORS, CloseCode
-from broker.node import is_local
 from broker.rules import Retention
 from tests.engines.late import LateServer
 from tests.fixtures_node import Client, Harness, serving
@@ -747,18 +746,6 @@ async def test_permission_for_block_is_configured(block: str, rule: Any, allowed
         client = await harness.connect()
         answer = await client.ask("subscribe", topic="a", overflow="block")
         assert answer.get("code") == (None if allowed else "forbidden")
-
-
-@pytest.mark.parametrize(
-    ("peer", "local"),
-    [
-        *[("127.0.0.1:5", True), ("[::1]:5", True), ("unix:", True), ("192.0.2.1:5", False), ("unknown", False)],
-        # As a proxy that is believed gives them, without a port.
-        *[("203.0.113.7", False), ("2001:db8::1", False), ("127.0.0.1", False), ("::1", False)],
-    ],
-)
-def test_local_clients_are_recognized_by_their_address(peer: str, local: bool) -> None:
-    assert is_local(peer) == local
 
 
 async def test_rules_give_defaults_and_ceilings() -> None:

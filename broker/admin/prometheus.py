@@ -77,6 +77,11 @@ FAMILIES: Final = (
     Family("cpu_seconds", "counter", "CPU time of the process."),
     Family("draining", "gauge", "1 while the broker drains or retires."),
     Family("start_time_seconds", "gauge", "When the broker became ready, in seconds since 1970."),
+    Family(
+        "certificate_expiry_time_seconds",
+        "gauge",
+        "When the certificate expires, in seconds since 1970; only with TLS.",
+    ),
     Family("build_info", "gauge", "Always 1.", ("version", "python", "engine")),
 )
 
@@ -101,6 +106,10 @@ class Source(Protocol):
     @property
     def engine(self) -> str:
         """The engine's name."""
+
+    @property
+    def certificate_end(self) -> float | None:
+        """When the certificate expires, in seconds since 1970."""
 
     @property
     def draining(self) -> bool:
@@ -168,6 +177,7 @@ class MetricsCollector(Collector):
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "draining": source.draining,
             "start_time_seconds": source.started,
+            "certificate_expiry_time_seconds": {} if source.certificate_end is None else source.certificate_end,
             "build_info": {(__version__, platform.python_version(), source.engine): 1},
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import click
@@ -19,13 +20,18 @@ def command(file: Path | None, as_json: bool) -> int:
 
     Exits with 0 if there is none, else with 78.
     """
-    from broker.config import load
+    from broker.config import Reading
     from broker.daemon import check_resources
     from broker.errors import ConfigError
+    from broker.net.certificate import check_validity
 
+    reading = Reading(file, os.environ, {})
     try:
-        config = load(file, os.environ, {})
-        check_resources(config)
+        # `serve` starts with an expired certificate, and warns: no restart should end what still works for some.
+        reading.problems += map(reading.locate, check_validity(reading.config.server, time.time()))
+        check_resources(reading)
     except ConfigError as error:
         return Report(as_json).config_error(error)
-    return print_text(f"The configuration is good: serve listens on {', '.join(config.server.listen)}.\n", as_json)
+    return print_text(
+        f"The configuration is good: serve listens on {', '.join(reading.config.server.listen)}.\n", as_json
+    )

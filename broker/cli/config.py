@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from broker.cli.report import print_text
+from broker.cli.options import Group
+from broker.cli.report import print_text, to_json
 
 
-@click.group("config")
+@click.group("config", cls=Group)
 def command() -> None:
     """Show what can be configured."""
 
@@ -27,4 +26,4 @@ def config_schema() -> int:
     """Print the JSON Schema of the configuration file."""
     from broker.config.describe import schema
 
-    return print_text(json.dumps(schema(), indent=2, ensure_ascii=False) + "\n")
+    return print_text(to_json(schema(), indent=True) + "\n")

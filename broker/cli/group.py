@@ -11,13 +11,14 @@ from typing import Final
 import click
 
 from broker import __version__
+from broker.cli.options import Group
 from broker.cli.report import EXTENSION, Report, Status
 
 COMMANDS: Final = ("serve", "check", "config", "pub", "sub", "bench", "version")
 """Each is `command` of the module of its name, in the order of the help."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that imports a command when it is called, or listed in the help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -38,10 +39,12 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         status = wsbroker.main(args, prog_name="wsbroker", standalone_mode=False)
     except click.UsageError as error:
-        if report.as_json:
-            report.error("usage", error.format_message())
-        else:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError) and not report.as_json:
             error.show()
+            return Status.USAGE
+        message = " ".join(error.format_message().split()).rstrip(".")
+        command = "wsbroker" if error.ctx is None else error.ctx.command_path
+        report.error("usage", message if report.as_json else f"{message}; see {command} --help")
         return Status.USAGE
     except ImportError as error:
         if error.name != EXTENSION:

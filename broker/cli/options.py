@@ -26,6 +26,19 @@ def together(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _
     return decorate
 
 
+class Group(click.Group):
+    """A group whose help shows the whole first sentence of each command: click cuts it to fit into one line."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            assert command is not None
+            rows.append((name, command.get_short_help_str(limit=1000)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print errors as JSON objects, one a line.")
 config_option = click.option(
     "--config",

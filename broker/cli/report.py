@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import enum
 import errno
-import json
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
@@ -63,7 +62,7 @@ class Report:
         """Say one thing: `error` is a word for programs, `message` for people; details that are None are left out."""
         if self.as_json:
             given = {name: value for name, value in details.items() if value is not None}
-            text = json.dumps({"error": error, "message": message, **given}, ensure_ascii=False)
+            text = to_json({"error": error, "message": message, **given})
         else:
             # Some of it comes from the other side, and must not command the terminal.
             text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in f"wsbroker: {message}")
@@ -82,7 +81,7 @@ class Report:
     def config_error(self, error: ConfigError) -> int:
         """Say every mistake in the configuration, and return the status of a program that fails for it."""
         for problem in error.problems:
-            self.error("config", problem)
+            self.error("config", problem.message if self.as_json else str(problem), **problem.fields())
         return Status.BAD_CONFIG
 
     def failure(self, failure: ClientError) -> int:
@@ -106,6 +105,21 @@ class Report:
             status = Status.TRY_AGAIN
         self.error(error, str(failure), retry=failure.retry, **details)
         return status
+
+
+def to_json(value: Any, *, indent: bool = False) -> str:
+    """Write a value as JSON. Of text that is not UTF-8, like a file's name, a mark stands in the place of each byte."""
+    import orjson
+
+    option = orjson.OPT_INDENT_2 if indent else 0
+    try:
+        return orjson.dumps(value, option=option).decode()
+    except TypeError:
+        clean = {
+            name: part.encode("utf-8", "replace").decode() if isinstance(part, str) else part
+            for name, part in value.items()
+        }
+        return orjson.dumps(clean, option=option).decode()
 
 
 def print_text(text: str, as_json: bool = False) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from broker.cli.options import config_option
-from broker.cli.report import Status
 
 
 @click.command("serve")
@@ -33,22 +32,9 @@ def command(
         "log.format": log_format,
         "log.level": log_level,
     }
-    from broker.config import load, log_of
-    from broker.errors import ConfigError
-
-    try:
-        config = load(file, os.environ, flags)
-    except ConfigError as error:
-        from broker.log import report_start_failure, set_up_log
-
-        # In the way of the log, as everything else that keeps the broker from starting.
-        found = log_of(file, os.environ, flags)
-        set_up_log(found)
-        for problem in error.problems:
-            report_start_failure(found, problem)
-        return Status.BAD_CONFIG
+    from broker.config import Reading
     from broker.daemon import run
 
     # By the path that it has now, whatever the working directory is then.
     file = None if file is None else file.absolute()
-    return run(config, functools.partial(load, file, dict(os.environ), flags))
+    return run(functools.partial(Reading, file, dict(os.environ), flags))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from broker import __version__
 from broker.cli.options import json_option
-from broker.cli.report import EXTENSION, print_text
+from broker.cli.report import EXTENSION, print_text, to_json
 
 
 @click.command("version")
@@ -26,8 +25,8 @@ def command(as_json: bool) -> int:
         EXTENSION: f"built as {Path(str(extension.__file__)).name}",
         "Python": platform.python_version(),
     }
-    for name in ("uvloop", "msgspec", "websockets", "click", "structlog", "rich"):
+    for name in ("uvloop", "msgspec", "orjson", "websockets", "click", "structlog", "rich"):
         found[name] = importlib.metadata.version(name)
     width = max(map(len, found))
-    lines = json.dumps(found) if as_json else "\n".join(f"{name:{width}}  {text}" for name, text in found.items())
+    lines = to_json(found) if as_json else "\n".join(f"{name:{width}}  {text}" for name, text in found.items())
     return print_text(lines + "\n", as_json)

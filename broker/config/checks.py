@@ -5,19 +5,19 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from broker.config.addresses import parse_address, printable
+from broker.config.addresses import find_group, parse_address, printable
 from broker.config.keys import KEYS, Key, convert
-from broker.errors import ConfigError
+from broker.errors import ConfigError, Place, Problem
+from broker.net.origin import Origin, parse_origin
 
 
 class Setting(NamedTuple):
     key: str
     value: object
-    origin: str
-    """For people: the file, the variable, or the command line."""
+    place: Place
     is_text: bool = False
     """Whether the value is text which stands for a number, a list and so on, as in the environment."""
 
@@ -42,36 +42,47 @@ def converted(setting: Setting) -> Any:
     return convert(KEYS[setting.key], setting.value, setting.is_text)
 
 
-def contradictions(settings: Mapping[str, Setting]) -> list[str]:
-    """Say what is wrong with values together, each of which is right on its own."""
+def contradictions(settings: Mapping[str, Setting], unknown: Container[str] = ()) -> list[Problem]:
+    """Say what is wrong with values together, each of which is right on its own.
+
+    `unknown` are keys whose values are not known, because they are wrong: nothing is said about them.
+    """
 
     def value(key: str) -> Any:
         return converted(settings[key]) if key in settings else KEYS[key].default
 
-    def origin(key: str) -> str:
-        return f"{key} ({settings[key].origin if key in settings else 'default'})"
+    def place(key: str) -> Place:
+        return settings[key].place if key in settings else Place()
+
+    def known(*keys: str) -> bool:
+        return not any(key in unknown for key in keys)
 
     problems = []
     queue, ceiling = value("limits.max_queue"), value("limits.max_queue_limit")
-    if queue > ceiling:
-        problems.append(
-            f"{origin('limits.max_queue')}: {queue} must not be more than "
-            f"{origin('limits.max_queue_limit')}, which is {ceiling}"
-        )
+    if queue > ceiling and known("limits.max_queue", "limits.max_queue_limit"):
+        message = f"{queue} must not be more than limits.max_queue_limit ({place('limits.max_queue_limit')})"
+        problems.append(Problem(f"{message}, which is {ceiling}", "limits.max_queue", place("limits.max_queue")))
     for name, other in (("server.certificate", "server.key"), ("server.key", "server.certificate")):
-        if value(name) is not None and value(other) is None:
-            problems.append(f"{origin(name)}: needs {other} beside it")
-    remote = [address for address in value("server.listen") if not parse_address(address).local]
-    if remote and value("server.anonymous") is None:
-        problems.append(too_open(origin("server.listen"), remote))
+        if value(name) is not None and value(other) is None and known(name, other):
+            problems.append(Problem(f"needs {other} beside it", name, place(name)))
+    listen = value("server.listen")
+    admin = value("server.admin")
+    for key, addresses in (("server.listen", listen), ("server.admin", [admin] if admin else [])):
+        remote = [address for address in addresses if not parse_address(address).local]
+        if remote and value("server.anonymous") is None and known(key, "server.anonymous"):
+            problems.append(too_open(key, remote, place(key)))
     return problems
 
 
-def too_open(where: str, addresses: Iterable[str]) -> str:
+def too_open(key: str, addresses: Iterable[str], place: Place | None = None) -> Problem:
     """Say that the broker does not listen on these for everybody."""
-    return (
-        f"{where}: refuses to listen beyond loopback or a Unix socket ({', '.join(addresses)}) while everybody is "
-        "allowed, unless server.anonymous = true"
+    local = "127.0.0.1:8766" if key == "server.admin" else "127.0.0.1:8765"
+    return Problem(
+        f"{', '.join(addresses)} can be reached from other machines, and everybody is allowed; listen on {local} or a "
+        "Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] "
+        "(WSBROKER_SERVER__ANONYMOUS=true) to allow it",
+        key,
+        place,
     )
 
 
@@ -81,7 +92,7 @@ def _check_listen(addresses: list[str]) -> list[str]:
         try:
             parse_address(address)
         except ConfigError as error:
-            problems += error.problems
+            problems += [problem.message for problem in error.problems]
     return problems
 
 
@@ -99,10 +110,19 @@ def _check_path(path: str) -> list[str]:
 
 def _check_origins(origins: list[str]) -> list[str]:
     return [
-        f"`{printable(origin)}` is no origin: it must be scheme://host or scheme://host:port, without a path"
+        f"`{printable(origin)}` is no origin: it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain"
         for origin in origins
-        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin)
+        if origin not in ("*", "null") and not _is_rule(parse_origin(origin))
     ]
+
+
+def _is_rule(origin: Origin | None) -> bool:
+    """Whether an origin can be listed: its only star is that of `*.`, and its port is one."""
+    if origin is None or not 1 <= int(origin.port or 1) <= 65_535:
+        return False
+    name = origin.host.removeprefix("*.")
+    return "*" not in name and (bool(name) or origin.host == name)
 
 
 def _check_networks(networks: list[str]) -> list[str]:
@@ -113,6 +133,25 @@ def _check_networks(networks: list[str]) -> list[str]:
         except ValueError as error:
             problems.append(f"`{printable(network)}` is no network, as 10.0.0.0/8: {printable(str(error))}")
     return problems
+
+
+def _check_proxy_protocol(networks: list[str]) -> list[str]:
+    return _check_networks([network for network in networks if network != "unix"])
+
+
+def _check_unix_mode(mode: str) -> list[str]:
+    if not re.fullmatch(r"0?[0-7]{3}", mode):
+        return [f'must be three octal digits, like "660", not {json.dumps(mode, ensure_ascii=False)}']
+    return []
+
+
+def _check_unix_group(group: str | None) -> list[str]:
+    try:
+        if group is not None:
+            find_group(group)
+    except KeyError:
+        return [f"there is no group `{printable(group or '')}` on this machine"]
+    return []
 
 
 def _check_anonymous(anonymous: bool | None) -> list[str]:
@@ -127,6 +166,7 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.origins": _check_origins,
     "server.anonymous": _check_anonymous,
     "server.trusted_proxies": _check_networks,
+    "server.proxy_protocol": _check_proxy_protocol,
+    "server.unix_mode": _check_unix_mode,
+    "server.unix_group": _check_unix_group,
 }
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:*\[\]]+)(:[1-9][0-9]{0,4})?", re.IGNORECASE)

@@ -22,10 +22,9 @@ def default_toml() -> str:
             lines += _comment(key)
             example = f"# {key.name} = {_toml(key.example)}"
             lines += [example if key.default is None else f"{key.name} = {_toml(key.default)}", ""]
-    # Two marks, because a rule is no default to be switched on by taking away one.
-    lines += [f"# {TopicRule.__doc__}", "# # [[topics]]", ""]
+    lines += [f"# {TopicRule.__doc__}", "# [[topics]]", ""]
     for key in RULE_KEYS.values():
-        lines += [*_comment(key), f"# # {key.name} = {_toml('prices.>' if key.name == 'match' else key.example)}", ""]
+        lines += [*_comment(key), f"# {key.name} = {_toml('prices.>' if key.name == 'match' else key.example)}", ""]
     return "\n".join(lines)
 
 

@@ -53,18 +53,25 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[
         Annotated[list[str], Meta(min_length=1)],
         _key(
-            "Addresses to listen on, each host:port, [v6]:port, unix:/path (a socket with mode 0660), or systemd for "
+            "Addresses to listen on, each host:port, [v6]:port, unix:/path, or systemd for "
             "the sockets that it passes. "
             "In the environment they are separated by commas.",
             reload="restart",
         ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8765"])
-    path: Annotated[str, _key("Path of the WebSocket. Whatever follows a ? is not looked at.", reload="restart")] = "/"
+    path: Annotated[
+        str,
+        _key(
+            "Path of the WebSocket. Whatever follows a ? is not looked at; a slash at the end makes no difference.",
+            reload="restart",
+        ),
+    ] = "/"
     origins: Annotated[
         list[str],
         _key(
             "Origins whose pages may connect besides the broker's own host, written as browsers send them, like "
-            '"https://example.org". "null" and "*" (every origin) must be listed in so many words.',
+            '"https://example.org"; "https://*.example.org" stands for any subdomain. "null" and "*" (every origin) '
+            "must be listed in so many words.",
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
@@ -81,8 +88,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["local", "all", "none"],
         _key(
             "Which clients may subscribe with the overflow policy block, which parks publishers. local: "
-            "clients on loopback and Unix sockets, but nobody for whom a proxy says in X-Forwarded-For who it is and "
-            "is believed. Behind a proxy on this machine that is not believed it is everybody.",
+            "clients on loopback and Unix sockets, but nobody for whom a proxy that is believed says who it is. "
+            "Behind a proxy on this machine that is not believed it is everybody.",
             reload="new_subscriptions",
         ),
     ] = "local"
@@ -104,11 +111,45 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trusted_proxies: Annotated[
         list[str],
         _key(
-            "Networks whose proxies are believed when they say in X-Forwarded-For from where a client comes, like "
-            "10.0.0.0/8. Unix sockets are always trusted.",
+            "Networks whose proxies are believed when they say in the header of forwarded_header from where a client "
+            "comes, like 10.0.0.0/8. Unix sockets are always trusted.",
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
+    forwarded_header: Annotated[
+        Literal["X-Forwarded-For", "Forwarded"],
+        _key(
+            "The header in which these proxies say it. It must be the one that they set: the other one is not read, as "
+            "a client could have sent it. Forwarded is that of RFC 7239.",
+            reload="new_connections",
+        ),
+    ] = "X-Forwarded-For"
+    proxy_protocol: Annotated[
+        list[str],
+        _key(
+            "Networks of load balancers whose connections begin with the header of the PROXY protocol, version 1 or 2, "
+            "like 10.0.0.0/8; unix stands for Unix sockets. A connection from there without the header is refused. "
+            "It is about the addresses of listen, not about the admin listener.",
+            reload="new_connections",
+        ),
+    ] = msgspec.field(default_factory=list)
+    unix_mode: Annotated[
+        str,
+        _key(
+            "Mode of the Unix sockets that the broker makes, three octal digits as for chmod. Who may write may "
+            "connect.",
+            reload="restart",
+        ),
+    ] = "660"
+    unix_group: Annotated[
+        str | None,
+        _key(
+            "Group of the Unix sockets that the broker makes, by name or number. The broker's user must be in it. Left "
+            "out: the group of the broker.",
+            example="www-data",
+            reload="restart",
+        ),
+    ] = None
     certificate: Annotated[
         str | None,
         _key(
@@ -146,8 +187,14 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 2**20
     max_fragments: Annotated[
-        int, _key("Fragments in one message from a client, empty ones counted.", 1, 10**6, reload="new_connections")
-    ] = 4096
+        Annotated[int, Meta(ge=1, le=10**6)] | None,
+        _key(
+            "Fragments in one message from a client, empty ones counted. Left out: 4096, or one for each 2048 bytes of "
+            "max_size if that is more.",
+            example=4096,
+            reload="new_connections",
+        ),
+    ] = None
     max_connections: Annotated[
         Annotated[int, Meta(ge=1, le=10**7)] | None,
         _key(
@@ -216,6 +263,17 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_depth: Annotated[
         int, _key("Levels that the JSON of a command may be nested, its own object included.", 2, 512, reload="at_once")
     ] = 64
+    max_head: Annotated[
+        int,
+        _key(
+            "Longest head of a request: its request line and all header lines together. One line may be as long; "
+            "browsers send the cookies of all programs on localhost in one.",
+            1024,
+            2**20,
+            "bytes",
+            reload="new_connections",
+        ),
+    ] = 16 * 1024
     open_timeout: Annotated[
         float,
         _key(
@@ -333,6 +391,14 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="restart",
         ),
     ] = 16_384
+
+    @property
+    def fragments(self) -> int:
+        """The bound of fragments in one message: `max_fragments`, or one that grows with `max_size`.
+
+        Many clients send fragments of 4 kB, some of 2 kB; with a fixed number they could not reach a large `max_size`.
+        """
+        return max(4096, -(-self.max_size // 2048)) if self.max_fragments is None else self.max_fragments
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,23 +7,174 @@ reported, not only the first mistake, also where a later layer would have put an
 from __future__ import annotations
 
 import difflib
-import tomllib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from broker.config import toml
 from broker.config.checks import Setting, check, check_value, contradictions, converted
 from broker.config.keys import KEYS, RULE_KEYS, SECTIONS
-from broker.config.schema import Config, Log
-from broker.errors import ConfigError
+from broker.config.schema import Config, TopicRule
+from broker.errors import ConfigError, Place, Problem
 
 DEFAULT_FILE: Final = Path("/etc/wsbroker/wsbroker.toml")
 """Read where it exists and no other file is named."""
 
 PREFIX: Final = "WSBROKER_"
 """What the environment variables begin with: WSBROKER_LIMITS__MAX_SIZE is limits.max_size."""
+
+
+class Reading:
+    """What was read: the configuration, and what is wrong with it.
+
+    With mistakes, `config` has the values that are right, and defaults for the others: good enough to find more
+    mistakes, not to run with.
+    """
+
+    def __init__(self, file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> None:
+        self.problems: list[Problem] = []
+        self.rules: dict[int, TopicRule] = {}
+        """The rules without mistakes, by their number in the file."""
+        self._file = str(file or DEFAULT_FILE)
+        self._lines: dict[toml.Path, int] = {}
+        self._wrong: set[str] = set()
+        """Keys of which some value is wrong."""
+        self._settings: dict[str, Setting] = {}
+        self._read_file(file)
+        for layer in (self._of_environment(environ), self._of_flags(flags)):
+            self._take(layer)
+        self.problems += contradictions(self._settings, self._wrong)
+        sections: dict[str, Any] = {}
+        for key, setting in self._settings.items():
+            section, _, name = key.partition(".")
+            sections.setdefault(section, {})[name] = converted(setting)
+        self.config = msgspec.structs.replace(msgspec.convert(sections, Config), topics=list(self.rules.values()))
+
+    def locate(self, problem: Problem | str) -> Problem:
+        """Say where the value comes from that a problem is about."""
+        if isinstance(problem, str):
+            return Problem(problem)
+        if problem.place is not None or not problem.key:
+            return problem
+        if problem.key.startswith("topics["):
+            return msgspec.structs.replace(problem, place=self._line(*_rule_path(problem.key)))
+        setting = self._settings.get(problem.key)
+        return problem if setting is None else msgspec.structs.replace(problem, place=setting.place)
+
+    def raise_problems(self, more: Iterable[Problem | str] = ()) -> None:
+        """Raise ConfigError with every mistake, these among them, if there is one."""
+        if problems := [*self.problems, *map(self.locate, more)]:
+            raise ConfigError(problems)
+
+    def _take(self, layer: Iterable[Setting]) -> None:
+        for setting in layer:
+            if mistakes := check(setting):
+                self._wrong.add(setting.key)
+                self.problems += [Problem(mistake, setting.key, setting.place) for mistake in mistakes]
+            else:
+                self._settings[setting.key] = setting
+
+    # The file
+
+    def _read_file(self, file: Path | None) -> None:
+        try:
+            found = toml.parse((file or DEFAULT_FILE).read_bytes(), self._file)
+            if isinstance(found, Problem):
+                self.problems.append(found)
+                return
+            document, self._lines = found
+            for section, table in document.items():
+                if section == "topics":
+                    self._read_rules(table)
+                else:
+                    self._take(self._of_section(section, table))
+        except OSError as error:
+            if file is not None or not isinstance(error, FileNotFoundError | NotADirectoryError):
+                self.problems.append(Problem(f"cannot be read: {error.strerror}", place=Place(file=self._file)))
+        except RecursionError:  # only a file may hold values within values
+            self.problems.append(Problem("is nested too deeply", place=Place(file=self._file)))
+
+    def _line(self, *path: str | int) -> Place:
+        """Give the place of a value, or of the innermost table around it that has a line."""
+        line = next((self._lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self._lines), None)
+        return Place(file=self._file, line=line)
+
+    def _of_section(self, section: str, table: object) -> Iterator[Setting]:
+        if section not in SECTIONS:
+            what = "section" if isinstance(table, dict) else "key"
+            message = f"there is no such {what}{_suggest(section, [*SECTIONS, 'topics', *KEYS])}"
+            self.problems.append(Problem(message, section, self._line(section)))
+        elif not isinstance(table, dict):
+            self.problems.append(Problem(f"must be a table, [{section}]", section, self._line(section)))
+        else:
+            for name, value in table.items():
+                key = f"{section}.{name}"
+                place = self._line(section, name)
+                if key in KEYS:
+                    yield Setting(key, value, place)
+                else:
+                    self.problems.append(Problem(f"there is no such key{_suggest(key, KEYS)}", key, place))
+
+    def _read_rules(self, tables: object) -> None:
+        """Read the [[topics]] tables."""
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            self.problems.append(Problem("must be tables, each [[topics]]", "topics", self._line("topics")))
+            return
+        for number, table in enumerate(tables, 1):
+            problems = [
+                Problem(mistake, f"topics[{number}].{name}", self._line("topics", number, name))
+                for name, value in table.items()
+                for mistake in _check_rule_key(name, value)
+            ]
+            if "match" not in table:
+                message = 'is missing: the topic or pattern that the rule is for, like match = "prices.>"'
+                problems.insert(0, Problem(message, f"topics[{number}].match", self._line("topics", number)))
+            self.problems += problems
+            if not problems:
+                self.rules[number] = msgspec.convert(table, TopicRule)
+
+    # The environment and the command line
+
+    def _of_environment(self, environ: Mapping[str, str]) -> Iterator[Setting]:
+        for name, value in sorted(environ.items()):
+            if not name.startswith(PREFIX):
+                continue
+            place = Place(variable=name)
+            if name in _VARIABLES:
+                yield Setting(_VARIABLES[name], value, place, is_text=True)
+            elif name.removesuffix("_FILE") in _VARIABLES:
+                yield from self._of_value_file(name, value, environ)
+            elif name not in CLIENT_VARIABLES and not _of_kubernetes(name, value):
+                end = "_FILE" if name.endswith("_FILE") else ""
+                key = name.removeprefix(PREFIX).removesuffix(end).lower().replace("__", ".")
+                hint = _suggest(key, KEYS, lambda key, end=end: variable_of(key) + end)  # type: ignore[misc]
+                hint = hint or "; `wsbroker config default` shows the settings"
+                self.problems.append(Problem(f"there is no such key{hint}", place=place))
+
+    def _of_value_file(self, name: str, path: str, environ: Mapping[str, str]) -> Iterator[Setting]:
+        """Read the file that a variable with `_FILE` names."""
+        variable, place = name.removesuffix("_FILE"), Place(variable=name)
+        key = _VARIABLES[variable]
+        if variable in environ:
+            self.problems.append(Problem(f"{variable} is set too, only one of the two may be", key, place))
+            return
+        try:
+            # Editors on Windows put a byte order mark before a text.
+            content = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._wrong.add(key)
+            self.problems.append(Problem(f"{path} cannot be read: {reason}", key, place))
+        else:
+            yield Setting(key, content, place, is_text=True)
+
+    def _of_flags(self, flags: Mapping[str, object]) -> Iterator[Setting]:
+        for key, value in flags.items():
+            if value is not None and value != ():
+                yield Setting(key, value, Place(flag=flag_of(key)))
 
 
 def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Config:
@@ -33,135 +184,54 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     values; None and the empty tuple (an option of click that may be repeated, and was not given) say nothing.
     Raises ConfigError with every mistake.
     """
-    problems: list[str] = []
-    settings: dict[str, Setting] = {}
-    rules: list[dict[str, object]] = []
-    for layer in (_of_file(file, problems, rules), _of_environment(environ, problems), _of_flags(flags)):
-        try:
-            for setting in layer:
-                if mistakes := check(setting):
-                    problems += [f"{setting.key} ({setting.origin}): {mistake}" for mistake in mistakes]
-                else:
-                    settings[setting.key] = setting
-        except RecursionError:  # only a file may hold values within values
-            problems.append(f"{file or DEFAULT_FILE}: is nested too deeply")
-    if not problems:
-        problems = contradictions(settings)
-    if problems:
-        raise ConfigError(problems)
-    sections: dict[str, Any] = {"topics": rules}
-    for key, setting in settings.items():
-        section, _, name = key.partition(".")
-        sections.setdefault(section, {})[name] = converted(setting)
-    return msgspec.convert(sections, Config)
+    reading = Reading(file, environ, flags)
+    reading.raise_problems()
+    return reading.config
 
 
-def log_of(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Log:
-    """Give what there is to be known of the log in a configuration that has mistakes: they are to be said in it."""
-    found: dict[str, Any] = {}
-    for layer in (_of_file(file, [], []), _of_environment(environ, []), _of_flags(flags)):
-        try:
-            for setting in layer:
-                section, _, name = setting.key.partition(".")
-                if section == "log" and not check(setting):
-                    found[name] = converted(setting)
-        except RecursionError:
-            continue
-    return Log(**found)
+def _check_rule_key(name: str, value: object) -> list[str]:
+    key = RULE_KEYS.get(name)
+    return [f"there is no such key{_suggest(name, RULE_KEYS)}"] if key is None else check_value(key, value)
 
 
-def _of_file(file: Path | None, problems: list[str], rules: list[dict[str, object]]) -> Iterator[Setting]:
-    asked, file = file, file or DEFAULT_FILE
-    try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        if asked is None and isinstance(error, FileNotFoundError | NotADirectoryError):
-            return
-        problems.append(f"{file}: cannot be read: {error.strerror}")
-        return
-    except ValueError as error:  # tomllib.TOMLDecodeError, or UnicodeDecodeError
-        problems.append(f"{file}: is not TOML: {error}")
-        return
-    for section, table in document.items():
-        if section == "topics":
-            _read_rules(table, str(file), problems, rules)
-        elif section not in SECTIONS:
-            what = "section" if isinstance(table, dict) else "key"
-            problems.append(f"{section} ({file}): there is no such {what}{_suggest(section, [*SECTIONS, *KEYS])}")
-        elif not isinstance(table, dict):
-            problems.append(f"{section} ({file}): must be a table, [{section}]")
-        else:
-            for name, value in table.items():
-                key = f"{section}.{name}"
-                if key in KEYS:
-                    yield Setting(key, value, str(file))
-                else:
-                    problems.append(f"{key} ({file}): there is no such key{_suggest(key, KEYS)}")
+def _rule_path(key: str) -> toml.Path:
+    """Split `topics[2].match` as the lines of the file are named."""
+    number, _, name = key.removeprefix("topics[").partition("]")
+    return ("topics", int(number), *([name[1:]] if name else []))
 
 
-def _read_rules(tables: object, origin: str, problems: list[str], rules: list[dict[str, object]]) -> None:
-    """Read the [[topics]] tables."""
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        problems.append(f"topics ({origin}): must be tables, each [[topics]]")
-        return
-    for number, table in enumerate(tables, 1):
-        where = f"topics[{number}]"
-        if "match" not in table:
-            problems.append(f"{where}.match ({origin}): is missing: the topic or pattern that the rule is for")
-        for name, value in table.items():
-            key = RULE_KEYS.get(name)
-            if key is None:
-                wrong = f"{where}.{name} ({origin}): there is no such key"
-                problems.append(wrong + _suggest(name, RULE_KEYS))
-            else:
-                problems += [f"{where}.{name} ({origin}): {mistake}" for mistake in check_value(key, value)]
-        rules.append(table)
-
-
-def _of_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[Setting]:
-    for name, value in sorted(environ.items()):
-        if not name.startswith(PREFIX):
-            continue
-        if name in _VARIABLES:
-            yield Setting(_VARIABLES[name], value, name, is_text=True)
-        elif name.removesuffix("_FILE") in _VARIABLES:
-            variable = name.removesuffix("_FILE")
-            if variable in environ:
-                problems.append(f"{_VARIABLES[variable]} ({name}): {variable} is set too, only one of the two may be")
-                continue
-            try:
-                content = Path(value).read_text(encoding="utf-8").removesuffix("\n")
-            except (OSError, ValueError) as error:
-                problems.append(f"{_VARIABLES[variable]} ({name}): {value} cannot be read: {error}")
-                continue
-            yield Setting(_VARIABLES[variable], content, name, is_text=True)
-        elif "__" in name.removeprefix(PREFIX) or name in _LIKELY_TYPOS:
-            # A variable with no key in it, like WSBROKER_URL, is none of the broker's.
-            key = name.removeprefix(PREFIX).lower().replace("__", ".")
-            problems.append(f"{name} (environment): there is no such key{_suggest(key, KEYS, _variable)}")
-
-
-def _of_flags(flags: Mapping[str, object]) -> Iterator[Setting]:
-    for key, value in flags.items():
-        if value is not None and value != ():
-            yield Setting(key, value, "command line")
+def _of_kubernetes(name: str, value: str) -> bool:
+    """Whether a variable is one that Kubernetes sets for a service of this name, like WSBROKER_PORT=tcp://10.0.0.1:80."""
+    return bool(_SERVICE.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
 
 
 def _suggest(wrong: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
     """Name the nearest of the known words, to be put behind a message: the same key elsewhere, or one spelt like it."""
-    known = list(known)
+
+    def likeness(word: str) -> float:
+        whole = difflib.SequenceMatcher(None, wrong, word).ratio()
+        last = difflib.SequenceMatcher(None, name, word.rpartition(".")[2]).ratio()
+        return max(whole, last) + whole / 100
+
     name = wrong.rpartition(".")[2]
-    nearest = [word for word in known if word.endswith(f".{name}")] or difflib.get_close_matches(wrong, known, n=1)
-    return f"; did you mean {written(nearest[0])}?" if nearest else ""
+    nearest = max(known, key=likeness)
+    return f"; did you mean {written(nearest)}?" if likeness(nearest) >= _ALIKE else ""
 
 
-def _variable(key: str) -> str:
+def variable_of(key: str) -> str:
     """Give the environment variable of a key."""
     return PREFIX + key.upper().replace(".", "__")
 
 
-_VARIABLES: Final = {_variable(key): key for key in KEYS}
-_LIKELY_TYPOS: Final = {PREFIX + key.upper().replace(".", "_") for key in KEYS} | {
-    PREFIX + key.rpartition(".")[2].upper() for key in KEYS
-}
-"""One underscore, or no section. Anything looser would meet what Kubernetes sets for a service of this name."""
+def flag_of(key: str) -> str:
+    """Give the flag of a key: `--listen` of server.listen, `--log-level` of log.level."""
+    return "--" + key.removeprefix("server.").replace(".", "-").replace("_", "-")
+
+
+_ALIKE: Final = 0.65
+_VARIABLES: Final = {variable_of(key): key for key in KEYS}
+CLIENT_VARIABLES: Final = frozenset({"WSBROKER_URL", "WSBROKER_TOKEN", "WSBROKER_CA"})
+"""What `pub`, `sub` and `bench` read."""
+_SERVICE: Final = re.compile(
+    r"WSBROKER_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Final
 
 from broker.config import Server
-from broker.errors import ConfigError
+from broker.errors import ConfigError, Problem
 
 
 class Tls:
@@ -21,18 +22,7 @@ def load(server: Server) -> ssl.SSLContext | None:
     """Read the certificate and its key; None where none is configured. Raises ConfigError with every mistake."""
     if server.certificate is None or server.key is None:
         return None
-    problems = []
-    for name, path, block in (
-        ("server.certificate", server.certificate, b"-----BEGIN CERTIFICATE-----"),
-        ("server.key", server.key, b"PRIVATE KEY-----"),
-    ):
-        try:
-            if block not in Path(path).read_bytes():
-                what = "certificate" if path == server.certificate else "private key"
-                problems.append(f"{name}: {path} holds no {what} in PEM format")
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            problems.append(f"{name}: {path} cannot be read: {reason}")
+    problems = [*_look(server.certificate, "server.certificate"), *_look(server.key, "server.key")]
     if problems:
         raise ConfigError(problems)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -42,11 +32,14 @@ def load(server: Server) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(server.certificate, server.key, password=_no_password)
     except _EncryptedError:
-        raise ConfigError([f"server.key: {server.key} is encrypted; the broker has no passphrase for it"]) from None
+        message = f"{server.key} is encrypted; the broker has no passphrase for it"
+        decrypt = f"openssl pkey -in {server.key} -out plain.pem"
+        raise ConfigError([Problem(f"{message}; decrypt it: {decrypt}", "server.key")]) from None
     except ssl.SSLError as error:
         raise ConfigError([_why(server, error)]) from None
     except OSError as error:  # it was there a moment ago
-        raise ConfigError([f"server.certificate: {server.certificate} cannot be read: {error.strerror}"]) from None
+        message = f"{server.certificate} cannot be read: {error.strerror}"
+        raise ConfigError([Problem(message, "server.certificate")]) from None
     return context
 
 
@@ -59,9 +52,50 @@ def _no_password() -> str:
     raise _EncryptedError
 
 
-def _why(server: Server, error: ssl.SSLError) -> str:
+def _why(server: Server, error: ssl.SSLError) -> Problem:
     # What OpenSSL says of a key of the same kind, and of others.
     if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
-        return f"server.key: {server.key} does not fit the certificate in {server.certificate}"
+        message = f"{server.key} is a private key, but of another certificate than {server.certificate}"
+        return Problem(message, "server.key")
     reason = (error.reason or str(error)).lower().replace("_", " ")
-    return f"server.certificate: {server.certificate} and {server.key} cannot be used: {reason}"
+    return Problem(f"{server.certificate} and {server.key} cannot be used: {reason}", "server.certificate")
+
+
+WANTED: Final = {
+    "server.certificate": (b"-----BEGIN CERTIFICATE-----", "a certificate"),
+    "server.key": (b"PRIVATE KEY-----", "a private key"),
+}
+
+KINDS: Final = (
+    (b"BEGIN OPENSSH PRIVATE KEY", "a key for SSH"),
+    (b"PRIVATE KEY-----", "a private key"),
+    (b"-----BEGIN CERTIFICATE-----", "a certificate"),
+    (b"-----BEGIN CERTIFICATE REQUEST", "a certificate request"),
+    (b"-----BEGIN NEW CERTIFICATE REQUEST", "a certificate request"),
+    (b"-----BEGIN TRUSTED CERTIFICATE", "a certificate in a format of OpenSSL alone"),
+    (b"-----BEGIN PUBLIC KEY", "a public key"),
+    (b"-----BEGIN PKCS7", "PKCS #7"),
+)
+"""What a file is that holds this text."""
+
+
+def _look(path: str, name: str) -> list[Problem]:
+    """Say what a file is, if it does not hold what it should."""
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return [Problem(f"{path} cannot be read: {reason}", name)]
+    block, wanted = WANTED[name]
+    if block in data and b"BEGIN OPENSSH PRIVATE KEY" not in data:
+        if data.startswith(b"\xef\xbb\xbf"):  # OpenSSL does not see the line behind it
+            return [Problem(f"{path} begins with a byte order mark; save it without", name)]
+        return []
+    kind = next((kind for text, kind in KINDS if text in data), "")
+    if kind:
+        return [Problem(f"{path} is {kind}, not {wanted}", name)]
+    if not data.strip():
+        return [Problem(f"{path} is empty, not {wanted}", name)]
+    if data[:1] == b"\x30":
+        return [Problem(f"{path} is in the binary format DER or PKCS #12; convert it to PEM with openssl", name)]
+    return [Problem(f"{path} holds no {wanted[2:]} in PEM format", name)]

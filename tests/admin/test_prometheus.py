@@ -18,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 from broker.admin.prometheus import FAMILIES, PREFIX, MetricsCollector
 from broker.health import HealthMonitor
 from broker.metrics import KNOWN_CODES, Metrics
-from broker.net.handshake import REFUSAL_REASONS
+from broker.net.http import REFUSAL_REASONS
 from broker.net.limiter import ConnectionLimiter
 from broker.node import Node
 from tests.engines.late import LateServer
@@ -37,10 +37,11 @@ class Broker:
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
         self.node: Node = harness.node
-        self.limiter: ConnectionLimiter = harness.limiter
+        self.limiter: ConnectionLimiter = harness.handshakes.limiter
         self.health = HealthMonitor(asyncio.get_running_loop(), harness.node.context, lambda level: None)
         self.started = time.time()
         self.draining = False
+        self.certificate_end: float | None = None
         self._registry = CollectorRegistry()
         self._registry.register(MetricsCollector(self))
 
@@ -78,6 +79,12 @@ async def connections(broker: Broker) -> None:
     await until(lambda: broker.value("connections") == 0)
 
 
+async def certificate_expiry_time_seconds(broker: Broker) -> None:
+    assert broker._registry.get_sample_value(PREFIX + "certificate_expiry_time_seconds") is None
+    broker.certificate_end = 1.5e9
+    assert broker.value("certificate_expiry_time_seconds") == 1.5e9
+
+
 async def connections_max(broker: Broker) -> None:
     assert broker.value("connections_max") == 1000
 
@@ -89,7 +96,7 @@ async def connections_opened(broker: Broker) -> None:
 
 
 async def connections_refused(broker: Broker) -> None:
-    broker.limiter.close()
+    broker.harness.handshakes.close()
     with pytest.raises(InvalidStatus):
         await broker.harness.connect()
     assert broker.value("connections_refused_total", reason="draining") == 1
@@ -317,6 +324,7 @@ MOVES: dict[str, Callable[[Broker], Awaitable[None]]] = {
         cpu_seconds,
         draining,
         start_time_seconds,
+        certificate_expiry_time_seconds,
         build_info,
     )
 }
@@ -359,7 +367,7 @@ def test_docs_list_every_metric() -> None:
 
 
 def test_docs_list_every_refusal_reason() -> None:
-    reasons = set(REFUSAL_REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls"}
+    reasons = set(REFUSAL_REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls", "proxy_protocol"}
     assert (
         set(re.findall(r"^\| `([a-z_]+)` \| (?!counter|gauge|histogram)", DOCUMENT.read_text(), re.MULTILINE))
         == reasons

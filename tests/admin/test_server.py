@@ -96,6 +96,56 @@ async def test_sessions_are_refused_under_other_names(name: str) -> None:
         assert (await get(daemon.admin, "/readyz", Host=name or "x")).status == 200
 
 
+MALFORMED = {
+    "space before the colon": b"GET /livez HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer SECRET\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nSECRET",
+    "TLS": b"\x16\x03\x01\x02\0\1\0\1\xfc\3\3SECRET",
+    "long header": b"GET /livez HTTP/1.1\r\nHost: x\r\nCookie: SECRET" + b"a" * 9000 + b"\r\n\r\n",
+    "long target": b"GET /livez?SECRET" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "many headers": b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"A: SECRET\r\n" * 200 + b"\r\n",
+    "second request": b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nSECRET\r\n\r\n",
+    "chunk": b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nSECRET\r\n\r\n",
+    "length": b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: SECRET\r\n\r\n",
+    "gzip": b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 6\r\n\r\nSECRET",
+    "target": b"GET http://[SECRET/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "CONNECT": b"CONNECT SECRET:99999 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "version": b"GET / HTTP/9.9SECRET\r\nHost: x\r\n\r\n",
+    "line feeds": b"GET / HTTP/1.1\nHost: x\nSECRET\n\n",
+    "folded": b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n SECRET\r\n\r\n",
+    "expectation": b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: SECRET\r\n\r\n",
+    "host": b"GET /v1/sessions HTTP/1.1\r\nHost: [SECRET:\r\n\r\n",
+    "query": b"GET /v1/sessions?limit=%ff%zzSECRET HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "format of metrics": b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+    b"Accept: application/openmetrics-text;version=SECRET;escaping=\xe9\r\n\r\n",
+    "version of metrics": b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+    b"Accept: application/openmetrics-text;version=1.1.SECRET\xe9\r\n\r\n",
+    "no version of metrics": b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+    b"Accept: application/openmetrics-text;version=SECRET\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+async def test_malformed_request_is_no_error_and_its_text_is_not_logged(level: str) -> None:
+    async with launched(*LOOPBACK, "--log-level", level) as daemon:
+        await daemon.started()
+        there = parse_address(daemon.admin)
+        for data in MALFORMED.values():
+            reader, writer = await asyncio.open_connection(there.host, there.port)
+            writer.write(data)
+            answer = await asyncio.wait_for(reader.readline(), TIMEOUT)
+            writer.close()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+            assert answer.startswith(b"HTTP/1."), data[:60]
+            assert b" 500 " not in answer, data[:60]
+        assert (await get(daemon.admin, "/livez")).status == 200
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "SECRET" not in daemon.said
+        assert "Traceback" not in daemon.said
+        assert "[error" not in daemon.said
+        assert ("client error" in daemon.said) == (level == "debug")
+
+
 async def test_admin_endpoints_are_not_on_the_client_listener() -> None:
     async with launched(*LOOPBACK) as daemon:
         await daemon.started()

@@ -26,6 +26,18 @@ async def test_help_lists_the_commands() -> None:
     assert all(re.search(rf"^  {name} ", result.out, re.MULTILINE) for name in COMMANDS)
 
 
+@pytest.mark.parametrize("group", [[], ["config"]])
+async def test_help_does_not_cut_summaries(group: list[str]) -> None:
+    shown = " ".join((await wsbroker(*group, "--help")).out.split())
+    words = " ".join(["wsbroker", *group])
+    for name, command in commands():
+        if name.rpartition(" ")[0] == words:
+            assert command.help
+            summary = " ".join(command.help.split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+            assert f" {name.rpartition(' ')[2]} {summary}" in shown
+    assert "..." not in shown.partition("Commands:")[2]
+
+
 async def test_missing_command_prints_help_and_fails() -> None:
     result = await wsbroker()
     assert result.status == 2
@@ -51,6 +63,7 @@ async def test_invalid_command_line_is_explained(arguments: list[str], wrong: st
     result = await wsbroker(*arguments)
     assert (result.status, result.out) == (2, "")
     assert wrong in result.err
+    assert re.fullmatch(r"wsbroker: .+; see wsbroker( \w+)? --help\n", result.err)
 
 
 async def test_invalid_command_line_can_be_explained_in_json() -> None:

@@ -21,6 +21,7 @@ async def test_version_lists_the_dependencies() -> None:
         "Python",
         "uvloop",
         "msgspec",
+        "orjson",
         "websockets",
         "click",
         "structlog",

@@ -25,7 +25,7 @@ def problems(
 ) -> list[str]:
     with pytest.raises(ConfigError) as raised:
         load(file, environ or {}, flags or {})
-    return raised.value.problems
+    return [str(problem) for problem in raised.value.problems]
 
 
 def setting(loaded: Config, key: str) -> Any:

@@ -13,7 +13,7 @@ from tests.config.reading import problems
 @pytest.mark.parametrize(("given", "lacking"), [("certificate", "key"), ("key", "certificate")])
 def test_certificate_and_key_need_each_other(given: str, lacking: str) -> None:
     assert problems(flags={f"server.{given}": "a.pem"}) == [
-        f"server.{given} (command line): needs server.{lacking} beside it"
+        f"server.{given} (--{given}): needs server.{lacking} beside it"
     ]
     server = load(None, {}, {"server.certificate": "a.pem", "server.key": "b.pem"}).server
     assert (server.certificate, server.key) == ("a.pem", "b.pem")
@@ -32,9 +32,14 @@ def test_max_queue_over_its_limit_is_a_mistake() -> None:
     "address", ["0.0.0.0:80", "[::]:80", "192.0.2.1:80", "broker.example:80", "[::ffff:192.0.2.1]:80"]
 )
 def test_anonymous_access_from_other_machines_must_be_configured(address: str) -> None:
+    allow = "write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it"
+    advice = f"or a Unix socket (unix:/path) behind a proxy, or {allow}"
+    open_to_all = f"{address} can be reached from other machines, and everybody is allowed"
     assert problems(flags={"server.listen": ["127.0.0.1:1", address]}) == [
-        f"server.listen (command line): refuses to listen beyond loopback or a Unix socket ({address}) "
-        "while everybody is allowed, unless server.anonymous = true"
+        f"server.listen (--listen): {open_to_all}; listen on 127.0.0.1:8765 {advice}"
+    ]
+    assert problems(flags={"server.admin": address}) == [
+        f"server.admin (--admin): {open_to_all}; listen on 127.0.0.1:8766 {advice}"
     ]
     assert load(None, {}, {"server.listen": [address], "server.anonymous": True}).server.listen == [address]
 
@@ -49,7 +54,7 @@ def test_anonymous_access_on_loopback_is_the_default(address: str) -> None:
 
 def test_anonymous_false_is_not_supported_yet() -> None:
     (problem,) = problems(flags={"server.anonymous": False})
-    assert problem.startswith("server.anonymous (command line): false is not supported yet")
+    assert problem.startswith("server.anonymous (--anonymous): false is not supported yet")
 
 
 # On their own
@@ -57,10 +62,10 @@ def test_anonymous_false_is_not_supported_yet() -> None:
 
 def test_each_invalid_address_is_reported() -> None:
     assert problems(flags={"server.listen": ["nonsense", "127.0.0.1:1", "127.0.0.1:1", "systemd:ws"]}) == [
-        "server.listen (command line): 127.0.0.1:1 is listed twice",
-        "server.listen (command line): `nonsense` is no address: "
+        "server.listen (--listen): 127.0.0.1:1 is listed twice",
+        "server.listen (--listen): `nonsense` is no address: "
         "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
-        "server.listen (command line): `systemd:ws` is no address: "
+        "server.listen (--listen): `systemd:ws` is no address: "
         "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
     ]
 
@@ -73,7 +78,39 @@ def test_valid_paths_are_accepted(path: str) -> None:
 @pytest.mark.parametrize("path", ["", "ws", "/a b", "/é", "/a?b", "/a#b", "/a\n", "/healthz"])
 def test_invalid_paths_are_refused(path: str) -> None:
     (problem,) = problems(flags={"server.path": path})
-    assert problem.startswith("server.path (command line): must ")
+    assert problem.startswith("server.path (--path): must ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("unix_mode", "", 'must be three octal digits, like "660", not ""'),
+        ("unix_mode", "rw", 'must be three octal digits, like "660", not "rw"'),
+        ("unix_mode", "888", 'must be three octal digits, like "660", not "888"'),
+        ("unix_mode", "1660", 'must be three octal digits, like "660", not "1660"'),
+        ("unix_group", "no such group", "there is no group `no such group` on this machine"),
+        ("unix_group", "a\nb", "there is no group `a\\nb` on this machine"),
+        ("unix_group", "\0", "there is no group `\\x00` on this machine"),
+        ("unix_group", "", "there is no group `` on this machine"),
+    ],
+)
+def test_invalid_mode_or_group_of_unix_sockets_is_refused(key: str, value: str, problem: str) -> None:
+    (found,) = problems(flags={f"server.{key}": value})
+    assert found.endswith(f": {problem}")
+
+
+def test_mode_and_group_of_unix_sockets_are_accepted() -> None:
+    for mode in ("660", "0666", "600"):
+        assert load(None, {"WSBROKER_SERVER__UNIX_MODE": mode}, {}).server.unix_mode == mode
+    for group in ("root", "0", "4242"):
+        assert load(None, {"WSBROKER_SERVER__UNIX_GROUP": group}, {}).server.unix_group == group
+
+
+def test_networks_of_the_proxy_protocol_may_name_unix_sockets() -> None:
+    given = ["unix", "10.0.0.0/8"]
+    assert load(None, {}, {"server.proxy_protocol": given}).server.proxy_protocol == given
+    (problem,) = problems(flags={"server.proxy_protocol": ["unix:"]})
+    assert "is no network" in problem
 
 
 @pytest.mark.parametrize(
@@ -88,6 +125,14 @@ def test_invalid_paths_are_refused(path: str) -> None:
         "http://127.0.0.1",
         "chrome-extension://abcdef",
         "http://xn--caf-dma.example",
+        "https://café.example",
+        "https://a.example/",
+        "https://*.example",
+        "https://*.a.example:8443",
+        "file://",
+        "qrc://",
+        "capacitor://localhost",
+        "http://[fe80::1%25eth0]",
     ],
 )
 def test_valid_origins_are_accepted(origin: str) -> None:
@@ -100,15 +145,25 @@ def test_valid_origins_are_accepted(origin: str) -> None:
         "",
         "a.example",
         "https://",
-        "https://a.example/",
+        "https://a.example//",
         "https://a.example/x",
-        "https://*.example",
+        "https://*",
+        "https://*.",
+        "https://a*.example",
+        "https://a.*.example",
+        "https://*.*.example",
         "https://u@a.example",
+        "https://a.example:0",
+        "https://a.example:65536",
+        "https://a..é",
+        "*.example",
+        "a b://c",
         "//a",
     ],
 )
 def test_invalid_origins_are_refused(origin: str) -> None:
     assert problems(flags={"server.origins": [origin]}) == [
-        f"server.origins (command line): `{origin}` is no origin: "
-        "it must be scheme://host or scheme://host:port, without a path"
+        f"server.origins (--origins): `{origin}` is no origin: "
+        "it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain"
     ]

@@ -24,7 +24,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
     )
     assert Config().limits == Limits(
         max_size=1024 * 1024,
-        max_fragments=4096,
+        max_fragments=None,
         max_connections=None,
         max_subscriptions=1000,
         max_queue=256,
@@ -56,3 +56,9 @@ def test_restart_keys_follow_from_the_fields() -> None:
 def test_the_policies_are_those_of_the_protocol() -> None:
     protocol = msgspec.json.schema(messages.Subscribe)["$defs"]["Subscribe"]["properties"]["overflow"]["enum"]
     assert sorted(protocol) == sorted(OVERFLOWS)
+
+
+def test_max_fragments_grows_with_max_size_unless_configured() -> None:
+    assert Limits().fragments == 4096
+    assert Limits(max_size=2**30).fragments >= 2**30 / 4096
+    assert Limits(max_size=2**30, max_fragments=7).fragments == 7

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.config import Config, Limits, Log, TopicRule, load, sources
+from broker.config.sources import CLIENT_VARIABLES, flag_of
 from broker.errors import ConfigError
+from tests.cli.commands import commands
 from tests.config.reading import KEYS, problems, setting
 
 # Layers
@@ -129,28 +131,59 @@ def test_unrelated_variables_are_ignored() -> None:
         "WSBROKER_URL": "ws://x",
         "WSBROKER_PORT": "tcp://10.0.0.1:8765",  # as Kubernetes sets it for a service of this name
         "WSBROKER_SERVER_PORT": "tcp://10.0.0.1:8765",
+        "WSBROKER_SERVICE_HOST": "10.0.0.1",
+        "WSBROKER_SERVICE_PORT_WS": "8765",
+        "WSBROKER_PORT_8765_TCP_ADDR": "10.0.0.1",
         "OTHER_LIMITS__MAX_SIZE": "x",
         "PATH": "/bin",
     }
     assert load(None, environ, {}) == Config()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"),
+    [
+        ("WSBROKER_FOO", "1", None),
+        ("WSBROKER_PORT", "8765", None),
+        ("WSBROKER_MAXSIZE", "1", "WSBROKER_LIMITS__MAX_SIZE"),
+        ("WSBROKER_LOGLEVEL", "debug", "WSBROKER_LOG__LEVEL"),
+        ("WSBROKER_LIMITS__MAX_SISE_FILE", "/x", "WSBROKER_LIMITS__MAX_SIZE_FILE"),
+    ],
+)
+def test_unknown_variable_is_a_mistake(name: str, value: str, nearest: str | None) -> None:
+    hint = f"did you mean {nearest}?" if nearest else "`wsbroker config default` shows the settings"
+    assert problems(environ={name: value}) == [f"{name}: there is no such key; {hint}"]
+
+
+def test_variables_of_the_client_commands_are_known() -> None:
+    read = {str(option.envvar) for _, command in commands() for option in command.params if option.envvar}
+    assert read == CLIENT_VARIABLES
+
+
+@pytest.mark.parametrize("form", ["max_depth = 5\n", "max_depth = 5\r\n"])
+def test_byte_order_mark_is_ignored(file: Path, tmp_path: Path, form: str) -> None:
+    file.write_bytes(b"\xef\xbb\xbf[limits]\n" + form.encode())
+    (tmp_path / "value").write_bytes(b"\xef\xbb\xbf4096\r\n")
+    limits = load(file, {"WSBROKER_LIMITS__MAX_SIZE_FILE": str(tmp_path / "value")}, {}).limits
+    assert (limits.max_depth, limits.max_size) == (5, 4096)
+
+
 def test_variable_with_a_single_underscore_is_a_mistake() -> None:
     assert problems(environ={"WSBROKER_LIMITS_MAX_SIZE": "100"}) == [
-        "WSBROKER_LIMITS_MAX_SIZE (environment): there is no such key; did you mean WSBROKER_LIMITS__MAX_SIZE?"
+        "WSBROKER_LIMITS_MAX_SIZE: there is no such key; did you mean WSBROKER_LIMITS__MAX_SIZE?"
     ]
 
 
 def test_variable_without_a_section_is_a_mistake() -> None:
     assert problems(environ={"WSBROKER_LISTEN": "127.0.0.1:9", "WSBROKER_PORT": "tcp://10.0.0.1:80"}) == [
-        "WSBROKER_LISTEN (environment): there is no such key; did you mean WSBROKER_SERVER__LISTEN?"
+        "WSBROKER_LISTEN: there is no such key; did you mean WSBROKER_SERVER__LISTEN?"
     ]
 
 
 def test_an_unknown_key_is_a_mistake() -> None:
     assert problems(environ={"WSBROKER_LIMITS__MAX_SISE": "1", "WSBROKER_NOTHING__LIKE_IT": "1"}) == [
-        "WSBROKER_LIMITS__MAX_SISE (environment): there is no such key; did you mean WSBROKER_LIMITS__MAX_SIZE?",
-        "WSBROKER_NOTHING__LIKE_IT (environment): there is no such key",
+        "WSBROKER_LIMITS__MAX_SISE: there is no such key; did you mean WSBROKER_LIMITS__MAX_SIZE?",
+        "WSBROKER_NOTHING__LIKE_IT: there is no such key; `wsbroker config default` shows the settings",
     ]
 
 
@@ -166,13 +199,13 @@ def test_mistakes_of_all_layers_are_reported(file: Path) -> None:
     file.write_text('max_size = 1\n[limit]\nx = 1\n[limits]\nmax_sise = 1\nmax_depth = "x"\n[log]\nlevel = "loud"\n')
     environ = {"WSBROKER_LIMITS__OPEN_TIMEOUT": "10s", "WSBROKER_LIMITS__MAX_DEPTH": "5"}
     assert problems(file, environ, {"limits.max_queue": 0}) == [
-        f"max_size ({file}): there is no such key; did you mean limits.max_size?",
-        f"limit ({file}): there is no such section; did you mean limits?",
-        f"limits.max_sise ({file}): there is no such key; did you mean limits.max_size?",
-        f'limits.max_depth ({file}): must be an integer from 2 to 512, not "x"',
-        f'log.level ({file}): must be one of "debug", "info", "warning", "error", not "loud"',
+        f"max_size ({file}:1): there is no such key; did you mean limits.max_size?",
+        f"limit ({file}:2): there is no such section; did you mean limits?",
+        f"limits.max_sise ({file}:5): there is no such key; did you mean limits.max_size?",
+        f'limits.max_depth ({file}:6): must be an integer from 2 to 512, not "x"',
+        f'log.level ({file}:8): must be one of "debug", "info", "warning", "error", not "loud"',
         'limits.open_timeout (WSBROKER_LIMITS__OPEN_TIMEOUT): must be a number from 0.1 to 3600 (seconds), not "10s"',
-        "limits.max_queue (command line): must be an integer from 1 to 16777216, not 0",
+        "limits.max_queue (--limits-max-queue): must be an integer from 1 to 16777216, not 0",
     ]
 
 
@@ -200,25 +233,24 @@ def test_mistakes_of_all_layers_are_reported(file: Path) -> None:
 def test_invalid_value_error_states_what_is_allowed(file: Path, toml: str, problem: str) -> None:
     file.write_text(toml)
     key = toml.partition(" ")[0].removesuffix(".x")
-    assert problems(file) == [f"{key} ({file}): {problem}"]
+    assert problems(file) == [f"{key} ({file}:1): {problem}"]
 
 
 def test_section_must_be_a_table(file: Path) -> None:
     file.write_text("limits = 5")
-    assert problems(file) == [f"limits ({file}): must be a table, [limits]"]
+    assert problems(file) == [f"limits ({file}:1): must be a table, [limits]"]
 
 
 def test_file_that_is_not_toml_is_reported(file: Path) -> None:
     file.write_text("[limits\n")
-    (problem,) = problems(file)
-    assert problem.startswith(f"{file}: is not TOML: ")
-    assert "line 1" in problem
+    assert problems(file) == [f"{file}:1:8: is not valid TOML: expected ']' at the end of a table declaration"]
+    file.write_text('a = 1\nb = """\nx')
+    assert problems(file) == [f"{file}:3:2: is not valid TOML: unterminated string"]
 
 
 def test_file_that_is_not_utf8_is_reported(file: Path) -> None:
-    file.write_bytes(b"\xff\xfe")
-    (problem,) = problems(file)
-    assert problem.startswith(f"{file}: is not TOML: ")
+    file.write_bytes(b"[log]\n# \xff\xfe")
+    assert problems(file) == [f"{file}:2:3: is not UTF-8: byte 0xff; save the file as UTF-8"]
 
 
 def test_missing_file_is_reported(file: Path) -> None:
@@ -237,10 +269,10 @@ def test_any_value_is_accepted_or_reported_with_its_key(value: object) -> None:
         try:
             load(None, {}, {key: value})
         except ConfigError as error:
-            complaints = error.problems
+            complaints = list(map(str, error.problems))
         else:
             complaints = []
-        assert all(f"{key} (command line)" in complaint for complaint in complaints)
+        assert all(f"{key} ({flag_of(key)})" in complaint for complaint in complaints)
         assert all("\n" not in complaint for complaint in complaints)
 
 
@@ -255,22 +287,25 @@ def test_rules_are_read_from_the_file(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("topics = 1", ["topics (F): must be tables, each [[topics]]"]),
-        ("[topics]\nmatch = 'a'", ["topics (F): must be tables, each [[topics]]"]),
-        ("[[topics]]", ["topics[1].match (F): is missing: the topic or pattern that the rule is for"]),
+        ("topics = 1", ["topics (F:1): must be tables, each [[topics]]"]),
+        ("[topics]\nmatch = 'a'", ["topics (F:1): must be tables, each [[topics]]"]),
+        (
+            "[[topics]]",
+            ['topics[1].match (F:1): is missing: the topic or pattern that the rule is for, like match = "prices.>"'],
+        ),
         (
             "[[topics]]\nmatch='a'\n[[topics]]\nmatch='b'\nmax_ques=1",
-            ["topics[2].max_ques (F): there is no such key; did you mean max_queue?"],
+            ["topics[2].max_ques (F:5): there is no such key; did you mean max_queue?"],
         ),
         (
             "[[topics]]\nmatch='a'\nmax_age='1s'\nmax_queue=0",
             [
-                'topics[1].max_age (F): must be a number from 0.01 to 31536000 (seconds), not "1s"',
-                "topics[1].max_queue (F): must be an integer from 1 to 16777216, not 0",
+                'topics[1].max_age (F:3): must be a number from 0.01 to 31536000 (seconds), not "1s"',
+                "topics[1].max_queue (F:4): must be an integer from 1 to 16777216, not 0",
             ],
         ),
     ],
 )
 def test_mistakes_name_their_rule(file: Path, text: str, said: list[str]) -> None:
     file.write_text(text)
-    assert problems(file) == [line.replace("(F)", f"({file})") for line in said]
+    assert problems(file) == [line.replace("(F:", f"({file}:") for line in said]

@@ -6,10 +6,12 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from broker.config import Config, Limits, Server, parse_address
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
+from broker.net.handshake import Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import Listener
 from broker.net.tls import Tls
@@ -51,7 +53,7 @@ class Taken(NamedTuple):
 
     upgrade_response: bytes
     rest: bytes
-    peer: str
+    peer: Peer
     window_bits: int
 
 
@@ -65,9 +67,9 @@ class Node:
         self.established: list[Connection] = []
         self.heard = asyncio.Event()
         self.left = asyncio.Event()
-        self.on_disconnect: Callable[[str], None] | None = None
+        self.on_disconnect: Callable[[Peer], None] | None = None
 
-    def peers(self) -> list[str]:
+    def peers(self) -> list[Peer]:
         return []
 
     @property
@@ -75,7 +77,7 @@ class Node:
         return len(self.established)
 
     def connect(
-        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: Peer, window_bits: int = 0
     ) -> None:
         connection = Connection(self, transport)
         self.established.append(connection)
@@ -133,10 +135,11 @@ class Client:
 
 
 class Harness:
-    """A listener, its limiter, and its node."""
+    """A listener, its handshakes with their limiter, and its node."""
 
-    def __init__(self, limiter: ConnectionLimiter, node: Node, listener: Listener) -> None:
-        self.limiter = limiter
+    def __init__(self, handshakes: Handshakes, node: Node, listener: Listener) -> None:
+        self.handshakes = handshakes
+        self.limiter = handshakes.limiter
         self.node = node
         self.listener = listener
         self.clients: list[Client] = []
@@ -189,17 +192,20 @@ async def harness(
     open_timeout: float = TIMEOUT,
     tls: Tls | None = None,
     compression: bool = False,
+    max_head: int = 16_384,
+    **server: Any,
 ) -> AsyncIterator[Harness]:
     """A harness that listens, and is empty again at the end."""
     config = Config(
-        server=Server(listen=[listen], origins=origins or [], path=path, compression=compression),
-        limits=Limits(open_timeout=open_timeout),
+        server=Server(listen=[listen], origins=origins or [], path=path, compression=compression, **server),
+        limits=Limits(open_timeout=open_timeout, max_head=max_head),
     )
     node = Node()
-    limiter = ConnectionLimiter(config, node, capacity or Capacity(1000, 100), asyncio.get_running_loop())
-    listener = Listener(limiter, notsent_lowat=config.limits.notsent_lowat, tls=tls)
+    limiter = ConnectionLimiter(config.limits, node, capacity or Capacity(1000, 100))
+    handshakes = Handshakes(config, node, limiter, asyncio.get_running_loop())
+    listener = Listener(handshakes, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await listener.open(parse_address(listen))
-    opened = Harness(limiter, node, listener)
+    opened = Harness(handshakes, node, listener)
     try:
         yield opened
     finally:
@@ -208,8 +214,8 @@ async def harness(
             await client.close()
         for connection in list(node.established):
             connection.transport.abort()
-        limiter.close()
-        await limiter.wait_empty(TIMEOUT)
+        handshakes.close()
+        await handshakes.wait_empty(TIMEOUT)
         await until(lambda: not node.established)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import socket
@@ -36,7 +37,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def mistakes(certificate: Path, key: Path) -> list[str]:
     with pytest.raises(ConfigError) as wrong:
         load(Server(certificate=str(certificate), key=str(key)))
-    return wrong.value.problems
+    return [str(problem) for problem in wrong.value.problems]
 
 
 def test_no_certificate_means_no_tls() -> None:
@@ -56,8 +57,8 @@ def test_directory_as_key_is_refused(pair: Pair, tmp_path: Path) -> None:
 
 def test_swapped_certificate_and_key_are_reported(pair: Pair) -> None:
     assert mistakes(pair.key, pair.certificate) == [
-        f"server.certificate: {pair.key} holds no certificate in PEM format",
-        f"server.key: {pair.certificate} holds no private key in PEM format",
+        f"server.certificate: {pair.key} is a private key, not a certificate",
+        f"server.key: {pair.certificate} is a certificate, not a private key",
     ]
 
 
@@ -65,13 +66,16 @@ def test_swapped_certificate_and_key_are_reported(pair: Pair) -> None:
 def test_key_of_another_certificate_is_refused(pair: Pair, tmp_path: Path, kind: str) -> None:
     other = make_pair(tmp_path, "other", kind)
     assert mistakes(pair.certificate, other.key) == [
-        f"server.key: {other.key} does not fit the certificate in {pair.certificate}"
+        f"server.key: {other.key} is a private key, but of another certificate than {pair.certificate}"
     ]
 
 
 def test_encrypted_key_is_refused_without_a_prompt(tmp_path: Path) -> None:
     encrypted = encrypt_key(make_pair(tmp_path))
-    assert mistakes(*encrypted) == [f"server.key: {encrypted.key} is encrypted; the broker has no passphrase for it"]
+    assert mistakes(*encrypted) == [
+        f"server.key: {encrypted.key} is encrypted; the broker has no passphrase for it; "
+        f"decrypt it: openssl pkey -in {encrypted.key} -out plain.pem"
+    ]
 
 
 def test_damaged_certificate_is_refused(pair: Pair, tmp_path: Path) -> None:
@@ -120,7 +124,7 @@ async def test_refusal_over_tls_is_an_http_answer(pair: Pair) -> None:
 
 
 async def test_refused_tls_client_that_does_not_close_is_aborted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.net.limiter.REFUSED_TIMEOUT", 0.1)
+    monkeypatch.setattr("broker.net.handshake.REFUSED_TIMEOUT", 0.1)
     async with harness(tls=Tls(loaded(pair))) as opened:
         silent = await asyncio.to_thread(raw_tls, opened, pair)
         silent.sendall(request("GET /elsewhere HTTP/1.1"))
@@ -139,17 +143,33 @@ async def test_open_timeout_covers_the_tls_handshake(pair: Pair, sent: bytes) ->
         assert opened.limiter.refused == {0: 1}
 
 
-async def test_client_without_tls_is_closed_and_counted(pair: Pair) -> None:
+async def test_client_without_tls_is_told_so(pair: Pair) -> None:
+    async with harness(tls=Tls(loaded(pair))) as opened:
+        reply = await opened.ask(request())
+        assert reply.status == 400
+        assert reply.body == "this port takes TLS only: the URL must begin with wss:// instead of ws://\n"
+        await until(lambda: opened.limiter.connections == 0)
+        assert opened.limiter.refused == {400: 1}
+        assert opened.limiter.reasons == {"tls": 1}
+
+
+async def test_bytes_on_a_tls_port_that_are_neither_tls_nor_http_are_counted(pair: Pair) -> None:
     async with harness(tls=Tls(loaded(pair))) as opened:
         client = await opened.connect()
-        client.send(request())
-        try:
-            answer = await client.rest()
-        except ConnectionResetError:
-            answer = b""
-        assert b"HTTP/" not in answer
+        client.send(b"\0" * 100)
+        with contextlib.suppress(ConnectionResetError):
+            assert b"HTTP/" not in await client.rest()
         await until(lambda: opened.limiter.connections == 0)
-        assert opened.limiter.refused == {0: 1}
+        assert opened.limiter.reasons == {"tls": 1}
+
+
+async def test_plain_client_on_a_tls_port_that_sends_no_request_is_bounded(pair: Pair) -> None:
+    async with harness(tls=Tls(loaded(pair)), open_timeout=0.1) as opened:
+        client = await opened.connect()
+        client.send(b"GET / HTTP/1.1\r\n")
+        assert await client.rest() == b""
+        await until(lambda: opened.limiter.connections == 0)
+        assert opened.limiter.reasons == {"timeout": 1}
 
 
 async def test_disconnect_during_the_tls_handshake_is_cleaned_up(pair: Pair) -> None:
@@ -183,7 +203,7 @@ async def test_shutdown_aborts_pending_tls_handshakes(pair: Pair) -> None:
         in_tls = await opened.connect()
         reader, writer = await open_tls(opened, trusting(pair))
         await until(lambda: opened.limiter.connections == 2)
-        opened.limiter.close()
+        opened.handshakes.close()
         assert await in_tls.rest() == b""
         assert (await asyncio.wait_for(reader.read(), TIMEOUT)).startswith(b"HTTP/1.1 503 ")
         await close(writer)
@@ -242,7 +262,7 @@ async def test_commands_events_and_close_work_over_tls(pair: Pair) -> None:
             await publisher.tell("publish", topic="a", data=n)
         assert await subscriber.data(300) == list(range(300))
         assert harness.node.context.fast_publishes > 0
-        assert harness.session(subscriber).peer.startswith("127.0.0.1:")
+        assert str(harness.session(subscriber).peer).startswith("127.0.0.1:")
         await subscriber.close()
         await until(lambda: harness.node.connections == 1)
 

@@ -18,6 +18,7 @@ import broker._speedups
 from broker._speedups import CONNECTION_STATES, Audience, Connection, Filter, LoopContext, Subscription
 from broker.config import Config
 from broker.engines.memory import MemoryEngine
+from broker.net.addresses import UNKNOWN
 from broker.node import Node
 from tests.speedups.sockets import PATIENCE, Client, running
 from tests.speedups.turns import Loop, Pipe
@@ -881,4 +882,4 @@ class _Join(asyncio.Protocol):
         self.node = node
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.node.connect(cast(asyncio.Transport, transport), b"", b"", "test")
+        self.node.connect(cast(asyncio.Transport, transport), b"", b"", UNKNOWN)

@@ -200,3 +200,90 @@ def test_subscriptions_behind_each_other_are_limited(new_node: Any) -> None:
         subscribe_on()
     # What was refused has left nothing.
     assert node.context.subscriptions == 200 + 16_384 // 200
+
+
+def no_memory(*_: object) -> None:
+    raise MemoryError
+
+
+def test_publisher_that_cannot_be_answered_does_not_halt_the_others(
+    new_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node: Node = new_node()
+    subscriber, bad, good = node.client(), node.client(), node.client()
+    subscriber.stop()
+    subscriber.subscribe("t", max_queue=1, overflow="block")
+    node.publish("t", 0)
+    node.publish("t", 1, origin=bad)
+    node.publish("t", 2, origin=good)
+    bad.connection.answer_publish(b'{"op":"ok"}' + b" " * 70_000)
+    good.connection.answer_publish(b'{"op":"ok","id":7}')
+    monkeypatch.setattr(bad.transport, "write", no_memory)
+    subscriber.unsubscribe("t")
+    node.turn()
+    assert good.transport.reading
+    assert b'"id":7' in good.transport.received
+    assert bad.connection.state_name == "closed"
+
+
+def test_publisher_goes_on_after_a_turn_that_failed(new_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    node: Node = new_node()
+    subscriber, publisher, broken = node.client(), node.client(), node.client()
+    subscriber.stop()
+    subscriber.subscribe("t", max_queue=1, overflow="block")
+    node.publish("t", 0)
+    node.publish("t", 1, origin=publisher)
+    assert not publisher.transport.reading
+    broken.subscribe("u")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(broken.transport, "write", stop)
+    node.publish("u", 1)
+    subscriber.unsubscribe("t")
+    with pytest.raises(KeyboardInterrupt):
+        node.turn()
+    monkeypatch.undo()
+    node.turn()
+    assert publisher.transport.reading
+
+
+def test_subscription_is_gone_even_if_its_end_fails(new_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    node: Node = new_node()
+    client = node.client()
+    subscription = client.subscribe("a.>", credit=0)
+    node.publish("a.b", 1)
+    client.subscribe("a.b")
+    node.turn()
+    monkeypatch.setattr(node.loop, "call_soon", no_memory)
+    with pytest.raises(MemoryError):
+        subscription.cancel()
+    monkeypatch.undo()
+    assert (subscription.state, subscription.connection, node.context.subscriptions) == ("cancelled", None, 1)
+    assert subscription.filter.subscribers == 0
+    client.subscriptions.pop("a.>")
+
+
+def test_write_that_fails_before_a_subscription_disconnects(new_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    node: Node = new_node()
+    client = node.client()
+    client.subscribe("t", credit=10)
+    node.publish("t", 0)
+    monkeypatch.setattr(client.transport, "write", no_memory)
+    client.subscribe("u")
+    assert client.connection.state_name == "disconnected", "what was lost is not followed by anything"
+
+
+def test_turn_writes_to_as_many_connections_as_it_has_time_for(new_node: Any) -> None:
+    node: Node = new_node()
+    clients = [node.client() for _ in range(1000)]
+    for client in clients:
+        client.subscribe("t", credit=1000)
+    for number in range(20):
+        node.publish("t", number, size=3000)
+    node.loop.turn_once()
+    # By the clock, so no exact number: one turn cannot write 60 MB in 4 ms.
+    assert any(not client.transport.received for client in clients)
+    node.turn()
+    assert all(client.read() == list(range(20)) for client in clients)

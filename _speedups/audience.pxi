@@ -226,7 +226,7 @@ cdef Member* own_member(AudienceBase self, PyObject* connection) noexcept:
 
 
 cdef void drop_members(AudienceBase self) noexcept:
-    """Forget who the members are, until the next publish."""
+    """Free the list of members. The next publish makes it again."""
     cdef uint32_t i
     if not self.known:
         return

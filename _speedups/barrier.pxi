@@ -2,7 +2,7 @@
 # overlap with it. Without it, new events would overtake older ones of the same topic.
 #
 # Invariant: a barrier is lifted as soon as none of what it waits for is queued any more, whatever became of it: sent,
-# dropped, or forgotten with its subscription. While a write is under way that is at the end of the write.
+# dropped, or forgotten with its subscription. If a write is under way, the barrier is lifted at its end.
 
 cdef enum:
     # Barriers of one connection. They take 72 bytes each, and a client could raise one for each pair of subscriptions.
@@ -25,7 +25,7 @@ cdef inline Barriers* barriers_of(SubscriptionBase self) except NULL:
 
 
 cdef int raise_barriers(SubscriptionBase self) except -1:
-    """Let a new subscription wait for what is queued under broader ones that overlap with it."""
+    """Let a new subscription wait for the events that are queued under overlapping ones of its connection."""
     cdef Link* link = self.outbox.subscriptions.first
     cdef SubscriptionBase other
     while link != NULL:

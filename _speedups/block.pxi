@@ -82,12 +82,19 @@ cdef int release_parked(SubscriptionBase self) except -1:
 
 
 cdef int release_all_parked(SubscriptionBase self) except -1:
-    """Let all go on: the subscription ends."""
+    """Let all publishers go on: the subscription ends. All of them do, even if this raises."""
     cdef Park entry
+    cdef object fault = None
     for entry in self.parks:
         if entry.publisher is not None:
-            release_publisher(context_of(self.outbox), entry)
-    return end_parking(self)
+            try:
+                release_publisher(context_of(self.outbox), entry)
+            except BaseException as error:
+                fault = error
+    end_parking(self)
+    if fault is not None:
+        raise fault
+    return 0
 
 
 cdef int end_parking(SubscriptionBase self) except -1:

@@ -98,15 +98,12 @@ cdef class LoopContext(LoopState):
 
     cdef int write_connections(self, double until) except -1:
         """Write to the connections with something to send; those for which there is no time wait for the next turn."""
-        cdef Connection connection
-        cdef Link* link = self.dirty_connections.first
-        cdef size_t count = 0
-        while link != NULL:
-            count += 1
-            link = link.next
+        cdef Connection connection = None
         # Those that come in meanwhile wait for the next turn.
-        while count and self.dirty_connections.first != NULL:
-            count -= 1
+        cdef Connection last = <Connection> self.dirty_connections.last.owner
+        cdef size_t count = 0
+        while connection is not last and self.dirty_connections.first != NULL:
+            count += 1
             connection = <Connection> self.dirty_connections.first.owner
             remove(&self.dirty_connections, &connection.outbox.dirty)
             try:
@@ -140,11 +137,16 @@ cdef class LoopContext(LoopState):
     cdef int close_connections(self, double until) except -1:
         """Close those that were asked to be closed; the last ones of a crowd in the next turn."""
         cdef Connection connection
-        while self.closing:
-            connection, code = self.closing.pop(0)
-            connection.close_by_code(code)
-            if exact_time() > until:
-                break
+        cdef Py_ssize_t done = 0
+        try:
+            while done < len(self.closing):
+                connection, code = self.closing[done]
+                done += 1
+                connection.close_by_code(code)
+                if exact_time() > until:
+                    break
+        finally:
+            del self.closing[:done]  # at once: one by one each would move all that follow
         return 0
 
     def flush_batches(self):

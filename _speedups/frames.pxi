@@ -195,12 +195,12 @@ cdef class Frames:
 
     @cython.final
     cdef inline bint fits(self, uint64_t body) noexcept:
-        """Whether the message under way may have `body` bytes more, by the plain bounds of nearly every message."""
+        """Whether `body` bytes more keep the message under way within max_size and max_fragments."""
         return self.message.size + body <= self.max_size and self.fragments < self.max_fragments
 
     @cython.final
     cdef bint check_size(self, uint64_t body) except -1:
-        """Whether the message under way may have `body` bytes more. Fails if not."""
+        """Whether a message that does not fit is allowed all the same, because it is compressed. Fails if not."""
         if self.message.size + body > self.max_size and (
                 not self.compressed or self.message.size + body > most_deflated(self.max_size)):
             self.fail(CLOSE_TOO_BIG, f"a message is longer than {self.max_size} bytes")

@@ -1,10 +1,10 @@
 # The policy `latest`: of what waits, only the newest event of each topic and key is kept (conflation).
 #
-# Invariant: while events wait under `latest`, `Queue.newest` has the place of each by its mark.
+# Invariant: while events wait under `latest`, `Queue.newest` has the place of each by its conflation key.
 
 
 cdef int conflate_queue(SubscriptionBase self) except -1:
-    """Keep only the newest event of each mark, each at its place."""
+    """Keep only the newest event of each conflation key, each at its place."""
     cdef Queue* queue = &self.queue
     cdef uint32_t place = queue.span
     cdef PyObject* event

@@ -16,7 +16,7 @@ cdef enum:
 cdef inline int offer(SubscriptionBase self, Event event, bint can_write) except -1:
     """Queue an event, or do at the bound what the policy says. Returns the verdict.
 
-    `can_write` says that whoever offers can write, so that the verdict may be VERDICT_WRITE.
+    `can_write`: the caller can write, so the verdict may be VERDICT_WRITE.
     """
     cdef Outbox* outbox = self.outbox
     cdef size_t size = PyBytes_GET_SIZE(event.frame)

@@ -127,7 +127,7 @@ cdef int close_holes(Queue* queue) except -1:
 
 
 cdef int find_places(Queue* queue) except -1:
-    """Note the place of each event by its mark (`latest`)."""
+    """Note the place of each event by its conflation key (`latest`)."""
     cdef uint32_t place
     cdef PyObject* event
     for place in range(queue.span):

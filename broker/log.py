@@ -239,6 +239,9 @@ def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 def report_start_failure(config: Log, text: str) -> None:
     """Report why the broker does not start: as one plain line, or as a log entry if the format is JSON."""
     if config.format == "json":
+        # Every mistake is reported, however many there are.
+        processors = [each for each in structlog.get_config()["processors"] if not isinstance(each, LogRateLimiter)]
+        log = structlog.wrap_logger(StandardError(), processors, Logger)
         log.error("cannot start", problem=text)
         return
     # The text may have foreign parts, which must not send control characters to the terminal.

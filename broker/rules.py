@@ -139,6 +139,7 @@ def _mistakes(rule: TopicRule, limits: Limits) -> Iterator[tuple[str, str]]:
 def _dead(rules: Mapping[int, TopicRule]) -> Iterator[Problem]:
     """Find the rules that can never apply."""
     first: dict[str, int] = {}
+    every = list(rules.values())
     for number, rule in rules.items():
         if first.setdefault(rule.match, number) != number:
             message = f"`{rule.match}` is there twice, also in topics[{first[rule.match]}]"
@@ -146,7 +147,7 @@ def _dead(rules: Mapping[int, TopicRule]) -> Iterator[Problem]:
     for number, rule in rules.items():
         # To a subscription to its very pattern each rule applies. But an age goes by the topic of the event.
         ageless = msgspec.structs.replace(rule, max_age=None) == TopicRule(match=rule.match)
-        if ageless and rule.max_age is not None and not _may_apply(rule, list(rules.values())):
+        if ageless and rule.max_age is not None and not _may_apply(rule, every):
             message = f"`{rule.match}` never applies: each topic that it matches has a rule of its own"
             yield Problem(message, f"topics[{number}].match")
 

@@ -177,6 +177,15 @@ async def test_address_in_use_is_reported_in_json(taken: str) -> None:
         assert line["problem"] == f"cannot listen on {taken}: the address is in use"
 
 
+async def test_each_of_many_mistakes_is_reported_in_json(tmp_path: Path) -> None:
+    config = "[limits]\n" + "".join(f"wrong{number} = 1\n" for number in range(50))
+    async with launched("--log-format", "json", folder=tmp_path, config=config) as daemon:
+        assert await daemon.ended() == 78
+        said = [json.loads(line) for line in daemon.said.splitlines()]
+    assert [entry["event"] for entry in said] == ["cannot start"] * 50
+    assert all(f"wrong{number} " in entry["problem"] for number, entry in enumerate(said))
+
+
 async def test_a_mistake_in_the_configuration_is_status_78(tmp_path: Path) -> None:
     async with launched(folder=tmp_path, config="[limits]\nmax_sizes = 5") as daemon:
         assert await daemon.ended() == 78

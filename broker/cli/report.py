@@ -108,7 +108,7 @@ class Report:
 
 
 def to_json(value: Any, *, indent: bool = False) -> str:
-    """Write a value as JSON. Of text that is not UTF-8, like a file's name, a mark stands in the place of each byte."""
+    """Write a value as JSON. In text that is not UTF-8, such as a file name, each invalid byte becomes `?`."""
     import orjson
 
     option = orjson.OPT_INDENT_2 if indent else 0

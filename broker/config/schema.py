@@ -413,7 +413,7 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds for some topics: one [[topics]] table. Of those that match, the most specific one applies, alone."""
+    """Settings for some topics: one [[topics]] table. If several match a topic, only the most specific one applies."""
 
     match: Annotated[
         str, _key("The topic or pattern that the rule is for. `*` and `>` are as in subscriptions.", reload="at_once")

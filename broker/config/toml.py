@@ -19,7 +19,7 @@ def parse(data: bytes, file: str) -> tuple[dict[str, Any], dict[Path, int]] | Pr
     """
     data = data.removeprefix(b"\xef\xbb\xbf")
     try:
-        text = data.decode().replace("\r\n", "\n")
+        text = data.decode()
     except UnicodeDecodeError as error:
         line, column = _position(data[: error.start].decode(), error.start)
         message = f"is not UTF-8: byte 0x{data[error.start]:02x}; save the file as UTF-8"
@@ -33,7 +33,7 @@ def parse(data: bytes, file: str) -> tuple[dict[str, Any], dict[Path, int]] | Pr
         line, column = (int(found[1]), int(found[2])) if found else _position(text, len(text))
         message = f"is not valid TOML: {message[:1].lower()}{message[1:]}"
         return Problem(message, place=Place(file=file, line=line, column=column))
-    return values, _Scanner(text).lines
+    return values, _Scanner(text.replace("\r\n", "\n")).lines  # as the parser does
 
 
 def _position(text: str, index: int) -> tuple[int, int]:
@@ -49,6 +49,9 @@ class _Scanner:
         self.lines: dict[Path, int] = {}
         self._text = text
         self._at = 0
+        self._line = 1
+        self._line_at = 0
+        """Where in the text `_line` was counted: once for the whole text, however many keys it has."""
         self._counts: dict[Path, int] = {}
         table: Path = ()
         while self._skip(_BLANK):
@@ -75,9 +78,10 @@ class _Scanner:
         return self._at < len(self._text)
 
     def _note(self, path: Path) -> None:
-        line = self._text.count("\n", 0, self._at) + 1
-        for end in range(1, len(path) + 1):
-            self.lines.setdefault(path[:end], line)
+        self._line += self._text.count("\n", self._line_at, self._at)
+        self._line_at = self._at
+        for end in range(1, min(len(path), _DEEPEST) + 1):
+            self.lines.setdefault(path[:end], self._line)
 
     def _resolve(self, keys: Path) -> Path:
         """Put in the numbers of the tables that were opened last by [[…]]."""
@@ -93,6 +97,8 @@ class _Scanner:
         found = _KEYS.match(self._text, self._at)
         assert found
         self._at = found.end()
+        if '"' not in found[0] and "'" not in found[0]:
+            return tuple(name.strip() for name in found[0].split("."))
         path: list[str | int] = []
         value: object = tomllib.loads(f"{found[0]} = 0")
         while isinstance(value, dict):
@@ -101,11 +107,9 @@ class _Scanner:
         return tuple(path)
 
     def _pair(self, table: Path) -> None:
-        began = self._at
         path = (*table, *self._keys())
-        ended, self._at = self._at, began
         self._note(path)
-        self._at = ended + 1  # the equals sign
+        self._at += 1  # the equals sign
         self._value(path)
 
     def _value(self, path: Path) -> None:
@@ -126,6 +130,8 @@ class _Scanner:
         self._at += 1
 
 
+_DEEPEST: Final = 8
+"""Names of a path whose lines are kept. No setting lies deeper, and a key may have thousands of names."""
 _BLANK: Final = re.compile(r"(?:[ \t\n]|#[^\n]*)*")
 _SEPARATORS: Final = re.compile(r"(?:[ \t\n,]|#[^\n]*)*")
 _KEYS: Final = re.compile(r"""(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[A-Za-z0-9_.\- \t])+""")

@@ -1,10 +1,8 @@
-"""From when to when a certificate is valid (RFC 5280, 4.1.2.5): the standard library does not say it of one's own."""
+"""From when to when a certificate is valid (RFC 5280, section 4.1.2.5), and whether its files were replaced."""
 
 from __future__ import annotations
 
-import base64
 import os
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -36,40 +34,13 @@ class Validity(NamedTuple):
 
 def read_validity(path: str) -> Validity | None:
     """Read the validity of the first certificate in a PEM file; None if it cannot be found out."""
+    from cryptography import x509  # here: a broker without TLS does without its 17 MB
+
     try:
-        found = re.search(rb"-----BEGIN CERTIFICATE-----(.*?)-----END", Path(path).read_bytes(), re.DOTALL)
-        return None if found is None else parse_validity(base64.b64decode(found[1]))
-    except (OSError, ValueError, IndexError):
+        found = x509.load_pem_x509_certificate(Path(path).read_bytes())
+    except (OSError, ValueError):
         return None
-
-
-def parse_validity(der: bytes) -> Validity:
-    """Find the validity in a certificate. Raises ValueError or IndexError if it is none."""
-    _, body = _element(der, 0)
-    at = _element(der, body[0])[1][0]
-    if der[at] == 0xA0:  # the version
-        at = _element(der, at)[1][1]
-    for _ in range(3):  # serial number, algorithm, issuer
-        at = _element(der, at)[1][1]
-    at = _element(der, at)[1][0]
-    times = []
-    for _ in range(2):
-        tag, (start, end) = _element(der, at)
-        text = der[start:end].decode("ascii")
-        if tag == 0x17:  # UTCTime: years from 1950 to 2049
-            text = ("19" if text[:2] >= "50" else "20") + text
-        times.append(datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp())
-        at = end
-    return Validity(*times)
-
-
-def _element(der: bytes, at: int) -> tuple[int, tuple[int, int]]:
-    """Give the tag of an element of DER, and where its content begins and ends."""
-    length, start = der[at + 1], at + 2
-    if length & 0x80:
-        size = length & 0x7F
-        length, start = int.from_bytes(der[start : start + size]), start + size
-    return der[at], (start, start + length)
+    return Validity(found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
 
 
 def check_validity(server: Server, now: float) -> list[Problem]:
@@ -93,17 +64,17 @@ class CertificateMonitor:
     """Watches the certificate in use: its end, and whether its files were replaced."""
 
     def __init__(self, server: Server) -> None:
-        self.validity: Validity | None = None
-        self._warned = float("-inf")
-        self._loaded: object = None
-        self._seen: object = None
+        self._server = server
+        self._loaded = self._seen = self._stat()
         self.use(server)
 
     def use(self, server: Server) -> None:
         """Take note that the files of `server` were loaded."""
-        self._server = server
-        self._loaded = self._seen = self._stat()
-        self.validity = None if server.certificate is None else read_validity(server.certificate)
+        if (server.certificate, server.key) != (self._server.certificate, self._server.key):
+            self._server = server
+            self._loaded = self._seen = self._stat()
+        # Of the same files `_loaded` stays: they may have been replaced once more while they were loaded.
+        self.validity: Validity | None = None if server.certificate is None else read_validity(server.certificate)
         self._warned = float("-inf")
 
     def is_replaced(self) -> bool:

@@ -58,3 +58,14 @@ def test_replaced_files_are_seen_once_they_rest(tmp_path: Path) -> None:
     assert not monitor.is_replaced()
     other.key.replace(pair.key)
     assert [monitor.is_replaced() for _ in range(3)] == [False, True, False]
+
+
+def test_files_that_are_replaced_while_they_are_loaded_are_loaded_again(tmp_path: Path) -> None:
+    pair, other, third = make_pair(tmp_path), make_pair(tmp_path, "other"), make_pair(tmp_path, "third")
+    server = Server(certificate=str(pair.certificate), key=str(pair.key))
+    monitor = CertificateMonitor(server)
+    other.certificate.replace(pair.certificate)
+    assert [monitor.is_replaced() for _ in range(2)] == [False, True]
+    third.certificate.replace(pair.certificate)
+    monitor.use(server)
+    assert [monitor.is_replaced() for _ in range(3)] == [False, True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -35,6 +36,14 @@ def recent_place(name: bytes) -> int:
 
 def fail(*_: object) -> None:
     raise RuntimeError("broken")
+
+
+def no_memory(*_: object) -> None:
+    raise MemoryError
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_routes_that_share_a_place_are_withdrawn_with_their_filter(new_node: Any) -> None:
@@ -134,11 +143,7 @@ def test_flush_that_fails_leaves_the_audience_and_the_others_as_they_were(
     broken.subscribe("t")
     other.subscribe("t")
     kept = node.hub.audience("t")
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(broken.transport, "write", stop)
+    monkeypatch.setattr(broken.transport, "write", interrupt)
     third.connection.answer(b'{"op":"pong"}')
     node.publish("t", 1)
     with pytest.raises(KeyboardInterrupt):
@@ -202,10 +207,6 @@ def test_subscriptions_behind_each_other_are_limited(new_node: Any) -> None:
     assert node.context.subscriptions == 200 + 16_384 // 200
 
 
-def no_memory(*_: object) -> None:
-    raise MemoryError
-
-
 def test_publisher_that_cannot_be_answered_does_not_halt_the_others(
     new_node: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,11 +236,7 @@ def test_publisher_goes_on_after_a_turn_that_failed(new_node: Any, monkeypatch: 
     node.publish("t", 1, origin=publisher)
     assert not publisher.transport.reading
     broken.subscribe("u")
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(broken.transport, "write", stop)
+    monkeypatch.setattr(broken.transport, "write", interrupt)
     node.publish("u", 1)
     subscriber.unsubscribe("t")
     with pytest.raises(KeyboardInterrupt):
@@ -263,6 +260,91 @@ def test_subscription_is_gone_even_if_its_end_fails(new_node: Any, monkeypatch: 
     assert (subscription.state, subscription.connection, node.context.subscriptions) == ("cancelled", None, 1)
     assert subscription.filter.subscribers == 0
     client.subscriptions.pop("a.>")
+
+
+def test_publishers_go_on_even_if_the_end_of_a_subscription_fails(
+    new_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node: Node = new_node()
+    subscriber, one, two = node.client(), node.client(), node.client()
+    subscriber.stop()
+    subscription = subscriber.subscribe("t", max_queue=1, overflow="block")
+    node.publish("t", 0)
+    node.publish("t", 1, origin=one)
+    node.publish("t", 2, origin=two)
+    node.turn()
+    monkeypatch.setattr(node.loop, "call_soon", no_memory)
+    with pytest.raises(MemoryError):
+        subscription.cancel()
+    monkeypatch.undo()
+    subscriber.subscriptions.clear()
+    node.client().connection.answer(b"{}")  # the next turn
+    node.turn()
+    assert one.transport.reading
+    assert two.transport.reading
+    assert (subscription.state, subscription.connection) == ("cancelled", None)
+
+
+def test_subscriptions_outlive_their_closed_loop(new_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    node: Node = new_node()
+    client = node.client()
+    client.subscribe("a.>", credit=0)
+    node.publish("a.b", 1)
+    client.subscribe("a.b")
+    client.subscribe("a.c")
+    node.turn()
+    monkeypatch.setattr(node.loop, "call_soon", fail)
+    monkeypatch.setattr(node.loop, "is_closed", lambda: True, raising=False)
+    client.subscriptions.pop("a.>").cancel()
+    assert [each.state for each in client.subscriptions.values()] == ["queued", "queued"]
+    client.subscriptions.clear()
+    assert node.context.subscriptions == 0
+    monkeypatch.undo()
+
+
+def test_connection_whose_session_fails_is_cut(new_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    node: Node = new_node()
+    client = node.client()
+    messages: list[bytes] = []
+
+    def message(payload: bytes, text: bool) -> None:
+        messages.append(payload)
+        if payload == b"1":
+            client.connection.pause()
+        elif payload == b"2":
+            raise MemoryError
+
+    monkeypatch.setattr(client, "message", message)
+    for payload in (b"1", b"2", b"3"):
+        client.transport.send(TEXT, payload)
+    client.connection.resume()
+    with pytest.raises(MemoryError):
+        node.turn()
+    node.turn()
+    assert messages == [b"1", b"2"]
+    assert client.connection.state_name == "closed"
+
+
+def test_turn_that_leaves_work_to_the_next_is_measured_from_its_beginning(
+    new_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node: Node = new_node()
+    clients = [node.client() for _ in range(3)]
+    pause = 0.02
+    for client in clients:
+        client.subscribe("t", credit=1000, max_queue=1000)
+
+        def write(data: bytes, client: Any = client) -> None:
+            time.sleep(pause)
+            type(client.transport).write(client.transport, data)
+
+        monkeypatch.setattr(client.transport, "write", write)
+    for number in range(300):
+        node.publish("t", number, size=2000)
+    began = time.monotonic()
+    node.loop.turn_once()
+    assert node.context.write_times[2] >= pause
+    assert node.context.write_times[2] >= 0.8 * (time.monotonic() - began)
 
 
 def test_write_that_fails_before_a_subscription_disconnects(new_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:

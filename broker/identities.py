@@ -1,7 +1,7 @@
 """Which session has which identity: what it may do, how long, and how many connections it has.
 
-Invariant: a session has an identity before it may do anything. When it expires, or when it may do less than before, what
-is no longer allowed ends.
+Invariant: a session has an identity before it may do anything. When the identity expires, or may do less than before,
+what is no longer allowed ends.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ class Identities:
         rights = self._authenticator.rights(identity)
         name = identity.name
         if session.identity is None or session.identity.name != name:
-            if name is not None and rights is not None and rights.max_connections is not None:
-                if self._connections[name] >= rights.max_connections:
-                    raise CommandError("limit", f"this identity may have {rights.max_connections} connections")
+            limit = None if name is None or rights is None else rights.max_connections
+            if name is not None and limit is not None and self._connections[name] >= limit:
+                raise CommandError("limit", f"this identity may have {limit} connections")
             self._uncount(session)
             if name is not None:
                 self._connections[name] += 1

@@ -265,7 +265,13 @@ ServerMessage = Welcome | Ok | ErrorAnswer | EventMessage | Gap | Join | Leave |
 
 
 def encode_welcome(
-    *, session: str, server: str, ping: float, max_size: int, max_queue: int, identity: str | None = None,
+    *,
+    session: str,
+    server: str,
+    ping: float,
+    max_size: int,
+    max_queue: int,
+    identity: str | None = None,
     expires_in: int | None = None,
 ) -> bytes:
     """Encode the first message of a connection. `ping` in seconds (0: the broker sends none), `max_size` in bytes."""

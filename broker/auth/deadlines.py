@@ -53,8 +53,8 @@ class Deadlines:
         self._timer = None
         now = self._loop.time()
         while self._heap and self._heap[0][0] <= now:
-            when, id = heapq.heappop(self._heap)
-            if self._times.get(id) == when:
-                del self._times[id]
-                self._on_deadline(id)
+            when, session = heapq.heappop(self._heap)
+            if self._times.get(session) == when:
+                del self._times[session]
+                self._on_deadline(session)
         self._schedule()

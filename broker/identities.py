@@ -88,9 +88,9 @@ class Identities:
         """Give the seconds until an identity expires; None: it never does."""
         return None if identity.expires is None else max(0, math.floor(identity.expires - time.time()))
 
-    def reconfigure(self, authenticator: Authenticator, limits: Limits) -> None:
-        """Apply other roles, keys and limits to all sessions."""
-        self._authenticator = authenticator
+    def reconfigure(self, authenticator: Authenticator | None, limits: Limits) -> None:
+        """Apply other limits, and other keys and roles where they are given, to all sessions."""
+        authenticator = self._authenticator = authenticator or self._authenticator
         for session in list(self._sessions.values()):
             if session.identity is not None:
                 session.rights = authenticator.rights(session.identity)

@@ -18,6 +18,8 @@ class Identity(msgspec.Struct, frozen=True):
     roles: tuple[str, ...]
     expires: float | None = None
     """Seconds since the epoch; None: never."""
+    key: str | None = None
+    """The hash of the API key that it was shown by; None: it was shown by something else."""
 
 
 ANONYMOUS = Identity(None, (ANONYMOUS_ROLE,))

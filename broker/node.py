@@ -103,9 +103,10 @@ class Node:
         """Sessions that got `bye` and have not disconnected yet."""
         self.metrics = Metrics()
 
-    def reconfigure(self, config: Config) -> None:
-        """Apply these limits and topic rules from now on. Connections keep the `max_size` of their `welcome`, and
-        subscriptions their bounds.
+    def reconfigure(self, config: Config, authenticator: Authenticator | None = None) -> None:
+        """Apply these limits, topic rules, and keys and roles where they are given, from now on.
+
+        Connections keep the `max_size` of their `welcome`, and subscriptions their bounds.
 
         The timers of the keep-alive sweep and the socket options stay as they were at the start. Raises ConfigError for
         invalid rules.
@@ -113,8 +114,7 @@ class Node:
         limits = config.limits
         self.rules = Rules(config.topics, limits)
         self.limits = limits
-        for session in self.sessions.values():
-            self.identities.update_routes(session, limits)
+        self.identities.reconfigure(authenticator, limits)
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
         context = self.context

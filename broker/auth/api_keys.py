@@ -11,21 +11,12 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
+from broker.config import ApiKey
 from broker.identity import Identity
 
 PREFIX: Final = "wsb_"
 """What an API key begins with, so that people and secret scanners know it."""
 HASH_PREFIX: Final = "sha256:"
-
-
-class ApiKey(msgspec.Struct, frozen=True):
-    """One configured key."""
-
-    name: str
-    hash: str
-    roles: tuple[str, ...]
 
 
 def make_key() -> str:
@@ -48,7 +39,11 @@ class KeyRing:
     """The configured API keys."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
-        self._keys = [(key.hash.encode(), Identity(key.name, key.roles)) for key in keys]
+        self._keys = [(key.hash.encode(), Identity(key.name, key.roles, key=key.hash)) for key in keys]
+
+    def renew(self, identity: Identity) -> Identity | None:
+        """Give what an identity that an API key has shown is by now; None: the key is not configured any more."""
+        return next((new for _, new in self._keys if (new.key, new.name) == (identity.key, identity.name)), None)
 
     def find(self, key: str) -> Identity | None:
         """Find who has this key. It takes as long for a wrong key as for a right one."""

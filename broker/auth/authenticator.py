@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from broker.auth.api_keys import PREFIX, ApiKey, KeyRing
-from broker.auth.permissions import Permissions, Rights, Role
+from broker.auth.api_keys import PREFIX, KeyRing
+from broker.auth.permissions import Permissions, Rights
 from broker.auth.tokens import TokenError, TokenVerifier
+from broker.config import ApiKey, Role
 from broker.identity import ANONYMOUS, Identity
 
 

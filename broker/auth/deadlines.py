@@ -26,7 +26,7 @@ class Deadlines:
         self._times[id] = when
         heapq.heappush(self._heap, (when, id))
         if len(self._heap) > 2 * len(self._times) + 64:  # clients that renew often
-            self._heap = [(when, id) for id, when in self._times.items()]
+            self._heap = [(when, key) for key, when in self._times.items()]
             heapq.heapify(self._heap)
         self._schedule()
 
@@ -53,8 +53,8 @@ class Deadlines:
         self._timer = None
         now = self._loop.time()
         while self._heap and self._heap[0][0] <= now:
-            when, session = heapq.heappop(self._heap)
-            if self._times.get(session) == when:
-                del self._times[session]
-                self._on_deadline(session)
+            when, key = heapq.heappop(self._heap)
+            if self._times.get(key) == when:
+                del self._times[key]
+                self._on_deadline(key)
         self._schedule()

@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeVar, get_args
 
 import msgspec
 
+from broker.config import Role
 from broker.identity import Identity
 from broker.topics import MAX_BYTES, RESERVED, covers, is_pattern, is_token, matches
 
@@ -25,21 +26,6 @@ Number = TypeVar("Number", int, float)
 
 FRESH: Final = "\0"
 """A token that no pattern names: it is not allowed in a name."""
-
-
-class Role(msgspec.Struct, frozen=True, kw_only=True):
-    """What those who have this role may do, and how much of it. A list left out grants nothing."""
-
-    name: str
-    publish: tuple[str, ...] = ()
-    subscribe: tuple[str, ...] = ()
-    presence: tuple[str, ...] = ()
-    history: tuple[str, ...] = ()
-    block: tuple[str, ...] = ()
-    max_connections: int | None = None
-    max_subscriptions: int | None = None
-    publish_rate: float | None = None
-    publish_burst: int | None = None
 
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True):

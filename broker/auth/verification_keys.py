@@ -67,11 +67,27 @@ class PublicKeys:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The algorithms that these keys are for."""
+        return tuple(dict.fromkeys(name for _, _, algorithms in self._keys for name in algorithms))
+
     def find(self, algorithm: str, kid: str | None) -> Sequence[Any]:
         """Find the keys for this algorithm: those with this `kid`; all of them where the token or the key has none."""
         fitting = [(known, key) for known, key, algorithms in self._keys if algorithm in algorithms]
         named = [key for known, key in fitting if kid is not None and known == kid]
         return named or [key for known, key in fitting if kid is None or known is None]
+
+
+class KeySources:
+    """The keys of several sources together."""
+
+    def __init__(self, sources: Sequence[Keys]) -> None:
+        self._sources = sources
+
+    def find(self, algorithm: str, kid: str | None) -> Sequence[Any]:
+        """Find the keys in all sources."""
+        return [key for source in self._sources for key in source.find(algorithm, kid)]
 
 
 def algorithms_of(key: Any) -> tuple[str, ...]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from broker.config.addresses import find_group, parse_address, printable
 from broker.config.keys import KEYS, Key, convert
@@ -32,6 +34,8 @@ def check_value(key: Key, value: object, is_text: bool = False) -> list[str]:
     try:
         convert(key, value, is_text)
     except ValueError:
+        if key.secret:
+            return [f"must be {key.allowed}{key.unit}; what it is is not shown"]
         shown = json.dumps(value, default=str, ensure_ascii=False)
         return [f"must be {key.allowed}{key.unit}, not {shown if len(shown) <= 60 else shown[:60] + '…'}"]
     return []
@@ -42,10 +46,20 @@ def converted(setting: Setting) -> Any:
     return convert(KEYS[setting.key], setting.value, setting.is_text)
 
 
-def contradictions(settings: Mapping[str, Setting], unknown: Container[str] = ()) -> list[Problem]:
+def check_table(key: Key, value: object) -> list[str]:
+    """Say what is wrong with one value of a table like [[topics]]."""
+    mistakes = check_value(key, value)
+    checked = _TABLE_CHECKS.get(f"{key.section}.{key.name}")
+    return mistakes or ([] if checked is None else checked(convert(key, value, False)))
+
+
+def contradictions(
+    settings: Mapping[str, Setting], unknown: Container[str] = (), tables: Container[str] = ()
+) -> list[Problem]:
     """Say what is wrong with values together, each of which is right on its own.
 
-    `unknown` are keys whose values are not known, because they are wrong: nothing is said about them.
+    `unknown` are keys whose values are not known, because they are wrong: nothing is said about them. `tables` are the
+    kinds of tables that there are.
     """
 
     def value(key: str) -> Any:
@@ -65,21 +79,64 @@ def contradictions(settings: Mapping[str, Setting], unknown: Container[str] = ()
     for name, other in (("server.certificate", "server.key"), ("server.key", "server.certificate")):
         if value(name) is not None and value(other) is None and known(name, other):
             problems.append(Problem(f"needs {other} beside it", name, place(name)))
-    listen = value("server.listen")
-    admin = value("server.admin")
-    for key, addresses in (("server.listen", listen), ("server.admin", [admin] if admin else [])):
+    return problems + [
+        msgspec.structs.replace(problem, place=place(problem.key) if problem.key in KEYS else None)
+        for problem in _contradictions_of_access(value, known, tables)
+    ]
+
+
+IDENTIFYING: Final = ("auth.key_file", "auth.key", "auth.secret_file", "auth.secret")
+"""The settings by which clients can be identified; each is enough."""
+EXCLUSIVE: Final = (("auth.key_file", "auth.key"), ("auth.secret_file", "auth.secret"))
+"""Settings of which one may be set."""
+
+
+def _contradictions_of_access(
+    value: Callable[[str], Any], known: Callable[..., bool], tables: Container[str]
+) -> Iterator[Problem]:
+    """Say what is wrong with who is let in. The problems have no place yet."""
+    anonymous, required = value("server.anonymous"), value("auth.required")
+    if not known("server.anonymous", "auth.required"):
+        return
+    if anonymous is not None and anonymous == required:
+        shown = "true" if anonymous else "false"
+        yield Problem(f"{shown} contradicts auth.required, which is {shown} too", "server.anonymous")
+    for keys in EXCLUSIVE:
+        if all(value(key) is not None for key in keys):
+            yield Problem(f"only one of {' and '.join(keys)} may be set", keys[0])
+    identifies = "keys" in tables or any(value(key) is not None or not known(key) for key in IDENTIFYING)
+    if identifies and "roles" not in tables:
+        message = 'allows nothing without [[roles]]; write one, like name = "default" with subscribe = [">"]'
+        by = [key for key in IDENTIFYING if value(key) is not None]
+        yield from (Problem(message, key) for key in [*by, *(["keys"] if "keys" in tables else [])])
+    if (required or anonymous is False) and not identifies:
+        message = "nobody could connect: it needs a key for tokens (auth.key_file, auth.secret_file) or [[keys]]"
+        yield Problem(message, "auth.required" if required else "server.anonymous")
+    if known("auth.algorithms"):
+        yield from _contradictions_of_algorithms(value)
+    for key, is_safe in (("server.listen", identifies and required is not False), ("server.admin", "keys" in tables)):
+        addresses = value(key) if key == "server.listen" else [value(key)] if value(key) else []
         remote = [address for address in addresses if not parse_address(address).local]
-        if remote and value("server.anonymous") is None and known(key, "server.anonymous"):
-            problems.append(too_open(key, remote, place(key)))
-    return problems
+        if remote and anonymous is None and not is_safe and not (required and not identifies) and known(key):
+            yield too_open(key, remote)
+
+
+def _contradictions_of_algorithms(value: Callable[[str], Any]) -> Iterator[Problem]:
+    secrets = [key for key in ("auth.secret", "auth.secret_file") if value(key) is not None]
+    shared = [name for name in value("auth.algorithms") if name.startswith("HS")]
+    if secrets and not shared:
+        yield Problem("is for HS256, HS384 and HS512, and auth.algorithms has none of these", secrets[0])
+    if shared and not secrets:
+        yield Problem(f"{shared[0]} needs auth.secret_file, the secret that it is signed with", "auth.algorithms")
 
 
 def too_open(key: str, addresses: Iterable[str], place: Place | None = None) -> Problem:
     """Say that the broker does not listen on these for everybody."""
     local = "127.0.0.1:8766" if key == "server.admin" else "127.0.0.1:8765"
+    require = "configure an API key ([[keys]])" if key == "server.admin" else "require tokens ([auth])"
     return Problem(
-        f"{', '.join(addresses)} can be reached from other machines, and everybody is allowed; listen on {local} or a "
-        "Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] "
+        f"{', '.join(addresses)} can be reached from other machines, and everybody is allowed; {require}, listen on "
+        f"{local} or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] "
         "(WSBROKER_SERVER__ANONYMOUS=true) to allow it",
         key,
         place,
@@ -154,9 +211,23 @@ def _check_unix_group(group: str | None) -> list[str]:
     return []
 
 
-def _check_anonymous(anonymous: bool | None) -> list[str]:
-    # With tokens this becomes a choice; until then it would be a broker that refuses every client.
-    return ["false is not supported yet: nobody could connect, as there are no tokens"] if anonymous is False else []
+def _check_secret(secret: str | None) -> list[str]:
+    # Which algorithms it is long enough for is checked when it is read, as of a file.
+    return ["must not be empty"] if secret == "" else []
+
+
+def _check_hash(text: str) -> list[str]:
+    if re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        return []
+    if text.startswith("wsb_"):
+        return ["is an API key itself; here stands its hash, which `wsbroker key make` prints with it"]
+    return ["is no hash as `wsbroker key make` prints it, sha256: and 64 hexadecimal digits"]
+
+
+def _check_name(name: str) -> list[str]:
+    if 0 < len(name) <= 255 and name.isprintable():
+        return []
+    return ["must be 1 to 255 characters that can be printed"]
 
 
 _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
@@ -164,9 +235,16 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.admin": _check_admin,
     "server.path": _check_path,
     "server.origins": _check_origins,
-    "server.anonymous": _check_anonymous,
     "server.trusted_proxies": _check_networks,
     "server.proxy_protocol": _check_proxy_protocol,
     "server.unix_mode": _check_unix_mode,
     "server.unix_group": _check_unix_group,
+    "auth.secret": _check_secret,
+    "auth.identity_claim": _check_name,
+    "auth.roles_claim": _check_name,
+}
+_TABLE_CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
+    "keys.name": _check_name,
+    "keys.hash": _check_hash,
+    "roles.name": _check_name,
 }

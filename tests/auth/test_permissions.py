@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.auth.permissions import Permissions, Rights, Role, is_covered
+from broker.auth.permissions import Permissions, Rights, is_covered
+from broker.config import Role
 from broker.identity import ANONYMOUS, Identity
 from broker.topics import matches
 

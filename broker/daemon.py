@@ -403,6 +403,7 @@ class Daemon:
             raise CannotListenError(f"{exc} (server.admin)") from exc
         if not port.addresses:
             raise CannotListenError(f"cannot listen on systemd: it has passed no socket named {ADMIN} (server.admin)")
+        self._admin.is_remote = not all(parse_address(text).local for text in port.addresses)
         self._admin_listener = port
 
     async def _close_admin(self) -> None:

@@ -177,7 +177,7 @@ REFUSALS: dict[int, Refusal] = {
         Refusal(
             429,
             "Too Many Requests",
-            "there are too many connections of the client's address; `Retry-After` says when to come back",
+            "there are too many connections of the client's address or identity; `Retry-After` says when to come back",
         ),
         Refusal(431, "Request Header Fields Too Large", "the head of the request is too long or has too many lines"),
         Refusal(503, "Service Unavailable", "the broker is full or shuts down; `Retry-After` says when to come back"),

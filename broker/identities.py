@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import structlog
@@ -20,16 +20,19 @@ from broker.auth.authenticator import Authenticator
 from broker.auth.deadlines import Deadlines
 from broker.auth.permissions import Right, Rights
 from broker.auth.tokens import TokenError
+from broker.auth.verifications import Verifications
 from broker.config import Limits
 from broker.errors import CloseCode, CommandError
-from broker.identity import Identity
+from broker.identity import ADMIN_ROLE, Denied, Identified, Identity
 from broker.messages import BadCommand
-from broker.session import Session
+from broker.session import Done, Session
 
 log = structlog.get_logger(__name__)
 
 REMEMBERED: Final = 4096
-"""Sets of rights whose permits are shared by later clients."""
+"""Sets of rights whose permits are shared by later clients, and token buckets of identities that are not connected."""
+WALK_SLICE: Final = 0.002
+"""Seconds of one turn of the loop in which a reload looks through the sessions."""
 
 
 class Identities:
@@ -52,16 +55,53 @@ class Identities:
         self._loop = loop
         self._end_subscription = end_subscription
         self._deadlines = Deadlines(loop, self._on_deadline)
+        self._verifications = Verifications(loop)
         self._connections: Counter[str] = Counter()
         self._permitted: dict[Rights, PermittedRoutes] = {}
+        self._buckets: OrderedDict[tuple[str, Rights], TokenBucket] = OrderedDict()
+        """The token buckets of identities with a rate of their own; those that were used least recently first."""
+        self._walk: Iterator[Session] | None = None
+        """The sessions that a reload has not looked at yet."""
+
+    def __len__(self) -> int:
+        """The number of names that are connected now."""
+        return len(self._connections)
+
+    @property
+    def verifying(self) -> int:
+        """The number of tokens that wait to be verified."""
+        return len(self._verifications)
 
     # What the node asks for.
 
-    def admit(self, session: Session, identity: Identity | None, limits: Limits) -> None:
-        """Give a new session the identity that its handshake has shown. None: it has shown nothing.
+    def identify(self, token: str, done: Callable[[Identified], None]) -> None:
+        """Find whose token a handshake shows. `done` may be called before this returns."""
 
-        Raises CommandError where the identity has too many connections.
+        def answer(result: Identity | TokenError) -> None:
+            if isinstance(result, TokenError):
+                done(Denied(401, str(result)))
+            elif (limit := self._limit_reached(result)) is not None:
+                done(Denied(429, f"this identity may have {limit} connections"))
+            else:
+                done(result)
+
+        self._identify(token, answer)
+
+    def refuse_admin(self, key: str | None, *, remote: bool) -> Denied | None:
+        """Say why the admin listener is not for who shows this API key, or none; None: it is.
+
+        `remote`: other machines can reach it.
         """
+        authenticator = self._authenticator
+        if not authenticator.has_keys and not remote:
+            return None
+        identity = None if key is None else authenticator.find_key(key)
+        if identity is None:
+            return Denied(401, "this needs an API key: Authorization: Bearer wsb_…")
+        return None if ADMIN_ROLE in identity.roles else Denied(403, "the API key has not the role admin")
+
+    def admit(self, session: Session, identity: Identity | None, limits: Limits) -> None:
+        """Give a new session the identity that its handshake has shown. None: it has shown nothing."""
         identity = identity or self._authenticator.anonymous
         if identity is None:
             self._deadlines.set(session.id, self._loop.time() + limits.auth_timeout)
@@ -69,33 +109,36 @@ class Identities:
             self._set_identity(session, identity)
         self.update_routes(session, limits)
 
-    def authenticate(self, session: Session, token: str, limits: Limits) -> Identity:
-        """Identify a session by a token, or renew its identity. Raises CommandError."""
-        try:
-            identity = self._authenticator.identify(token)
-        except TokenError as error:
-            # Counted as a bad command: ten of them in a row close the connection.
-            raise BadCommand("unauthorized", str(error)) from None
-        known = session.identity
-        if known is not None and known.name is not None and known.name != identity.name:
-            raise CommandError("forbidden", "a connection cannot change its identity")
-        self._set_identity(session, identity)
-        self.update_routes(session, limits)
-        self._end_what_is_not_allowed(session)
-        return identity
+    def authenticate(self, session: Session, token: str, limits: Limits, done: Done[Identity]) -> None:
+        """Identify a session by a token, or renew its identity. `done` may be called before this returns."""
+
+        def answer(result: Identity | TokenError) -> None:
+            if session.id not in self._sessions:
+                return
+            try:
+                done(self._renew(session, result, limits))
+            except CommandError as error:
+                done(error)
+
+        self._identify(token, answer)
 
     def expires_in(self, identity: Identity) -> int | None:
         """Give the seconds until an identity expires; None: it never does."""
-        return None if identity.expires is None else max(0, math.floor(identity.expires - time.time()))
+        if identity.expires is None:
+            return None
+        return min(MOST_SECONDS, max(0, math.floor(identity.expires - time.time())))
 
     def reconfigure(self, authenticator: Authenticator | None, limits: Limits) -> None:
-        """Apply other limits, and other keys and roles where they are given, to all sessions."""
-        authenticator = self._authenticator = authenticator or self._authenticator
-        for session in list(self._sessions.values()):
-            if session.identity is not None:
-                session.rights = authenticator.rights(session.identity)
-            self.update_routes(session, limits)
-            self._end_what_is_not_allowed(session)
+        """Apply other limits, and other keys and roles where they are given, to all sessions.
+
+        New sessions have them at once, those that are connected within the next turns of the loop.
+        """
+        if authenticator is not None:
+            self._authenticator = authenticator
+        begun = self._walk is None
+        self._walk = iter(list(self._sessions.values()))
+        if begun:
+            self._walk_on(limits)
 
     def remove(self, session: Session) -> None:
         """Forget a session that is closed."""
@@ -105,38 +148,70 @@ class Identities:
     def stop(self) -> None:
         """Close nobody any more."""
         self._deadlines.stop()
+        self._verifications.stop()
+        self._walk = None
 
     def update_routes(self, session: Session, limits: Limits) -> None:
         """Let a session publish by the fast path as its rights and limits allow."""
         connection, rights = session.connection, session.rights
         routes = None if session.identity is None else self._routes if rights is None else self._permitted_for(rights)
-        rate = limits.publish_rate if rights is None or rights.publish_rate is None else rights.publish_rate
+        if rights is not None and rights.publish_rate is not None:
+            self._update_own_bucket(session, rights, routes, limits)
+            return
         burst = limits.publish_burst if rights is None or rights.publish_burst is None else rights.publish_burst
-        if not rate:
+        if not limits.publish_rate:
             connection.token_bucket, connection.routes = None, routes
-        elif connection.token_bucket is None:
-            connection.token_bucket, connection.routes = TokenBucket(rate, burst, routes), None
+        elif connection.token_bucket is None or session.shares_bucket:
+            connection.token_bucket, connection.routes = TokenBucket(limits.publish_rate, burst, routes), None
         else:
-            connection.token_bucket.change(rate, burst)
+            connection.token_bucket.change(limits.publish_rate, burst)
             connection.token_bucket.routes = routes
+        session.shares_bucket = False
 
     # Details.
 
-    def _set_identity(self, session: Session, identity: Identity) -> None:
+    def _identify(self, token: str, done: Callable[[Identity | TokenError], None]) -> None:
+        authenticator = self._authenticator
+        if authenticator.is_cheap(token):
+            try:
+                done(authenticator.identify(token))
+            except TokenError as error:
+                done(error)
+            return
+        self._verifications.submit(authenticator.identify, token, done)
+
+    def _renew(self, session: Session, result: Identity | TokenError, limits: Limits) -> Identity:
+        """Give a session the identity of a verified token. Raises CommandError."""
+        if isinstance(result, TokenError):
+            # Counted as a bad command: ten of them in a row close the connection.
+            raise BadCommand("unauthorized", str(result))
+        known = session.identity
+        if known is not None and known.name is not None and known.name != result.name:
+            raise CommandError("forbidden", "a connection cannot change its identity")
+        if (known is None or known.name is None) and (limit := self._limit_reached(result)) is not None:
+            raise CommandError("limit", f"this identity may have {limit} connections")
+        self._set_identity(session, result)
+        self.update_routes(session, limits)
+        self._end_what_is_not_allowed(session)
+        return result
+
+    def _limit_reached(self, identity: Identity) -> int | None:
+        """Give the limit of connections of an identity, if it is reached."""
         rights = self._authenticator.rights(identity)
-        name = identity.name
-        if session.identity is None or session.identity.name != name:
-            limit = None if name is None or rights is None else rights.max_connections
-            if name is not None and limit is not None and self._connections[name] >= limit:
-                raise CommandError("limit", f"this identity may have {limit} connections")
+        limit = None if identity.name is None or rights is None else rights.max_connections
+        return limit if limit is not None and self._connections[identity.name or ""] >= limit else None
+
+    def _set_identity(self, session: Session, identity: Identity) -> None:
+        if session.identity is None or session.identity.name != identity.name:
             self._uncount(session)
-            if name is not None:
-                self._connections[name] += 1
-        session.identity, session.rights = identity, rights
+            if identity.name is not None:
+                self._connections[identity.name] += 1
+        session.identity, session.rights = identity, self._authenticator.rights(identity)
         if identity.expires is None:
             self._deadlines.cancel(session.id)
         else:
-            self._deadlines.set(session.id, self._loop.time() + max(0.0, identity.expires - time.time()))
+            remaining = identity.expires + self._authenticator.leeway - time.time()
+            self._deadlines.set(session.id, self._loop.time() + max(0.0, remaining))
 
     def _uncount(self, session: Session) -> None:
         name = None if session.identity is None else session.identity.name
@@ -154,6 +229,63 @@ class Identities:
             permitted = self._permitted[rights] = PermittedRoutes(self._routes)
         return permitted
 
+    def _update_own_bucket(
+        self, session: Session, rights: Rights, routes: RouteCache | PermittedRoutes | None, limits: Limits
+    ) -> None:
+        """Apply the publish rate of a role: all connections of an identity share one bucket. Those without a name have
+        one each."""
+        connection, rate = session.connection, rights.publish_rate
+        burst = limits.publish_burst if rights.publish_burst is None else rights.publish_burst
+        session.shares_bucket = True
+        if not rate:
+            connection.token_bucket, connection.routes = None, routes
+            return
+        name = None if session.identity is None else session.identity.name
+        if name is None:
+            connection.token_bucket, connection.routes = TokenBucket(rate, burst, routes), None
+            return
+        key = (name, rights)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = TokenBucket(rate, burst, routes)
+            while len(self._buckets) > max(REMEMBERED, 2 * len(self._connections)):
+                self._buckets.popitem(last=False)
+        else:
+            # The rights are the same, so the routes are, unless the permits were forgotten meanwhile.
+            bucket.routes = routes
+            bucket.change(rate, burst)
+        self._buckets.move_to_end(key)
+        connection.token_bucket, connection.routes = bucket, None
+
+    def _walk_on(self, limits: Limits) -> None:
+        """Apply what was reconfigured to more sessions, for a bounded time."""
+        until = time.perf_counter() + WALK_SLICE
+        while self._walk is not None:
+            session = next(self._walk, None)
+            if session is None:
+                self._walk = None
+                return
+            if session.id in self._sessions:
+                self._reconfigure_session(session, limits)
+            if time.perf_counter() > until:
+                self._loop.call_soon(self._walk_on, limits)
+                return
+
+    def _reconfigure_session(self, session: Session, limits: Limits) -> None:
+        authenticator, known = self._authenticator, session.identity
+        if known is None:
+            return
+        identity = authenticator.renew(known)
+        if identity is None:
+            log.info("identity withdrawn", session=session.id, peer=session.peer)
+            session.connection.close(CloseCode.UNAUTHORIZED, CloseCode.UNAUTHORIZED.reason)
+            return
+        before = session.rights
+        session.identity, session.rights = identity, authenticator.rights(identity)
+        self.update_routes(session, limits)
+        if before != session.rights:
+            self._end_what_is_not_allowed(session)
+
     def _end_what_is_not_allowed(self, session: Session) -> None:
         for topic in list(session.subscriptions or ()):
             try:
@@ -166,9 +298,17 @@ class Identities:
         session = self._sessions.get(id)
         if session is None:
             return
-        code = CloseCode.UNAUTHORIZED if session.identity is None else CloseCode.EXPIRED
-        log.info("identity expired" if session.identity else "no identity in time", session=id, peer=session.peer)
+        if session.identity is None:
+            code = CloseCode.UNAUTHORIZED
+            log.info("no identity in time", session=id, peer=session.peer)
+        else:
+            code = CloseCode.EXPIRED
+            log.info("identity expired", session=id, peer=session.peer)
         session.connection.close(code, code.reason)
+
+
+MOST_SECONDS: Final = 2**53 - 1
+"""The largest integer of the protocol."""
 
 
 def check_right(rights: Rights | None, right: Right, name: str) -> None:

@@ -6,6 +6,8 @@ import msgspec
 
 ANONYMOUS_ROLE = "anonymous"
 """The role of a client that showed no token."""
+ADMIN_ROLE = "admin"
+"""The role of an API key that may use the admin listener."""
 DEFAULT_ROLE = "default"
 """The role of a client whose token names no roles."""
 
@@ -21,5 +23,17 @@ class Identity(msgspec.Struct, frozen=True):
     key: str | None = None
     """The hash of the API key that it was shown by; None: it was shown by something else."""
 
+
+class Denied(msgspec.Struct, frozen=True):
+    """A client that is not let in."""
+
+    status: int
+    """The HTTP status: 401 for credentials that are not valid, 429 for too many connections, 503 if nobody can tell."""
+    reason: str
+    """For people. It holds nothing of what the client has shown."""
+
+
+Identified = Identity | Denied | None
+"""What a handshake has shown. None: nothing, and the client has to send `auth`."""
 
 ANONYMOUS = Identity(None, (ANONYMOUS_ROLE,))

@@ -199,6 +199,9 @@ class Ok(msgspec.Struct, tag_field="op", tag="ok", frozen=True, kw_only=True, om
     recovered: Given[bool] = None
     events: Given[msgspec.Raw] = None
     more: Given[bool] = None
+    identity: Given[str] = None
+    expires_in: Given[Count] = None
+    """Seconds until the identity expires."""
 
 
 class ErrorAnswer(msgspec.Struct, tag_field="op", tag="error", frozen=True, kw_only=True, omit_defaults=True):

@@ -23,7 +23,7 @@ from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHist
 from broker.errors import CLOSE_REASONS, CloseCode, CommandError
 from broker.hub import UNLIMITED, Hub
 from broker.identities import Identities, check_right
-from broker.identity import Identity
+from broker.identity import Identified, Identity
 from broker.interests import Interests
 from broker.messages import BadCommand
 from broker.metrics import Metrics
@@ -180,9 +180,13 @@ class Node:
         log.debug("session opened", session=session.id, peer=peer)
         connection.feed(rest)
 
-    def authenticate(self, session: Session, token: str) -> Identity:
-        """Identify a session by a token, or renew its identity. Raises CommandError."""
-        return self.identities.authenticate(session, token, self.limits)
+    def identify(self, token: str, done: Callable[[Identified], None]) -> None:
+        """Find whose token a handshake shows. `done` may be called before this returns."""
+        self.identities.identify(token, done)
+
+    def authenticate(self, session: Session, token: str, done: Done[Identity]) -> None:
+        """Identify a session by a token, or renew its identity. `done` may be called before this returns."""
+        self.identities.authenticate(session, token, self.limits, done)
 
     def expires_in(self, identity: Identity) -> int | None:
         """Give the seconds until an identity expires; None: it never does."""
@@ -273,9 +277,12 @@ class Node:
         if rights is not None and origin is not None:
             _permit(origin, topic)
 
-    def history(self, topic: str, since: Position | None, limit: int, done: Done[HistoryPage]) -> None:
-        """Read kept events of a topic: the oldest after `since`, or the newest without it."""
+    def history(
+        self, topic: str, since: Position | None, limit: int, done: Done[HistoryPage], rights: Rights | None = None
+    ) -> None:
+        """Read kept events of a topic: the oldest after `since`, or the newest without it. `rights` None: of any."""
         check_topic(topic)
+        check_right(rights, "history", topic)
         if not self.rules.retention(topic).events:
             raise CommandError("no_history", f"`{topic}` keeps no history")
 
@@ -320,16 +327,20 @@ class Node:
             raise _not_allowed(policy)
         if command.overflow == "replay":
             raise CommandError("no_history", f"`{command.topic}` keeps no history")
-        if command.overflow == "block" and policy.overflow != "block" and not self._may_block(session):
+        if command.overflow == "block" and policy.overflow != "block" and not self._may_block(session, command.topic):
             raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
 
-    def _may_block(self, session: Session) -> bool:
+    def _may_block(self, session: Session, topic: str) -> bool:
+        if session.rights is not None:
+            return self.block != "none" and session.rights.allows("block", topic)
         return self.block == "all" or (self.block == "local" and session.peer.local)
 
     def _subscribe(self, session: Session, command: messages.Subscribe, policy: SubscriptionPolicy) -> Subscription:
         if session.subscriptions is None:
             session.subscriptions = {}
-        limit = self.limits.max_subscriptions
+        rights = session.rights
+        own = None if rights is None else rights.max_subscriptions
+        limit = self.limits.max_subscriptions if own is None else own
         if len(session.subscriptions) >= limit:
             raise CommandError("limit", f"a connection may have at most {limit} subscriptions here")
         overflow = command.overflow or policy.overflow
@@ -353,12 +364,17 @@ class Node:
         """Give what takes the engine's answer about an interest. Where that is an error, the subscription ends."""
 
         def answer(result: Unavailable | None) -> None:
-            if result is None:
-                done(None)
+            if isinstance(result, Unavailable):
+                if _detach(session, subscription):
+                    self.hub.unsubscribe(subscription)
+                done(CommandError("unavailable", result.message))
                 return
-            if _detach(session, subscription):
-                self.hub.unsubscribe(subscription)
-            done(CommandError("unavailable", result.message))
+            try:  # the rights may have changed meanwhile, and the subscription have ended with them
+                check_right(session.rights, "subscribe", subscription.filter.topic)
+            except CommandError as error:
+                done(error)
+                return
+            done(None)
 
         return answer
 

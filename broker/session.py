@@ -75,7 +75,7 @@ class Node(Protocol):
     ) -> None:
         """Publish an event that came by the connection `origin`."""
 
-    def authenticate(self, session: Session, token: str) -> Identity:
+    def authenticate(self, session: Session, token: str, done: Done[Identity]) -> None:
         """Identify a session, or renew its identity."""
 
     def expires_in(self, identity: Identity) -> int | None:
@@ -107,7 +107,18 @@ class SubscriptionStats(msgspec.Struct, frozen=True):
 class Session:
     """What the broker knows of one client. `id` stands for it in the log and in `welcome`."""
 
-    __slots__ = ("connection", "id", "identity", "inflight", "node", "peer", "rights", "subscriptions")
+    __slots__ = (
+        "connection",
+        "id",
+        "identifying",
+        "identity",
+        "inflight",
+        "node",
+        "peer",
+        "rights",
+        "shares_bucket",
+        "subscriptions",
+    )
 
     def __init__(self, node: Node, connection: Connection, id: str, peer: Peer) -> None:
         self.node = node
@@ -123,6 +134,10 @@ class Session:
         """None: the client must show one before it may do anything."""
         self.rights: Rights | None = None
         """What it may do; None: everything. Set with the identity."""
+        self.identifying = False
+        """Whether a token is being verified. Until then nothing more is read."""
+        self.shares_bucket = False
+        """Whether its token bucket is not its own, but that of its role."""
 
     # Callbacks of the connection.
 
@@ -141,14 +156,12 @@ class Session:
                 what = f"`{OPS[kind]}` comes with a later version of the broker"
                 raise BadCommand("bad_command", what)
             handle(self, command)
-            connection.mistakes = 0
+            if not isinstance(command, messages.Auth):  # whose outcome may come later
+                connection.mistakes = 0
         except BadCommand as error:
             if command is None:
                 self.node.metrics.commands[""] += 1
-            self._refuse(error, error.id if command is None else command.id)
-            connection.mistakes += 1
-            if connection.mistakes >= BAD_COMMANDS_IN_A_ROW:
-                connection.close(CloseCode.BAD_COMMANDS, CloseCode.BAD_COMMANDS.reason)
+            self._refuse_bad(error, error.id if command is None else command.id)
         except CommandError as error:
             connection.mistakes = 0
             self._refuse(error, None if command is None else command.id)
@@ -219,10 +232,25 @@ class Session:
         self._ok(command.id, topic=command.topic)
 
     def _auth(self, command: messages.Auth) -> None:
-        identity = self.node.authenticate(self, command.token)
-        expires_in = self.node.expires_in(identity)
-        extra: dict[str, object] = {} if expires_in is None else {"expires_in": expires_in}
-        self._ok(command.id, identity=identity.name, **extra)
+        self.inflight += 1
+        self.identifying = True
+        self.connection.pause()  # what follows may need the identity
+        self.node.authenticate(self, command.token, partial(self._authenticated, command.id))
+
+    def _authenticated(self, id: int | str | None, result: Identity | CommandError) -> None:
+        self.inflight -= 1
+        self.identifying = False
+        if isinstance(result, BadCommand):
+            self._refuse_bad(result, id)
+        elif isinstance(result, CommandError):
+            self.connection.mistakes = 0
+            self._refuse(result, id)
+        else:
+            self.connection.mistakes = 0
+            expires_in = self.node.expires_in(result)
+            extra: dict[str, object] = {} if expires_in is None else {"expires_in": expires_in}
+            self._ok(id, identity=result.name, **extra)
+        self._read_on()
 
     def _publish(self, command: messages.Publish) -> None:
         node = self.node
@@ -252,7 +280,7 @@ class Session:
         """Read more commands, if few enough are under way."""
         # Half of them at once: to go on for one command and stop again costs more than the command. And less than half,
         # whatever a reload has made of the limit.
-        if self.inflight <= self.node.limits.max_inflight // 2:
+        if self.inflight <= self.node.limits.max_inflight // 2 and not self.identifying:
             self.connection.resume()
 
     def _ping(self, command: messages.Ping) -> None:
@@ -268,6 +296,13 @@ class Session:
     def _ok(self, id: int | str | None, **fields: object) -> None:
         if id is not None:
             self.connection.answer(messages.encode_ok(id, **fields))
+
+    def _refuse_bad(self, error: BadCommand, id: int | str | None) -> None:
+        """Answer a command that could not be understood, and close the connection after too many of them."""
+        self._refuse(error, id)
+        self.connection.mistakes += 1
+        if self.connection.mistakes >= BAD_COMMANDS_IN_A_ROW:
+            self.connection.close(CloseCode.BAD_COMMANDS, CloseCode.BAD_COMMANDS.reason)
 
     def _refuse(self, error: CommandError, id: int | str | None) -> None:
         self.node.metrics.errors[error.code] += 1

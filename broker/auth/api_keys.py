@@ -41,6 +41,9 @@ class KeyRing:
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._keys = [(key.hash.encode(), Identity(key.name, key.roles, key=key.hash)) for key in keys]
 
+    def __len__(self) -> int:
+        return len(self._keys)
+
     def renew(self, identity: Identity) -> Identity | None:
         """Give what an identity that an API key has shown is by now; None: the key is not configured any more."""
         return next((new for _, new in self._keys if (new.key, new.name) == (identity.key, identity.name)), None)

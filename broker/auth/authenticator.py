@@ -36,6 +36,30 @@ class Authenticator:
         """The identity of a client that has shown nothing; None: it must show something first."""
         return None if self.required else ANONYMOUS
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether any API key is configured."""
+        return len(self._keys) > 0
+
+    def find_key(self, key: str) -> Identity | None:
+        """Find who has this API key."""
+        return self._keys.find(key)
+
+    @property
+    def leeway(self) -> float:
+        """Seconds after its expiry for which an identity still holds, because clocks differ."""
+        return 0.0 if self._verifier is None else self._verifier.leeway
+
+    def is_cheap(self, token: str) -> bool:
+        """Whether `identify` takes no longer than a few microseconds: no signature is verified."""
+        return self._verifier is None or token.startswith(PREFIX)
+
+    def renew(self, identity: Identity) -> Identity | None:
+        """Give what an identity is that another configuration has let in; None: this one would not."""
+        if identity.name is None:
+            return self.anonymous
+        return identity if identity.key is None else self._keys.renew(identity)
+
     def identify(self, token: str) -> Identity:
         """Find whose token or API key this is. Raises TokenError."""
         if token.startswith(PREFIX):

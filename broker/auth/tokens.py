@@ -74,6 +74,11 @@ class TokenVerifier:
             }
         )
 
+    @property
+    def leeway(self) -> float:
+        """Seconds by which clocks may differ."""
+        return self._policy.leeway
+
     def verify(self, token: str) -> Identity:
         """Verify a token. Raises TokenError; UnknownKeyError if its key may be found by fetching the keys again."""
         if len(token) > MAX_TOKEN:

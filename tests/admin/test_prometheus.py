@@ -18,6 +18,7 @@ from websockets.exceptions import InvalidStatus
 from broker.admin.prometheus import FAMILIES, PREFIX, MetricsCollector
 from broker.health import HealthMonitor
 from broker.metrics import KNOWN_CODES, Metrics
+from broker.net.handshake import DENIED
 from broker.net.http import REFUSAL_REASONS
 from broker.net.limiter import ConnectionLimiter
 from broker.node import Node
@@ -368,6 +369,7 @@ def test_docs_list_every_metric() -> None:
 
 def test_docs_list_every_refusal_reason() -> None:
     reasons = set(REFUSAL_REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls", "proxy_protocol"}
+    reasons |= set(DENIED.values())
     assert (
         set(re.findall(r"^\| `([a-z_]+)` \| (?!counter|gauge|histogram)", DOCUMENT.read_text(), re.MULTILINE))
         == reasons

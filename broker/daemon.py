@@ -174,7 +174,7 @@ class Daemon:
         self._remote = remote
         """Whether other machines can connect."""
         self.authenticator = resources.authenticator
-        self.authenticator.required = requires_identity(config, remote)
+        self.authenticator.require(requires_identity(config, remote))
         self.listeners: list[Listener] = []
         self.state = "starting"
         """`starting`, `serving`, `retiring` (clients get `bye` over time), `retired` (all have disconnected, new
@@ -284,7 +284,7 @@ class Daemon:
             self.certificate.use(self.config.server)
         set_level(self.config.log)
         self.authenticator = resources.authenticator
-        self.authenticator.required = requires_identity(self.config, self._remote)
+        self.authenticator.require(requires_identity(self.config, self._remote))
         self.node.reconfigure(self.config, self.authenticator)
         self.limiter.reconfigure(self.config.limits, self.capacity)
         self.handshakes.reconfigure(self.config)

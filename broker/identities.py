@@ -23,7 +23,7 @@ from broker.auth.tokens import TokenError
 from broker.auth.verifications import Verifications
 from broker.config import Limits
 from broker.errors import CloseCode, CommandError
-from broker.identity import ADMIN_ROLE, Denied, Identified, Identity
+from broker.identity import ADMIN_ROLE, ANONYMOUS, Denied, Identified, Identity
 from broker.messages import BadCommand
 from broker.session import Done, Session
 
@@ -102,11 +102,15 @@ class Identities:
 
     def admit(self, session: Session, identity: Identity | None, limits: Limits) -> None:
         """Give a new session the identity that its handshake has shown. None: it has shown nothing."""
-        identity = identity or self._authenticator.anonymous
-        if identity is None:
-            self._deadlines.set(session.id, self._loop.time() + limits.auth_timeout)
-        else:
+        if identity is not None:
             self._set_identity(session, identity)
+        elif (anonymous := self._authenticator.anonymous) is not None:
+            session.identity, session.rights = anonymous, self._authenticator.anonymous_rights
+            if session.rights is None and not limits.publish_rate:
+                session.connection.routes = self._routes
+                return
+        else:
+            self._deadlines.set(session.id, self._loop.time() + limits.auth_timeout)
         self.update_routes(session, limits)
 
     def authenticate(self, session: Session, token: str, limits: Limits, done: Done[Identity]) -> None:
@@ -142,8 +146,9 @@ class Identities:
 
     def remove(self, session: Session) -> None:
         """Forget a session that is closed."""
-        self._deadlines.cancel(session.id)
-        self._uncount(session)
+        if session.identity is not ANONYMOUS:
+            self._deadlines.cancel(session.id)
+            self._uncount(session)
 
     def stop(self) -> None:
         """Close nobody any more."""

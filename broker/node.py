@@ -162,7 +162,7 @@ class Node:
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
         self.identities.admit(session, identity, limits)
-        known = session.identity
+        name = None if session.identity is None else session.identity.name
         self.sessions[session.id] = session
         self.metrics.connected += 1
         connection.start(transport, upgrade_response, window_bits)
@@ -173,8 +173,8 @@ class Node:
                 ping=limits.ping_interval,
                 max_size=limits.max_size,
                 max_queue=limits.max_queue,
-                identity=None if known is None else known.name,
-                expires_in=None if known is None else self.identities.expires_in(known),
+                identity=name,
+                expires_in=None if name is None or identity is None else self.identities.expires_in(identity),
             )
         )
         log.debug("session opened", session=session.id, peer=peer)
@@ -257,7 +257,8 @@ class Node:
         check_topic(topic)
         if self.draining:
             raise _draining()
-        check_right(rights, "publish", topic)
+        if rights is not None:
+            check_right(rights, "publish", topic)
         if origin is not None and origin.token_bucket is not None:
             _check_rate(origin.token_bucket)
         if len(self._pending) >= MAX_PENDING:

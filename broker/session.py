@@ -156,7 +156,7 @@ class Session:
                 what = f"`{OPS[kind]}` comes with a later version of the broker"
                 raise BadCommand("bad_command", what)
             handle(self, command)
-            if not isinstance(command, messages.Auth):  # whose outcome may come later
+            if kind is not messages.Auth:  # whose outcome may come later
                 connection.mistakes = 0
         except BadCommand as error:
             if command is None:

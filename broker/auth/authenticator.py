@@ -26,15 +26,17 @@ class Authenticator:
         keys: Sequence[ApiKey] = (),
         roles: Sequence[Role] = (),
     ) -> None:
-        self.required = required
+        self.anonymous = None if required else ANONYMOUS
+        """The identity of a client that has shown nothing; None: it must show something first."""
         self._verifier = verifier
         self._keys = KeyRing(keys)
         self._permissions = Permissions(roles) if roles else None
+        self.anonymous_rights = self.rights(ANONYMOUS)
+        """What it may do."""
 
-    @property
-    def anonymous(self) -> Identity | None:
-        """The identity of a client that has shown nothing; None: it must show something first."""
-        return None if self.required else ANONYMOUS
+    def require(self, required: bool) -> None:
+        """Say whether clients must show a valid token."""
+        self.anonymous = None if required else ANONYMOUS
 
     @property
     def has_keys(self) -> bool:

@@ -111,11 +111,12 @@ class Resources(NamedTuple):
     authenticator: Authenticator
 
 
-def check_resources(reading: Reading) -> Resources:
+def check_resources(reading: Reading, before: Authenticator | None = None) -> Resources:
     """Check the configuration against this machine: the capacity of connections, the certificate for TLS, the keys.
 
     Raises ConfigError with every mistake: those of the reading, too few descriptors, a certificate or a key that cannot
-    be used, roles that are wrong, and topic rules that are wrong or can never apply.
+    be used, roles that are wrong, and topic rules that are wrong or can never apply. A key set that `before` has
+    fetched is kept.
     """
     config = reading.config
     problems = [*check_rules(reading.rules, config.limits), *check_access(reading.keys, reading.roles)]
@@ -129,7 +130,7 @@ def check_resources(reading: Reading) -> Resources:
 
     capacity = attempt(lambda: Capacity.of(raise_file_limit(), config.limits.max_connections))
     context = attempt(lambda: load_tls(config.server))
-    authenticator = attempt(lambda: load_authenticator(config))
+    authenticator = attempt(lambda: load_authenticator(config, before=before))
     reading.raise_problems(problems)
     assert capacity is not None
     assert authenticator is not None
@@ -271,7 +272,7 @@ class Daemon:
     def _reload(self) -> str:
         """Apply the new configuration, and return a note for the status. Raises ConfigError."""
         reading = self._read()
-        resources = check_resources(reading)
+        resources = check_resources(reading, self.authenticator)
         wanted = reading.config
         fixed = set(RESTART_KEYS)
         if (resources.tls is None) != (self.tls is None):

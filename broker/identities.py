@@ -19,7 +19,7 @@ from broker._speedups import PermittedRoutes, RouteCache, TokenBucket
 from broker.auth.authenticator import Authenticator
 from broker.auth.deadlines import Deadlines
 from broker.auth.permissions import Right, Rights
-from broker.auth.tokens import TokenError
+from broker.auth.tokens import KeysUnavailableError, TokenError, UnknownKeyError
 from broker.auth.verifications import Verifications
 from broker.config import Limits
 from broker.errors import CloseCode, CommandError
@@ -79,7 +79,7 @@ class Identities:
 
         def answer(result: Identity | TokenError) -> None:
             if isinstance(result, TokenError):
-                done(Denied(401, str(result)))
+                done(Denied(503 if isinstance(result, KeysUnavailableError) else 401, str(result)))
             elif (limit := self._limit_reached(result)) is not None:
                 done(Denied(429, f"this identity may have {limit} connections"))
             else:
@@ -138,7 +138,10 @@ class Identities:
         New sessions have them at once, those that are connected within the next turns of the loop.
         """
         if authenticator is not None:
-            self._authenticator = authenticator
+            before, self._authenticator = self._authenticator.key_set, authenticator
+            if before is not None and before is not authenticator.key_set:
+                before.stop()
+            self.start()
         begun = self._walk is None
         self._walk = iter(list(self._sessions.values()))
         if begun:
@@ -150,8 +153,15 @@ class Identities:
             self._deadlines.cancel(session.id)
             self._uncount(session)
 
+    def start(self) -> None:
+        """Fetch the keys that are behind a URL, if there are any."""
+        if self._authenticator.key_set is not None:
+            self._authenticator.key_set.start()
+
     def stop(self) -> None:
-        """Close nobody any more."""
+        """Close nobody any more, and fetch nothing."""
+        if self._authenticator.key_set is not None:
+            self._authenticator.key_set.stop()
         self._deadlines.stop()
         self._verifications.stop()
         self._walk = None
@@ -183,10 +193,29 @@ class Identities:
             except TokenError as error:
                 done(error)
             return
-        self._verifications.submit(authenticator.identify, token, done)
+        key_set = authenticator.key_set
+        if key_set is None:
+            self._verifications.submit(authenticator.identify, token, done)
+            return
+
+        def verify_again() -> None:
+            self._verifications.submit(authenticator.identify, token, finish)
+
+        def answer(result: Identity | TokenError) -> None:
+            if not (isinstance(result, UnknownKeyError) and key_set.refresh(verify_again)):
+                finish(result)
+
+        def finish(result: Identity | TokenError) -> None:
+            if isinstance(result, UnknownKeyError) and not key_set.is_fetched:
+                result = KeysUnavailableError("the keys that tokens are verified with cannot be fetched")
+            done(result)
+
+        self._verifications.submit(authenticator.identify, token, answer)
 
     def _renew(self, session: Session, result: Identity | TokenError, limits: Limits) -> Identity:
         """Give a session the identity of a verified token. Raises CommandError."""
+        if isinstance(result, KeysUnavailableError):
+            raise CommandError("unavailable", str(result))
         if isinstance(result, TokenError):
             # Counted as a bad command: ten of them in a row close the connection.
             raise BadCommand("unauthorized", str(result))

@@ -139,6 +139,7 @@ class Node:
         """Start the engine and the keep-alive sweep."""
         await self.engine.start(self.deliver, self.lost)
         self.context.start()
+        self.identities.start()
 
     # For the listeners.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from broker.auth.api_keys import PREFIX, KeyRing
+from broker.auth.key_set import KeySet
 from broker.auth.permissions import Permissions, Rights
 from broker.auth.tokens import TokenError, TokenVerifier
 from broker.config import ApiKey, Role
@@ -23,12 +24,15 @@ class Authenticator:
         *,
         required: bool = False,
         verifier: TokenVerifier | None = None,
+        key_set: KeySet | None = None,
         keys: Sequence[ApiKey] = (),
         roles: Sequence[Role] = (),
     ) -> None:
         self.anonymous = None if required else ANONYMOUS
         """The identity of a client that has shown nothing; None: it must show something first."""
         self._verifier = verifier
+        self.key_set = key_set
+        """The keys of the verifier that are fetched, if there are any."""
         self._keys = KeyRing(keys)
         self._permissions = Permissions(roles) if roles else None
         self.anonymous_rights = self.rights(ANONYMOUS)

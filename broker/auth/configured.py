@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from broker.auth.authenticator import Authenticator
+from broker.auth.key_set import KeySet
 from broker.auth.permissions import IDENTITY_TOKEN, RIGHTS
 from broker.auth.tokens import TokenPolicy, TokenVerifier
 from broker.auth.verification_keys import MIN_SECRET, Keys, KeySources, Secret, UnusableKeyError, read_public_keys
@@ -26,16 +27,27 @@ SAMPLE: Final = "x"
 """What stands for `{identity}` where a pattern is checked."""
 
 
-def load_authenticator(config: Config, environ: Mapping[str, str] = os.environ) -> Authenticator:
+def load_authenticator(
+    config: Config, environ: Mapping[str, str] = os.environ, before: Authenticator | None = None
+) -> Authenticator:
     """Read the keys, and build what decides on tokens. Raises ConfigError with every mistake in the keys.
 
-    Whether an identity is required is left at what the configuration says; the daemon knows the sockets.
+    Whether an identity is required is left at what the configuration says; the daemon knows the sockets. A key set that
+    `before` has fetched from the same URL is kept.
     """
     auth = config.auth
     if not (has_tokens(auth) or config.keys or config.roles or requires_identity(config)):
         return Authenticator()
+    key_set = None
+    if auth.jwks_url is not None:
+        known = None if before is None else before.key_set
+        key_set = known if known is not None and known.url == auth.jwks_url else KeySet(auth.jwks_url)
     return Authenticator(
-        required=requires_identity(config), verifier=_verifier(auth, environ), keys=config.keys, roles=config.roles
+        required=requires_identity(config),
+        verifier=_verifier(auth, environ, key_set),
+        key_set=key_set,
+        keys=config.keys,
+        roles=config.roles,
     )
 
 
@@ -48,7 +60,7 @@ def requires_identity(config: Config, remote: bool = False) -> bool:
 
 def has_tokens(auth: Auth) -> bool:
     """Whether there are keys to verify tokens with."""
-    return any(value is not None for value in (auth.key_file, auth.key, auth.secret_file, auth.secret))
+    return any(value is not None for value in (auth.key_file, auth.key, auth.jwks_url, auth.secret_file, auth.secret))
 
 
 def check_access(keys: Mapping[int, ApiKey], roles: Mapping[int, Role]) -> list[Problem]:
@@ -86,10 +98,10 @@ def _mistake(pattern: str) -> str | None:
     return None
 
 
-def _verifier(auth: Auth, environ: Mapping[str, str]) -> TokenVerifier | None:
+def _verifier(auth: Auth, environ: Mapping[str, str], key_set: KeySet | None) -> TokenVerifier | None:
     """Give what verifies tokens; None where no keys are configured. Raises ConfigError."""
     problems: list[Problem] = []
-    sources: list[Keys] = []
+    sources: list[Keys] = [] if key_set is None else [key_set]
     secrets = [name for name in auth.algorithms if name in MIN_SECRET]
     public = [name for name in auth.algorithms if name not in MIN_SECRET]
     for name, value in (("key_file", auth.key_file), ("key", auth.key)):

@@ -41,6 +41,10 @@ class UnknownKeyError(TokenError):
     """A token of a key that is not known. A key set that is fetched may have it by now."""
 
 
+class KeysUnavailableError(TokenError):
+    """Nobody can tell whether a token is valid: the keys were never fetched."""
+
+
 class TokenPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What a token must have."""
 

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 MIN_RSA_BITS: Final = 2048
 """RFC 7518, section 3.3."""
+MAX_RSA_BITS: Final = 8192
+"""A verification with a longer key takes longer than a millisecond, and holds up the loop."""
 MIN_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 """Bytes of a secret: as many as the hash has (RFC 7518, section 3.2)."""
 CURVES: Final = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
@@ -96,6 +98,8 @@ def algorithms_of(key: Any) -> tuple[str, ...]:
         case rsa.RSAPublicKey():
             if key.key_size < MIN_RSA_BITS:
                 raise UnusableKeyError(f"the RSA key has {key.key_size} bits; {MIN_RSA_BITS} are needed at least")
+            if key.key_size > MAX_RSA_BITS:
+                raise UnusableKeyError(f"the RSA key has {key.key_size} bits; at most {MAX_RSA_BITS} are supported")
             return RSA_ALGORITHMS
         case ec.EllipticCurvePublicKey():
             algorithms = tuple(name for name, curve in CURVES.items() if curve == key.curve.name)

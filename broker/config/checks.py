@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
-from broker.config.addresses import find_group, parse_address, printable
+from broker.config.addresses import Address, find_group, parse_address, printable
 from broker.config.keys import KEYS, Key, convert
 from broker.errors import ConfigError, Place, Problem
 from broker.net.origin import Origin, parse_origin
@@ -85,9 +86,14 @@ def contradictions(
     ]
 
 
-IDENTIFYING: Final = ("auth.key_file", "auth.key", "auth.secret_file", "auth.secret")
+IDENTIFYING: Final = ("auth.key_file", "auth.key", "auth.jwks_url", "auth.secret_file", "auth.secret")
 """The settings by which clients can be identified; each is enough."""
-EXCLUSIVE: Final = (("auth.key_file", "auth.key"), ("auth.secret_file", "auth.secret"))
+EXCLUSIVE: Final = (
+    ("auth.key_file", "auth.key"),
+    ("auth.key_file", "auth.jwks_url"),
+    ("auth.key", "auth.jwks_url"),
+    ("auth.secret_file", "auth.secret"),
+)
 """Settings of which one may be set."""
 
 
@@ -110,8 +116,8 @@ def _contradictions_of_access(
         by = [key for key in IDENTIFYING if value(key) is not None]
         yield from (Problem(message, key) for key in [*by, *(["keys"] if "keys" in tables else [])])
     if (required or anonymous is False) and not identifies:
-        message = "nobody could connect: it needs a key for tokens (auth.key_file, auth.secret_file) or [[keys]]"
-        yield Problem(message, "auth.required" if required else "server.anonymous")
+        needed = "a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file) or [[keys]]"
+        yield Problem(f"nobody could connect: it needs {needed}", "auth.required" if required else "server.anonymous")
     if known("auth.algorithms"):
         yield from _contradictions_of_algorithms(value)
     for key, is_safe in (("server.listen", identifies and required is not False), ("server.admin", "keys" in tables)):
@@ -211,6 +217,25 @@ def _check_unix_group(group: str | None) -> list[str]:
     return []
 
 
+def _check_url(url: str | None) -> list[str]:
+    """Say what is wrong with a URL that the broker asks."""
+    if url is None:
+        return []
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return [f"is no URL: {printable(str(error))}"]
+    host = parts.hostname or ""
+    if not host or not url.isascii() or not url.isprintable() or " " in url or port == 0:
+        return ["must be a URL like https://host/path"]
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        return ["must have no user, no password and no fragment"]
+    if parts.scheme == "https" or (parts.scheme == "http" and Address(host=host).local):
+        return []
+    return ["must begin with https://; http:// is for loopback alone"]
+
+
 def _check_secret(secret: str | None) -> list[str]:
     # Which algorithms it is long enough for is checked when it is read, as of a file.
     return ["must not be empty"] if secret == "" else []
@@ -239,6 +264,7 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.proxy_protocol": _check_proxy_protocol,
     "server.unix_mode": _check_unix_mode,
     "server.unix_group": _check_unix_group,
+    "auth.jwks_url": _check_url,
     "auth.secret": _check_secret,
     "auth.identity_claim": _check_name,
     "auth.roles_claim": _check_name,

@@ -444,6 +444,14 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="at_once",
         ),
     ] = None
+    jwks_url: Annotated[
+        str | None,
+        _key(
+            "URL of the JSON Web Key Set of a login service, instead of a file: https, or http on loopback.",
+            example="https://login.example/.well-known/jwks.json",
+            reload="at_once",
+        ),
+    ] = None
     secret_file: Annotated[
         str | None,
         _key(

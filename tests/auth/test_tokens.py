@@ -36,6 +36,11 @@ PRIVATE: dict[str, Any] = {
     **{name: ec.generate_private_key(curve) for name, curve in EC.items()},
     "EdDSA": ed25519.Ed25519PrivateKey.generate(),
 }
+LONG_RSA = (
+    rsa.RSAPublicNumbers(65537, 2**8192 + 1)
+    .public_key()
+    .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+)
 CLAIMS = {"sub": "alice", "exp": NOW + 60, "roles": ["user"]}
 
 
@@ -321,6 +326,7 @@ class TestKeyFiles:
             (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "cannot be read"),
             (b"-----BEGIN EC PRIVATE KEY-----\n", "has a private key"),
             (pem(rsa.generate_private_key(65537, 1024)), "1024 bits; 2048 are needed"),
+            (LONG_RSA, "8193 bits; at most 8192 are supported"),
             (pem(ec.generate_private_key(ec.SECP256K1())), "the curve secp256k1 are not supported"),
         ],
     )

@@ -42,6 +42,7 @@ def test_examples_in_the_commented_file_are_valid(file: Path) -> None:
     assert {problem.key for problem in raised.value.problems} <= {
         "auth.key_file",
         "auth.secret",
+        "auth.key",
         "auth.secret_file",
         "auth.algorithms",
         "server.anonymous",

@@ -98,6 +98,13 @@ def _mistake(pattern: str) -> str | None:
     return None
 
 
+def read_secret(auth: Auth, environ: Mapping[str, str] = os.environ) -> bytes | None:
+    """Read the secret; None where none is configured. Raises OSError, UnusableKeyError."""
+    if auth.secret is not None:
+        return auth.secret.encode()
+    return None if auth.secret_file is None else _read(auth.secret_file, environ).removesuffix(b"\n")
+
+
 def _verifier(auth: Auth, environ: Mapping[str, str], key_set: KeySet | None) -> TokenVerifier | None:
     """Give what verifies tokens; None where no keys are configured. Raises ConfigError."""
     problems: list[Problem] = []
@@ -120,8 +127,7 @@ def _verifier(auth: Auth, environ: Mapping[str, str], key_set: KeySet | None) ->
         if value is None:
             continue
         try:
-            content = _read(value, environ).removesuffix(b"\n") if name == "secret_file" else value.encode()
-            sources.append(Secret(content, secrets))
+            sources.append(Secret(read_secret(auth, environ) or b"", secrets))
         except (UnusableKeyError, OSError) as error:
             problems.append(_problem(name, value, error))
     if problems:

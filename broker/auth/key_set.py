@@ -72,6 +72,10 @@ class KeySet:
         self._waiting.append(then)
         return True
 
+    async def fetch_now(self) -> None:
+        """Fetch the keys once, for a program that is no broker. Raises KeySetError."""
+        self._keys = await fetch(self.url)
+
     def _fetch(self) -> None:
         loop = asyncio.get_running_loop()
         if self._timer is not None:

@@ -22,7 +22,7 @@ import uvloop
 
 from broker import __version__
 from broker.auth.authenticator import Authenticator
-from broker.auth.configured import check_access, has_tokens, load_authenticator, requires_identity
+from broker.auth.configured import check_access, identifies, load_authenticator, requires_identity
 from broker.config import RESTART_KEYS, Config, Reading, Server, find_group, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
@@ -151,7 +151,7 @@ def check_sockets(config: Config, systemd: Systemd) -> bool:
     passed = [
         str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := bound_address(sock)).local
     ]
-    required = requires_identity(config, remote=True) and (has_tokens(config.auth) or bool(config.keys))
+    required = requires_identity(config, remote=True) and (identifies(config.auth) or bool(config.keys))
     if passed and config.server.anonymous is None and not required:
         raise ConfigError([too_open("server.listen", [f"the socket {address} of systemd" for address in passed])])
     return remote or bool(passed)

@@ -23,7 +23,7 @@ from broker.auth.tokens import KeysUnavailableError, TokenError, UnknownKeyError
 from broker.auth.verifications import Verifications
 from broker.config import Limits
 from broker.errors import CloseCode, CommandError
-from broker.identity import ADMIN_ROLE, ANONYMOUS, Denied, Identified, Identity
+from broker.identity import ADMIN_ROLE, ANONYMOUS, Credentials, Denied, Identified, Identity
 from broker.messages import BadCommand
 from broker.session import Done, Session
 
@@ -60,6 +60,8 @@ class Identities:
         self._permitted: dict[Rights, PermittedRoutes] = {}
         self._buckets: OrderedDict[tuple[str, Rights], TokenBucket] = OrderedDict()
         """The token buckets of identities with a rate of their own; those that were used least recently first."""
+        self._ending: set[asyncio.Task[None]] = set()
+        """The ends of webhooks that a reload has replaced."""
         self._walk: Iterator[Session] | None = None
         """The sessions that a reload has not looked at yet."""
 
@@ -74,18 +76,26 @@ class Identities:
 
     # What the node asks for.
 
-    def identify(self, token: str, done: Callable[[Identified], None]) -> None:
-        """Find whose token a handshake shows. `done` may be called before this returns."""
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        """Find out who shows this in a handshake. `done` may be called before this returns."""
 
-        def answer(result: Identity | TokenError) -> None:
-            if isinstance(result, TokenError):
+        def answer(result: Identity | Denied | TokenError) -> None:
+            if isinstance(result, Denied):
+                done(result)
+            elif isinstance(result, TokenError):
                 done(Denied(503 if isinstance(result, KeysUnavailableError) else 401, str(result)))
             elif (limit := self._limit_reached(result)) is not None:
                 done(Denied(429, f"this identity may have {limit} connections"))
             else:
                 done(result)
 
-        self._identify(token, answer)
+        token, webhook = credentials.token, self._authenticator.webhook
+        if webhook is not None and credentials.headers and (token is None or not self._authenticator.takes_tokens):
+            webhook.ask(credentials, answer)
+        elif token is not None:
+            self._identify(token, answer)
+        else:
+            done(None)
 
     def refuse_admin(self, key: str | None, *, remote: bool) -> Denied | None:
         """Say why the admin listener is not for who shows this API key, or none; None: it is.
@@ -138,9 +148,8 @@ class Identities:
         New sessions have them at once, those that are connected within the next turns of the loop.
         """
         if authenticator is not None:
-            before, self._authenticator = self._authenticator.key_set, authenticator
-            if before is not None and before is not authenticator.key_set:
-                before.stop()
+            before, self._authenticator = self._authenticator, authenticator
+            self._replace(before)
             self.start()
         begun = self._walk is None
         self._walk = iter(list(self._sessions.values()))
@@ -158,10 +167,13 @@ class Identities:
         if self._authenticator.key_set is not None:
             self._authenticator.key_set.start()
 
-    def stop(self) -> None:
-        """Close nobody any more, and fetch nothing."""
+    async def stop(self) -> None:
+        """Close nobody any more, and ask nobody."""
         if self._authenticator.key_set is not None:
             self._authenticator.key_set.stop()
+        if self._authenticator.webhook is not None:
+            await self._authenticator.webhook.stop()
+        await asyncio.gather(*self._ending)
         self._deadlines.stop()
         self._verifications.stop()
         self._walk = None
@@ -184,6 +196,15 @@ class Identities:
         session.shares_bucket = False
 
     # Details.
+
+    def _replace(self, before: Authenticator) -> None:
+        """Stop what another configuration asked."""
+        if before.key_set is not None and before.key_set is not self._authenticator.key_set:
+            before.key_set.stop()
+        if before.webhook is not None and before.webhook is not self._authenticator.webhook:
+            task = self._loop.create_task(before.webhook.finish())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
     def _identify(self, token: str, done: Callable[[Identity | TokenError], None]) -> None:
         authenticator = self._authenticator

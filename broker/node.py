@@ -23,7 +23,7 @@ from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHist
 from broker.errors import CLOSE_REASONS, CloseCode, CommandError
 from broker.hub import UNLIMITED, Hub
 from broker.identities import Identities, check_right
-from broker.identity import Identified, Identity
+from broker.identity import Credentials, Identified, Identity
 from broker.interests import Interests
 from broker.messages import BadCommand
 from broker.metrics import Metrics
@@ -181,9 +181,9 @@ class Node:
         log.debug("session opened", session=session.id, peer=peer)
         connection.feed(rest)
 
-    def identify(self, token: str, done: Callable[[Identified], None]) -> None:
-        """Find whose token a handshake shows. `done` may be called before this returns."""
-        self.identities.identify(token, done)
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        """Find out who shows this in a handshake. `done` may be called before this returns."""
+        self.identities.identify(credentials, done)
 
     def authenticate(self, session: Session, token: str, done: Done[Identity]) -> None:
         """Identify a session by a token, or renew its identity. `done` may be called before this returns."""
@@ -506,7 +506,7 @@ class Node:
         for session in list(self.sessions.values()):
             session.connection.abort()
         await asyncio.sleep(0)
-        self.identities.stop()
+        await self.identities.stop()
         self.context.stop()
         await self.engine.stop()
 

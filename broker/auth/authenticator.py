@@ -9,6 +9,7 @@ from broker.auth.api_keys import PREFIX, KeyRing
 from broker.auth.key_set import KeySet
 from broker.auth.permissions import Permissions, Rights
 from broker.auth.tokens import TokenError, TokenVerifier
+from broker.auth.webhook import Webhook
 from broker.config import ApiKey, Role
 from broker.identity import ANONYMOUS, Identity
 
@@ -25,12 +26,15 @@ class Authenticator:
         required: bool = False,
         verifier: TokenVerifier | None = None,
         key_set: KeySet | None = None,
+        webhook: Webhook | None = None,
         keys: Sequence[ApiKey] = (),
         roles: Sequence[Role] = (),
     ) -> None:
         self.anonymous = None if required else ANONYMOUS
         """The identity of a client that has shown nothing; None: it must show something first."""
         self._verifier = verifier
+        self.webhook = webhook
+        """Who is asked about clients that show no token."""
         self.key_set = key_set
         """The keys of the verifier that are fetched, if there are any."""
         self._keys = KeyRing(keys)
@@ -41,6 +45,11 @@ class Authenticator:
     def require(self, required: bool) -> None:
         """Say whether clients must show a valid token."""
         self.anonymous = None if required else ANONYMOUS
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether there is anything that a token or API key is checked with."""
+        return self._verifier is not None or len(self._keys) > 0
 
     @property
     def has_keys(self) -> bool:

@@ -15,6 +15,7 @@ from broker.auth.key_set import KeySet
 from broker.auth.permissions import IDENTITY_TOKEN, RIGHTS
 from broker.auth.tokens import TokenPolicy, TokenVerifier
 from broker.auth.verification_keys import MIN_SECRET, Keys, KeySources, Secret, UnusableKeyError, read_public_keys
+from broker.auth.webhook import Webhook
 from broker.config import ApiKey, Auth, Config, Role
 from broker.errors import CommandError, ConfigError, Problem
 from broker.topics import check_pattern
@@ -36,7 +37,7 @@ def load_authenticator(
     `before` has fetched from the same URL is kept.
     """
     auth = config.auth
-    if not (has_tokens(auth) or config.keys or config.roles or requires_identity(config)):
+    if not (identifies(auth) or config.keys or config.roles or requires_identity(config)):
         return Authenticator()
     key_set = None
     if auth.jwks_url is not None:
@@ -46,6 +47,7 @@ def load_authenticator(
         required=requires_identity(config),
         verifier=_verifier(auth, environ, key_set),
         key_set=key_set,
+        webhook=_webhook(auth, None if before is None else before.webhook),
         keys=config.keys,
         roles=config.roles,
     )
@@ -58,9 +60,18 @@ def requires_identity(config: Config, remote: bool = False) -> bool:
     return not config.server.anonymous if config.server.anonymous is not None else remote
 
 
-def has_tokens(auth: Auth) -> bool:
-    """Whether there are keys to verify tokens with."""
-    return any(value is not None for value in (auth.key_file, auth.key, auth.jwks_url, auth.secret_file, auth.secret))
+def identifies(auth: Auth) -> bool:
+    """Whether there are keys to verify tokens with, or a backend that says who a client is."""
+    sources = (auth.key_file, auth.key, auth.jwks_url, auth.secret_file, auth.secret, auth.url)
+    return any(source is not None for source in sources)
+
+
+def _webhook(auth: Auth, before: Webhook | None) -> Webhook | None:
+    """Give what asks the backend: `before`, if its settings are the same."""
+    if auth.url is None:
+        return None
+    webhook = Webhook(auth.url, auth.url_timeout, auth.url_concurrency)
+    return before if before is not None and before.settings == webhook.settings else webhook
 
 
 def check_access(keys: Mapping[int, ApiKey], roles: Mapping[int, Role]) -> list[Problem]:

@@ -129,7 +129,8 @@ class TokenVerifier:
             raise ExpiredTokenError("the token has expired")
         if begins is not None and begins > now + policy.leeway:
             raise TokenError("the token is not valid yet")
-        return Identity(_read_name(claims, policy.identity_claim), _read_roles(claims, policy.roles_claim), expires)
+        name = read_name(_find_claim(claims, policy.identity_claim), policy.identity_claim)
+        return Identity(name, read_role_list(_find_claim(claims, policy.roles_claim), policy.roles_claim), expires)
 
 
 MALFORMED: Final = (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError)
@@ -171,8 +172,8 @@ def _find_claim(claims: Mapping[str, Any], name: str) -> Any:
     return found
 
 
-def _read_name(claims: Mapping[str, Any], claim: str) -> str:
-    value = _find_claim(claims, claim)
+def read_name(value: Any, claim: str) -> str:
+    """Read the name of an identity, the value of a claim. Raises TokenError."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         value = str(value)
     if not isinstance(value, str) or not value:
@@ -182,9 +183,11 @@ def _read_name(claims: Mapping[str, Any], claim: str) -> str:
     return value
 
 
-def _read_roles(claims: Mapping[str, Any], claim: str) -> tuple[str, ...]:
-    """Read the roles: a list of strings, or one string with spaces between them, as `scope` has (RFC 8693)."""
-    value = _find_claim(claims, claim)
+def read_role_list(value: Any, claim: str) -> tuple[str, ...]:
+    """Read the roles: a list of strings, or one string with spaces between them, as `scope` has (RFC 8693).
+
+    Raises TokenError.
+    """
     if isinstance(value, str):
         value = value.split()
     if value is None or value == []:

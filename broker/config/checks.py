@@ -86,7 +86,7 @@ def contradictions(
     ]
 
 
-IDENTIFYING: Final = ("auth.key_file", "auth.key", "auth.jwks_url", "auth.secret_file", "auth.secret")
+IDENTIFYING: Final = ("auth.key_file", "auth.key", "auth.jwks_url", "auth.secret_file", "auth.secret", "auth.url")
 """The settings by which clients can be identified; each is enough."""
 EXCLUSIVE: Final = (
     ("auth.key_file", "auth.key"),
@@ -116,7 +116,7 @@ def _contradictions_of_access(
         by = [key for key in IDENTIFYING if value(key) is not None]
         yield from (Problem(message, key) for key in [*by, *(["keys"] if "keys" in tables else [])])
     if (required or anonymous is False) and not identifies:
-        needed = "a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file) or [[keys]]"
+        needed = "a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url or [[keys]]"
         yield Problem(f"nobody could connect: it needs {needed}", "auth.required" if required else "server.anonymous")
     if known("auth.algorithms"):
         yield from _contradictions_of_algorithms(value)
@@ -236,6 +236,16 @@ def _check_url(url: str | None) -> list[str]:
     return ["must begin with https://; http:// is for loopback alone"]
 
 
+def _check_header_names(names: list[str]) -> list[str]:
+    # Those of the connection itself are the broker's own.
+    taken = ("host", "connection", "upgrade", "content-length", "transfer-encoding", "accept", "x-forwarded-for")
+    return [
+        f"`{printable(name)}` is no header that can be passed on"
+        for name in names
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or name.lower() in taken
+    ]
+
+
 def _check_secret(secret: str | None) -> list[str]:
     # Which algorithms it is long enough for is checked when it is read, as of a file.
     return ["must not be empty"] if secret == "" else []
@@ -265,6 +275,8 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.unix_mode": _check_unix_mode,
     "server.unix_group": _check_unix_group,
     "auth.jwks_url": _check_url,
+    "auth.url": _check_url,
+    "auth.url_headers": _check_header_names,
     "auth.secret": _check_secret,
     "auth.identity_claim": _check_name,
     "auth.roles_claim": _check_name,

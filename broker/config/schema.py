@@ -470,6 +470,29 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             secret=True,
         ),
     ] = None
+    url: Annotated[
+        str | None,
+        _key(
+            "URL of a backend that says who a client without a token is, asked with headers of its request when it "
+            "connects: https, or http on loopback.",
+            example="http://127.0.0.1:8000/wsbroker",
+            reload="at_once",
+        ),
+    ] = None
+    url_headers: Annotated[
+        Annotated[list[str], Meta(min_length=1)],
+        _key(
+            "Headers of the client's request that the backend gets. A client that sends none of them has no identity, "
+            "and the backend is not asked.",
+            reload="new_connections",
+        ),
+    ] = msgspec.field(default_factory=lambda: ["Cookie"])
+    url_timeout: Annotated[float, _key("Time for an answer of the backend.", 0.1, 60, "seconds", reload="at_once")] = (
+        3.0
+    )
+    url_concurrency: Annotated[
+        int, _key("Requests to the backend that are under way at one time.", 1, 10_000, reload="at_once")
+    ] = 64
     issuer: Annotated[
         str | None,
         _key("The `iss` that a token must have. Left out: any.", example="https://login.example", reload="at_once"),

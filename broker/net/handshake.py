@@ -20,7 +20,7 @@ import structlog
 from websockets.http11 import Request
 
 from broker.config import Config
-from broker.identity import Denied, Identified, Identity
+from broker.identity import Credentials, Denied, Identified, Identity
 from broker.metrics import Metrics
 from broker.net.addresses import UNIX, UNKNOWN, Peer, peer_of
 from broker.net.http import (
@@ -47,7 +47,7 @@ UNAVAILABLE = {"full": "the broker is full", "memory": "the broker is out of mem
 
 INVALID_TOKEN = {"WWW-Authenticate": 'Bearer realm="wsbroker", error="invalid_token"'}
 """RFC 6750, section 3."""
-DENIED = {429: "identity_limit", 503: "auth_unavailable"}
+DENIED = {403: "forbidden", 429: "identity_limit", 503: "auth_unavailable"}
 """Reasons of refusals in the metrics where it is the identity that is refused."""
 
 PEEKED_BYTES = 4096
@@ -67,8 +67,8 @@ class Node(Protocol):
     def metrics(self) -> Metrics:
         """The counters of the node."""
 
-    def identify(self, token: str, done: Callable[[Identified], None]) -> None:
-        """Find whose token this is. `done` may be called before this returns."""
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        """Find out who shows this. `done` may be called before this returns."""
 
     def connect(
         self,
@@ -107,7 +107,13 @@ class Handshakes:
     def reconfigure(self, config: Config) -> None:
         """Apply these settings from now on. Established connections stay."""
         server = config.server
-        self.site = Site(server.path, Origins(server.origins), config.limits.max_head, compression=server.compression)
+        self.site = Site(
+            server.path,
+            Origins(server.origins),
+            config.limits.max_head,
+            compression=server.compression,
+            passed_on=() if config.auth.url is None else tuple(config.auth.url_headers),
+        )
         self.proxies = Proxies(server.trusted_proxies, server.forwarded_header)
         self.proxy_protocol = ProxyProtocol(server.proxy_protocol)
         self.open_timeout = config.limits.open_timeout
@@ -194,6 +200,8 @@ class Handshakes:
         """Make the answer to a client whose credentials do not let it in."""
         if denied.status == 401:
             return HTTPResponse(401, denied.reason, INVALID_TOKEN)
+        if denied.status == 403:
+            return HTTPResponse(403, denied.reason, label=DENIED[403])
         return HTTPResponse(denied.status, denied.reason, self.retry_after(), DENIED[denied.status])
 
     def _wake_waiters(self) -> None:
@@ -345,16 +353,17 @@ class Handshake(asyncio.Protocol):
             limiter.reject()
             reason = limiter.unavailable_reason or "full"
             return HTTPResponse(503, UNAVAILABLE[reason], shared.retry_after(), reason)
-        if answer.token is None:
+        if answer.token is None and not answer.headers:
             self._establish(answer, rest, peer, None)
         else:
-            self._identify(answer, rest, peer, answer.token)
+            self._identify(answer, rest, peer)
         return None
 
-    def _identify(self, upgrade: Upgrade, rest: bytes, peer: Peer, token: str) -> None:
-        """Find out whose token the request has shown, and establish the connection or refuse it then."""
+    def _identify(self, upgrade: Upgrade, rest: bytes, peer: Peer) -> None:
+        """Find out who has sent the request, and establish the connection or refuse it then."""
         self._waiting = rest
-        self._shared.node.identify(token, partial(self._on_identified, upgrade, peer))
+        credentials = Credentials(upgrade.token, upgrade.headers, "" if peer.ip is None else str(peer.ip))
+        self._shared.node.identify(credentials, partial(self._on_identified, upgrade, peer))
         if self._is_identifying() and self._transport is not None:
             self._transport.pause_reading()
 

@@ -143,6 +143,8 @@ class Upgrade(msgspec.Struct, frozen=True):
     """The window of the client for compressed messages, in bits; 0 where compression is not agreed to."""
     token: str | None = None
     """The token or API key that the client has shown."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Those of its headers that say who the client is to a backend."""
 
 
 class HealthCheck(msgspec.Struct, frozen=True):
@@ -152,11 +154,15 @@ class HealthCheck(msgspec.Struct, frozen=True):
 class Site:
     """What the broker serves on its client listeners, and for which pages."""
 
-    __slots__ = ("_paths", "max_head", "negotiation", "origins", "path")
+    __slots__ = ("_paths", "max_head", "negotiation", "origins", "passed_on", "path")
 
-    def __init__(self, path: str, origins: Origins, max_head: int, *, compression: bool) -> None:
+    def __init__(
+        self, path: str, origins: Origins, max_head: int, *, compression: bool, passed_on: Sequence[str] = ()
+    ) -> None:
         self.path = path
         self.origins = origins
+        self.passed_on = passed_on
+        """Names of the headers that a backend gets which says who a client is."""
         self.max_head = max_head
         """Bytes of a request's head, request line and all headers together."""
         self.negotiation = NEGOTIATION_WITH_COMPRESSION if compression else NEGOTIATION
@@ -282,9 +288,16 @@ def answer_request(request: Request, site: Site, *, loopback: bool) -> Upgrade |
         text = site.origins.refusal(to_unicode(origins[0]), to_unicode(hosts[0]), loopback=loopback)
         if text is not None:
             return HTTPResponse(403, text)
-    if isinstance(upgrade, Upgrade) and any(name in headers for name in TOKEN_HEADERS):
+    if isinstance(upgrade, HTTPResponse):
+        return upgrade
+    if any(name in headers for name in TOKEN_HEADERS):
         token = find_token(headers)
-        return token if isinstance(token, HTTPResponse) else msgspec.structs.replace(upgrade, token=token)
+        if isinstance(token, HTTPResponse):
+            return token
+        upgrade = msgspec.structs.replace(upgrade, token=token)
+    if site.passed_on:
+        passed_on = ((name, to_unicode(value)) for name in site.passed_on for value in headers.get_all(name))
+        upgrade = msgspec.structs.replace(upgrade, headers=tuple(passed_on))
     return upgrade
 
 

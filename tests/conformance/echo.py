@@ -11,7 +11,7 @@ import uvloop
 
 from broker._speedups import Audience, Connection, Filter, LoopContext, Subscription
 from broker.config import Address, Config, Limits, Server
-from broker.identity import Identified, Identity
+from broker.identity import Credentials, Identified, Identity
 from broker.metrics import Metrics
 from broker.net.addresses import Peer
 from broker.net.handshake import Handshakes
@@ -73,7 +73,7 @@ class EchoNode:
         """How many connections are established."""
         return self.context.connections
 
-    def identify(self, token: str, done: Callable[[Identified], None]) -> None:
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
         """Nobody is anybody here."""
         done(None)
 

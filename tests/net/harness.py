@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from broker.config import Config, Limits, Server, parse_address
-from broker.identity import Identified, Identity
+from broker.identity import Credentials, Identified, Identity
 from broker.metrics import Metrics
 from broker.net.addresses import Peer
 from broker.net.handshake import Handshakes
@@ -67,8 +67,8 @@ class Node:
         self.taken: list[Taken] = []
         self.identities: list[Identity | None] = []
         """Of those that were taken."""
-        self.tokens: list[str] = []
-        """The tokens that it was asked about."""
+        self.credentials: list[Credentials] = []
+        """What it was asked about."""
         self.answers_later = False
         """Whether the test gives the answers about tokens."""
         self.answers: list[Callable[[Identified], None]] = []
@@ -78,6 +78,10 @@ class Node:
         self.left = asyncio.Event()
         self.on_disconnect: Callable[[Peer], None] | None = None
 
+    @property
+    def tokens(self) -> list[str | None]:
+        return [credentials.token for credentials in self.credentials]
+
     def peers(self) -> list[Peer]:
         return []
 
@@ -85,8 +89,8 @@ class Node:
     def connections(self) -> int:
         return len(self.established)
 
-    def identify(self, token: str, done: Callable[[Identified], None]) -> None:
-        self.tokens.append(token)
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        self.credentials.append(credentials)
         if self.answers_later:
             self.answers.append(done)
         else:

@@ -119,8 +119,9 @@ class LoopContext:
 class Connection:
     context: LoopContext
     session: Session | None
-    routes: RouteCache | PermittedRoutes | None
+    routes: RouteCache | PermittedRoutes | IntakeLimit | None
     token_bucket: TokenBucket | None
+    max_size: int
     mistakes: int
     state: int
     state_name: str
@@ -236,3 +237,15 @@ class TokenBucket(FastPath):
     def __init__(self, rate: float, burst: float, routes: RouteCache | PermittedRoutes | None = None) -> None: ...
     def change(self, rate: float, burst: float) -> None: ...
     def take(self) -> float: ...
+
+@final
+class IntakeLimit(FastPath):
+    path: RouteCache | PermittedRoutes | TokenBucket | None
+    refused: int
+    command_rate: float
+    command_burst: float
+    byte_rate: float
+    byte_burst: float
+    def __init__(self, command_rate: float, command_burst: float, byte_rate: float, byte_burst: float) -> None: ...
+    def change(self, command_rate: float, command_burst: float, byte_rate: float, byte_burst: float) -> None: ...
+    def take(self, size: int) -> float: ...

@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from broker._speedups import PermittedRoutes, RouteCache, TokenBucket
+from broker._speedups import IntakeLimit, PermittedRoutes, RouteCache, TokenBucket
 from broker.auth.authenticator import Authenticator
 from broker.auth.deadlines import Deadlines
 from broker.auth.permissions import Right, Rights
@@ -25,12 +25,17 @@ from broker.config import Limits
 from broker.errors import CloseCode, CommandError
 from broker.identity import ADMIN_ROLE, ANONYMOUS, Credentials, Denied, Identified, Identity
 from broker.messages import BadCommand
+from broker.rates import Rates
 from broker.session import Done, Session
 
 log = structlog.get_logger(__name__)
 
 REMEMBERED: Final = 4096
 """Sets of rights whose permits are shared by later clients, and token buckets of identities that are not connected."""
+CONNECT_BURST: Final = 10
+"""Seconds of its rate that an identity may connect at once."""
+UNKNOWN_MAX_SIZE: Final = 16_384
+"""Bytes of a message of a client that has shown no identity: room for `auth` with the longest token."""
 WALK_SLICE: Final = 0.002
 """Seconds of one turn of the loop in which a reload looks through the sessions."""
 
@@ -62,6 +67,10 @@ class Identities:
         """The token buckets of identities with a rate of their own; those that were used least recently first."""
         self._ending: set[asyncio.Task[None]] = set()
         """The ends of webhooks that a reload has replaced."""
+        self._promised: dict[str, int] = {}
+        """The `max_size` that the `welcome` of sessions without an identity has promised."""
+        self._rates: dict[float, Rates] = {}
+        """How often identities connect, for each rate that roles have."""
         self._walk: Iterator[Session] | None = None
         """The sessions that a reload has not looked at yet."""
 
@@ -86,6 +95,8 @@ class Identities:
                 done(Denied(503 if isinstance(result, KeysUnavailableError) else 401, str(result)))
             elif (limit := self._limit_reached(result)) is not None:
                 done(Denied(429, f"this identity may have {limit} connections"))
+            elif self._over_rate(result):
+                done(Denied(429, "this identity connects too often"))
             else:
                 done(result)
 
@@ -116,10 +127,12 @@ class Identities:
             self._set_identity(session, identity)
         elif (anonymous := self._authenticator.anonymous) is not None:
             session.identity, session.rights = anonymous, self._authenticator.anonymous_rights
-            if session.rights is None and not limits.publish_rate:
+            if session.rights is None and not (limits.publish_rate or limits.command_rate or limits.byte_rate):
                 session.connection.routes = self._routes
                 return
         else:
+            self._promised[session.id] = session.connection.max_size
+            session.connection.max_size = min(UNKNOWN_MAX_SIZE, session.connection.max_size)
             self._deadlines.set(session.id, self._loop.time() + limits.auth_timeout)
         self.update_routes(session, limits)
 
@@ -159,6 +172,7 @@ class Identities:
     def remove(self, session: Session) -> None:
         """Forget a session that is closed."""
         if session.identity is not ANONYMOUS:
+            self._promised.pop(session.id, None)
             self._deadlines.cancel(session.id)
             self._uncount(session)
 
@@ -180,6 +194,26 @@ class Identities:
 
     def update_routes(self, session: Session, limits: Limits) -> None:
         """Let a session publish by the fast path as its rights and limits allow."""
+        self._update_buckets(session, limits)
+        connection = session.connection
+        if not (limits.command_rate or limits.byte_rate):
+            session.intake = None
+            return
+        bounds = (limits.command_rate, limits.command_burst, limits.byte_rate, limits.byte_burst)
+        if session.intake is None:
+            session.intake = IntakeLimit(*bounds)
+        else:
+            session.intake.change(*bounds)
+        # It stands before what carries out plain publishes, wherever that is.
+        path = connection.routes if connection.routes is not None else connection.token_bucket
+        assert not isinstance(path, IntakeLimit)
+        session.intake.path = path
+        connection.routes = session.intake
+
+    # Details.
+
+    def _update_buckets(self, session: Session, limits: Limits) -> None:
+        """Give a connection the routes that its rights allow, or the token bucket that holds them."""
         connection, rights = session.connection, session.rights
         routes = None if session.identity is None else self._routes if rights is None else self._permitted_for(rights)
         if rights is not None and rights.publish_rate is not None:
@@ -192,10 +226,8 @@ class Identities:
             connection.token_bucket, connection.routes = TokenBucket(limits.publish_rate, burst, routes), None
         else:
             connection.token_bucket.change(limits.publish_rate, burst)
-            connection.token_bucket.routes = routes
+            connection.token_bucket.routes, connection.routes = routes, None
         session.shares_bucket = False
-
-    # Details.
 
     def _replace(self, before: Authenticator) -> None:
         """Stop what another configuration asked."""
@@ -256,11 +288,24 @@ class Identities:
         limit = None if identity.name is None or rights is None else rights.max_connections
         return limit if limit is not None and self._connections[identity.name or ""] >= limit else None
 
+    def _over_rate(self, identity: Identity) -> bool:
+        """Count a connection of an identity; whether it is one too many for the time."""
+        rights = self._authenticator.rights(identity)
+        rate = None if identity.name is None or rights is None else rights.connect_rate
+        if rate is None:
+            return False
+        rates = self._rates.get(rate)
+        if rates is None:
+            rates = self._rates[rate] = Rates(rate, max(1, round(CONNECT_BURST * rate)))
+        return rates.take(identity.name, self._loop.time()) > 0
+
     def _set_identity(self, session: Session, identity: Identity) -> None:
         if session.identity is None or session.identity.name != identity.name:
             self._uncount(session)
             if identity.name is not None:
                 self._connections[identity.name] += 1
+        if session.identity is None:
+            session.connection.max_size = self._promised.pop(session.id, session.connection.max_size)
         session.identity, session.rights = identity, self._authenticator.rights(identity)
         if identity.expires is None:
             self._deadlines.cancel(session.id)

@@ -158,7 +158,7 @@ def _decode_invalid(payload: bytes) -> Command:
     try:
         return _COMMANDS.decode(payload)
     except msgspec.ValidationError as error:
-        raise BadCommand("bad_command", _explain(str(error)), _id_of(payload)) from None
+        raise BadCommand("bad_command", _explain(str(error)), id_of(payload)) from None
 
 
 def _without_duplicates(payload: bytes) -> bytes:
@@ -413,7 +413,7 @@ class _WithId(msgspec.Struct):
 _IDS = msgspec.json.Decoder(_WithId)
 
 
-def _id_of(payload: bytes) -> int | str | None:
+def id_of(payload: bytes) -> int | str | None:
     """Read the `id` of a command of which something else is wrong, so that the error can be told apart by it."""
     try:
         return _IDS.decode(payload).id

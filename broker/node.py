@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from broker import __version__, messages
-from broker._speedups import Connection, LoopContext, PermittedRoutes, Subscription, TokenBucket
+from broker._speedups import Connection, IntakeLimit, LoopContext, PermittedRoutes, Subscription, TokenBucket
 from broker.auth.authenticator import OPEN, Authenticator
 from broker.auth.permissions import Rights
 from broker.config import Config
@@ -533,7 +533,9 @@ def _detach(session: Session, subscription: Subscription) -> bool:
 
 def _permit(origin: Connection, topic: str) -> None:
     """Let the next publish to this topic take the fast path, if there is a route by now."""
-    routes = origin.routes if origin.token_bucket is None else origin.token_bucket.routes
+    path = origin.routes.path if isinstance(origin.routes, IntakeLimit) else origin.routes
+    bucket = path if isinstance(path, TokenBucket) else origin.token_bucket
+    routes = path if bucket is None else bucket.routes
     if isinstance(routes, PermittedRoutes):
         routes.permit(topic)
 

@@ -6,6 +6,7 @@ the same. Invariant: every command with an id is answered exactly once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar, get_args
@@ -14,7 +15,7 @@ import msgspec
 import structlog
 
 from broker import messages
-from broker._speedups import Connection, Subscription
+from broker._speedups import Connection, IntakeLimit, Subscription
 from broker.auth.permissions import Rights
 from broker.config import Limits
 from broker.engines.base import Position
@@ -27,6 +28,8 @@ from broker.net.addresses import Peer
 
 log = structlog.get_logger(__name__)
 
+MOST_REFUSED = 20
+"""Commands in a row that may be refused as too many before the connection is closed; the burst, where that is more."""
 THROTTLE_SECONDS = 0.1
 """Seconds for which a publish pauses its connection while publishers are throttled."""
 SLOW_CLIENT_CODES = (CloseCode.SLOW_CONSUMER, CloseCode.NOT_READING)
@@ -113,6 +116,7 @@ class Session:
         "identifying",
         "identity",
         "inflight",
+        "intake",
         "node",
         "peer",
         "rights",
@@ -136,6 +140,8 @@ class Session:
         """What it may do; None: everything. Set with the identity."""
         self.identifying = False
         """Whether a token is being verified. Until then nothing more is read."""
+        self.intake: IntakeLimit | None = None
+        """How much it may send, where that is limited."""
         self.shares_bucket = False
         """Whether its token bucket is not its own, but that of its role."""
 
@@ -144,6 +150,9 @@ class Session:
     def message(self, payload: bytes, text: bool) -> None:
         """Execute one command (broker._speedups.Session)."""
         connection = self.connection
+        if self.intake is not None and (wait := self.intake.take(len(payload))):
+            self._refuse_too_many(self.intake, payload, wait)
+            return
         command: Command | None = None
         try:
             command = messages.decode(payload, self.node.limits.max_depth)
@@ -155,6 +164,8 @@ class Session:
             if handle is None:
                 what = f"`{OPS[kind]}` comes with a later version of the broker"
                 raise BadCommand("bad_command", what)
+            if self.intake is not None:
+                self.intake.refused = 0
             handle(self, command)
             if kind is not messages.Auth:  # whose outcome may come later
                 connection.mistakes = 0
@@ -296,6 +307,15 @@ class Session:
     def _ok(self, id: int | str | None, **fields: object) -> None:
         if id is not None:
             self.connection.answer(messages.encode_ok(id, **fields))
+
+    def _refuse_too_many(self, intake: IntakeLimit, payload: bytes, wait: float) -> None:
+        """Refuse a command without decoding more of it than its id; close a connection that goes on."""
+        after = math.ceil(1000 * wait)
+        error = CommandError("rate_limited", "too many commands, or too many bytes", retry_after_ms=after)
+        self._refuse(error, messages.id_of(payload))
+        intake.refused += 1
+        if intake.refused > max(MOST_REFUSED, intake.command_burst):  # those that were under way are forgiven
+            self.connection.close(CloseCode.RATE_LIMITED, CloseCode.RATE_LIMITED.reason)
 
     def _refuse_bad(self, error: BadCommand, id: int | str | None) -> None:
         """Answer a command that could not be understood, and close the connection after too many of them."""

@@ -22,7 +22,7 @@ LAYERS = (
     ("interests", "identities"),
     ("session", "hub", "engines"),
     ("auth",),
-    ("rules",),
+    ("rules", "rates"),
     ("messages", "topics", "identity"),
     ("log", "systemd", "metrics"),
     ("config",),

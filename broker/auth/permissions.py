@@ -40,6 +40,7 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[str, ...] = ()
     block: tuple[str, ...] = ()
     max_connections: int | None = None
+    connect_rate: float | None = None
     max_subscriptions: int | None = None
     publish_rate: float | None = None
     publish_burst: int | None = None
@@ -117,6 +118,7 @@ def _combine(roles: Sequence[Role], name: str | None) -> Rights:
     return Rights(
         **granted,
         max_connections=_largest(role.max_connections for role in roles),
+        connect_rate=_largest(role.connect_rate for role in roles),
         max_subscriptions=_largest(role.max_subscriptions for role in roles),
         publish_rate=_largest(role.publish_rate for role in roles),
         publish_burst=_largest(role.publish_burst for role in roles),

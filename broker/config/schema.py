@@ -351,6 +351,45 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="at_once",
         ),
     ] = 100
+    command_rate: Annotated[
+        float,
+        _key(
+            "Commands a second that one connection may send, on the average; beyond it the answer is rate_limited, and "
+            "who goes on is closed with 4002. 0: any number.",
+            0,
+            10**7,
+            reload="at_once",
+        ),
+    ] = 0.0
+    command_burst: Annotated[
+        int, _key("Commands that one connection may send at once.", 1, 10**7, reload="at_once")
+    ] = 200
+    byte_rate: Annotated[
+        float,
+        _key(
+            "Bytes of commands a second that one connection may send, on the average; beyond it as with command_rate. "
+            "0: any number.",
+            0,
+            2**40,
+            reload="at_once",
+        ),
+    ] = 0.0
+    byte_burst: Annotated[
+        int, _key("Bytes of commands that one connection may send at once.", 64, 2**40, "bytes", reload="at_once")
+    ] = 4 * 2**20
+    handshake_rate: Annotated[
+        float,
+        _key(
+            "Connections a second that one client address may begin, or one IPv6 network of 64 bits, on the average; "
+            "beyond it the answer is 429. Who comes by a Unix socket without an address is not counted. 0: any number.",
+            0,
+            10**6,
+            reload="new_connections",
+        ),
+    ] = 0.0
+    handshake_burst: Annotated[
+        int, _key("Connections that one client address may begin at once.", 1, 10**6, reload="new_connections")
+    ] = 50
     drain_timeout: Annotated[
         float,
         _key(
@@ -643,6 +682,15 @@ class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "Connections of one identity at one time. Left out: any number.",
             example=10,
             reload="new_connections",
+        ),
+    ] = None
+    connect_rate: Annotated[
+        Annotated[float, Meta(ge=0.001, le=10**6)] | None,
+        _key(
+            "Connections a second that one identity may begin, on the average, and ten times as many at once. Left "
+            "out: any number.",
+            example=1.0,
+            reload="at_once",
         ),
     ] = None
     max_subscriptions: Annotated[

@@ -192,6 +192,10 @@ class Handshakes:
         """Make a header Retry-After, with seconds at random, so that clients do not all reconnect at once."""
         return {"Retry-After": str(1 + int(random.random() * self._spread))}
 
+    def too_often_response(self) -> HTTPResponse:
+        """Make the answer to an address that begins too many connections."""
+        return HTTPResponse(429, "this address connects too often", self.retry_after(), "handshake_rate")
+
     def draining_response(self) -> HTTPResponse:
         """Make the answer while the broker shuts down."""
         return HTTPResponse(503, "the broker is shutting down", self.retry_after(), "draining")
@@ -235,6 +239,7 @@ class Handshake(asyncio.Protocol):
 
     __slots__ = (
         "_head",
+        "_is_counted",
         "_loopback",
         "_peer",
         "_proxied",
@@ -257,6 +262,8 @@ class Handshake(asyncio.Protocol):
         self._peer: Peer | None = UNIX if unix else None
         # The header of the PROXY protocol while it is read.
         self._proxied: HeaderReader | None = None
+        # Whether the limiter has counted it among those of its address.
+        self._is_counted = False
         # What came behind the request while its token is verified.
         self._waiting: bytes | None = None
         # None once all further bytes are discarded.
@@ -337,6 +344,8 @@ class Handshake(asyncio.Protocol):
         peer = self._peer_now()
         if forwarded := request.headers.get_all(shared.proxies.header):
             peer = self._peer = shared.proxies.resolve_client(peer, forwarded) or peer
+        if not self._is_counted and limiter.over_rate(peer):
+            return shared.too_often_response()
         answer = answer_request(request, shared.site, loopback=self._loopback)
         if isinstance(answer, HTTPResponse):
             if answer.reason == "origin":
@@ -493,6 +502,11 @@ class TlsHandshake(Handshake):
                 self._is_plain = await self._read_start(sock)
             except OSError as exc:  # reset before TLS began, as health checks do
                 raise EOFError from exc
+            if not self._is_plain and not self._shared.proxies.trusts(self._peer_now()):
+                self._is_counted = True
+                if limiter.over_rate(self._peer_now()):  # before the handshake of TLS, which costs a millisecond
+                    limiter.count_refusal(0, "handshake_rate")
+                    return
             tls = None if self._is_plain else context
             await loop.connect_accepted_socket(
                 lambda: self,

@@ -368,8 +368,16 @@ def test_docs_list_every_metric() -> None:
 
 
 def test_docs_list_every_refusal_reason() -> None:
-    reasons = set(REFUSAL_REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls", "proxy_protocol"}
-    reasons |= set(DENIED.values())
+    reasons = set(REFUSAL_REASONS.values()) - {""} | {
+        "full",
+        "memory",
+        "draining",
+        "timeout",
+        "tls",
+        "proxy_protocol",
+        "handshake_rate",
+    }
+    reasons |= {"handshake_rate", *DENIED.values()}
     assert (
         set(re.findall(r"^\| `([a-z_]+)` \| (?!counter|gauge|histogram)", DOCUMENT.read_text(), re.MULTILINE))
         == reasons

@@ -6,7 +6,7 @@
 
 @cython.final
 cdef class IntakeLimit(FastPath):
-    """`command_rate` commands and `byte_rate` bytes a second on the average, the bursts at once. A rate of 0 is no limit.
+    """`command_rate` commands and `byte_rate` bytes a second on the average, the bursts at once. 0: no limit.
 
     `path` is what carries out plain publishes, or None.
     """

@@ -5,20 +5,22 @@
 #   make lint          style and types
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
 #                      ARGS=--nginx through nginx
+#   make interop       other WebSocket clients with a real broker; make interop ARGS="websockets ws --strict"
 #   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
 #   make sanitize      the tests of the native code once, under sanitizers; make sanitize ARGS="tests/speedups/test_json.py"
 #   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
 #   make bench-check   a short part of it, against the ratios that are recorded
 #   make instructions  what the data path costs in instructions; make instructions ARGS=--check
+#   make docs          the docs as a site, in build/site; it needs no network
 #   make install-service   as root: into /opt/wsbroker, with units for systemd; make install-service WHAT=dist/….whl
 #   make clean         removes what a build leaves behind; .venv stays
 
 PACKAGES := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz sanitize soak bench bench-check instructions install-service clean
-.PHONY: setup-run setup-dev setup-bench
+.PHONY: help run test lint conformance interop fuzz sanitize soak bench bench-check instructions docs
+.PHONY: install-service clean setup-run setup-dev setup-bench setup-docs
 
 # The servers of the bench, and their Debian packages.
 NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /usr/lib/nginx/modules/ngx_nchan_module.so)
@@ -33,8 +35,9 @@ help:
 run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
-test: setup-dev tests/node/node_modules
-	@tools/packages chromium=chromium systemd-socket-activate=systemd valgrind=valgrind $(PEERS)
+# The programs that the tests need: with ARGS only those of the chosen tests.
+test: setup-dev
+	@.venv/bin/python -m tests.needs $(ARGS)
 	.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: setup-dev
@@ -45,6 +48,9 @@ lint: setup-dev
 
 conformance: setup-dev
 	.venv/bin/python -m tests.conformance.suite $(ARGS)
+
+interop: setup-dev
+	.venv/bin/python -m tests.interop $(ARGS)
 
 fuzz: setup-dev
 	.venv/bin/python -m tests.fuzz $(ARGS)
@@ -68,6 +74,10 @@ instructions: setup-dev
 	@tools/packages valgrind=valgrind
 	.venv/bin/python -m bench.instructions $(ARGS)
 
+docs: setup-docs
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build $(ARGS)
+	@echo "open build/site/index.html"
+
 install-service:
 	@tools/install-service $(WHAT)
 
@@ -83,6 +93,9 @@ setup-dev:
 
 setup-bench:
 	@tools/setup bench
+
+setup-docs:
+	@tools/setup docs
 
 tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	@tools/packages node=nodejs npm=npm

@@ -11,7 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import orjson
 import structlog
@@ -176,8 +176,12 @@ class StandardError:
     debug = info = warning = error = critical = exception = msg
 
 
-def is_writable() -> bool:
-    """Whether a write to standard error does not block.
+START_FAILURE_TIMEOUT: Final = 5.0
+"""Seconds that a line about a failed start waits for room in a pipe."""
+
+
+def is_writable(timeout: float = 0.0) -> bool:
+    """Whether a write to standard error does not block, now or within `timeout` seconds.
 
     The descriptor is not set to O_NONBLOCK, because other processes share it. Files are always ready. A terminal may
     block: Ctrl-S is meant to.
@@ -190,7 +194,7 @@ def is_writable() -> bool:
         return True
     poll = select.poll()
     poll.register(2, select.POLLOUT)
-    return bool(poll.poll(0))
+    return bool(poll.poll(timeout * 1000))
 
 
 class LoggingHandler(logging.Handler):
@@ -238,6 +242,8 @@ def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 def report_start_failure(config: Log, text: str) -> None:
     """Report why the broker does not start: as one plain line, or as a log entry if the format is JSON."""
+    # Unlike a running broker, one that ends can wait for a slow reader. No mistake is dropped.
+    is_writable(START_FAILURE_TIMEOUT)
     if config.format == "json":
         # Every mistake is reported, however many there are.
         processors = [each for each in structlog.get_config()["processors"] if not isinstance(each, LogRateLimiter)]

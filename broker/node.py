@@ -47,7 +47,7 @@ POLL = 0.02
 
 
 class PendingPublish(msgspec.Struct, eq=False):
-    """What a node knows of a publish that the engine has not answered. It stays on this node."""
+    """A publish that the engine has not answered. It stays on this node."""
 
     token: int
     others: dict[int, PendingPublish]
@@ -300,7 +300,7 @@ class Node:
         self.engine.history(topic, since, limit, answer)
 
     def disconnect(self, id: str) -> bool:
-        """Close the connection of a session, on an operator's behalf. False: there is no such session."""
+        """Close the connection of a session for an operator. Returns False if there is no such session."""
         session = self.sessions.get(id)
         if session is None:
             return False

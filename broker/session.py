@@ -52,7 +52,7 @@ Done = Callable[[T | CommandError], None]
 
 
 class Node(Protocol):
-    """What a session needs of `broker.node.Node`. A use case that raises never calls `done`."""
+    """The part of `broker.node.Node` that a session uses. A use case that raises never calls `done`."""
 
     limits: Limits
     metrics: Metrics
@@ -108,7 +108,7 @@ class SubscriptionStats(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """What the broker knows of one client. `id` stands for it in the log and in `welcome`."""
+    """One client, as the broker knows it. `id` is its name in the log and in `welcome`."""
 
     __slots__ = (
         "connection",

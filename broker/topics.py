@@ -15,7 +15,7 @@ MAX_BYTES = 255
 """The longest topic or pattern, in bytes of UTF-8. Precedents: Kafka allows 249, TIBCO Rendezvous 255."""
 
 RESERVED = "$"
-"""What the broker's own topics begin with."""
+"""The first character of the broker's own topics."""
 
 
 def matches(pattern: str, topic: str) -> bool:

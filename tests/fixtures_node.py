@@ -37,14 +37,15 @@ async def serving(
     engine: Engine | None = None,
     *,
     pair: Pair | None = None,
+    server: Server | None = None,
     block: Any = "local",
     topics: Sequence[TopicRule] = (),
     authenticator: Authenticator | None = None,
     **limits: Any,
 ) -> AsyncIterator[Harness]:
-    """A node that serves on loopback, under `limits` other than the defaults, with a certificate by TLS. At the end
-    nothing is left of anybody."""
-    server = Server(listen=["127.0.0.1:0"], block=block)
+    """A node that serves on loopback, or as `server` says, under `limits` other than the defaults, with a certificate
+    by TLS. At the end nothing is left of anybody."""
+    server = server or Server(listen=["127.0.0.1:0"], block=block)
     config = Config(server=server, limits=Limits(**limits), topics=list(topics))
     loop = asyncio.get_running_loop()
     node = Node(config, engine or MemoryEngine(), loop, authenticator or Authenticator())
@@ -53,7 +54,7 @@ async def serving(
     tls = None if pair is None else Tls(loaded(pair))
     listener = Listener(handshakes, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await node.start()
-    await listener.open(parse_address("127.0.0.1:0"))
+    await listener.open(parse_address(server.listen[0]))
     harness = Harness(node, listener.addresses[0], None if pair is None else trusting(pair))
     harness.handshakes = handshakes
     try:

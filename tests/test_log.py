@@ -5,14 +5,19 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import re
+import select
 import signal
 import socket
 import ssl
+import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -332,6 +337,33 @@ def entries() -> dict[str, str]:
                 elif isinstance(name, ast.JoinedStr):
                     found[ast.unparse(name)[2:-1].replace("{address}", "…")] = node.func.attr
     return found
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_each_mistake_is_written_to_a_small_pipe_that_is_read_late(form: str, tmp_path: Path) -> None:
+    file = tmp_path / "wsbroker.toml"
+    file.write_text("[limits]\n" + "".join(f"wrong{number} = 1\n" for number in range(100)))
+    ours, its = os.pipe()
+    fcntl.fcntl(its, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    command = [sys.executable, "-m", "broker", "serve", "--log-format", form, "--config", str(file)]
+    with os.fdopen(ours) as reader, subprocess.Popen(command, stderr=its) as process:
+        os.close(its)
+        # Once there is no room, it sleeps until somebody reads, or has ended.
+        while process.poll() is None and not (waiting_bytes(ours) and is_sleeping(process.pid)):
+            time.sleep(0.01)
+        assert reader.read().count("there is no such key") == 100
+    assert process.returncode == 78
+
+
+def waiting_bytes(pipe: int) -> int:
+    """How many bytes are in a pipe."""
+    answer = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, answer)
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def is_sleeping(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def test_each_entry_is_documented() -> None:

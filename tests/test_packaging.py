@@ -18,6 +18,8 @@ import pytest
 import broker
 from tests.fixtures_daemon import is_served
 
+pytestmark = pytest.mark.needs("systemd")
+
 ROOT = Path(__file__).parent.parent
 # What git ignores, and what is not of the package: a copy is what a clone would be.
 LEFT_OUT = shutil.ignore_patterns(

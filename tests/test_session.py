@@ -6,10 +6,12 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from websockets.asyncio.client import unix_connect
 from websockets.frames import Close
 
 from broker.config import Config, Limits, Server, TopicRule
@@ -747,6 +749,43 @@ async def test_permission_for_block_is_configured(block: str, rule: Any, allowed
         client = await harness.connect()
         answer = await client.ask("subscribe", topic="a", overflow="block")
         assert answer.get("code") == (None if allowed else "forbidden")
+
+
+@pytest.mark.parametrize(
+    ("header", "fields", "allowed"),
+    [
+        ("X-Forwarded-For", {}, True),
+        ("X-Forwarded-For", {"X-Forwarded-For": "203.0.113.7"}, False),
+        ("X-Forwarded-For", {"X-Forwarded-For": "unknown"}, False),
+        ("X-Forwarded-For", {"X-Forwarded-For": ""}, False),
+        ("X-Forwarded-For", {"X-Forwarded-For": "127.0.0.1"}, False),
+        ("Forwarded", {"Forwarded": "for=_hidden"}, False),
+        ("Forwarded", {"Forwarded": 'for="'}, False),
+    ],
+)
+async def test_block_is_not_for_clients_that_a_proxy_speaks_for(
+    tmp_path: Path, header: Any, fields: dict[str, str], allowed: bool
+) -> None:
+    path = f"{tmp_path}/ws.sock"
+    server = Server(listen=[f"unix:{path}"], forwarded_header=header)
+    async with serving(server=server) as harness, unix_connect(path, additional_headers=fields) as client:
+        assert json.loads(await client.recv())["op"] == "welcome"
+        await client.send('{"op":"subscribe","id":1,"topic":"a","overflow":"block"}')
+        answer = json.loads(await client.recv())
+        assert answer.get("code") == (None if allowed else "forbidden")
+        assert harness.node.connections == 1
+
+
+async def test_message_beyond_16_mib_passes_in_fragments_of_4_kb() -> None:
+    async with serving(max_size=18 * 2**20, max_outbox=2**26, ping_interval=0) as harness:
+        subscriber, publisher = await harness.subscriber("a"), await harness.connect()
+        command = '{"op":"publish","id":1,"topic":"a","data":"%s"}' % ("x" * 17 * 2**20)
+        fragments = [command[at : at + 4096] for at in range(0, len(command), 4096)]
+        assert len(fragments) > 4096
+        await publisher.socket.send(fragments)
+        assert (await publisher.answer(1))["op"] == "ok"
+        [data] = await subscriber.data(1)
+        assert len(data) == 17 * 2**20
 
 
 async def test_rules_give_defaults_and_ceilings() -> None:

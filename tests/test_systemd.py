@@ -24,6 +24,8 @@ from broker.systemd import Systemd, status
 from tests.fixtures_daemon import TIMEOUT, Daemon, launched
 from tests.net.harness import request, until
 
+pytestmark = pytest.mark.needs("systemd")
+
 
 class Manager:
     """The datagram socket on which a service says how it goes."""

@@ -17,6 +17,8 @@ from broker.config import Reading, load
 from tests.fixtures_certificates import make_pair, trusting
 from tests.test_systemd import activated, bound
 
+pytestmark = pytest.mark.needs("openssl", "systemd")
+
 ROOT = Path(__file__).parent.parent
 UNITS = ROOT / "systemd"
 INSTALLED = "/opt/wsbroker/bin/wsbroker"

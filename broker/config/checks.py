@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,12 +23,27 @@ class Setting(NamedTuple):
     place: Place
     is_text: bool = False
     """Whether the value is text which stands for a number, a list and so on, as in the environment."""
+    elements: Sequence[Place] = ()
+    """The place of each element of a list, where they are known."""
+
+    def place_of(self, element: int | None) -> Place:
+        """Give the place of an element, counted from 0, or that of the whole value."""
+        return self.place if element is None or element >= len(self.elements) else self.elements[element]
 
 
-def check(setting: Setting) -> list[str]:
+class Mistake(NamedTuple):
+    """What is wrong with a value, or with one element of a list, which is counted from 0."""
+
+    message: str
+    element: int | None = None
+
+
+def check(setting: Setting) -> list[Problem]:
     """Say what is wrong with one value on its own."""
-    mistakes = check_value(KEYS[setting.key], setting.value, setting.is_text)
-    return mistakes or (_CHECKS[setting.key](converted(setting)) if setting.key in _CHECKS else [])
+    mistakes = [Mistake(message) for message in check_value(KEYS[setting.key], setting.value, setting.is_text)]
+    if not mistakes and setting.key in _CHECKS:
+        mistakes = _CHECKS[setting.key](converted(setting))
+    return [Problem(mistake.message, setting.key, setting.place_of(mistake.element)) for mistake in mistakes]
 
 
 def check_value(key: Key, value: object, is_text: bool = False) -> list[str]:
@@ -51,7 +66,7 @@ def check_table(key: Key, value: object) -> list[str]:
     """Say what is wrong with one value of a table like [[topics]]."""
     mistakes = check_value(key, value)
     checked = _TABLE_CHECKS.get(f"{key.section}.{key.name}")
-    return mistakes or ([] if checked is None else checked(convert(key, value, False)))
+    return mistakes or ([] if checked is None else [each.message for each in checked(convert(key, value, False))])
 
 
 def contradictions(
@@ -80,10 +95,13 @@ def contradictions(
     for name, other in (("server.certificate", "server.key"), ("server.key", "server.certificate")):
         if value(name) is not None and value(other) is None and known(name, other):
             problems.append(Problem(f"needs {other} beside it", name, place(name)))
-    return problems + [
-        msgspec.structs.replace(problem, place=place(problem.key) if problem.key in KEYS else None)
-        for problem in _contradictions_of_access(value, known, tables)
-    ]
+    for problem in _contradictions_of_access(value, known, tables):
+        where = place(problem.key) if problem.key in KEYS else None
+        problems.append(msgspec.structs.replace(problem, place=where))
+    for key, number, problem in _open_addresses(value, known, tables):
+        where = settings[key].place_of(number) if key in settings else Place()
+        problems.append(msgspec.structs.replace(problem, place=where))
+    return problems
 
 
 IDENTIFYING: Final = ("auth.key_file", "auth.key", "auth.jwks_url", "auth.secret_file", "auth.secret", "auth.url")
@@ -120,11 +138,28 @@ def _contradictions_of_access(
         yield Problem(f"nobody could connect: it needs {needed}", "auth.required" if required else "server.anonymous")
     if known("auth.algorithms"):
         yield from _contradictions_of_algorithms(value)
-    for key, is_safe in (("server.listen", identifies and required is not False), ("server.admin", "keys" in tables)):
-        addresses = value(key) if key == "server.listen" else [value(key)] if value(key) else []
-        remote = [address for address in addresses if not parse_address(address).local]
-        if remote and anonymous is None and not is_safe and not (required and not identifies) and known(key):
-            yield too_open(key, remote)
+
+
+def _open_addresses(
+    value: Callable[[str], Any], known: Callable[..., bool], tables: Container[str]
+) -> Iterator[tuple[str, int, Problem]]:
+    """Find addresses that other machines can reach, and where nobody has to say who they are.
+
+    Gives the setting, the place of the first such address in it, and the problem.
+    """
+    required = value("auth.required")
+    if value("server.anonymous") is not None or not known("server.anonymous", "auth.required"):
+        return
+    identifies = "keys" in tables or any(value(key) is not None or not known(key) for key in IDENTIFYING)
+    admin = value("server.admin")
+    # Where an identity is required and there is nothing that could give one, that is said already.
+    for key, addresses, is_safe in (
+        ("server.listen", value("server.listen"), required or (identifies and required is not False)),
+        ("server.admin", [admin] if admin else [], "keys" in tables or (required and not identifies)),
+    ):
+        remote = [number for number, address in enumerate(addresses) if not parse_address(address).local]
+        if remote and not is_safe and known(key):
+            yield key, remote[0], too_open(key, [addresses[number] for number in remote])
 
 
 def _contradictions_of_algorithms(value: Callable[[str], Any]) -> Iterator[Problem]:
@@ -149,33 +184,42 @@ def too_open(key: str, addresses: Iterable[str], place: Place | None = None) -> 
     )
 
 
-def _check_listen(addresses: list[str]) -> list[str]:
-    problems = [f"{printable(text)} is listed twice" for text in dict.fromkeys(addresses) if addresses.count(text) > 1]
-    for address in addresses:
+def _check_listen(addresses: list[str]) -> list[Mistake]:
+    mistakes = []
+    seen: dict[str, int] = {}
+    for number, address in enumerate(addresses):
+        times = seen[address] = seen.get(address, 0) + 1
+        if times == 2:
+            mistakes.append(Mistake(f"{printable(address)} is listed twice", number))
+        if times > 1:
+            continue
         try:
             parse_address(address)
         except ConfigError as error:
-            problems += [problem.message for problem in error.problems]
-    return problems
+            mistakes += [Mistake(problem.message, number) for problem in error.problems]
+    return mistakes
 
 
-def _check_admin(address: str) -> list[str]:
+def _check_admin(address: str) -> list[Mistake]:
     return _check_listen([address]) if address else []
 
 
-def _check_path(path: str) -> list[str]:
+def _check_path(path: str) -> list[Mistake]:
     if not re.fullmatch(r"/[!-~]*", path) or "?" in path or "#" in path:
-        return ["must begin with / and hold only visible ASCII characters (others as %XX), no ? and no #"]
+        return [Mistake("must begin with / and hold only visible ASCII characters (others as %XX), no ? and no #")]
     if path == "/healthz":
-        return ["must not be /healthz, which answers load balancers"]
+        return [Mistake("must not be /healthz, which answers load balancers")]
     return []
 
 
-def _check_origins(origins: list[str]) -> list[str]:
-    return [
-        f"`{printable(origin)}` is no origin: it must be scheme://host or scheme://host:port, without a path; "
+def _check_origins(origins: list[str]) -> list[Mistake]:
+    message = (
+        "`%s` is no origin: it must be scheme://host or scheme://host:port, without a path; "
         "https://*.example.com stands for any subdomain"
-        for origin in origins
+    )
+    return [
+        Mistake(message % printable(origin), number)
+        for number, origin in enumerate(origins)
         if origin not in ("*", "null") and not _is_rule(parse_origin(origin))
     ]
 
@@ -188,36 +232,39 @@ def _is_rule(origin: Origin | None) -> bool:
     return "*" not in name and (bool(name) or origin.host == name)
 
 
-def _check_networks(networks: list[str]) -> list[str]:
-    problems = []
-    for network in networks:
+def _check_networks(networks: list[str], *words: str) -> list[Mistake]:
+    """Check networks; `words` are allowed beside them."""
+    mistakes = []
+    for number, network in enumerate(networks):
         try:
-            ipaddress.ip_network(network)
+            if network not in words:
+                ipaddress.ip_network(network)
         except ValueError as error:
-            problems.append(f"`{printable(network)}` is no network, as 10.0.0.0/8: {printable(str(error))}")
-    return problems
+            message = f"`{printable(network)}` is no network, as 10.0.0.0/8: {printable(str(error))}"
+            mistakes.append(Mistake(message, number))
+    return mistakes
 
 
-def _check_proxy_protocol(networks: list[str]) -> list[str]:
-    return _check_networks([network for network in networks if network != "unix"])
+def _check_proxy_protocol(networks: list[str]) -> list[Mistake]:
+    return _check_networks(networks, "unix")
 
 
-def _check_unix_mode(mode: str) -> list[str]:
+def _check_unix_mode(mode: str) -> list[Mistake]:
     if not re.fullmatch(r"0?[0-7]{3}", mode):
-        return [f'must be three octal digits, like "660", not {json.dumps(mode, ensure_ascii=False)}']
+        return [Mistake(f'must be three octal digits, like "660", not {json.dumps(mode, ensure_ascii=False)}')]
     return []
 
 
-def _check_unix_group(group: str | None) -> list[str]:
+def _check_unix_group(group: str | None) -> list[Mistake]:
     try:
         if group is not None:
             find_group(group)
     except KeyError:
-        return [f"there is no group `{printable(group or '')}` on this machine"]
+        return [Mistake(f"there is no group `{printable(group or '')}` on this machine")]
     return []
 
 
-def _check_url(url: str | None) -> list[str]:
+def _check_url(url: str | None) -> list[Mistake]:
     """Say what is wrong with a URL that the broker asks."""
     if url is None:
         return []
@@ -225,47 +272,47 @@ def _check_url(url: str | None) -> list[str]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        return [f"is no URL: {printable(str(error))}"]
+        return [Mistake(f"is no URL: {printable(str(error))}")]
     host = parts.hostname or ""
     if not host or not url.isascii() or not url.isprintable() or " " in url or port == 0:
-        return ["must be a URL like https://host/path"]
+        return [Mistake("must be a URL like https://host/path")]
     if parts.username is not None or parts.password is not None or parts.fragment:
-        return ["must have no user, no password and no fragment"]
+        return [Mistake("must have no user, no password and no fragment")]
     if parts.scheme == "https" or (parts.scheme == "http" and Address(host=host).local):
         return []
-    return ["must begin with https://; http:// is for loopback alone"]
+    return [Mistake("must begin with https://; http:// is for loopback alone")]
 
 
-def _check_header_names(names: list[str]) -> list[str]:
+def _check_header_names(names: list[str]) -> list[Mistake]:
     # Those of the connection itself are the broker's own.
     taken = ("host", "connection", "upgrade", "content-length", "transfer-encoding", "accept", "x-forwarded-for")
     return [
-        f"`{printable(name)}` is no header that can be passed on"
-        for name in names
+        Mistake(f"`{printable(name)}` is no header that can be passed on", number)
+        for number, name in enumerate(names)
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or name.lower() in taken
     ]
 
 
-def _check_secret(secret: str | None) -> list[str]:
+def _check_secret(secret: str | None) -> list[Mistake]:
     # Which algorithms it is long enough for is checked when it is read, as of a file.
-    return ["must not be empty"] if secret == "" else []
+    return [Mistake("must not be empty")] if secret == "" else []
 
 
-def _check_hash(text: str) -> list[str]:
+def _check_hash(text: str) -> list[Mistake]:
     if re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         return []
     if text.startswith("wsb_"):
-        return ["is an API key itself; here stands its hash, which `wsbroker key make` prints with it"]
-    return ["is no hash as `wsbroker key make` prints it, sha256: and 64 hexadecimal digits"]
+        return [Mistake("is an API key itself; here stands its hash, which `wsbroker key make` prints with it")]
+    return [Mistake("is no hash as `wsbroker key make` prints it, sha256: and 64 hexadecimal digits")]
 
 
-def _check_name(name: str) -> list[str]:
+def _check_name(name: str) -> list[Mistake]:
     if 0 < len(name) <= 255 and name.isprintable():
         return []
-    return ["must be 1 to 255 characters that can be printed"]
+    return [Mistake("must be 1 to 255 characters that can be printed")]
 
 
-_CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
+_CHECKS: Final[dict[str, Callable[[Any], list[Mistake]]]] = {
     "server.listen": _check_listen,
     "server.admin": _check_admin,
     "server.path": _check_path,
@@ -281,7 +328,7 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "auth.identity_claim": _check_name,
     "auth.roles_claim": _check_name,
 }
-_TABLE_CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
+_TABLE_CHECKS: Final[dict[str, Callable[[Any], list[Mistake]]]] = {
     "keys.name": _check_name,
     "keys.hash": _check_hash,
     "roles.name": _check_name,

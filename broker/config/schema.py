@@ -89,8 +89,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["local", "all", "none"],
         _key(
             "Which clients may subscribe with the overflow policy block, which parks publishers. local: "
-            "clients on loopback and Unix sockets, but nobody for whom a proxy that is believed says who it is. "
-            "Behind a proxy on this machine that is not believed it is everybody.",
+            "clients on loopback and Unix sockets, except those for which a trusted proxy speaks. "
+            "Behind a proxy on this machine that is not trusted, every client is local.",
             reload="new_subscriptions",
         ),
     ] = "local"
@@ -112,16 +112,16 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trusted_proxies: Annotated[
         list[str],
         _key(
-            "Networks whose proxies are believed when they say in the header of forwarded_header from where a client "
-            "comes, like 10.0.0.0/8. Unix sockets are always trusted.",
+            "Networks whose proxies are trusted when they name the client's address in the header of "
+            "forwarded_header, like 10.0.0.0/8. Unix sockets are always trusted.",
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
     forwarded_header: Annotated[
         Literal["X-Forwarded-For", "Forwarded"],
         _key(
-            "The header in which these proxies say it. It must be the one that they set: the other one is not read, as "
-            "a client could have sent it. Forwarded is that of RFC 7239.",
+            "The header in which trusted proxies name the client's address. It must be the one that they set: the "
+            "other one is not read, because a client could have sent it. Forwarded is that of RFC 7239.",
             reload="new_connections",
         ),
     ] = "X-Forwarded-For"
@@ -209,8 +209,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=1, le=10**7)] | None,
         _key(
             "Connections of one client address at one time, or of one IPv6 network of 64 bits; beyond it the answer is "
-            "429. The address is the forwarded one where a proxy is believed; who comes by a Unix socket without one "
-            "is not counted, nor who is being closed. Left out: any number.",
+            "429. Behind a trusted proxy it is the forwarded address. Clients of a Unix socket without one, and "
+            "connections that are being closed, do not count. Left out: any number.",
             example=100,
             reload="new_connections",
         ),

@@ -76,9 +76,9 @@ class Reading:
 
     def _take(self, layer: Iterable[Setting]) -> None:
         for setting in layer:
-            if mistakes := check(setting):
+            if problems := check(setting):
                 self._wrong.add(setting.key)
-                self.problems += [Problem(mistake, setting.key, setting.place) for mistake in mistakes]
+                self.problems += problems
             else:
                 self._settings[setting.key] = setting
 
@@ -120,7 +120,9 @@ class Reading:
                 key = f"{section}.{name}"
                 place = self._line(section, name)
                 if key in KEYS:
-                    yield Setting(key, value, place)
+                    count = len(value) if isinstance(value, list) else 0
+                    elements = [self._line(section, name, number) for number in range(1, count + 1)]
+                    yield Setting(key, value, place, elements=elements)
                 else:
                     self.problems.append(Problem(f"there is no such key{_suggest(key, KEYS)}", key, place))
 

@@ -22,6 +22,8 @@ from tests.client.fake import Behaviour, FakeBroker, closing, refusing, running,
 from tests.fixtures_certificates import make_pair
 from tests.fixtures_node import serving
 
+pytestmark = pytest.mark.needs("openssl")
+
 
 class Kept:
     """A receiver that keeps all, each call by itself."""

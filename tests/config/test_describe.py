@@ -75,10 +75,13 @@ def test_docs_have_no_unknown_keys() -> None:
     assert re.findall(r"^\| `(\w+\.\w+)` \|", DOCUMENTATION, re.MULTILINE) == KEYS
 
 
-def test_example_file_in_the_docs_is_valid(file: Path) -> None:
-    example = re.findall(r"```toml\n(.*?)```", DOCUMENTATION, re.DOTALL)[0]
-    file.write_text(example)
+def test_example_files_in_the_docs_are_valid(file: Path) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", DOCUMENTATION, re.DOTALL)
+    file.write_text(examples[0])
     assert load(file, {}, {}).limits.max_size == 65536
+    for example in examples[1:]:
+        file.write_text(example)
+        assert load(file, {}, {}) != load(None, {}, {})
 
 
 def test_example_errors_in_the_docs_are_real(file: Path) -> None:

@@ -20,6 +20,8 @@ from broker.net.tls import Tls
 from tests.fixtures_certificates import loaded, make_pair, trusting
 from tests.net.harness import TIMEOUT, harness, request, until
 
+pytestmark = pytest.mark.needs("openssl")
+
 LINE = b"PROXY TCP4 203.0.113.7 192.0.2.1 5000 8765\r\n"
 LONGEST = b"ffff:" * 7 + b"ffff"
 LOOPBACK = ["127.0.0.0/8"]

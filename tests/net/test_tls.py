@@ -8,12 +8,15 @@ import json
 import resource
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from websockets.frames import Close
 from websockets.sync.client import connect as connect_sync
 
@@ -24,6 +27,8 @@ from broker.net.tls import Tls, load
 from tests.fixtures_certificates import Pair, encrypt_key, loaded, make_pair, trusting
 from tests.fixtures_node import PATIENCE, masked, serving
 from tests.net.harness import TIMEOUT, Harness, harness, request, until
+
+pytestmark = pytest.mark.needs("openssl")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,60 @@ def test_swapped_certificate_and_key_are_reported(pair: Pair) -> None:
     assert mistakes(pair.key, pair.certificate) == [
         f"server.certificate: {pair.key} is a private key, not a certificate",
         f"server.key: {pair.certificate} is a certificate, not a private key",
+    ]
+
+
+def test_kinds_of_wrong_files_are_named(pair: Pair, tmp_path: Path) -> None:
+    def made(name: str, *command: str) -> str:
+        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
+        return name
+
+    def written(name: str, data: bytes) -> str:
+        (tmp_path / name).write_bytes(data)
+        return name
+
+    certificate, key = str(pair.certificate), str(pair.key)
+    ssh_key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    not_a_certificate = {
+        made("csr", "openssl", "req", "-new", "-key", key, "-subj", "/CN=x", "-out"): "is a certificate request",
+        written("ssh", ssh_key): "is a key for SSH",
+        made("public", "openssl", "pkey", "-in", key, "-pubout", "-out"): "is a public key",
+        made("pkcs7", "openssl", "crl2pkcs7", "-nocrl", "-certfile", certificate, "-out"): "is PKCS #7",
+        made("trusted", "openssl", "x509", "-in", certificate, "-trustout", "-out"): (
+            "is a certificate in a format of OpenSSL alone"
+        ),
+    }
+    for name, said in not_a_certificate.items():
+        file = tmp_path / name
+        assert mistakes(file, pair.key) == [f"server.certificate: {file} {said}, not a certificate"]
+    for name in ("csr", "ssh", "public"):
+        file = tmp_path / name
+        assert mistakes(pair.certificate, file) == [f"server.key: {file} {not_a_certificate[name]}, not a private key"]
+    der = "is in the binary format DER or PKCS #12; convert it to PEM with openssl"
+    bundle = ("openssl", "pkcs12", "-export", "-in", certificate, "-inkey", key, "-passout", "pass:", "-out")
+    other = {
+        made("cert.der", "openssl", "x509", "-in", certificate, "-outform", "DER", "-out"): der,
+        made("key.der", "openssl", "pkey", "-in", key, "-outform", "DER", "-out"): der,
+        made("both.p12", *bundle): der,
+        written("bom", b"\xef\xbb\xbf" + pair.certificate.read_bytes() + pair.key.read_bytes()): (
+            "begins with a byte order mark; save it without"
+        ),
+    }
+    for name, said in other.items():
+        file = tmp_path / name
+        assert mistakes(file, file) == [f"server.certificate: {file} {said}", f"server.key: {file} {said}"]
+    for name, data, said in (("empty", b" \n", "is empty, not %s"), ("text", b"hello", "holds no %s in PEM format")):
+        file = tmp_path / written(name, data)
+        article = "a " if name == "empty" else ""
+        assert mistakes(file, file) == [
+            f"server.certificate: {file} {said % f'{article}certificate'}",
+            f"server.key: {file} {said % f'{article}private key'}",
+        ]
+
+
+def test_certificate_in_place_of_the_key_is_named(pair: Pair) -> None:
+    assert mistakes(pair.certificate, pair.certificate) == [
+        f"server.key: {pair.certificate} is a certificate, not a private key"
     ]
 
 

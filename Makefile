@@ -2,7 +2,8 @@
 #
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
-#   make lint          style and types
+#   make lint          style, types, habits that are known to be unsafe, secrets in the sources
+#   make audit         known weaknesses of the libraries; asks the network
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
 #                      ARGS=--nginx through nginx
 #   make interop       other WebSocket clients with a real broker; make interop ARGS="websockets ws --strict"
@@ -19,7 +20,7 @@
 PACKAGES := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance interop fuzz sanitize soak bench bench-check instructions docs
+.PHONY: help run test lint audit conformance interop fuzz sanitize soak bench bench-check instructions docs
 .PHONY: install-service clean setup-run setup-dev setup-bench setup-docs
 
 # The servers of the bench, and their Debian packages.
@@ -44,7 +45,14 @@ lint: setup-dev
 	.venv/bin/ruff check $(PACKAGES) _speedups setup.py
 	.venv/bin/ruff format --check $(PACKAGES) _speedups setup.py
 	.venv/bin/mypy $(PACKAGES)
+	.venv/bin/bandit --quiet --recursive broker --configfile pyproject.toml
+	.venv/bin/python -m tools.find_secrets
 	PATH=$$PWD/.venv/bin:$$PATH cython-lint _speedups
+
+# Asks a database of known weaknesses, over the network.
+audit: setup-dev
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10'
+	.venv/bin/pip-audit --skip-editable
 
 conformance: setup-dev
 	.venv/bin/python -m tests.conformance.suite $(ARGS)

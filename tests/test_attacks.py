@@ -142,8 +142,7 @@ async def victim(tmp_path: Path) -> AsyncIterator[Victim]:
         await until(lambda: found.received >= seen + 5 or watching.done())
         assert not watching.done(), watching.exception()
         for writer in found.writers:
-            writer.close()
-        await asyncio.gather(*(writer.wait_closed() for writer in found.writers), return_exceptions=True)
+            writer.transport.abort()
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         assert found.memory < before + GROWTH

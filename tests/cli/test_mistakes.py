@@ -232,7 +232,7 @@ FILES = [
     ),
     (
         "[server]\nlisten = [\n  'localhost:80',\n  '0.0.0.0:80',\n]\n",
-        "server.listen (FILE:4): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; listen on 127.0.0.1:8765 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
+        "server.listen (FILE:4): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; require tokens ([auth]), listen on 127.0.0.1:8765 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
     ),
     (
         "[server]\nlisten = ['0.0.0.0:80']\n",

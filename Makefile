@@ -7,7 +7,8 @@
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
 #                      ARGS=--nginx through nginx
 #   make interop       other WebSocket clients with a real broker; make interop ARGS="websockets ws --strict"
-#   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
+#   make fuzz          the parsers, guided by coverage, and the native code on ever more examples, under sanitizers;
+#                      make fuzz ARGS="--each 10 --minutes 60"
 #   make sanitize      the tests of the native code once, under sanitizers; make sanitize ARGS="tests/speedups/test_json.py"
 #   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
@@ -61,6 +62,7 @@ interop: setup-dev
 	.venv/bin/python -m tests.interop $(ARGS)
 
 fuzz: setup-dev
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0' || true
 	.venv/bin/python -m tests.fuzz $(ARGS)
 
 sanitize: setup-dev

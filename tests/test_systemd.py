@@ -227,10 +227,10 @@ MemoryEngine.start = signalled
 FAULTY = """
 reconfigure = Node.reconfigure
 
-def faulty(self, config):
+def faulty(self, config, *more):
     if hasattr(self, "metrics"):  # not at the start
         raise LookupError("planted")
-    reconfigure(self, config)
+    reconfigure(self, config, *more)
 
 Node.reconfigure = faulty
 """

@@ -51,8 +51,11 @@ class Admin:
         self._registry = registry
         self._unready_reason = unready_reason
         self._sessions = Sessions(node)
+        self._identities = node.identities
         self._max_connections = max_connections
-        app = web.Application(middlewares=[_check_host])
+        self.is_remote = False
+        """Whether other machines can reach it. Set before it serves."""
+        app = web.Application(middlewares=[_check_host, self._check_key])
         app.add_routes(
             [
                 web.get("/livez", self._livez),
@@ -121,6 +124,21 @@ class Admin:
                 self._spare_fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
             self._refilling = asyncio.get_running_loop().call_later(ACCEPT_RETRY_DELAY, self._refill_spare_fds)
+
+    @web.middleware
+    async def _check_key(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Serve what tells of clients and topics to API keys with the role `admin` alone, as soon as there are any."""
+        if request.path.startswith("/v1/"):
+            values = request.headers.getall("Authorization", [])
+            key = values[0][7:].strip() if len(values) == 1 and values[0][:7].lower() == "bearer " else None
+            denied = self._identities.refuse_admin(key, remote=self.is_remote)
+            if denied is not None:
+                code = "unauthorized" if denied.status == 401 else "forbidden"
+                answer = respond({"code": code, "message": denied.reason, "retry": False}, denied.status)
+                if denied.status == 401:
+                    answer.headers["WWW-Authenticate"] = 'Bearer realm="wsbroker"'
+                return answer
+        return await handler(request)
 
     async def _livez(self, request: web.Request) -> web.Response:
         return respond({"status": "alive"})

@@ -31,6 +31,7 @@ from broker.net.http import (
     HTTPResponse,
     Site,
     Upgrade,
+    answer_plain,
     answer_request,
     parse_head,
 )
@@ -337,20 +338,36 @@ class Handshake(asyncio.Protocol):
 
     def _handle_request(self, head: bytes, rest: bytes) -> HTTPResponse | None:
         """Establish the connection, or give the answer that refuses it."""
-        shared, limiter = self._shared, self._shared.limiter
+        shared = self._shared
+        plain = answer_plain(head, shared.site, shared.proxies.header_name, loopback=self._loopback)
+        if plain is not None:
+            upgrade, client = plain
+            return self._count([] if client is None else [client]) or self._admit(upgrade, rest)
         request = parse_head(head)
         if isinstance(request, HTTPResponse):
             return request
-        peer = self._peer_now()
-        if forwarded := request.headers.get_all(shared.proxies.header):
-            peer = self._peer = shared.proxies.resolve_client(peer, forwarded) or peer
-        if not self._is_counted and limiter.over_rate(peer):
-            return shared.too_often_response()
+        refusal = self._count(request.headers.get_all(shared.proxies.header))
+        if refusal is not None:
+            return refusal
         answer = answer_request(request, shared.site, loopback=self._loopback)
         if isinstance(answer, HTTPResponse):
             if answer.reason == "origin":
-                log_refused_origin(request, peer)
+                log_refused_origin(request, self._peer_now())
             return answer
+        return self._admit(answer, rest)
+
+    def _count(self, forwarded: list[str]) -> HTTPResponse | None:
+        """Count a handshake of this client, whom a proxy may have named; give the answer if it is one too many."""
+        shared, peer = self._shared, self._peer_now()
+        if forwarded:
+            peer = self._peer = shared.proxies.resolve_client(peer, forwarded) or peer
+        if not self._is_counted and shared.limiter.over_rate(peer):
+            return shared.too_often_response()
+        return None
+
+    def _admit(self, answer: Upgrade | HealthCheck, rest: bytes) -> HTTPResponse | None:
+        """Establish the connection of a valid request, or give the answer that refuses it."""
+        shared, limiter, peer = self._shared, self._shared.limiter, self._peer_now()
         if shared.draining:
             return shared.draining_response()
         if isinstance(answer, HealthCheck):

@@ -3,11 +3,16 @@
 `HeadReader` collects the head of a request, `parse_head` makes a request of it, and `answer_request` decides on it: an
 `Upgrade`, a `HealthCheck`, or an `HTTPResponse` that refuses it. websockets parses the head, and its `ServerProtocol`
 checks what RFC 6455 requires; path, Host and Origin are checked here.
+
+`answer_plain` gives the same `Upgrade` for requests in their plainest form, which native code reads; all others are
+left to websockets.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+from binascii import b2a_base64
 from collections.abc import Generator, Mapping, Sequence
 from email.utils import formatdate
 from io import BytesIO
@@ -25,12 +30,14 @@ from websockets.exceptions import (
     NegotiationError,
     SecurityError,
 )
+from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from broker import messages
+from broker._speedups import read_upgrade
 from broker.errors import REFUSALS
 from broker.net.origin import Origins
 from broker.net.proxy_protocol import is_header as is_proxy_header
@@ -87,6 +94,14 @@ BEARER_ENTRY: Final = "bearer."
 TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 """A token in a header (RFC 6750, section 2.1)."""
 TOKEN_HEADERS: Final = ("Authorization", "Sec-WebSocket-Protocol")
+
+ACCEPT_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""RFC 6455, section 1.3."""
+REMEMBERED: Final = 64
+"""Offers of extensions, and pages with their hosts, for which the last verdict is remembered: browsers and libraries
+send a handful."""
+LONGEST_REMEMBERED: Final = 256
+"""Characters of one of them."""
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 UPGRADE: Final[Mapping[str, str]] = {"Upgrade": "websocket"}
@@ -154,11 +169,15 @@ class HealthCheck(msgspec.Struct, frozen=True):
 class Site:
     """What the broker serves on its client listeners, and for which pages."""
 
-    __slots__ = ("_paths", "max_head", "negotiation", "origins", "passed_on", "path")
+    __slots__ = ("_agreements", "_paths", "_welcome", "max_head", "negotiation", "origins", "passed_on", "path")
 
     def __init__(
         self, path: str, origins: Origins, max_head: int, *, compression: bool, passed_on: Sequence[str] = ()
     ) -> None:
+        self._agreements: dict[str, tuple[bytes, int]] = {}
+        """By an offer of extensions: the header that answers it, and the window in bits."""
+        self._welcome: set[tuple[str, str, bool]] = set()
+        """Pages that may connect: origin, host, whether the listener is on loopback."""
         self.path = path
         self.origins = origins
         self.passed_on = passed_on
@@ -172,6 +191,33 @@ class Site:
     def has_websocket_at(self, path: str) -> bool:
         """Whether the WebSocket is at this path; a slash at its end makes no difference."""
         return path in self._paths
+
+    def welcomes(self, origin: str, host: str, *, loopback: bool) -> bool:
+        """Whether a page may connect; `origin`, `host` and `loopback` as for `Origins.refusal`."""
+        page = (origin, host, loopback)
+        if page in self._welcome:
+            return True
+        if self.origins.refusal(origin, host, loopback=loopback) is not None:
+            return False
+        if len(self._welcome) < REMEMBERED and len(origin) + len(host) <= LONGEST_REMEMBERED:
+            self._welcome.add(page)
+        return True
+
+    def agree(self, offer: str) -> tuple[bytes, int] | None:
+        """Agree on extensions: the header for the answer, and the window of the client in bits.
+
+        None: the offer is malformed.
+        """
+        agreement = self._agreements.get(offer)
+        if agreement is None:
+            try:
+                agreed, extensions = self.negotiation.process_extensions(Headers({"Sec-WebSocket-Extensions": offer}))
+            except InvalidHandshake:
+                return None
+            agreement = extensions_answer(agreed, extensions)
+            if len(self._agreements) < REMEMBERED and len(offer) <= LONGEST_REMEMBERED:
+                self._agreements[offer] = agreement
+        return agreement
 
 
 class HeadReader:
@@ -270,6 +316,32 @@ def read_request(head: bytes) -> Request:
     raise AssertionError("the head was complete")
 
 
+def answer_plain(head: bytes, site: Site, forwarded: bytes, *, loopback: bool) -> tuple[Upgrade, str | None] | None:
+    """Accept a request in the plainest form; None for all others, and for those that are refused.
+
+    `forwarded` is the name, in lower case, of the header with the client's address; its value is the second result.
+    `loopback`: the listener is on a TCP address of loopback. The upgrade is the one that `answer_request` would give.
+    """
+    found = None if site.passed_on else read_upgrade(head, forwarded)
+    if found is None:
+        return None
+    path, host, key, origin, offer, subprotocols, client = found
+    more, window_bits = b"", 0
+    if not site.has_websocket_at(path) or subprotocols not in (None, SUBPROTOCOL):
+        return None
+    if origin is not None and not site.welcomes(origin, host, loopback=loopback):
+        return None
+    if subprotocols is not None:
+        more = PROTOCOL_V1
+    if offer is not None:
+        agreement = site.agree(offer)
+        if agreement is None:
+            return None
+        more, window_bits = more + agreement[0], agreement[1]
+    digest = hashlib.sha1(key.encode() + ACCEPT_GUID, usedforsecurity=False).digest()
+    return Upgrade(UPGRADE_RESPONSE % (b2a_base64(digest, newline=False), more), window_bits), client
+
+
 def answer_request(request: Request, site: Site, *, loopback: bool) -> Upgrade | HealthCheck | HTTPResponse:
     """Decide on a request. `loopback`: the listener is on a TCP address of loopback."""
     headers = request.headers
@@ -366,12 +438,17 @@ def negotiate(request: Request, negotiation: Negotiation) -> Upgrade | HTTPRespo
         key, agreed, subprotocol = negotiation.process_request(request)
     except InvalidHandshake as exc:
         return response_for(exc)
-    more = b"" if subprotocol is None else PROTOCOL_V1
-    window_bits = 0
-    if agreed is not None:
-        more += EXTENSIONS_HEADER % agreed.encode()
-        window_bits = cast(PerMessageDeflate, negotiation.extensions[0]).local_max_window_bits
+    more, window_bits = extensions_answer(agreed, negotiation.extensions)
+    if subprotocol is not None:
+        more = PROTOCOL_V1 + more
     return Upgrade(UPGRADE_RESPONSE % (key.encode(), more), window_bits)
+
+
+def extensions_answer(agreed: str | None, extensions: Sequence[Extension]) -> tuple[bytes, int]:
+    """Give the header for the answer, and the window of the client in bits, for what websockets has agreed to."""
+    if agreed is None:
+        return b"", 0
+    return EXTENSIONS_HEADER % agreed.encode(), cast(PerMessageDeflate, extensions[0]).local_max_window_bits
 
 
 class Negotiation(ServerProtocol):

@@ -49,11 +49,13 @@ class Networks:
 class Proxies:
     """The trusted proxies, and the header that they set."""
 
-    __slots__ = ("_networks", "header")
+    __slots__ = ("_networks", "header", "header_name")
 
     def __init__(self, networks: Iterable[str], header: str = X_FORWARDED_FOR) -> None:
         self.header = header
         """The name of the header: `X-Forwarded-For` or `Forwarded`."""
+        self.header_name = header.lower().encode()
+        """The same as `read_upgrade` takes it."""
         self._networks = Networks(networks)
 
     def trusts(self, peer: Peer) -> bool:

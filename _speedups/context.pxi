@@ -26,7 +26,8 @@ cdef class LoopContext(LoopState):
 
     cdef object timer
 
-    def __init__(self, loop, limits, *, encode_gap, dict close_reasons={}, size_t buffer_size=256 * 1024, int threads=1):
+    def __init__(self, loop, limits, *, encode_gap, dict close_reasons={}, size_t buffer_size=256 * 1024,
+                 int threads=1):
         self.loop = loop
         self.encode_gap = encode_gap
         self.close_reasons = close_reasons

@@ -1,4 +1,4 @@
-# The head of a request that asks for a WebSocket in the plainest form (RFC 6455, section 4.1): bytes in, its values out.
+# The head of a plain request for a WebSocket (RFC 6455, section 4.1): bytes in, its values out.
 #
 # Invariant: what is found here websockets would find as well. All that is wrong, rare or only unusual is left to it.
 

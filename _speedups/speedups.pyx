@@ -2,8 +2,8 @@
 """The native data path of wsbroker: framing, masking, queues and fan-out.
 
 One compiled unit, made of the files included below, in layers: each uses only names of the files above it (a test reads
-them), and begins with its invariant. Nothing here imports anything of the package `broker`, or blocks. All of it belongs
-to the one event loop; only senders.h has threads, which send what the loop waits for.
+them), and begins with its invariant. Nothing here imports anything of the package `broker`, or blocks. All of it
+belongs to the one event loop; only senders.h has threads, which send what the loop waits for.
 """
 
 cimport cython

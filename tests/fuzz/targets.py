@@ -24,7 +24,7 @@ from broker.auth.verification_keys import Secret
 from broker.config import Reading
 from broker.errors import CommandError
 from broker.identity import Identity
-from broker.net.http import HealthCheck, HTTPResponse, Site, Upgrade, answer_request, find_token, parse_head
+from broker.net.http import HealthCheck, HTTPResponse, Site, Upgrade, answer_plain, answer_request, find_token, parse_head
 from broker.net.origin import Origins
 from broker.topics import check_pattern, check_topic, matches
 
@@ -59,13 +59,18 @@ def token(data: bytes) -> None:
 
 
 def handshake(data: bytes) -> None:
-    """The head of a request."""
-    request = parse_head(data + b"\r\n\r\n")
+    """The head of a request; the fast path accepts nothing that websockets does not accept with the same answer."""
+    head = data + b"\r\n\r\n"
+    plain = [answer_plain(head, SITE, b"x-forwarded-for", loopback=loopback) for loopback in (True, False)]
+    request = parse_head(head)
     if isinstance(request, HTTPResponse):
+        assert plain == [None, None]
         request.serialize(bodiless=False)
         return
-    for loopback in (True, False):
+    forwarded = request.headers.get_all("X-Forwarded-For")
+    for loopback, found in zip((True, False), plain, strict=True):
         answer = answer_request(request, SITE, loopback=loopback)
+        assert found is None or found == (answer, forwarded[0] if forwarded else None)
         assert isinstance(answer, HTTPResponse | HealthCheck | Upgrade)
         if isinstance(answer, HTTPResponse):
             answer.serialize(bodiless=True)

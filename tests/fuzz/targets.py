@@ -24,7 +24,16 @@ from broker.auth.verification_keys import Secret
 from broker.config import Reading
 from broker.errors import CommandError
 from broker.identity import Identity
-from broker.net.http import HealthCheck, HTTPResponse, Site, Upgrade, answer_plain, answer_request, find_token, parse_head
+from broker.net.http import (
+    HealthCheck,
+    HTTPResponse,
+    Site,
+    Upgrade,
+    answer_plain,
+    answer_request,
+    find_token,
+    parse_head,
+)
 from broker.net.origin import Origins
 from broker.topics import check_pattern, check_topic, matches
 

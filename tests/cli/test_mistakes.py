@@ -57,6 +57,21 @@ COMMAND_LINES = [
         2,
         "Invalid value for --url: `http://x` is neither ws://host:port, wss://host:port nor unix:/path; see wsbroker pub --help",
     ),
+    (
+        "sub t --url ws://a..b",
+        2,
+        "Invalid value for --url: the host is no valid name: each part of it has 1 to 63 bytes; see wsbroker sub --help",
+    ),
+    (
+        f"bench --url ws://{'a' * 64}:1",
+        2,
+        "Invalid value for --url: the host is no valid name: each part of it has 1 to 63 bytes; see wsbroker bench --help",
+    ),
+    (
+        "pub t 1 --url ws://é..b",
+        2,
+        "Invalid value for --url: the host is no valid name: each part of it has 1 to 63 bytes; see wsbroker pub --help",
+    ),
     ("pub t 1 --url ws://", 2, "Invalid value for --url: hostname isn't provided; see wsbroker pub --help"),
     (
         "pub t 1 --url unix:x",
@@ -241,6 +256,14 @@ FILES = [
     (
         "[server]\nlisten = [':80']\n",
         "server.listen (FILE:2): `:80`: the host must be a name or an IP address; for every interface say 0.0.0.0 or [::]",
+    ),
+    (
+        "[server]\nlisten = ['a..localhost:80']\n",
+        "server.listen (FILE:2): `a..localhost:80`: the host must be a name or an IP address",
+    ),
+    (
+        f"[server]\nadmin = '{'a' * 64}.localhost:80'\n",
+        f"server.admin (FILE:2): `{'a' * 64}.localhost:80`: the host must be a name or an IP address",
     ),
     (
         "[server]\nlisten = ['::1:80']\n",

@@ -74,11 +74,11 @@ INTERNAL_ERROR = "internal error, see the log"
 log = structlog.get_logger(__name__)
 
 
-def run(read: Callable[[], Reading]) -> int:
+def run(read: Callable[..., Reading]) -> int:
     """Run the broker until it shuts down, and return the exit status.
 
-    `read` reads the configuration, for the start and for each reload. The status is 0 after a drain, 1 if it could not
-    start, 78 for a configuration with mistakes or one that does not fit this machine.
+    `read` reads the configuration, for the start and, with `wait=False`, for each reload. The status is 0 after a
+    drain, 1 if it could not start, 78 for a configuration with mistakes or one that does not fit this machine.
     """
     reading = read()
     config = reading.config
@@ -142,7 +142,7 @@ class Daemon:
         config: Config,
         capacity: Capacity,
         context: ssl.SSLContext | None,
-        read: Callable[[], Reading],
+        read: Callable[..., Reading],
         systemd: Systemd,
     ) -> None:
         self.config = config
@@ -243,7 +243,7 @@ class Daemon:
 
     def _reload(self) -> str:
         """Apply the new configuration, and return a note for the status. Raises ConfigError."""
-        reading = self._read()
+        reading = self._read(wait=False)
         capacity, tls_context = check_resources(reading)
         wanted = reading.config
         fixed = set(RESTART_KEYS)

@@ -16,6 +16,7 @@ import msgspec
 
 from broker.config import toml
 from broker.config.checks import Setting, check, check_value, contradictions, converted
+from broker.config.files import read_file
 from broker.config.keys import KEYS, RULE_KEYS, SECTIONS
 from broker.config.schema import Config, TopicRule
 from broker.errors import ConfigError, Place, Problem
@@ -34,7 +35,10 @@ class Reading:
     mistakes, not to run with.
     """
 
-    def __init__(self, file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> None:
+    def __init__(
+        self, file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object], *, wait: bool = True
+    ) -> None:
+        """`wait`: whether to wait for the writer of a pipe, as a program may that serves nobody yet."""
         self.problems: list[Problem] = []
         self.rules: dict[int, TopicRule] = {}
         """The rules without mistakes, by their number in the file."""
@@ -43,6 +47,7 @@ class Reading:
         self._wrong: set[str] = set()
         """Keys of which some value is wrong."""
         self._settings: dict[str, Setting] = {}
+        self._wait = wait
         self._read_file(file)
         for layer in (self._of_environment(environ), self._of_flags(flags)):
             self._take(layer)
@@ -81,7 +86,7 @@ class Reading:
 
     def _read_file(self, file: Path | None) -> None:
         try:
-            found = toml.parse((file or DEFAULT_FILE).read_bytes(), self._file)
+            found = toml.parse(read_file(file or DEFAULT_FILE, wait=self._wait), self._file)
             if isinstance(found, Problem):
                 self.problems.append(found)
                 return
@@ -165,7 +170,8 @@ class Reading:
             return
         try:
             # Editors on Windows put a byte order mark before a text.
-            content = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n")
+            text = read_file(path, wait=self._wait).decode("utf-8-sig")
+            content = text.replace("\r\n", "\n").removesuffix("\n")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             self._wrong.add(key)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 from typing import Final
 
-from broker.config import Server
+from broker.config import Server, read_file
 from broker.errors import ConfigError, Problem
 
 
@@ -57,8 +56,20 @@ def _why(server: Server, error: ssl.SSLError) -> Problem:
     if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
         message = f"{server.key} is a private key, but of another certificate than {server.certificate}"
         return Problem(message, "server.key")
-    reason = (error.reason or str(error)).lower().replace("_", " ")
+    if not error.reason:  # "PEM lib": OpenSSL does not say which file it could not decode
+        name = "server.key" if _is_decodable(server.certificate or "") else "server.certificate"
+        path, kind = (server.key, "private key") if name == "server.key" else (server.certificate, "certificate")
+        return Problem(f"{path} holds a {kind} that cannot be decoded; is the file complete?", name)
+    reason = error.reason.lower().replace("_", " ")
     return Problem(f"{server.certificate} and {server.key} cannot be used: {reason}", "server.certificate")
+
+
+def _is_decodable(certificate: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(certificate)
+    except ssl.SSLError:
+        return False
+    return True
 
 
 WANTED: Final = {
@@ -82,7 +93,7 @@ KINDS: Final = (
 def _look(path: str, name: str) -> list[Problem]:
     """Say what a file is, if it does not hold what it should."""
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         return [Problem(f"{path} cannot be read: {reason}", name)]

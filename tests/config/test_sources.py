@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.config import Config, Limits, Log, TopicRule, load, sources
+from broker.config import Config, Limits, Log, Reading, TopicRule, load, sources
 from broker.config.sources import CLIENT_VARIABLES, flag_of
 from broker.errors import ConfigError
 from tests.cli.commands import commands
@@ -116,6 +118,30 @@ def test_unreadable_file_of_a_file_variable_is_a_mistake(tmp_path: Path) -> None
         (problem,) = problems(environ={"WSBROKER_LIMITS__MAX_SIZE_FILE": str(tmp_path / name)})
         assert problem.startswith("limits.max_size (WSBROKER_LIMITS__MAX_SIZE_FILE): ")
         assert "cannot be read" in problem
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_reload_reads_no_pipe_and_no_endless_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "pipe":
+        os.mkfifo(path)
+    reason = "it is a pipe or a terminal, and not a file" if name == "pipe" else "it is larger than 4 MiB"
+    environ = {"WSBROKER_LIMITS__MAX_SIZE_FILE": str(path)}
+    assert [str(problem) for problem in Reading(path, environ, {}, wait=False).problems] == [
+        f"{path}: cannot be read: {reason}",
+        f"limits.max_size (WSBROKER_LIMITS__MAX_SIZE_FILE): {path} cannot be read: {reason}",
+    ]
+
+
+def test_start_reads_a_pipe_to_its_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        loaded = pool.submit(load, tmp_path / "pipe", {}, {})
+        with (tmp_path / "pipe").open("w") as pipe:  # opens once there is a reader
+            pipe.write("[limits]\n")
+            pipe.flush()
+            pipe.write("max_depth = 5\n")
+        assert loaded.result().limits.max_depth == 5
 
 
 def test_a_value_and_a_file_at_once_are_a_mistake() -> None:

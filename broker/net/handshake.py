@@ -30,6 +30,7 @@ from broker.net.http import (
     Upgrade,
     answer_request,
     parse_head,
+    to_unicode,
 )
 from broker.net.limiter import ConnectionLimiter, Place
 from broker.net.origin import Origins
@@ -44,6 +45,9 @@ UNAVAILABLE = {"full": "the broker is full", "memory": "the broker is out of mem
 
 PEEKED_BYTES = 4096
 """Bytes of a TLS connection that are looked at before TLS begins."""
+
+MAX_LOGGED = 300
+"""Characters of an origin in the log."""
 
 log = structlog.get_logger(__name__)
 
@@ -350,9 +354,14 @@ class Handshake(asyncio.Protocol):
 
 
 def log_refused_origin(request: Request, peer: Peer) -> None:
-    """Log that a page may not connect."""
-    origin, host = request.headers.get_all("Origin")[0], request.headers.get_all("Host")[0]
-    log.info("origin refused", origin=origin, host=host, peer=peer)
+    """Log that a page may not connect. An origin is the only text of a client in the log: operators have to list it."""
+    origin, host = (to_unicode(request.headers.get_all(name)[0]) for name in ("Origin", "Host"))
+    log.info("origin refused", origin=shorten(origin), host=shorten(host), peer=peer)
+
+
+def shorten(text: str) -> str:
+    """Cut a text that is longer than any host name (RFC 1035, section 2.3.4)."""
+    return text if len(text) <= MAX_LOGGED else f"{text[:MAX_LOGGED]}…"
 
 
 class TlsHandshake(Handshake):

@@ -143,7 +143,7 @@ def _check_origins(origins: list[str]) -> list[Mistake]:
 
 
 def _is_rule(origin: Origin | None) -> bool:
-    """Whether an origin can be listed: its only star is that of `*.`, and its port is one."""
+    """Whether an origin can be listed: its only star is that of `*.`, and it has a port that exists."""
     if origin is None or not 1 <= int(origin.port or 1) <= 65_535:
         return False
     name = origin.host.removeprefix("*.")

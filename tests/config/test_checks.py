@@ -159,6 +159,12 @@ def test_valid_origins_are_accepted(origin: str) -> None:
         "*.example",
         "a b://c",
         "//a",
+        "https://a..example",
+        "https://.example",
+        "https://a\\b.example",
+        "https://a%20b.example",
+        "http://[::::]",
+        "http://[1.2.3.4]",
     ],
 )
 def test_invalid_origins_are_refused(origin: str) -> None:

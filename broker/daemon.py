@@ -106,7 +106,7 @@ def check_resources(reading: Reading) -> tuple[Capacity, ssl.SSLContext | None]:
     and topic rules that are wrong or can never apply.
     """
     config = reading.config
-    problems = check_rules(reading.rules, config.limits)
+    problems = check_rules(reading.rules, config.limits, reading.other_patterns)
     capacity = context = None
     try:
         capacity = Capacity.of(raise_file_limit(), config.limits.max_connections)

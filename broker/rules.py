@@ -109,9 +109,19 @@ def _strictest(policy: SubscriptionPolicy, others: Sequence[SubscriptionPolicy])
     return SubscriptionPolicy(min(policy.max_queue, ceiling), ceiling, overflow, allowed)
 
 
-def check_rules(rules: Mapping[int, TopicRule], limits: Limits) -> list[Problem]:
-    """Find what is wrong with rules, by their numbers in the file: each on its own, and those that can never apply."""
+def check_rules(
+    rules: Mapping[int, TopicRule], limits: Limits, other_patterns: Mapping[int, str] | None = None
+) -> list[Problem]:
+    """Find what is wrong with rules, by their numbers in the file: each on its own, and those that can never apply.
+
+    `other_patterns` are those of rules that are not among `rules`, because something else is wrong with them.
+    """
     problems, valid = [], {}
+    for number, pattern in (other_patterns or {}).items():
+        try:
+            check_pattern(pattern)
+        except CommandError as error:
+            problems.append(Problem(error.message, f"topics[{number}].match"))
     for number, rule in rules.items():
         try:
             check_pattern(rule.match)

@@ -37,8 +37,16 @@ class Mistake(NamedTuple):
 
 def check(setting: Setting) -> list[Problem]:
     """Say what is wrong with one value on its own."""
-    mistakes = [Mistake(message) for message in check_value(KEYS[setting.key], setting.value, setting.is_text)]
-    if not mistakes and setting.key in _CHECKS:
+    key, value = KEYS[setting.key], setting.value
+    mistakes = [Mistake(message) for message in check_value(key, value, setting.is_text)]
+    if mistakes and key.is_list and isinstance(value, list) and value:
+        # Name the elements that are wrong, and check the others.
+        wrong = [number for number, each in enumerate(value) if not isinstance(each, str)]
+        right = [number for number in range(len(value)) if number not in wrong]
+        mistakes = [Mistake(f"must be a string, not {_show(value[number])}", number) for number in wrong]
+        for message, number in _CHECKS[setting.key]([value[number] for number in right]):
+            mistakes.append(Mistake(message, None if number is None else right[number]))
+    elif not mistakes and setting.key in _CHECKS:
         mistakes = _CHECKS[setting.key](converted(setting))
     return [Problem(mistake.message, setting.key, setting.place_of(mistake.element)) for mistake in mistakes]
 
@@ -47,9 +55,14 @@ def check_value(key: Key, value: object, is_text: bool = False) -> list[str]:
     try:
         convert(key, value, is_text)
     except ValueError:
-        shown = json.dumps(value, default=str, ensure_ascii=False)
-        return [f"must be {key.allowed}{key.unit}, not {shown if len(shown) <= 60 else shown[:60] + '…'}"]
+        hint = f'; write "{value}"' if key.allowed == "a string" and type(value) is int else ""
+        return [f"must be {key.allowed}{key.unit}, not {_show(value)}{hint}"]
     return []
+
+
+def _show(value: object) -> str:
+    shown = json.dumps(value, default=str, ensure_ascii=False)
+    return shown if len(shown) <= 60 else shown[:60] + "…"
 
 
 def converted(setting: Setting) -> Any:
@@ -108,7 +121,7 @@ def _check_listen(addresses: list[str]) -> list[Mistake]:
     for number, address in enumerate(addresses):
         times = seen[address] = seen.get(address, 0) + 1
         if times == 2:
-            mistakes.append(Mistake(f"{printable(address)} is listed twice", number))
+            mistakes.append(Mistake(f"`{printable(address)}` is listed twice", number))
         if times > 1:
             continue
         try:

@@ -28,6 +28,10 @@ PREFIX: Final = "WSBROKER_"
 """What the environment variables begin with: WSBROKER_LIMITS__MAX_SIZE is limits.max_size."""
 
 
+MAX_SUGGESTIONS: Final = 100
+"""Mistakes of which the first ones name the nearest key."""
+
+
 class Reading:
     """What was read: the configuration, and what is wrong with it.
 
@@ -42,6 +46,8 @@ class Reading:
         self.problems: list[Problem] = []
         self.rules: dict[int, TopicRule] = {}
         """The rules without mistakes, by their number in the file."""
+        self.other_patterns: dict[int, str] = {}
+        """The patterns of the rules in which another key is wrong, by their number in the file."""
         self._file = str(file or DEFAULT_FILE)
         self._lines: dict[toml.Path, int] = {}
         self._wrong: set[str] = set()
@@ -110,7 +116,7 @@ class Reading:
     def _of_section(self, section: str, table: object) -> Iterator[Setting]:
         if section not in SECTIONS:
             what = "section" if isinstance(table, dict) else "key"
-            message = f"there is no such {what}{_suggest(section, [*SECTIONS, 'topics', *KEYS])}"
+            message = f"there is no such {what}{self._suggest(section, [*SECTIONS, 'topics', *KEYS])}"
             self.problems.append(Problem(message, section, self._line(section)))
         elif not isinstance(table, dict):
             self.problems.append(Problem(f"must be a table, [{section}]", section, self._line(section)))
@@ -123,7 +129,7 @@ class Reading:
                     elements = [self._line(section, name, number) for number in range(1, count + 1)]
                     yield Setting(key, value, place, elements=elements)
                 else:
-                    self.problems.append(Problem(f"there is no such key{_suggest(key, KEYS)}", key, place))
+                    self.problems.append(Problem(f"there is no such key{self._suggest(key, KEYS)}", key, place))
 
     def _read_rules(self, tables: object) -> None:
         """Read the [[topics]] tables."""
@@ -142,6 +148,12 @@ class Reading:
             self.problems += problems
             if not problems:
                 self.rules[number] = msgspec.convert(table, TopicRule)
+            elif isinstance(match := table.get("match"), str):
+                self.other_patterns[number] = match
+
+    def _suggest(self, wrong: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
+        # It takes a millisecond, and a file for another program may have a hundred thousand keys.
+        return suggest(wrong, known, written) if len(self.problems) < MAX_SUGGESTIONS else ""
 
     # The environment and the command line
 
@@ -157,14 +169,19 @@ class Reading:
             elif name not in CLIENT_VARIABLES and not _of_kubernetes(name, value):
                 end = "_FILE" if name.endswith("_FILE") else ""
                 key = name.removeprefix(PREFIX).removesuffix(end).lower().replace("__", ".")
-                hint = _suggest(key, KEYS, lambda key, end=end: variable_of(key) + end)  # type: ignore[misc]
+                hint = self._suggest(key, KEYS, lambda key, end=end: variable_of(key) + end)  # type: ignore[misc]
                 hint = hint or "; `wsbroker config default` shows the settings"
+                if key.partition(".")[0] == "topics":
+                    hint = "; rules for topics are set in the file"
                 self.problems.append(Problem(f"there is no such key{hint}", place=place))
 
     def _of_value_file(self, name: str, path: str, environ: Mapping[str, str]) -> Iterator[Setting]:
         """Read the file that a variable with `_FILE` names."""
         variable, place = name.removesuffix("_FILE"), Place(variable=name)
         key = _VARIABLES[variable]
+        if not path:
+            self.problems.append(Problem("is empty; it must be the path of a file", key, place))
+            return
         if variable in environ:
             self.problems.append(Problem(f"{variable} is set too, only one of the two may be", key, place))
             return
@@ -199,7 +216,7 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
 
 def _check_rule_key(name: str, value: object) -> list[str]:
     key = RULE_KEYS.get(name)
-    return [f"there is no such key{_suggest(name, RULE_KEYS)}"] if key is None else check_value(key, value)
+    return [f"there is no such key{suggest(name, RULE_KEYS)}"] if key is None else check_value(key, value)
 
 
 def _rule_path(key: str) -> toml.Path:
@@ -213,7 +230,7 @@ def _of_kubernetes(name: str, value: str) -> bool:
     return bool(_SERVICE.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
 
 
-def _suggest(wrong: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
+def suggest(wrong: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
     """Name the nearest of the known words, to be put behind a message: the same key elsewhere, or one spelt like it."""
 
     def likeness(word: str) -> float:

@@ -189,7 +189,11 @@ COMMAND_LINES = [
 FILES = [
     ("[limits\n", "FILE:1:8: is not valid TOML: expected ']' at the end of a table declaration"),
     ("a = \n", "FILE:1:5: is not valid TOML: invalid value"),
-    ("a = 1\na = 2\n", "FILE:2:6: is not valid TOML: cannot overwrite a value"),
+    ("a = 1\na = 2\n", "FILE:2:6: is not valid TOML: this key has a value already"),
+    ("[log]\n[log]\n", "FILE:2:5: is not valid TOML: cannot declare [log] twice"),
+    ("a.b.c = 1\n[a.b]\n", "FILE:2:5: is not valid TOML: cannot declare [a.b] twice"),
+    ("[server]\nunix_mode = 660\n", 'server.unix_mode (FILE:2): must be a string, not 660; write "660"'),
+    ("[server]\norigins = ['https://a', 5]\n", "server.origins (FILE:2): must be a string, not 5"),
     ('a = "x\n', "FILE:1:7: is not valid TOML: illegal character '\\n'"),
     ("max_size = 1\n", "max_size (FILE:1): there is no such key; did you mean limits.max_size?"),
     ("[limit]\nx = 1\n", "limit (FILE:1): there is no such section; did you mean limits?"),
@@ -234,7 +238,7 @@ FILES = [
     ),
     (
         "[server]\nlisten = [\n  '127.0.0.1:1',\n  '127.0.0.1:1',\n]\n",
-        "server.listen (FILE:4): 127.0.0.1:1 is listed twice",
+        "server.listen (FILE:4): `127.0.0.1:1` is listed twice",
     ),
     (
         "[server]\norigins = [\n  'https://a.example', # one\n  'b.example',\n]\n",
@@ -364,6 +368,16 @@ VARIABLES = [
         "WSBROKER_LIMITS_MAX_SIZE: there is no such key; did you mean WSBROKER_LIMITS__MAX_SIZE?",
     ),
     ("WSBROKER_LISTEN", "x", "WSBROKER_LISTEN: there is no such key; did you mean WSBROKER_SERVER__LISTEN?"),
+    (
+        "WSBROKER_TOPICS__0__MATCH",
+        "a",
+        "WSBROKER_TOPICS__0__MATCH: there is no such key; rules for topics are set in the file",
+    ),
+    (
+        "WSBROKER_SERVER__PATH_FILE",
+        "",
+        "server.path (WSBROKER_SERVER__PATH_FILE): is empty; it must be the path of a file",
+    ),
     ("WSBROKER_PORT", "8765", "WSBROKER_PORT: there is no such key; `wsbroker config default` shows the settings"),
     (
         "WSBROKER_LIMITS__MAX_SISE",
@@ -437,6 +451,17 @@ def test_wrong_file(text: str, said: str, tmp_path: Path, capsys: pytest.Capture
     file.write_text(text)
     line = said.replace("FILE", str(file))
     assert (main(["check", "--config", str(file)]), *capsys.readouterr()) == (78, "", f"wsbroker: {line}\n")
+
+
+def test_every_mistake_is_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "wsbroker.toml"
+    file.write_text(
+        "[server]\nlisten = [\n'nonsense',\n3,\n'127.0.0.1:1',\n'127.0.0.1:1',\n'0.0.0.0:1',\n]\n"
+        "[[topics]]\nmatch = 'a..b'\nmax_queue = 0\n"
+    )
+    assert main(["check", "--config", str(file)]) == 78
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(f"({file}:")[2].partition(")")[0] for line in lines] == ["4", "3", "6", "11", "10"]
 
 
 @pytest.mark.parametrize(("name", "value", "said"), VARIABLES)

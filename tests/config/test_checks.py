@@ -64,7 +64,7 @@ def test_each_invalid_address_is_reported() -> None:
     assert problems(flags={"server.listen": ["nonsense", "127.0.0.1:1", "127.0.0.1:1", "systemd:ws"]}) == [
         "server.listen (--listen): `nonsense` is no address: "
         "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
-        "server.listen (--listen): 127.0.0.1:1 is listed twice",
+        "server.listen (--listen): `127.0.0.1:1` is listed twice",
         "server.listen (--listen): `systemd:ws` is no address: "
         "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
     ]

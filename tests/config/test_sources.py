@@ -213,6 +213,12 @@ def test_an_unknown_key_is_a_mistake() -> None:
     ]
 
 
+def test_the_nearest_key_is_looked_for_a_hundred_times(file: Path) -> None:
+    file.write_text("[log]\n" + "".join(f"levl{number} = 1\n" for number in range(200)))  # as a file of another program
+    said = problems(file)
+    assert [line.endswith("did you mean log.level?") for line in said] == [True] * 100 + [False] * 100
+
+
 def test_invalid_utf8_in_a_variable_is_reported() -> None:
     (problem,) = problems(environ={"WSBROKER_LIMITS__MAX_SIZE": "\udcff"})
     assert problem.startswith("limits.max_size (WSBROKER_LIMITS__MAX_SIZE): must be an integer")
@@ -250,7 +256,7 @@ def test_mistakes_of_all_layers_are_reported(file: Path) -> None:
         ("limits.max_depth.x = 1", 'must be an integer from 2 to 512, not {"x": 1}'),
         ('server.listen = "127.0.0.1:1"', 'must be a list of strings, not empty, not "127.0.0.1:1"'),
         ("server.listen = []", "must be a list of strings, not empty, not []"),
-        ("server.listen = [1]", "must be a list of strings, not empty, not [1]"),
+        ("server.listen = [1]", "must be a string, not 1"),
         ("server.anonymous = 1", "must be true or false, not 1"),
         ('server.engine = "redis"', 'must be "memory", not "redis"'),
         (f'log.format = "{"x" * 500}"', f'must be one of "text", "json", not "{"x" * 59}…'),

@@ -294,7 +294,7 @@ class Handshake(asyncio.Protocol):
         if isinstance(answer, HealthCheck):
             return HTTPResponse(200, "ok")
         if limiter.over_address_limit(peer):
-            return HTTPResponse(429, "there are too many connections of this address", shared.retry_after())
+            return HTTPResponse(429, "this address has too many connections", shared.retry_after())
         self.place = limiter.take_slot(self.place)
         if self.place is not Place.SLOT:
             limiter.reject()

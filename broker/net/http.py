@@ -272,7 +272,7 @@ def answer_request(request: Request, site: Site, *, loopback: bool) -> Upgrade |
     if path == HEALTH_PATH:
         if request.method in HEALTH_METHODS:
             return HealthCheck()
-        return HTTPResponse(426, "only GET and HEAD are answered here", UPGRADE)
+        return HTTPResponse(426, "/healthz answers only GET and HEAD", UPGRADE)
     if not site.has_websocket_at(path):
         return HTTPResponse(404, f"there is nothing at this path; the WebSocket is at {site.path}")
     upgrade = negotiate(request, site.negotiation)
@@ -367,10 +367,12 @@ def response_for(exc: InvalidHandshake) -> HTTPResponse:
     """Map an exception of websockets to the response."""
     match exc:
         case InvalidMethod() | InvalidProtocol() | InvalidUpgrade():
-            return HTTPResponse(426, "this is a WebSocket; a plain request has nothing to find here", UPGRADE)
+            return HTTPResponse(
+                426, "this path is for WebSockets only, and the request is not a WebSocket handshake", UPGRADE
+            )
         case InvalidHeaderValue(name="Sec-WebSocket-Version"):
             headers = {**UPGRADE, "Sec-WebSocket-Version": "13"}
-            return HTTPResponse(426, "this version of WebSocket is not spoken here", headers)
+            return HTTPResponse(426, "the broker supports only version 13 of WebSocket", headers)
         case InvalidHeader(name=name):
             return HTTPResponse(400, f"the header {name} is missing, doubled or malformed")
         case NegotiationError():

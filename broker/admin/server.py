@@ -37,8 +37,9 @@ log = structlog.get_logger(__name__)
 class Admin:
     """The admin listener.
 
-    `unready_reason` gives the reason for not being ready, or None; `node` has the sessions. Connections over
-    `max_connections` are closed at once.
+    `unready_reason` gives the reason for not being ready, or None; `node` has the sessions. A connection over
+    `max_connections` takes the place of the oldest one. A request takes milliseconds, so that one is stuck or idle, and
+    no client can keep probes out.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Admin:
             app, handle_signals=False, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=1.0
         )
         self._spare_fds: list[int] = []
+        self._open: list[asyncio.Transport] = []
+        """The connections, the oldest first; some of them may be closed."""
         self._serving: set[asyncio.Task[None]] = set()
         self._refilling: asyncio.TimerHandle | None = None
 
@@ -88,12 +91,18 @@ class Admin:
     def handle(self, sock: socket.socket) -> None:
         """Serve an accepted connection."""
         server = self._runner.server
-        if server is None or len(server.connections) + len(self._serving) >= self._max_connections:
+        if server is None:
             sock.close()
             return
+        self._open = [transport for transport in self._open if not transport.is_closing()]
+        if len(self._open) + len(self._serving) >= self._max_connections:
+            if not self._open:
+                sock.close()
+                return
+            self._open.pop(0).abort()
         task = asyncio.get_running_loop().create_task(self._serve(sock))
         self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(self._serving.discard)  # also of a task that is cancelled before it begins
 
     def release_spare_fd(self) -> bool:
         """Close a spare descriptor, so that the process can open another. False if none is left."""
@@ -109,6 +118,10 @@ class Admin:
         assert server is not None
         try:
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(server, sock)
+            self._open.append(transport)
+            task = asyncio.current_task()
+            assert task is not None
+            self._serving.discard(task)  # now, so that no connection is counted twice
             asyncio.get_running_loop().call_later(LIFETIME, transport.abort)
         except OSError as exc:
             log.debug("admin connection lost", reason=describe_error(exc))

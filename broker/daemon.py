@@ -151,7 +151,7 @@ def check_sockets(config: Config, systemd: Systemd) -> bool:
     passed = [
         str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := bound_address(sock)).local
     ]
-    required = requires_identity(config, remote=True) and (identifies(config.auth) or bool(config.keys))
+    required = requires_identity(config, remote=True) and (identifies(config) or bool(config.keys))
     if passed and config.server.anonymous is None and not required:
         raise ConfigError([too_open("server.listen", [f"the socket {address} of systemd" for address in passed])])
     return remote or bool(passed)

@@ -92,7 +92,7 @@ def contradictions(
     if queue > ceiling and known("limits.max_queue", "limits.max_queue_limit"):
         message = f"{queue} must not be more than limits.max_queue_limit ({place('limits.max_queue_limit')})"
         problems.append(Problem(f"{message}, which is {ceiling}", "limits.max_queue", place("limits.max_queue")))
-    for name, other in (("server.certificate", "server.key"), ("server.key", "server.certificate")):
+    for name, other in PAIRS:
         if value(name) is not None and value(other) is None and known(name, other):
             problems.append(Problem(f"needs {other} beside it", name, place(name)))
     for problem in _contradictions_of_access(value, known, tables):
@@ -104,7 +104,16 @@ def contradictions(
     return problems
 
 
-IDENTIFYING: Final = ("auth.key_file", "auth.key", "auth.jwks_url", "auth.secret_file", "auth.secret", "auth.url")
+PAIRS: Final = (
+    ("server.certificate", "server.key"),
+    ("server.key", "server.certificate"),
+    ("server.client_ca", "server.certificate"),
+)
+"""Settings that need another one."""
+IDENTIFYING: Final = (
+    *("auth.key_file", "auth.key", "auth.jwks_url", "auth.secret_file", "auth.secret", "auth.url"),
+    "server.client_ca",
+)
 """The settings by which clients can be identified; each is enough."""
 EXCLUSIVE: Final = (
     ("auth.key_file", "auth.key"),
@@ -134,7 +143,8 @@ def _contradictions_of_access(
         by = [key for key in IDENTIFYING if value(key) is not None]
         yield from (Problem(message, key) for key in [*by, *(["keys"] if "keys" in tables else [])])
     if (required or anonymous is False) and not identifies:
-        needed = "a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url or [[keys]]"
+        for_tokens = "auth.key_file, auth.jwks_url, auth.secret_file"
+        needed = f"a key for tokens ({for_tokens}), auth.url, server.client_ca or [[keys]]"
         yield Problem(f"nobody could connect: it needs {needed}", "auth.required" if required else "server.anonymous")
     if known("auth.algorithms"):
         yield from _contradictions_of_algorithms(value)

@@ -168,6 +168,15 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="new_connections",
         ),
     ] = None
+    client_ca: Annotated[
+        str | None,
+        _key(
+            "File with the certificates of the authorities that sign client certificates, in PEM format. With it, "
+            "clients on TCP addresses are asked for a certificate, and one that they show identifies them.",
+            example="/etc/wsbroker/clients.pem",
+            reload="new_connections",
+        ),
+    ] = None
     compression: Annotated[
         bool,
         _key(
@@ -532,6 +541,18 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url_concurrency: Annotated[
         int, _key("Requests to the backend that are under way at one time.", 1, 10_000, reload="at_once")
     ] = 64
+    certificate_identity: Annotated[
+        Literal["cn", "dns", "email", "uri"],
+        _key(
+            "The name in a client certificate that is the identity: the common name of the subject, or the DNS name, "
+            "email address or URI in subjectAltName. A certificate must have exactly one of this kind.",
+            reload="new_connections",
+        ),
+    ] = "cn"
+    certificate_roles: Annotated[
+        Annotated[list[str], Meta(min_length=1)],
+        _key("The roles of clients that are identified by a certificate.", reload="at_once"),
+    ] = msgspec.field(default_factory=lambda: ["default"])
     issuer: Annotated[
         str | None,
         _key("The `iss` that a token must have. Left out: any.", example="https://login.example", reload="at_once"),
@@ -673,7 +694,7 @@ class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _key(
             "Where a subscription may have the overflow policy block, which parks publishers.",
             example=["orders.>"],
-            reload="new_subscriptions",
+            reload="at_once",
         ),
     ] = ()
     max_connections: Annotated[

@@ -368,6 +368,17 @@ async def test_sessions_need_an_api_key_as_soon_as_one_is_configured(tmp_path: P
         assert [(await get(daemon.admin, path)).status for path in ("/livez", "/readyz", "/metrics")] == [200] * 3
 
 
+async def test_sessions_are_not_for_pages_of_another_origin() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        for origin in ("http://evil.example", "null", "https://localhost:8443", "http://localhost:8000", "nonsense"):
+            refused = await get(daemon.admin, "/v1/sessions", Origin=origin)
+            assert refused.status == 403, origin
+            assert "access-control-allow-origin" not in refused.headers
+            assert (await get(daemon.admin, "/livez", Origin=origin)).status == 200
+        assert (await get(daemon.admin, "/v1/sessions", Origin="http://localhost")).status == 200, "its own page"
+
+
 async def test_sessions_need_an_api_key_beyond_loopback() -> None:
     environ = {"WSBROKER_SERVER__ANONYMOUS": "true"}
     async with launched("--listen", "127.0.0.1:0", "--admin", "0.0.0.0:0", environ=environ) as daemon:

@@ -2,13 +2,16 @@
 #
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
-#   make lint          style and types
+#   make lint          style, types, habits that are known to be unsafe, secrets in the sources
+#   make audit         known weaknesses of the libraries; asks the network
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
 #                      ARGS=--nginx through nginx
 #   make interop       other WebSocket clients with a real broker; make interop ARGS="websockets ws --strict"
-#   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
+#   make fuzz          the parsers, guided by coverage, and the native code on ever more examples, under sanitizers;
+#                      make fuzz ARGS="--each 10 --minutes 60"
 #   make sanitize      the tests of the native code once, under sanitizers; make sanitize ARGS="tests/speedups/test_json.py"
-#   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"
+#   make soak          100,000 clients one after the other, then subscribers that stop reading, for a minute;
+#                      make soak ARGS="--cycles 0 --seconds 600"
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
 #   make bench-check   a short part of it, against the ratios that are recorded
 #   make instructions  what the data path costs in instructions; make instructions ARGS=--check
@@ -19,7 +22,7 @@
 PACKAGES := broker bench examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance interop fuzz sanitize soak bench bench-check instructions docs
+.PHONY: help run test lint audit conformance interop fuzz sanitize soak bench bench-check instructions docs
 .PHONY: install-service clean setup-run setup-dev setup-bench setup-docs
 
 # The servers of the bench, and their Debian packages.
@@ -44,7 +47,14 @@ lint: setup-dev
 	.venv/bin/ruff check $(PACKAGES) _speedups setup.py
 	.venv/bin/ruff format --check $(PACKAGES) _speedups setup.py
 	.venv/bin/mypy $(PACKAGES)
+	.venv/bin/bandit --quiet --recursive broker --configfile pyproject.toml
+	.venv/bin/python -m tools.find_secrets
 	PATH=$$PWD/.venv/bin:$$PATH cython-lint _speedups
+
+# Asks a database of known weaknesses, over the network.
+audit: setup-dev
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10'
+	.venv/bin/pip-audit --skip-editable
 
 conformance: setup-dev
 	.venv/bin/python -m tests.conformance.suite $(ARGS)
@@ -53,6 +63,7 @@ interop: setup-dev
 	.venv/bin/python -m tests.interop $(ARGS)
 
 fuzz: setup-dev
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0' || true
 	.venv/bin/python -m tests.fuzz $(ARGS)
 
 sanitize: setup-dev

@@ -171,7 +171,7 @@ cdef class Connection(Reader):
 
     cdef int on_message(self, int opcode, unsigned char* data, size_t size, bint checked) except -1:
         cdef FastPath path = self.routes if self.routes is not None else self.token_bucket
-        if path is not None and self.takes_commands() and path.publish(self, data, size, checked):
+        if path is not None and self.takes_commands() and path.publish(self, data, size, checked, NULL):
             if self.context.work >= self.context.work_limit:
                 return self.count_work()
             return 0

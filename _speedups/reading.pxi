@@ -176,12 +176,19 @@ cdef class Reader(Writer):
         return 0
 
 
+cdef struct Permits:
+    # The routes that may be used, see permits.pxi.
+    uint64_t* serials  # each at the place of its last bits; 0 where there is none
+    uint32_t mask
+
+
 cdef class FastPath:
     """Carries out plain publishes without the session."""
 
-    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked) except -1:
+    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked,
+                      const Permits* permits) except -1:
         """Carry out a message if it is a publish that needs no session; False leaves it to the session.
 
-        `checked` says that the message is known to be UTF-8.
+        `checked` says that the message is known to be UTF-8. `permits` limits the topics; NULL: all.
         """
         raise NotImplementedError

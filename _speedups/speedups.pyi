@@ -119,8 +119,9 @@ class LoopContext:
 class Connection:
     context: LoopContext
     session: Session | None
-    routes: RouteCache | None
+    routes: RouteCache | PermittedRoutes | IntakeLimit | None
     token_bucket: TokenBucket | None
+    max_size: int
     mistakes: int
     state: int
     state_name: str
@@ -222,10 +223,28 @@ class RouteCache(FastPath):
     def __contains__(self, topic: str) -> bool: ...
 
 @final
+class PermittedRoutes(FastPath):
+    routes: RouteCache
+    def __init__(self, routes: RouteCache) -> None: ...
+    def permit(self, topic: str) -> None: ...
+
+@final
 class TokenBucket(FastPath):
-    routes: RouteCache | None
+    routes: RouteCache | PermittedRoutes | None
     rate: float
     burst: float
-    def __init__(self, rate: float, burst: float, routes: RouteCache | None = None) -> None: ...
+    def __init__(self, rate: float, burst: float, routes: RouteCache | PermittedRoutes | None = None) -> None: ...
     def change(self, rate: float, burst: float) -> None: ...
     def take(self) -> float: ...
+
+@final
+class IntakeLimit(FastPath):
+    path: RouteCache | PermittedRoutes | TokenBucket | None
+    refused: int
+    command_rate: float
+    command_burst: float
+    byte_rate: float
+    byte_burst: float
+    def __init__(self, command_rate: float, command_burst: float, byte_rate: float, byte_burst: float) -> None: ...
+    def change(self, command_rate: float, command_burst: float, byte_rate: float, byte_burst: float) -> None: ...
+    def take(self, size: int) -> float: ...

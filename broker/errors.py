@@ -160,7 +160,7 @@ ERRORS: dict[str, Error] = {
         Error("no_history", False, "the topic keeps no history"),
         Error("limit", False, "too many subscriptions, or a value over the broker's limit"),
         Error("rate_limited", True, "too much in too short a time; `retry_after_ms` says how long to wait"),
-        Error("unavailable", True, "the engine behind the broker does not answer"),
+        Error("unavailable", True, "the engine, or the service that knows who clients are, does not answer"),
         Error("draining", True, "the broker is shutting down"),
         Error("internal", True, "an error in the broker; the log shows it with the session id"),
     )
@@ -183,13 +183,15 @@ REFUSALS: dict[int, Refusal] = {
         Refusal(
             429,
             "Too Many Requests",
-            "the client's address has too many connections; `Retry-After` says after how many seconds to try again",
+            "the client's address or identity has too many connections; `Retry-After` says after how many seconds to try "
+            "again",
         ),
         Refusal(431, "Request Header Fields Too Large", "the head of the request is too long or has too many lines"),
         Refusal(
             503,
             "Service Unavailable",
-            "the broker is full or shuts down; `Retry-After` says after how many seconds to try again",
+            "the broker is full or shuts down, or nobody can tell who the client is; `Retry-After` says after how many "
+            "seconds to try again",
         ),
     )
 }

@@ -178,7 +178,7 @@ def _decode_invalid(payload: bytes) -> Command:
     try:
         return _COMMANDS.decode(payload)
     except msgspec.ValidationError as error:
-        raise BadCommand("bad_command", _explain(str(error)), _id_of(payload)) from None
+        raise BadCommand("bad_command", _explain(str(error)), id_of(payload)) from None
 
 
 def _without_duplicates(payload: bytes) -> bytes:
@@ -202,6 +202,8 @@ class Welcome(msgspec.Struct, tag_field="op", tag="welcome", frozen=True, kw_onl
     max_size: int
     max_queue: int
     identity: Given[str] = None
+    expires_in: Given[Count] = None
+    """Seconds until the identity expires."""
 
 
 class Ok(msgspec.Struct, tag_field="op", tag="ok", frozen=True, kw_only=True, omit_defaults=True):
@@ -217,6 +219,9 @@ class Ok(msgspec.Struct, tag_field="op", tag="ok", frozen=True, kw_only=True, om
     recovered: Given[bool] = None
     events: Given[msgspec.Raw] = None
     more: Given[bool] = None
+    identity: Given[str] = None
+    expires_in: Given[Count] = None
+    """Seconds until the identity expires."""
 
 
 class ErrorAnswer(msgspec.Struct, tag_field="op", tag="error", frozen=True, kw_only=True, omit_defaults=True):
@@ -227,6 +232,8 @@ class ErrorAnswer(msgspec.Struct, tag_field="op", tag="error", frozen=True, kw_o
     message: str
     retry: bool
     retry_after_ms: Given[Count] = None
+    topic: Given[str] = None
+    """The subscription that has ended, where it was the broker that ended it."""
 
 
 class EventMessage(msgspec.Struct, tag_field="op", tag="event", frozen=True, kw_only=True, omit_defaults=True):
@@ -281,7 +288,14 @@ ServerMessage = Welcome | Ok | ErrorAnswer | EventMessage | Gap | Join | Leave |
 
 
 def encode_welcome(
-    *, session: str, server: str, ping: float, max_size: int, max_queue: int, identity: str | None = None
+    *,
+    session: str,
+    server: str,
+    ping: float,
+    max_size: int,
+    max_queue: int,
+    identity: str | None = None,
+    expires_in: int | None = None,
 ) -> bytes:
     """Encode the first message of a connection. `ping` in seconds (0: the broker sends none), `max_size` in bytes."""
     return _encode(
@@ -293,6 +307,7 @@ def encode_welcome(
             max_size=max_size,
             max_queue=max_queue,
             identity=identity,
+            expires_in=expires_in,
         )
     )
 
@@ -310,10 +325,19 @@ def encode_receipt(id: int | str, receivers: int, queued: int, dropped: int, off
     return _encode(answer)
 
 
-def encode_error(id: int | str | None, code: str, message: str, retry_after_ms: int | None = None) -> bytes:
+def encode_error(
+    id: int | str | None, code: str, message: str, retry_after_ms: int | None = None, topic: str | None = None
+) -> bytes:
     """Encode the answer to a command that is not carried out. `code` must be in `ERRORS`, which knows `retry`."""
     return _encode(
-        ErrorAnswer(id=id, code=code, message=message, retry=ERRORS[code].retry, retry_after_ms=retry_after_ms)
+        ErrorAnswer(
+            id=id,
+            code=code,
+            message=message,
+            retry=ERRORS[code].retry,
+            retry_after_ms=retry_after_ms,
+            topic=topic,
+        )
     )
 
 
@@ -413,7 +437,7 @@ class _WithId(msgspec.Struct):
 _IDS = msgspec.json.Decoder(_WithId)
 
 
-def _id_of(payload: bytes) -> int | str | None:
+def id_of(payload: bytes) -> int | str | None:
     """Read the `id` of a command of which something else is wrong, so that the error can be told apart by it."""
     try:
         return _IDS.decode(payload).id

@@ -77,6 +77,15 @@ def is_pattern(name: str) -> bool:
     return "*" in name or ">" in name
 
 
+def is_token(text: str) -> bool:
+    """Whether `text` can be one token of a topic."""
+    try:
+        _check_name(text)
+    except CommandError:
+        return False
+    return "." not in text and not is_pattern(text)
+
+
 def check_topic(topic: str) -> None:
     """Check a name that events are published to or kept under.
 

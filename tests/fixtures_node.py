@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close, Frame, Opcode
 
+from broker.auth.authenticator import Authenticator
 from broker.config import Config, Limits, Server, TopicRule, parse_address
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
@@ -39,6 +40,7 @@ async def serving(
     server: Server | None = None,
     block: Any = "local",
     topics: Sequence[TopicRule] = (),
+    authenticator: Authenticator | None = None,
     **limits: Any,
 ) -> AsyncIterator[Harness]:
     """A node that serves on loopback, or as `server` says, under `limits` other than the defaults, with a certificate
@@ -46,10 +48,10 @@ async def serving(
     server = server or Server(listen=["127.0.0.1:0"], block=block)
     config = Config(server=server, limits=Limits(**limits), topics=list(topics))
     loop = asyncio.get_running_loop()
-    node = Node(config, engine or MemoryEngine(), loop)
+    node = Node(config, engine or MemoryEngine(), loop, authenticator or Authenticator())
     limiter = ConnectionLimiter(config.limits, node, Capacity(1000, 100))
     handshakes = Handshakes(config, node, limiter, loop)
-    tls = None if pair is None else Tls(loaded(pair))
+    tls = None if pair is None else Tls(loaded(pair, server.client_ca))
     listener = Listener(handshakes, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await node.start()
     await listener.open(parse_address(server.listen[0]))
@@ -65,6 +67,7 @@ async def serving(
         await until(lambda: not node.connections)
         await node.stop()
     assert node.sessions == {}
+    assert len(node.identities) == 0
     assert node.hub.filters == 0
     assert node.context.subscriptions == 0
     assert node.context.queued == 0
@@ -86,11 +89,13 @@ class Harness:
     def url(self) -> str:
         return f"{'ws' if self.context is None else 'wss'}://{self.address}/"
 
-    async def connect(self) -> Client:
-        """A client that has been welcomed."""
-        client = Client(
-            await connect(self.url, ssl=self.context, proxy=None, compression=None, max_size=None, max_queue=None)
-        )
+    async def connect(self, token: str | None = None, **options: Any) -> Client:
+        """A client that has been welcomed; it shows a token in a header. `options` are for websockets."""
+        if token is not None:
+            options["additional_headers"] = {"Authorization": f"Bearer {token}"}
+        unlimited: dict[str, Any] = {"max_size": None, "max_queue": None}
+        options = {"ssl": self.context, "proxy": None, "compression": None, **unlimited, **options}
+        client = Client(await connect(self.url, **options))
         self.clients.append(client)
         client.welcome = await client.next()
         assert client.welcome["op"] == "welcome"

@@ -18,6 +18,7 @@ from broker.admin.sessions import Sessions
 from broker.config import Address
 from broker.net.limiter import ADMIN_CONNECTIONS
 from broker.net.listener import ACCEPT_RETRY_DELAY, UNIX_MODE, Acceptor, BaseListener, SocketAcceptor, describe_error
+from broker.net.origin import Origins
 from broker.node import Node
 
 SPARE_FDS: Final = 4
@@ -28,6 +29,9 @@ KEEP_ALIVE: Final = 5.0
 
 LIFETIME: Final = 60.0
 """Maximum age of a connection in seconds: nothing else closes a client that does not read its answer."""
+
+OWN_PAGES: Final = Origins(())
+"""The rule for origins: only the pages of the requested host itself."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -52,8 +56,11 @@ class Admin:
         self._registry = registry
         self._unready_reason = unready_reason
         self._sessions = Sessions(node)
+        self._identities = node.identities
         self._max_connections = max_connections
-        app = web.Application(middlewares=[_check_host])
+        self.is_remote = False
+        """Whether other machines can reach it. Set before it serves."""
+        app = web.Application(middlewares=[_check_host, _check_origin, self._check_key])
         app.add_routes(
             [
                 web.get("/livez", self._livez),
@@ -135,6 +142,21 @@ class Admin:
         except OSError:
             self._refilling = asyncio.get_running_loop().call_later(ACCEPT_RETRY_DELAY, self._refill_spare_fds)
 
+    @web.middleware
+    async def _check_key(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Serve what tells of clients and topics to API keys with the role `admin` alone, as soon as there are any."""
+        if request.path.startswith("/v1/"):
+            values = request.headers.getall("Authorization", [])
+            key = values[0][7:].strip() if len(values) == 1 and values[0][:7].lower() == "bearer " else None
+            denied = self._identities.refuse_admin(key, remote=self.is_remote)
+            if denied is not None:
+                code = "unauthorized" if denied.status == 401 else "forbidden"
+                answer = respond({"code": code, "message": denied.reason, "retry": False}, denied.status)
+                if denied.status == 401:
+                    answer.headers["WWW-Authenticate"] = 'Bearer realm="wsbroker"'
+                return answer
+        return await handler(request)
+
     async def _livez(self, request: web.Request) -> web.Response:
         return respond({"status": "alive"})
 
@@ -162,6 +184,17 @@ async def _check_host(request: web.Request, handler: Handler) -> web.StreamRespo
     here = isinstance(sockname, tuple) and Address(host=sockname[0]).local
     if here and request.path.startswith("/v1/") and not Address(host=_host_of(request)).local:
         raise web.HTTPMisdirectedRequest(text="the admin listener is on loopback, and has no other name\n")
+    return await handler(request)
+
+
+@web.middleware
+async def _check_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse /v1/ to pages of another origin. A browser sends some requests before it asks whether the page may."""
+    origins = request.headers.getall("Origin", [])
+    if origins and request.path.startswith("/v1/"):
+        host = request.headers.get("Host", "")
+        if any(OWN_PAGES.refusal(origin, host, loopback=False) is not None for origin in origins):
+            raise web.HTTPForbidden(text="the admin listener is not for pages of another origin\n")
     return await handler(request)
 
 

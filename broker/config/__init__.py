@@ -5,16 +5,19 @@ from broker.config.addresses import Address, find_group, parse_address
 from broker.config.checks import too_open
 from broker.config.files import read_file
 from broker.config.keys import RESTART_KEYS
-from broker.config.schema import Config, Limits, Log, Server, TopicRule
+from broker.config.schema import ApiKey, Auth, Config, Limits, Log, Role, Server, TopicRule
 from broker.config.sources import Reading, load
 
 __all__ = [
     "RESTART_KEYS",
     "Address",
+    "ApiKey",
+    "Auth",
     "Config",
     "Limits",
     "Log",
     "Reading",
+    "Role",
     "Server",
     "TopicRule",
     "find_group",

@@ -33,15 +33,16 @@ def _key(
     example: Any = None,
     *,
     reload: Reload,
+    secret: bool = False,
 ) -> Meta:
     """Describe a key: what it is for, the range that it allows, its unit, an example where it has no default, and what
-    a reload does to it.
+    a reload does to it. The value of a `secret` is shown in no message.
 
     Ranges are wide. They are there to catch a slip of the unit, like milliseconds for seconds.
     """
     examples = None if example is None else [example]
     about += f" In {unit}." if unit else ""
-    extra = {"unit": unit, "reload": reload}
+    extra = {"unit": unit, "reload": reload, "secret": secret}
     return Meta(
         ge=low, le=high, description=about, examples=examples, extra=extra, extra_json_schema={"x-reload": reload}
     )
@@ -78,8 +79,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     anonymous: Annotated[
         bool | None,
         _key(
-            "Whether clients without an identity may connect. Left out: only where all addresses are on loopback "
-            "or are Unix sockets.",
+            "Whether clients without an identity may connect. Left out: only where all addresses are on loopback or are "
+            "Unix sockets, and auth.required does not say otherwise.",
             example=True,
             reload="restart",
         ),
@@ -164,6 +165,15 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _key(
             "File with the private key of the certificate, in PEM format, not encrypted.",
             example="/etc/wsbroker/key.pem",
+            reload="new_connections",
+        ),
+    ] = None
+    client_ca: Annotated[
+        str | None,
+        _key(
+            "File with the certificates of the authorities that sign client certificates, in PEM format. With it, "
+            "clients on TCP addresses are asked for a certificate, and one that they show identifies them.",
+            example="/etc/wsbroker/clients.pem",
             reload="new_connections",
         ),
     ] = None
@@ -281,6 +291,16 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "Time from connecting to the end of the opening handshake.", 0.1, 3600, "seconds", reload="new_connections"
         ),
     ] = 10.0
+    auth_timeout: Annotated[
+        float,
+        _key(
+            "Time for a client to show a token, where one is required; beyond it the connection is closed with 4500.",
+            0.1,
+            3600,
+            "seconds",
+            reload="new_connections",
+        ),
+    ] = 10.0
     ping_interval: Annotated[
         float,
         _key(
@@ -341,6 +361,45 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="at_once",
         ),
     ] = 100
+    command_rate: Annotated[
+        float,
+        _key(
+            "Commands a second that one connection may send, on the average; beyond it the answer is rate_limited, and "
+            "who goes on is closed with 4002. 0: any number.",
+            0,
+            10**7,
+            reload="at_once",
+        ),
+    ] = 0.0
+    command_burst: Annotated[
+        int, _key("Commands that one connection may send at once.", 1, 10**7, reload="at_once")
+    ] = 200
+    byte_rate: Annotated[
+        float,
+        _key(
+            "Bytes of commands a second that one connection may send, on the average; beyond it as with command_rate. "
+            "0: any number.",
+            0,
+            2**40,
+            reload="at_once",
+        ),
+    ] = 0.0
+    byte_burst: Annotated[
+        int, _key("Bytes of commands that one connection may send at once.", 64, 2**40, "bytes", reload="at_once")
+    ] = 4 * 2**20
+    handshake_rate: Annotated[
+        float,
+        _key(
+            "Connections a second that one client address may begin, or one IPv6 network of 64 bits, on the average; "
+            "beyond it the answer is 429. Who comes by a Unix socket without an address is not counted. 0: any number.",
+            0,
+            10**6,
+            reload="new_connections",
+        ),
+    ] = 0.0
+    handshake_burst: Annotated[
+        int, _key("Connections that one client address may begin at once.", 1, 10**6, reload="new_connections")
+    ] = 50
     drain_timeout: Annotated[
         float,
         _key(
@@ -393,6 +452,134 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(4096, -(-self.max_size // 2048)) if self.max_fragments is None else self.max_fragments
 
 
+Algorithm = Literal[
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+"""The algorithms of JSON Web Signatures that the broker verifies (RFC 7518, section 3.1; RFC 8037)."""
+
+
+class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who clients are: the tokens that identify them, JSON Web Tokens (RFC 7519)."""
+
+    required: Annotated[
+        bool | None,
+        _key(
+            "Whether a client must show a valid token or API key. Left out: not on loopback and Unix sockets, and "
+            "everywhere else.",
+            example=True,
+            reload="restart",
+        ),
+    ] = None
+    algorithms: Annotated[
+        Annotated[list[Algorithm], Meta(min_length=1)],
+        _key(
+            "Algorithms that a token may be signed with. What a token itself says never adds to them.",
+            reload="at_once",
+        ),
+    ] = msgspec.field(default_factory=lambda: ["EdDSA"])
+    key_file: Annotated[
+        str | None,
+        _key(
+            "File with the public keys that tokens are verified with: PEM, one or several, or a JSON Web Key Set. "
+            "credential:NAME stands for a credential that systemd passes.",
+            example="/etc/wsbroker/jwt.pub",
+            reload="at_once",
+        ),
+    ] = None
+    key: Annotated[
+        str | None,
+        _key(
+            "The same keys themselves, for the environment.",
+            example="-----BEGIN PUBLIC KEY-----…",
+            reload="at_once",
+        ),
+    ] = None
+    jwks_url: Annotated[
+        str | None,
+        _key(
+            "URL of the JSON Web Key Set of a login service, instead of a file: https, or http on loopback.",
+            example="https://login.example/.well-known/jwks.json",
+            reload="at_once",
+        ),
+    ] = None
+    secret_file: Annotated[
+        str | None,
+        _key(
+            "File with the secret for HS256, HS384 and HS512, which the broker shares with those who make tokens. A "
+            "newline at its end does not belong to it. credential:NAME stands for a credential that systemd passes.",
+            example="credential:jwt-secret",
+            reload="at_once",
+        ),
+    ] = None
+    secret: Annotated[
+        str | None,
+        _key(
+            "The same secret itself, for the environment.",
+            example="at least 32 bytes, at random, for HS256",
+            reload="at_once",
+            secret=True,
+        ),
+    ] = None
+    url: Annotated[
+        str | None,
+        _key(
+            "URL of a backend that says who a client without a token is, asked with headers of its request when it "
+            "connects: https, or http on loopback.",
+            example="http://127.0.0.1:8000/wsbroker",
+            reload="at_once",
+        ),
+    ] = None
+    url_headers: Annotated[
+        Annotated[list[str], Meta(min_length=1)],
+        _key(
+            "Headers of the client's request that the backend gets. A client that sends none of them has no identity, "
+            "and the backend is not asked.",
+            reload="new_connections",
+        ),
+    ] = msgspec.field(default_factory=lambda: ["Cookie"])
+    url_timeout: Annotated[float, _key("Time for an answer of the backend.", 0.1, 60, "seconds", reload="at_once")] = (
+        3.0
+    )
+    url_concurrency: Annotated[
+        int, _key("Requests to the backend that are under way at one time.", 1, 10_000, reload="at_once")
+    ] = 64
+    certificate_identity: Annotated[
+        Literal["cn", "dns", "email", "uri"],
+        _key(
+            "The name in a client certificate that is the identity: the common name of the subject, or the DNS name, "
+            "email address or URI in subjectAltName. A certificate must have exactly one of this kind.",
+            reload="new_connections",
+        ),
+    ] = "cn"
+    certificate_roles: Annotated[
+        Annotated[list[str], Meta(min_length=1)],
+        _key("The roles of clients that are identified by a certificate.", reload="at_once"),
+    ] = msgspec.field(default_factory=lambda: ["default"])
+    issuer: Annotated[
+        str | None,
+        _key("The `iss` that a token must have. Left out: any.", example="https://login.example", reload="at_once"),
+    ] = None
+    audience: Annotated[
+        str | None,
+        _key("The `aud` that a token must have. Left out: any.", example="wsbroker", reload="at_once"),
+    ] = None
+    identity_claim: Annotated[
+        str, _key("The claim with the name of the identity. A dot leads into a claim.", reload="at_once")
+    ] = "sub"
+    roles_claim: Annotated[
+        str,
+        _key(
+            "The claim with the roles, a list or a string with spaces in between, like realm_access.roles or scope. A "
+            "token without it has the role default.",
+            reload="at_once",
+        ),
+    ] = "roles"
+    leeway: Annotated[
+        float, _key("How far clocks may differ, for `exp` and `nbf`.", 0, 300, "seconds", reload="at_once")
+    ] = 10.0
+    expiry_required: Annotated[bool, _key("Whether a token must have `exp`.", reload="at_once")] = True
+
+
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the broker writes to standard error."""
 
@@ -408,7 +595,12 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings for some topics: one [[topics]] table. If several match a topic, only the most specific one applies."""
 
     match: Annotated[
-        str, _key("The topic or pattern that the rule is for. `*` and `>` are as in subscriptions.", reload="at_once")
+        str,
+        _key(
+            "The topic or pattern that the rule is for. `*` and `>` are as in subscriptions.",
+            example="prices.>",
+            reload="at_once",
+        ),
     ]
     max_queue: Annotated[
         Annotated[int, Meta(ge=1, le=2**24)] | None,
@@ -445,10 +637,119 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
+_Patterns = Annotated[tuple[str, ...], Meta(max_length=1000)]
+
+
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An API key of a backend: one [[keys]] table. `wsbroker key make` makes one."""
+
+    name: Annotated[str, _key("The identity of those who show the key.", example="shop", reload="at_once")]
+    hash: Annotated[
+        str,
+        _key(
+            "The hash of the key; the key itself is written nowhere.",
+            example=f"sha256:{64 * '0'}",
+            reload="at_once",
+            secret=True,
+        ),
+    ]
+    roles: Annotated[
+        Annotated[tuple[str, ...], Meta(min_length=1)],
+        _key("What it may do. admin stands for the admin listener.", example=["publisher"], reload="at_once"),
+    ]
+
+
+class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What those who have this role may do, and how much of it: one [[roles]] table. A list left out grants nothing."""
+
+    name: Annotated[
+        str,
+        _key(
+            "Name of the role, as tokens have it. anonymous is for those who show none, default for tokens that name "
+            "no role.",
+            example="user",
+            reload="at_once",
+        ),
+    ]
+    publish: Annotated[
+        _Patterns,
+        _key(
+            "Topics and patterns that events may be published to. {identity} stands for the name of the identity.",
+            example=["chat.*"],
+            reload="at_once",
+        ),
+    ] = ()
+    subscribe: Annotated[
+        _Patterns,
+        _key(
+            "What may be subscribed to: a pattern, too, if each topic that it matches is allowed.",
+            example=["prices.>", "user.{identity}.>"],
+            reload="at_once",
+        ),
+    ] = ()
+    presence: Annotated[
+        _Patterns, _key("Where it may be asked who is subscribed.", example=["chat.*"], reload="at_once")
+    ] = ()
+    history: Annotated[_Patterns, _key("Whose kept events may be read.", example=["prices.>"], reload="at_once")] = ()
+    block: Annotated[
+        _Patterns,
+        _key(
+            "Where a subscription may have the overflow policy block, which parks publishers.",
+            example=["orders.>"],
+            reload="at_once",
+        ),
+    ] = ()
+    max_connections: Annotated[
+        Annotated[int, Meta(ge=1, le=10**7)] | None,
+        _key(
+            "Connections of one identity at one time. Left out: any number.",
+            example=10,
+            reload="new_connections",
+        ),
+    ] = None
+    connect_rate: Annotated[
+        Annotated[float, Meta(ge=0.001, le=10**6)] | None,
+        _key(
+            "Connections a second that one identity may begin, on the average, and ten times as many at once. Left "
+            "out: any number.",
+            example=1.0,
+            reload="at_once",
+        ),
+    ] = None
+    max_subscriptions: Annotated[
+        Annotated[int, Meta(ge=1, le=10**6)] | None,
+        _key(
+            "Subscriptions of one connection. Left out: limits.max_subscriptions.",
+            example=100,
+            reload="new_subscriptions",
+        ),
+    ] = None
+    publish_rate: Annotated[
+        Annotated[float, Meta(ge=0, le=10**7)] | None,
+        _key(
+            "Events a second that one identity may publish, by all its connections together. 0: any number. Left out: "
+            "limits.publish_rate, which is for each connection.",
+            example=10.0,
+            reload="at_once",
+        ),
+    ] = None
+    publish_burst: Annotated[
+        Annotated[int, Meta(ge=1, le=10**7)] | None,
+        _key(
+            "Events that it may publish at once. Left out: limits.publish_burst.",
+            example=20,
+            reload="at_once",
+        ),
+    ] = None
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The configuration of one broker."""
 
     server: Server = msgspec.field(default_factory=Server)
     limits: Limits = msgspec.field(default_factory=Limits)
+    auth: Auth = msgspec.field(default_factory=Auth)
     log: Log = msgspec.field(default_factory=Log)
+    keys: list[ApiKey] = msgspec.field(default_factory=list)
+    roles: list[Role] = msgspec.field(default_factory=list)
     topics: list[TopicRule] = msgspec.field(default_factory=list)

@@ -7,6 +7,8 @@ import re
 import tomllib
 from typing import Any, Final
 
+import msgspec
+
 from broker.errors import Place, Problem
 
 Path = tuple[str | int, ...]
@@ -43,6 +45,11 @@ def _explain(message: str) -> str:
     if message == "Cannot overwrite a value":
         return "this key has a value already"
     return re.sub(r"\(['\"].*\)", lambda found: f"[{'.'.join(ast.literal_eval(found[0]))}]", message)
+
+
+def dump(value: object) -> str:
+    """Write a default in TOML; JSON is TOML for numbers, booleans, and the strings and lists that occur."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=0).decode()
 
 
 def _position(text: str, index: int) -> tuple[int, int]:

@@ -12,12 +12,15 @@ import random
 import socket
 import ssl
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, cast
 
 import structlog
 from websockets.http11 import Request
 
 from broker.config import Config
+from broker.identity import ClientCertificate, Credentials, Denied, Identified, Identity
 from broker.metrics import Metrics
 from broker.net.addresses import UNIX, UNKNOWN, Peer, peer_of
 from broker.net.http import (
@@ -36,12 +39,18 @@ from broker.net.limiter import ConnectionLimiter, Place
 from broker.net.origin import Origins
 from broker.net.proxy import Proxies
 from broker.net.proxy_protocol import HeaderReader, ProxyProtocol, ProxyProtocolError
+from broker.net.tls import read_client_certificate
 
 REFUSED_TIMEOUT = 2.0
 """Seconds that a refused client has to read its answer and close. nginx gives 5 (lingering_timeout) and 30 in all;
 here it is one answer of a few hundred bytes, and each second holds a descriptor."""
 
 UNAVAILABLE = {"full": "the broker is full", "memory": "the broker is out of memory"}
+
+INVALID_TOKEN = {"WWW-Authenticate": 'Bearer realm="wsbroker", error="invalid_token"'}
+"""RFC 6750, section 3."""
+DENIED = {403: "forbidden", 429: "identity_limit", 503: "auth_unavailable"}
+"""Reasons of refusals in the metrics where it is the identity that is refused."""
 
 PEEKED_BYTES = 4096
 """Bytes of a TLS connection that are looked at before TLS begins."""
@@ -63,14 +72,24 @@ class Node(Protocol):
     def metrics(self) -> Metrics:
         """The counters of the node."""
 
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        """Find out who shows this. `done` may be called before this returns."""
+
     def connect(
-        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: Peer, window_bits: int = 0
+        self,
+        transport: asyncio.Transport,
+        upgrade_response: bytes,
+        rest: bytes,
+        peer: Peer,
+        window_bits: int = 0,
+        identity: Identity | None = None,
     ) -> None:
         """Take over a socket after a valid request.
 
         Must give the transport another protocol and send `upgrade_response`, the answer with status 101. `rest` is what
         the client sent behind its request, `peer` its address. `window_bits` is 0 unless compression was agreed to,
-        then the largest window that the client has for messages from the broker.
+        then the largest window that the client has for messages from the broker. `identity` is what the token of the
+        request has shown.
         """
 
 
@@ -93,7 +112,13 @@ class Handshakes:
     def reconfigure(self, config: Config) -> None:
         """Apply these settings from now on. Established connections stay."""
         server = config.server
-        self.site = Site(server.path, Origins(server.origins), config.limits.max_head, compression=server.compression)
+        self.site = Site(
+            server.path,
+            Origins(server.origins),
+            config.limits.max_head,
+            compression=server.compression,
+            passed_on=() if config.auth.url is None else tuple(config.auth.url_headers),
+        )
         self.proxies = Proxies(server.trusted_proxies, server.forwarded_header)
         self.proxy_protocol = ProxyProtocol(server.proxy_protocol)
         self.open_timeout = config.limits.open_timeout
@@ -172,9 +197,21 @@ class Handshakes:
         """Make a header Retry-After, with seconds at random, so that clients do not all reconnect at once."""
         return {"Retry-After": str(1 + int(random.random() * self._spread))}
 
+    def too_often_response(self) -> HTTPResponse:
+        """Make the answer to an address that begins too many connections."""
+        return HTTPResponse(429, "this address connects too often", self.retry_after(), "handshake_rate")
+
     def draining_response(self) -> HTTPResponse:
         """Make the answer while the broker shuts down."""
         return HTTPResponse(503, "the broker is shutting down", self.retry_after(), "draining")
+
+    def denied_response(self, denied: Denied) -> HTTPResponse:
+        """Make the answer to a client whose credentials do not let it in."""
+        if denied.status == 401:
+            return HTTPResponse(401, denied.reason, INVALID_TOKEN)
+        if denied.status == 403:
+            return HTTPResponse(403, denied.reason, label=DENIED[403])
+        return HTTPResponse(denied.status, denied.reason, self.retry_after(), DENIED[denied.status])
 
     def _wake_waiters(self) -> None:
         """Wake `wait_handshakes` and `wait_empty` if their condition holds."""
@@ -205,7 +242,19 @@ class Handshake(asyncio.Protocol):
     `loopback`: the listener is on loopback; `unix`: it is a Unix socket.
     """
 
-    __slots__ = ("_head", "_loopback", "_peer", "_proxied", "_shared", "_transport", "_unix", "began", "place")
+    __slots__ = (
+        "_head",
+        "_is_counted",
+        "_loopback",
+        "_peer",
+        "_proxied",
+        "_shared",
+        "_transport",
+        "_unix",
+        "_waiting",
+        "began",
+        "place",
+    )
 
     def __init__(self, shared: Handshakes, loopback: bool = False, unix: bool = False) -> None:
         self.place = Place.NONE
@@ -218,6 +267,10 @@ class Handshake(asyncio.Protocol):
         self._peer: Peer | None = UNIX if unix else None
         # The header of the PROXY protocol while it is read.
         self._proxied: HeaderReader | None = None
+        # Whether the limiter has counted it among those of its address.
+        self._is_counted = False
+        # What came behind the request while its token is verified.
+        self._waiting: bytes | None = None
         # None once all further bytes are discarded.
         self._head: HeadReader | None = HeadReader(shared.site.max_head)
         self._transport: asyncio.Transport | None = None
@@ -237,6 +290,9 @@ class Handshake(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._head is None:
             return
+        if self._waiting is not None:
+            self._wait_longer(data)
+            return
         if self._proxied is not None:
             try:
                 data = data[self._proxied.feed(data) :]
@@ -254,6 +310,14 @@ class Handshake(asyncio.Protocol):
         if answer is not None:
             self._send_response(answer)
 
+    def _wait_longer(self, data: bytes) -> None:
+        """Keep what TLS had read before it was told to stop."""
+        assert self._waiting is not None
+        assert self._transport is not None
+        self._waiting += data
+        if len(self._waiting) > self._shared.site.max_head:  # clients wait for the answer (RFC 6455, section 4.1)
+            self._transport.abort()
+
     def eof_received(self) -> None:
         """Let the transport close itself after it has sent its buffer."""
 
@@ -267,6 +331,7 @@ class Handshake(asyncio.Protocol):
         if self._head is not None:
             self._shared.limiter.count_refusal(0, "timeout")
             log.debug("handshake timeout", peer=self._peer_now())
+        self._waiting = None
         self._shared.untrack(self)
         if self._transport is not None:
             self._transport.abort()
@@ -282,8 +347,13 @@ class Handshake(asyncio.Protocol):
         if isinstance(request, HTTPResponse):
             return request
         peer = self._peer_now()
-        if forwarded := request.headers.get_all(shared.proxies.header):
-            peer = self._peer = shared.proxies.resolve_client(peer, forwarded) or peer
+        certificate = self._client_certificate()
+        forwarded = request.headers.get_all(shared.proxies.header)
+        if forwarded and (client := shared.proxies.resolve_client(peer, forwarded)) is not None:
+            peer = self._peer = client
+            certificate = None  # it is the proxy's
+        if not self._is_counted and limiter.over_rate(peer):
+            return shared.too_often_response()
         answer = answer_request(request, shared.site, loopback=self._loopback)
         if isinstance(answer, HTTPResponse):
             if answer.reason == "origin":
@@ -300,10 +370,43 @@ class Handshake(asyncio.Protocol):
             limiter.reject()
             reason = limiter.unavailable_reason or "full"
             return HTTPResponse(503, UNAVAILABLE[reason], shared.retry_after(), reason)
-        self._establish(answer, rest, peer)
+        if answer.token is None and not answer.headers and certificate is None:
+            self._establish(answer, rest, peer, None)
+        else:
+            self._identify(answer, rest, peer, certificate)
         return None
 
-    def _establish(self, upgrade: Upgrade, rest: bytes, peer: Peer) -> None:
+    def _client_certificate(self) -> ClientCertificate | None:
+        """Give the certificate that the client has shown: none without TLS."""
+        return None
+
+    def _identify(self, upgrade: Upgrade, rest: bytes, peer: Peer, certificate: ClientCertificate | None) -> None:
+        """Find out who has sent the request, and establish the connection or refuse it then."""
+        self._waiting = rest
+        credentials = Credentials(upgrade.token, upgrade.headers, "" if peer.ip is None else str(peer.ip), certificate)
+        self._shared.node.identify(credentials, partial(self._on_identified, upgrade, peer))
+        if self._is_identifying() and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _is_identifying(self) -> bool:
+        """Whether it waits for the answer about its token."""
+        return self._waiting is not None
+
+    def _on_identified(self, upgrade: Upgrade, peer: Peer, result: Identified) -> None:
+        rest, self._waiting = self._waiting, None
+        if self._transport is None or self._head is None or rest is None:
+            return  # it has ended meanwhile
+        self._transport.resume_reading()
+        shared = self._shared
+        if isinstance(result, Denied):
+            log.info("identity refused", reason=result.reason, peer=peer)
+            self._send_response(shared.denied_response(result))
+        elif shared.draining:
+            self._send_response(shared.draining_response())
+        else:
+            self._establish(upgrade, rest, peer, result)
+
+    def _establish(self, upgrade: Upgrade, rest: bytes, peer: Peer, identity: Identity | None) -> None:
         """Hand the socket over to the node, which counts the connection from now on."""
         shared = self._shared
         transport = self._transport
@@ -313,7 +416,7 @@ class Handshake(asyncio.Protocol):
         shared.limiter.count_address(peer)
         shared.node.metrics.handshakes.observe(time.monotonic() - self.began)
         shared.untrack(self)
-        shared.node.connect(transport, upgrade.response, rest, peer, upgrade.window_bits)
+        shared.node.connect(transport, upgrade.response, rest, peer, upgrade.window_bits, identity)
 
     def _send_response(self, answer: HTTPResponse) -> None:
         transport = self._transport
@@ -407,6 +510,10 @@ class TlsHandshake(Handshake):
             return HTTPResponse(400, PLAIN_ON_TLS_PORT, label="tls")
         return super()._handle_request(head, rest)
 
+    def _client_certificate(self) -> ClientCertificate | None:
+        shown = None if self._transport is None else self._transport.get_extra_info("peercert")
+        return read_client_certificate(shown) if shown else None
+
     async def _start_tls(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         limiter = self._shared.limiter
@@ -416,6 +523,11 @@ class TlsHandshake(Handshake):
                 self._is_plain = await self._read_start(sock)
             except OSError as exc:  # reset before TLS began, as health checks do
                 raise EOFError from exc
+            if not self._is_plain and not self._shared.proxies.trusts(self._peer_now()):
+                self._is_counted = True
+                if limiter.over_rate(self._peer_now()):  # before the handshake of TLS, which costs a millisecond
+                    limiter.count_refusal(0, "handshake_rate")
+                    return
             tls = None if self._is_plain else context
             await loop.connect_accepted_socket(
                 lambda: self,

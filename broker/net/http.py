@@ -83,6 +83,13 @@ REFUSAL_REASONS: Final = {
 }
 """Reasons of refusals in the metrics, by HTTP status."""
 
+BEARER: Final = "bearer "
+BEARER_ENTRY: Final = "bearer."
+"""How the subprotocol entry begins that is a token."""
+TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
+"""A token in a header (RFC 6750, section 2.1)."""
+TOKEN_HEADERS: Final = ("Authorization", "Sec-WebSocket-Protocol")
+
 NO_HEADERS: Final[Mapping[str, str]] = {}
 UPGRADE: Final[Mapping[str, str]] = {"Upgrade": "websocket"}
 
@@ -136,6 +143,10 @@ class Upgrade(msgspec.Struct, frozen=True):
     """The answer with status 101."""
     window_bits: int
     """The window of the client for compressed messages, in bits; 0 where compression is not agreed to."""
+    token: str | None = None
+    """The token or API key that the client has shown."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Those of its headers that say who the client is to a backend."""
 
 
 class HealthCheck(msgspec.Struct, frozen=True):
@@ -145,11 +156,15 @@ class HealthCheck(msgspec.Struct, frozen=True):
 class Site:
     """What the broker serves on its client listeners, and for which pages."""
 
-    __slots__ = ("_paths", "max_head", "negotiation", "origins", "path")
+    __slots__ = ("_paths", "max_head", "negotiation", "origins", "passed_on", "path")
 
-    def __init__(self, path: str, origins: Origins, max_head: int, *, compression: bool) -> None:
+    def __init__(
+        self, path: str, origins: Origins, max_head: int, *, compression: bool, passed_on: Sequence[str] = ()
+    ) -> None:
         self.path = path
         self.origins = origins
+        self.passed_on = passed_on
+        """Names of the headers that a backend gets which says who a client is."""
         self.max_head = max_head
         """Bytes of a request's head, request line and all headers together."""
         self.negotiation = NEGOTIATION_WITH_COMPRESSION if compression else NEGOTIATION
@@ -280,7 +295,35 @@ def answer_request(request: Request, site: Site, *, loopback: bool) -> Upgrade |
         text = site.origins.refusal(to_unicode(origins[0]), to_unicode(hosts[0]), loopback=loopback)
         if text is not None:
             return HTTPResponse(403, text)
+    if isinstance(upgrade, HTTPResponse):
+        return upgrade
+    if any(name in headers for name in TOKEN_HEADERS):
+        token = find_token(headers)
+        if isinstance(token, HTTPResponse):
+            return token
+        upgrade = msgspec.structs.replace(upgrade, token=token)
+    if site.passed_on:
+        passed_on = ((name, to_unicode(value)) for name in site.passed_on for value in headers.get_all(name))
+        upgrade = msgspec.structs.replace(upgrade, headers=tuple(passed_on))
     return upgrade
+
+
+def find_token(headers: Headers) -> str | HTTPResponse | None:
+    """Find the token of a request: `Authorization: Bearer …` (RFC 6750, section 2.1), or the subprotocol
+    `bearer.<token>`.
+
+    Other schemes are none of the broker's business. Nothing is read of the query string: it is in the logs of proxies.
+    """
+    values = headers.get_all("Authorization")
+    found = [value[7:].strip(" \t") for value in values if value[:7].lower() == BEARER]
+    if len(values) > 1 or (found and not TOKEN.fullmatch(found[0])):
+        return HTTPResponse(400, "the header Authorization is doubled or malformed")
+    for value in headers.get_all("Sec-WebSocket-Protocol"):
+        offered = (entry.strip(" \t") for entry in value.split(","))
+        found += [entry.removeprefix(BEARER_ENTRY) for entry in offered if entry.startswith(BEARER_ENTRY)]
+    if len(found) > 1:
+        return HTTPResponse(400, "the request shows more than one token")
+    return found[0] if found else None
 
 
 def is_valid_host(hosts: list[str], version: str) -> bool:
@@ -348,7 +391,7 @@ class Negotiation(ServerProtocol):
         """
         if SUBPROTOCOL in subprotocols:
             return SUBPROTOCOL
-        if all(subprotocol.startswith("bearer.") for subprotocol in subprotocols):
+        if all(subprotocol.startswith(BEARER_ENTRY) for subprotocol in subprotocols):
             return None
         raise NegotiationError(f"none of the subprotocols is known; this broker speaks {SUBPROTOCOL}")
 

@@ -20,6 +20,7 @@ import structlog
 from broker.config import Limits
 from broker.errors import ConfigError, Problem
 from broker.net.addresses import IP, Network, Peer
+from broker.rates import Rates
 
 RESERVED_FDS = 160
 """Descriptors that are not for clients: about 18 of the process itself, the listening sockets and their duplicates, the
@@ -119,14 +120,18 @@ class ConnectionLimiter:
         self._extra = 0
         self._warned = -WARN_EVERY
         self._rejected = 0
+        self._rates: Rates | None = None
+        """Handshakes of each address; None without `handshake_rate`."""
         self._addresses: Counter[IP | Network] | None = None
         """Clients of each address; None without `max_connections_per_address`."""
         self._limit_addresses(limits.max_connections_per_address)
+        self._limit_rate(limits)
 
     def reconfigure(self, limits: Limits, capacity: Capacity) -> None:
         """Apply these limits from now on. Established connections stay."""
         self.capacity = capacity
         self._limit_addresses(limits.max_connections_per_address)
+        self._limit_rate(limits)
 
     @property
     def connections(self) -> int:
@@ -180,6 +185,12 @@ class ConnectionLimiter:
         network = peer.network
         return network is not None and self._addresses[network] >= self._max_per_address
 
+    def over_rate(self, peer: Peer) -> bool:
+        """Count a handshake of this client's address; whether it is one too many for the time."""
+        if self._rates is None or (network := peer.network) is None:
+            return False
+        return self._rates.take(network, time.monotonic()) > 0
+
     def count_address(self, peer: Peer) -> None:
         """Count a client that is established from now on."""
         if self._addresses is not None and (network := peer.network) is not None:
@@ -212,6 +223,14 @@ class ConnectionLimiter:
             return Place.NONE
         self._extra += 1
         return Place.EXTRA
+
+    def _limit_rate(self, limits: Limits) -> None:
+        """Start or stop limiting the handshakes of each address. A limit that stays remembers."""
+        wanted = (limits.handshake_rate, limits.handshake_burst)
+        if not limits.handshake_rate:
+            self._rates = None
+        elif self._rates is None or (self._rates.rate, self._rates.burst) != wanted:
+            self._rates = Rates(*wanted)
 
     def _limit_addresses(self, limit: int | None) -> None:
         """Start or stop counting the clients of each address."""

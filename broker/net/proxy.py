@@ -56,12 +56,16 @@ class Proxies:
         """The name of the header: `X-Forwarded-For` or `Forwarded`."""
         self._networks = Networks(networks)
 
+    def trusts(self, peer: Peer) -> bool:
+        """Whether this peer is a proxy whose header says who the client is."""
+        return peer.unix or peer.ip in self._networks
+
     def resolve_client(self, peer: Peer, values: Sequence[str]) -> Peer | None:
         """Give the client that a proxy speaks for, or None if the header is absent or not trusted.
 
         `values` are those of all headers of this name in the request, in order.
         """
-        if not values or not (peer.unix or peer.ip in self._networks):
+        if not values or not self.trusts(peer):
             return None
         text = ",".join(values)
         found: IP | None = None

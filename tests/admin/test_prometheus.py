@@ -18,6 +18,7 @@ from websockets.exceptions import InvalidStatus
 from broker.admin.prometheus import FAMILIES, PREFIX, MetricsCollector
 from broker.health import HealthMonitor
 from broker.metrics import KNOWN_CODES, Metrics
+from broker.net.handshake import DENIED
 from broker.net.http import REFUSAL_REASONS
 from broker.net.limiter import ConnectionLimiter
 from broker.node import Node
@@ -367,7 +368,16 @@ def test_docs_list_every_metric() -> None:
 
 
 def test_docs_list_every_refusal_reason() -> None:
-    reasons = set(REFUSAL_REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls", "proxy_protocol"}
+    reasons = set(REFUSAL_REASONS.values()) - {""} | {
+        "full",
+        "memory",
+        "draining",
+        "timeout",
+        "tls",
+        "proxy_protocol",
+        "handshake_rate",
+    }
+    reasons |= {"handshake_rate", *DENIED.values()}
     assert (
         set(re.findall(r"^\| `([a-z_]+)` \| (?!counter|gauge|histogram)", DOCUMENT.read_text(), re.MULTILINE))
         == reasons

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from broker.admin import server
 from broker.admin.server import SPARE_FDS
+from broker.auth.api_keys import hash_key, make_key
 from broker.config import Config, parse_address
 from broker.engines.memory import MemoryEngine
 from broker.node import Node
@@ -339,3 +340,43 @@ async def test_stuck_admin_client_does_not_delay_the_shutdown() -> None:
             half.sendall(b"GET /metrics HTT")
             daemon.signal(signal.SIGTERM)
             assert await daemon.ended() == 0
+
+
+async def test_sessions_need_an_api_key_as_soon_as_one_is_configured(tmp_path: Path) -> None:
+    keys = {role: make_key() for role in ("admin", "publisher")}
+    config = "".join(
+        f"[[keys]]\nname = '{role}'\nhash = '{hash_key(key)}'\nroles = ['{role}']\n[[roles]]\nname = '{role}'\n"
+        for role, key in keys.items()
+    )
+    async with launched(*LOOPBACK, folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        for path in ("/v1/sessions", "/v1/sessions/x", "/v1/nothing"):
+            refused = await get(daemon.admin, path)
+            assert (refused.status, refused.json["code"]) == (401, "unauthorized")
+            assert refused.headers["www-authenticate"] == 'Bearer realm="wsbroker"'
+            for wrong in ("Bearer wsb_wrong", f"Basic {keys['admin']}", keys["admin"]):
+                assert (await get(daemon.admin, path, Authorization=wrong)).status == 401
+            less = await get(daemon.admin, path, Authorization=f"Bearer {keys['publisher']}")
+            assert (less.status, less.json["code"]) == (403, "forbidden")
+        good = await get(daemon.admin, "/v1/sessions", Authorization=f"Bearer {keys['admin']}")
+        assert (good.status, good.json["sessions"]) == (200, [])
+        assert [(await get(daemon.admin, path)).status for path in ("/livez", "/readyz", "/metrics")] == [200] * 3
+
+
+async def test_sessions_are_not_for_pages_of_another_origin() -> None:
+    async with launched(*LOOPBACK) as daemon:
+        await daemon.started()
+        for origin in ("http://evil.example", "null", "https://localhost:8443", "http://localhost:8000", "nonsense"):
+            refused = await get(daemon.admin, "/v1/sessions", Origin=origin)
+            assert refused.status == 403, origin
+            assert "access-control-allow-origin" not in refused.headers
+            assert (await get(daemon.admin, "/livez", Origin=origin)).status == 200
+        assert (await get(daemon.admin, "/v1/sessions", Origin="http://localhost")).status == 200, "its own page"
+
+
+async def test_sessions_need_an_api_key_beyond_loopback() -> None:
+    environ = {"WSBROKER_SERVER__ANONYMOUS": "true"}
+    async with launched("--listen", "127.0.0.1:0", "--admin", "0.0.0.0:0", environ=environ) as daemon:
+        await daemon.started()
+        assert (await get(daemon.admin, "/v1/sessions")).status == 401
+        assert (await get(daemon.admin, "/metrics")).status == 200

@@ -251,11 +251,11 @@ FILES = [
     ),
     (
         "[server]\nlisten = [\n  'localhost:80',\n  '0.0.0.0:80',\n]\n",
-        "server.listen (FILE:4): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; listen on 127.0.0.1:8765 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
+        "server.listen (FILE:4): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; require tokens ([auth]), listen on 127.0.0.1:8765 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
     ),
     (
         "[server]\nlisten = ['0.0.0.0:80']\n",
-        "server.listen (FILE:2): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; listen on 127.0.0.1:8765 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
+        "server.listen (FILE:2): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; require tokens ([auth]), listen on 127.0.0.1:8765 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
     ),
     (
         "[server]\nlisten = [':80']\n",
@@ -279,7 +279,7 @@ FILES = [
     ),
     (
         "[server]\nadmin = '0.0.0.0:80'\n",
-        "server.admin (FILE:2): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; listen on 127.0.0.1:8766 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
+        "server.admin (FILE:2): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; configure an API key ([[keys]]), listen on 127.0.0.1:8766 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
     ),
     (
         "[server]\nadmin = 'x'\n",
@@ -314,7 +314,7 @@ FILES = [
     ),
     (
         "[server]\nanonymous = false\n",
-        "server.anonymous (FILE:2): false is not supported yet: nobody could connect, as there are no tokens",
+        "server.anonymous (FILE:2): nobody could connect: it needs a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url or [[keys]]",
     ),
     ("[server]\nengine = 'redis'\n", 'server.engine (FILE:2): must be "memory", not "redis"'),
     ("[server]\nblock = 'some'\n", 'server.block (FILE:2): must be one of "local", "all", "none", not "some"'),
@@ -427,7 +427,7 @@ VARIABLES = [
     (
         "WSBROKER_SERVER__ADMIN",
         "0.0.0.0:1",
-        "server.admin (WSBROKER_SERVER__ADMIN): 0.0.0.0:1 can be reached from other machines, and everybody is allowed; listen on 127.0.0.1:8766 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
+        "server.admin (WSBROKER_SERVER__ADMIN): 0.0.0.0:1 can be reached from other machines, and everybody is allowed; configure an API key ([[keys]]), listen on 127.0.0.1:8766 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
     ),
 ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from broker.config import load
@@ -35,11 +37,12 @@ def test_anonymous_access_from_other_machines_must_be_configured(address: str) -
     allow = "write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it"
     advice = f"or a Unix socket (unix:/path) behind a proxy, or {allow}"
     open_to_all = f"{address} can be reached from other machines, and everybody is allowed"
+    tokens, key = "require tokens ([auth])", "configure an API key ([[keys]])"
     assert problems(flags={"server.listen": ["127.0.0.1:1", address]}) == [
-        f"server.listen (--listen): {open_to_all}; listen on 127.0.0.1:8765 {advice}"
+        f"server.listen (--listen): {open_to_all}; {tokens}, listen on 127.0.0.1:8765 {advice}"
     ]
     assert problems(flags={"server.admin": address}) == [
-        f"server.admin (--admin): {open_to_all}; listen on 127.0.0.1:8766 {advice}"
+        f"server.admin (--admin): {open_to_all}; {key}, listen on 127.0.0.1:8766 {advice}"
     ]
     assert load(None, {}, {"server.listen": [address], "server.anonymous": True}).server.listen == [address]
 
@@ -52,9 +55,76 @@ def test_anonymous_access_on_loopback_is_the_default(address: str) -> None:
     assert load(None, {}, {"server.listen": [address]}).server.listen == [address]
 
 
-def test_anonymous_false_is_not_supported_yet() -> None:
-    (problem,) = problems(flags={"server.anonymous": False})
-    assert problem.startswith("server.anonymous (--anonymous): false is not supported yet")
+KEY = "[[keys]]\nname = 'shop'\nhash = 'sha256:" + 64 * "0" + "'\nroles = ['publisher']\n"
+ROLE = "[[roles]]\nname = 'publisher'\npublish = ['>']\n"
+
+
+@pytest.mark.parametrize("flags", [{"auth.required": True}, {"server.anonymous": False}])
+def test_required_identity_needs_something_that_identifies(flags: dict[str, object], file: Path) -> None:
+    (problem,) = problems(flags=flags)
+    (key,) = flags
+    assert problem.startswith(f"{key} (")
+    assert "nobody could connect" in problem
+    file.write_text(KEY + ROLE)
+    assert load(file, {}, flags).roles[0].publish == (">",)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_anonymous_and_required_may_not_contradict_each_other(value: bool, file: Path) -> None:
+    file.write_text(KEY + ROLE)
+    shown = str(value).lower()
+    assert problems(file, flags={"server.anonymous": value, "auth.required": value}) == [
+        f"server.anonymous (--anonymous): {shown} contradicts auth.required, which is {shown} too"
+    ]
+    load(file, {}, {"server.anonymous": value, "auth.required": not value})
+
+
+def test_other_machines_may_connect_where_clients_are_identified(file: Path) -> None:
+    file.write_text(KEY + ROLE)
+    flags = {"server.listen": ["0.0.0.0:80"], "server.admin": "0.0.0.0:81"}
+    assert load(file, {}, flags).server.listen == ["0.0.0.0:80"]
+    assert len(problems(file, flags={**flags, "auth.required": False})) == 1
+    environ = {"WSBROKER_AUTH__KEY_FILE": "jwt.pub"}
+    file.write_text(ROLE)
+    assert ["server.admin" in problem for problem in problems(file, environ, flags)] == [True]
+
+
+def test_keys_without_roles_are_a_mistake(file: Path) -> None:
+    file.write_text(KEY)
+    (problem,) = problems(file)
+    assert problem.startswith("keys: allows nothing without [[roles]]")
+    (problem,) = problems(flags={"auth.key_file": "jwt.pub"})
+    assert problem.startswith("auth.key_file (--auth-key-file): allows nothing without [[roles]]")
+
+
+def test_only_one_source_of_a_key_may_be_set(file: Path) -> None:
+    file.write_text(ROLE)
+    assert problems(file, flags={"auth.key_file": "a", "auth.key": "b"}) == [
+        "auth.key_file (--auth-key-file): only one of auth.key_file and auth.key may be set"
+    ]
+
+
+def test_algorithms_and_secrets_must_fit(file: Path) -> None:
+    file.write_text(ROLE)
+    assert problems(file, flags={"auth.secret": "x" * 32}) == [
+        "auth.secret (--auth-secret): is for HS256, HS384 and HS512, and auth.algorithms has none of these"
+    ]
+    assert problems(file, flags={"auth.key_file": "a", "auth.algorithms": ["HS256", "EdDSA"]}) == [
+        "auth.algorithms (--auth-algorithms): HS256 needs auth.secret_file, the secret that it is signed with"
+    ]
+
+
+def test_secrets_are_shown_in_no_message(file: Path) -> None:
+    file.write_text("[auth]\nsecret = 4711\n[[keys]]\nname = 'a'\nhash = 4711\nroles = ['r']\n" + ROLE)
+    assert "4711" not in "".join(problems(file))
+    file.write_text("[[keys]]\nname = 'a'\nhash = 'wsb_hidden'\nroles = ['r']\n" + ROLE)
+    assert problems(file) == [
+        f"keys[1].hash ({file}:3): is an API key itself; here stands its hash, which `wsbroker key make` prints with it"
+    ]
+    file.write_text("[[keys]]\nname = 'a'\nhash = 'hidden'\nroles = ['r']\n" + ROLE)
+    assert problems(file) == [
+        f"keys[1].hash ({file}:3): is no hash as `wsbroker key make` prints it, sha256: and 64 hexadecimal digits"
+    ]
 
 
 # On their own

@@ -11,6 +11,7 @@ import uvloop
 
 from broker._speedups import Audience, Connection, Filter, LoopContext, Subscription
 from broker.config import Address, Config, Limits, Server
+from broker.identity import Credentials, Identified, Identity
 from broker.metrics import Metrics
 from broker.net.addresses import Peer
 from broker.net.handshake import Handshakes
@@ -72,8 +73,18 @@ class EchoNode:
         """How many connections are established."""
         return self.context.connections
 
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        """Nobody is anybody here."""
+        done(None)
+
     def connect(
-        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: Peer, window_bits: int = 0
+        self,
+        transport: asyncio.Transport,
+        upgrade_response: bytes,
+        rest: bytes,
+        peer: Peer,
+        window_bits: int = 0,
+        identity: Identity | None = None,
     ) -> None:
         """Begin to echo on a socket whose handshake was taken."""
         connection = Connection(self.context, None)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from broker.config import Config, Limits, Server, parse_address
+from broker.identity import Credentials, Identified, Identity
 from broker.metrics import Metrics
 from broker.net.addresses import Peer
 from broker.net.handshake import Handshakes
@@ -64,10 +65,22 @@ class Node:
         self.draining = False
         self.metrics = Metrics()
         self.taken: list[Taken] = []
+        self.identities: list[Identity | None] = []
+        """Of those that were taken."""
+        self.credentials: list[Credentials] = []
+        """What it was asked about."""
+        self.answers_later = False
+        """Whether the test gives the answers about tokens."""
+        self.answers: list[Callable[[Identified], None]] = []
+        """What takes its answers."""
         self.established: list[Connection] = []
         self.heard = asyncio.Event()
         self.left = asyncio.Event()
         self.on_disconnect: Callable[[Peer], None] | None = None
+
+    @property
+    def tokens(self) -> list[str | None]:
+        return [credentials.token for credentials in self.credentials]
 
     def peers(self) -> list[Peer]:
         return []
@@ -76,11 +89,25 @@ class Node:
     def connections(self) -> int:
         return len(self.established)
 
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        self.credentials.append(credentials)
+        if self.answers_later:
+            self.answers.append(done)
+        else:
+            done(None)
+
     def connect(
-        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: Peer, window_bits: int = 0
+        self,
+        transport: asyncio.Transport,
+        upgrade_response: bytes,
+        rest: bytes,
+        peer: Peer,
+        window_bits: int = 0,
+        identity: Identity | None = None,
     ) -> None:
         connection = Connection(self, transport)
         self.established.append(connection)
+        self.identities.append(identity)
         self.taken.append(Taken(upgrade_response, rest, peer, window_bits))
         transport.set_protocol(connection)
         transport.write(upgrade_response)

@@ -183,8 +183,8 @@ REFUSALS: dict[int, Refusal] = {
         Refusal(
             429,
             "Too Many Requests",
-            "the client's address or identity has too many connections; `Retry-After` says after how many seconds to try "
-            "again",
+            "the client's address or identity has too many connections; `Retry-After` says after how many seconds to "
+            "try again",
         ),
         Refusal(431, "Request Header Fields Too Large", "the head of the request is too long or has too many lines"),
         Refusal(

@@ -42,7 +42,7 @@ def check(setting: Setting) -> list[Problem]:
     """Say what is wrong with one value on its own."""
     key, value = KEYS[setting.key], setting.value
     mistakes = [Mistake(message) for message in check_value(key, value, setting.is_text)]
-    if mistakes and key.is_list and isinstance(value, list) and value:
+    if mistakes and setting.key in _CHECKS and key.is_list and isinstance(value, list) and value:
         # Name the elements that are wrong, and check the others.
         wrong = [number for number, each in enumerate(value) if not isinstance(each, str)]
         right = [number for number in range(len(value)) if number not in wrong]

@@ -79,8 +79,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     anonymous: Annotated[
         bool | None,
         _key(
-            "Whether clients without an identity may connect. Left out: only where all addresses are on loopback or are "
-            "Unix sockets, and auth.required does not say otherwise.",
+            "Whether clients without an identity may connect. Left out: only where all addresses are on loopback or "
+            "are Unix sockets, and auth.required does not say otherwise.",
             example=True,
             reload="restart",
         ),

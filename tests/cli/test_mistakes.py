@@ -314,7 +314,7 @@ FILES = [
     ),
     (
         "[server]\nanonymous = false\n",
-        "server.anonymous (FILE:2): nobody could connect: it needs a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url or [[keys]]",
+        "server.anonymous (FILE:2): nobody could connect: it needs a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url, server.client_ca or [[keys]]",
     ),
     ("[server]\nengine = 'redis'\n", 'server.engine (FILE:2): must be "memory", not "redis"'),
     ("[server]\nblock = 'some'\n", 'server.block (FILE:2): must be one of "local", "all", "none", not "some"'),

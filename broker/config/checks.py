@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from broker.config.addresses import find_group, parse_address, printable
@@ -70,10 +70,13 @@ def converted(setting: Setting) -> Any:
     return convert(KEYS[setting.key], setting.value, setting.is_text)
 
 
-def contradictions(settings: Mapping[str, Setting], unknown: Container[str] = ()) -> list[Problem]:
+NOTHING: Final[Mapping[str, Setting | None]] = {}
+
+
+def contradictions(settings: Mapping[str, Setting], unknown: Mapping[str, Setting | None] = NOTHING) -> list[Problem]:
     """Say what is wrong with values together, each of which is right on its own.
 
-    `unknown` are keys whose values are not known, because they are wrong: nothing is said about them.
+    `unknown` are keys whose values are wrong: nothing is said about them, except about the valid addresses among them.
     """
 
     def value(key: str) -> Any:
@@ -93,14 +96,30 @@ def contradictions(settings: Mapping[str, Setting], unknown: Container[str] = ()
     for name, other in (("server.certificate", "server.key"), ("server.key", "server.certificate")):
         if value(name) is not None and value(other) is None and known(name, other):
             problems.append(Problem(f"needs {other} beside it", name, place(name)))
-    listen = value("server.listen")
-    admin = value("server.admin")
-    for key, addresses in (("server.listen", listen), ("server.admin", [admin] if admin else [])):
-        remote = [number for number, address in enumerate(addresses) if not parse_address(address).local]
-        if remote and value("server.anonymous") is None and known(key, "server.anonymous"):
-            where = settings[key].place_of(remote[0]) if key in settings else Place()
-            problems.append(too_open(key, [addresses[number] for number in remote], where))
+    for key in ("server.listen", "server.admin"):
+        setting = settings.get(key) or unknown.get(key)
+        addresses = [] if setting is None else _elements(setting)
+        remote = [number for number, address in enumerate(addresses) if _is_remote(address)]
+        if setting and remote and value("server.anonymous") is None and known("server.anonymous"):
+            problems.append(too_open(key, [addresses[number] for number in remote], setting.place_of(remote[0])))
     return problems
+
+
+def _elements(setting: Setting) -> list[Any]:
+    """Give the elements of a list, or a single value as one, also where some of them are wrong."""
+    try:
+        value = converted(setting)
+    except ValueError:
+        value = setting.value
+    return value if isinstance(value, list) else [value]
+
+
+def _is_remote(address: object) -> bool:
+    """Whether other machines can reach an address; False if it is none."""
+    try:
+        return isinstance(address, str) and not parse_address(address).local
+    except ConfigError:
+        return False
 
 
 def too_open(key: str, addresses: Iterable[str], place: Place | None = None) -> Problem:

@@ -10,7 +10,8 @@
 #   make fuzz          the parsers, guided by coverage, and the native code on ever more examples, under sanitizers;
 #                      make fuzz ARGS="--each 10 --minutes 60"
 #   make sanitize      the tests of the native code once, under sanitizers; make sanitize ARGS="tests/speedups/test_json.py"
-#   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"
+#   make soak          100,000 clients one after the other, then subscribers that stop reading, for a minute;
+#                      make soak ARGS="--cycles 0 --seconds 600"
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
 #   make bench-check   a short part of it, against the ratios that are recorded
 #   make instructions  what the data path costs in instructions; make instructions ARGS=--check

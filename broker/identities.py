@@ -43,7 +43,8 @@ WALK_SLICE: Final = 0.002
 class Identities:
     """The identities of one node's sessions.
 
-    `end_subscription(session, topic)` is called for each subscription that is no longer allowed.
+    `end_subscription(session, topic)` is called for each subscription that is no longer allowed. `check_block` raises
+    CommandError if a subscription to this topic may not have the policy `block`.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Identities:
         routes: RouteCache,
         loop: asyncio.AbstractEventLoop,
         end_subscription: Callable[[Session, str], None],
+        check_block: Callable[[Session, str], None],
     ) -> None:
         self._authenticator = authenticator
         self._sessions = sessions
         self._routes = routes
         self._loop = loop
         self._end_subscription = end_subscription
+        self._check_block = check_block
         self._deadlines = Deadlines(loop, self._on_deadline)
         self._verifications = Verifications(loop)
         self._connections: Counter[str] = Counter()
@@ -101,7 +104,15 @@ class Identities:
                 done(result)
 
         token, webhook = credentials.token, self._authenticator.webhook
-        if webhook is not None and credentials.headers and (token is None or not self._authenticator.takes_tokens):
+        certificate, certificates = credentials.certificate, self._authenticator.certificates
+        if token is None and certificate is not None and certificates is not None:
+            try:
+                identity = certificates.identify(certificate)
+            except TokenError as error:
+                answer(error)
+            else:
+                answer(identity)
+        elif webhook is not None and credentials.headers and (token is None or not self._authenticator.takes_tokens):
             webhook.ask(credentials, answer)
         elif token is not None:
             self._identify(token, answer)
@@ -387,9 +398,11 @@ class Identities:
             self._end_what_is_not_allowed(session)
 
     def _end_what_is_not_allowed(self, session: Session) -> None:
-        for topic in list(session.subscriptions or ()):
+        for topic, subscription in list((session.subscriptions or {}).items()):
             try:
                 check_right(session.rights, "subscribe", topic)
+                if subscription.overflow == "block":
+                    self._check_block(session, topic)
             except CommandError as error:
                 self._end_subscription(session, topic)
                 session.end_subscription(topic, error)

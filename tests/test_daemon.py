@@ -153,7 +153,10 @@ async def test_debug_logs_refusals_without_payloads(tmp_path: Path) -> None:
             await connect(daemon.url, origin=Origin("http://evil.example")).__aenter__()
         assert "status=403" in await daemon.until("status=")
         offered = [Subprotocol("wsbroker.v1"), Subprotocol("bearer.secret-token")]
-        async with connect(daemon.url, subprotocols=offered) as client:
+        with pytest.raises(InvalidStatus):
+            await connect(daemon.url, subprotocols=offered).__aenter__()
+        assert "status=401" in await daemon.until("status=401")
+        async with connect(daemon.url, subprotocols=offered[:1]) as client:
             await client.send('{"op":"publish","id":1,"topic":"a","data":"secret-payload"}')
             await client.recv()
             await client.recv()
@@ -445,6 +448,17 @@ async def test_reload_of_an_invalid_file_changes_nothing(tmp_path: Path, broken:
         daemon.signal(signal.SIGTERM)
         assert await daemon.ended() == 0
         assert "Traceback" not in daemon.said
+
+
+async def test_reload_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
+    async with serving(folder=tmp_path) as daemon, connect(daemon.url) as client:
+        assert daemon.file is not None
+        daemon.file.unlink()
+        os.mkfifo(daemon.file)
+        await client.recv()
+        daemon.signal(signal.SIGHUP)
+        assert "it is a pipe or a terminal, and not a file" in await daemon.until("reload failed")
+        assert (await ask(client, "ping"))["op"] == "pong"
 
 
 async def test_reload_applies_a_new_certificate_and_closes_no_connection(tmp_path: Path) -> None:

@@ -223,7 +223,10 @@ def check_url(url: str) -> None:
     if not url.startswith(("ws://", "wss://")):
         raise ValueError(f"`{url}` is neither ws://host:port, wss://host:port nor unix:/path")
     try:
-        parse_uri(url)
+        # The resolver encodes the name, too, and raises UnicodeError, which is a ValueError.
+        parse_uri(url).host.encode("idna")
+    except UnicodeError:
+        raise ValueError("the host is no valid name: each part of it has 1 to 63 bytes") from None
     except (InvalidURI, ValueError) as error:
         raise ValueError(error.msg if isinstance(error, InvalidURI) else str(error)) from None
 

@@ -179,7 +179,7 @@ async def test_connection_loss_reports_the_outcome_of_the_lines() -> None:
 
     async with running(until_four) as fake:
         result = await wsbroker("pub", "t", "--url", fake.url, stdin=b"1\n2\n3\n4\n5\n6\n")
-        closed = "the broker closed the connection: 1011 internal (a fault of the broker's own)"
+        closed = "the broker closed the connection: 1011 internal (an error in the broker)"
         said = "3 lines were published, of lines 4 to 6 it is not known"
         assert result == Result(75, "", f"wsbroker: {closed}; {said}\n")
 

@@ -271,6 +271,7 @@ class Handshake(asyncio.Protocol):
         self._proxied: HeaderReader | None = None
         # Whether the limiter has counted it among those of its address.
         self._is_counted = False
+        # Whether a proxy has named the client: then a certificate is that of the proxy.
         self._is_proxied = False
         # What came behind the request while its token is verified.
         self._waiting: bytes | None = None
@@ -387,7 +388,7 @@ class Handshake(asyncio.Protocol):
             limiter.reject()
             reason = limiter.unavailable_reason or "full"
             return HTTPResponse(503, UNAVAILABLE[reason], shared.retry_after(), reason)
-        certificate = None if self._is_proxied else self._client_certificate()  # else it is that of the proxy
+        certificate = None if self._is_proxied else self._client_certificate()
         if answer.token is None and not answer.headers and certificate is None:
             self._establish(answer, rest, peer, None)
         else:

@@ -21,7 +21,7 @@ LAYERS = (
     ("node", "health"),
     ("interests",),
     ("session", "hub", "auth", "engines"),
-    ("rules",),
+    ("rules", "retention"),
     ("messages", "topics"),
     ("log", "systemd", "metrics"),
     ("config",),

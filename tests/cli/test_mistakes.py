@@ -291,7 +291,19 @@ FILES = [
     ),
     (
         "[[topics]]\nmatch = 'a'\noverflow = 'replay'\n",
-        "topics[1].overflow (FILE:3): `a`: replay is not supported yet: no topic keeps history",
+        "topics[1].overflow (FILE:3): `a`: replay needs history beside it, the number of events to keep",
+    ),
+    (
+        "[[topics]]\nmatch = 'a'\nhistory = 'all'\n",
+        'topics[1].history (FILE:3): must be an integer from 0 to 16777216, not "all"',
+    ),
+    (
+        "[[topics]]\nmatch = 'a'\ncompact = true\n",
+        "topics[1].compact (FILE:3): `a`: needs history beside it, the number of events to keep",
+    ),
+    (
+        "[[topics]]\nmatch = 'a'\nhistory = 9\ntombstone_age = 60\n",
+        "topics[1].tombstone_age (FILE:4): `a`: counts only with compact = true",
     ),
 ]
 

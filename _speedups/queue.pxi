@@ -12,17 +12,39 @@ cdef enum:
 @cython.no_gc
 @cython.final
 cdef class Event:
-    """One event that has to wait, shared by all who wait for it: its finished frame, its topic, its key."""
+    """One event that has to wait, or is kept, shared by all who wait for it: its finished frame, its topic, its key."""
 
     cdef:
         bytes frame
         bytes deflated  # the same for those who agreed to compression, made when one of them is sent it
-        str topic
+        readonly str topic
         bytes key  # without quotes, as it was sent; None where the publisher gave none
-        uint64_t number  # events are numbered as they are published
-        uint64_t waiting_since  # when it first had to wait, in milliseconds of `now_ms`
+        uint64_t number  # events are numbered as they are published; 0 of those that come from history
+        readonly uint64_t offset  # in the history of its topic; 0 where that keeps none
+        uint64_t waiting_since  # when it first had to wait, or was kept, in milliseconds of `now_ms`
         uint64_t expires  # when it is too old to be sent; 0: never
+        uint32_t data_size  # of an event of a history
         object conflation_key  # `conflation_key`, once somebody has asked
+
+    def __init__(self, str topic not None, bytes payload not None, uint64_t offset, uint32_t data_size, bytes key=None):
+        """An event of a history, encoded as the protocol's `event` message, in which `offset` is the last field."""
+        self.frame = frame(OP_TEXT, payload)
+        self.topic = topic
+        self.offset = offset
+        self.data_size = data_size
+        self.key = key
+        self.waiting_since = now_ms()
+
+    @property
+    def data(self):
+        """Of an event of a history: its data, as it was sent."""
+        cdef Py_ssize_t end = find_data_end(self)
+        return self.frame[end - self.data_size : end]
+
+    @property
+    def key_text(self):
+        """Its key; None if it has none."""
+        return None if self.key is None else self.key.decode()
 
 
 cdef struct Missed:
@@ -46,6 +68,21 @@ cdef struct Queue:
     Missed missed  # behind the last event
     uint64_t base  # the place of the first entry, counted from the beginning
     PyObject* newest  # owned; under `latest` a dict: `conflation_key` an event → its place
+
+
+cdef Py_ssize_t find_data_end(Event self) noexcept:
+    """Where the data of an event of a history ends in its frame: before `,"offset":`, the number and `}`."""
+    cdef Py_ssize_t end = PyBytes_GET_SIZE(self.frame) - len(b',"offset":}')
+    cdef uint64_t rest = self.offset
+    while rest:
+        end -= 1
+        rest //= 10
+    return end
+
+
+cdef bint is_null(Event self) noexcept:
+    """Whether the data of an event of a history is null."""
+    return self.data_size == 4 and memcmp(PyBytes_AS_STRING(self.frame) + find_data_end(self) - 4, b"null", 4) == 0
 
 
 cdef inline bint is_any(const Missed* missed) noexcept:

@@ -200,6 +200,62 @@ class Subscription:
     def dropped_by_reason(self) -> dict[str, int]: ...
 
 @final
+class Event:
+    """An event of a history."""
+
+    topic: str
+    offset: int
+    def __init__(self, topic: str, payload: bytes, offset: int, data_size: int, key: bytes | None = None) -> None: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def key_text(self) -> str | None: ...
+
+@final
+class TopicLog:
+    topic: str
+    epoch: str
+    top: int
+    floor: int
+    count: int
+    bytes: int
+    dropped: bool
+    @property
+    def oldest(self) -> int: ...
+    def after(self, offset: int, limit: int) -> tuple[list[Event], bool]: ...
+    def latest(self, limit: int) -> list[Event]: ...
+    def before(self, count: int) -> int: ...
+
+def append_event(log: TopicLog, payload: bytes, key: bytes | None, data_size: int) -> int: ...
+
+@final
+class HistoryStore:
+    max_bytes: int
+    max_topics: int
+    memory: int
+    events_evicted: int
+    topics_evicted: int
+    epoch: str
+    def __init__(self, *, max_bytes: int, max_topics: int, new_epoch: Callable[[], str]) -> None: ...
+    @property
+    def events(self) -> int: ...
+    def find(self, topic: str) -> TopicLog | None: ...
+    def log(
+        self,
+        topic: str,
+        *,
+        events: int,
+        age: float = 0,
+        bytes: int = 0,
+        compact: bool = False,
+        tombstone_age: float = 0,
+    ) -> TopicLog: ...
+    def drop(self, topic: str) -> None: ...
+    def enforce(self) -> None: ...
+    def sweep(self) -> int: ...
+    def __len__(self) -> int: ...
+
+@final
 class Audience:
     filters: tuple[Filter, ...]
     def __init__(self, context: LoopContext, filters: tuple[Filter, ...]) -> None: ...

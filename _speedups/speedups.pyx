@@ -42,6 +42,8 @@ include "loop_state.pxi"
 
 # Queues. Nothing up to here, and up to `batch`, knows a socket.
 include "queue.pxi"
+include "history.pxi"
+include "store.pxi"
 include "subscription.pxi"
 include "barrier.pxi"
 include "queueing.pxi"

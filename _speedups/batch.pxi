@@ -31,6 +31,7 @@ cdef int add_segment(AudienceBase self, size_t size, str topic, uint32_t key_sta
     self.batch.size += size
     segment.end = self.batch.size
     segment.number = self.context.published
+    segment.offset = self.context.offset
     Py_INCREF(topic)
     segment.topic = <PyObject*> topic
     segment.key_start = key_start
@@ -42,13 +43,14 @@ cdef int add_segment(AudienceBase self, size_t size, str topic, uint32_t key_sta
     return 0
 
 
-cdef Event make_event(AudienceBase self, size_t start, size_t size, str topic, uint64_t number, uint32_t key_start,
-                      uint32_t key_size, bytes key):
+cdef Event make_event(AudienceBase self, size_t start, size_t size, str topic, uint64_t number, uint64_t offset,
+                      uint32_t key_start, uint32_t key_size, bytes key):
     """Make an object of the frame at `start` in the batch."""
     cdef Event event = Event.__new__(Event)
     event.frame = PyBytes_FromStringAndSize(<char*> self.batch.data + start, size)
     event.topic = topic
     event.number = number
+    event.offset = offset
     event.key = key
     event.waiting_since = now_ms()
     if key is None and key_start:
@@ -71,8 +73,8 @@ cdef Event event_at(AudienceBase self, uint32_t index):
         self.events.append(None)
     event = self.events[index]
     if event is None:
-        event = make_event(self, start, segment.end - start, <str> segment.topic, segment.number, segment.key_start,
-                           segment.key_size, None)
+        event = make_event(self, start, segment.end - start, <str> segment.topic, segment.number, segment.offset,
+                           segment.key_start, segment.key_size, None)
         self.events[index] = event
     return event
 

@@ -245,7 +245,7 @@ cdef int promote_candidates(Outbox* outbox) except -1:
         unmake_candidate(subscription)
         if subscription.state_number == REPLAYING:
             ask_to_catch_up(subscription)
-        elif (subscription.state_number == QUEUED and not never_live(subscription)
+        elif (subscription.state_number == QUEUED and not never_live(subscription) and not subscription.replaying
                 and is_empty(&subscription.queue)):
             enter_live(subscription)
     return 0
@@ -301,7 +301,7 @@ cdef int unlink_subscription(SubscriptionBase self, Outbox* outbox, LoopState co
         outbox.held_bytes -= self.queue.bytes
     context.queued -= self.queue.count
     clear_queue(&self.queue)
-    self.lag = 0
+    self.replaying = self.recovering = False
     fault = forget_barriers(self)
     set_state(self, CANCELLED)
     remove(&outbox.subscriptions, &self.of_outbox)

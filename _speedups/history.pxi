@@ -1,69 +1,21 @@
-# The history of one topic: the frames of its newest events, as they were sent, by their offsets.
+# The history of topics: what is kept of each of them, and the totals.
 #
-# Invariant: the entries stand in the order of their offsets; the first and the last one are events, of those between some
-# may be holes (of events that a newer one of their key superseded). Each event above `floor` that no newer one superseded
-# is kept. An event's frame is kept once: as bytes of its own, or in its object.
+# Invariant: `memory` is the sum over all topics, each with what its events take up and a fixed part. Topics stand in
+# `recent`, or in `emptied` if none of their events is left, in the order in which they were last published to, those
+# published to least recently first. (Of those in `recent` some may have been emptied since, by age.)
 
 cdef enum:
-    MAX_ENTRIES = 1 << 30
-    OFFSET_TEXT = 31  # `,"offset":`, at most 20 digits, `}`
-
-    # What an event takes up beside its frame, and a topic beside its events, as the totals count it: the entry in a ring
-    # that is on the average three quarters full, the allocator; the object, its places in a dict and in a list, the names.
-    EVENT_COST = 112
-    TOPIC_COST = 640
-
-
-cdef struct Kept:
-    # One event of a history. A hole has neither a frame nor an object.
-    uint64_t offset
-    uint64_t published  # in milliseconds of `now_ms`
-    unsigned char* frame  # owned; NULL where `event` has it
-    PyObject* event  # owned; made when somebody reads it
-    uint32_t size  # of the frame
-    uint32_t key_start  # within the frame; 0 where there is no key
-    uint32_t key_size
-    uint32_t data_size
-    bint tombstone
-
-
-cdef struct Retained:
-    # What is kept, see `broker.retention.Retention`. Times are in milliseconds; 0: any.
-    uint32_t events
-    uint64_t age
-    uint64_t bytes
-    uint64_t tombstone_age
-    bint compact
+    SWEPT_ENTRIES = 20000  # so many entries are looked at in one call of `sweep`, beside the last topic's
 
 
 @cython.no_gc
 @cython.final
-cdef class TopicLog:
+cdef class TopicLog(LogBase):
     """The kept events of one topic, and its numbering: `top` is the offset of the newest event that was published, 0
     before the first one; `epoch` says which numbering it is.
 
     `floor` is the offset up to which events may be missing that no newer one superseded.
     """
-
-    cdef:
-        object __weakref__
-        readonly str topic
-        readonly str epoch
-        readonly uint64_t top
-        readonly uint64_t floor
-        readonly uint32_t count  # events that are kept
-        readonly size_t bytes  # of their data and keys
-        readonly bint dropped  # the numbering has ended: nothing may be published here any more
-        size_t* total  # of all topics: what their events take up; NULL once dropped
-        Retained retained
-        Kept* ring
-        uint32_t first
-        uint32_t span  # entries
-        uint32_t room  # a power of two
-        dict newest  # of a compacted topic: the offset of the event that is kept of each key
-        PyObject* store  # borrowed: the HistoryStore; NULL once dropped
-        Link of_store  # in one of its lists, in `emptied` if
-        bint is_emptied
 
     def __dealloc__(self):
         self.newest = None
@@ -97,265 +49,7 @@ cdef class TopicLog:
         return kept_at(self, 0).offset if self.span else self.top + 1
 
 
-cdef inline Kept* kept_at(TopicLog self, uint32_t index) noexcept:
-    """An entry, the first one being 0."""
-    return &self.ring[(self.first + index) & (self.room - 1)]
-
-
-cdef inline bint is_hole(const Kept* entry) noexcept:
-    return entry.frame == NULL and entry.event == NULL
-
-
-cdef inline size_t cost_of(const Kept* entry) noexcept:
-    """What an event takes up."""
-    return entry.size + EVENT_COST
-
-
-# Append.
-
-
-cdef int make_kept_room(TopicLog self) except -1:
-    """Make room for one more entry: close the holes where they are many, else double the ring."""
-    cdef Kept* ring
-    cdef uint32_t i, room
-    if self.span < self.room:
-        return 0
-    if self.span and self.count <= self.span // 2:
-        close_kept_holes(self)
-        return 0
-    room = max(<uint32_t> 2, self.room * 2)
-    if room > MAX_ENTRIES:
-        raise MemoryError
-    ring = <Kept*> malloc(room * sizeof(Kept))
-    if ring == NULL:
-        raise MemoryError
-    for i in range(self.span):
-        ring[i] = kept_at(self, i)[0]
-    free(self.ring)
-    self.ring = ring
-    self.first = 0
-    self.room = room
-    return 0
-
-
-cdef void close_kept_holes(TopicLog self) noexcept:
-    """Move the events together."""
-    cdef uint32_t i, kept = 0
-    for i in range(self.span):
-        if not is_hole(kept_at(self, i)):
-            kept_at(self, kept)[0] = kept_at(self, i)[0]
-            kept += 1
-    self.span = kept
-
-
-cdef unsigned char* begin_append(TopicLog self, size_t size) except NULL:
-    """Return room for the frame of the next event, which has the offset `top` + 1. `end_append` or `free` takes it."""
-    cdef unsigned char* frame
-    if size > <size_t> 0xFFFFFFFF:
-        raise OverflowError("the event is too long to be kept")
-    make_kept_room(self)
-    frame = <unsigned char*> malloc(size)
-    if frame == NULL:
-        raise MemoryError
-    return frame
-
-
-cdef Kept* end_append(TopicLog self, unsigned char* frame, size_t size) noexcept:
-    """Number and keep the event whose frame was written to where `begin_append` said. Drops nothing yet: the caller
-    fills in the entry, and calls `settle_append`."""
-    cdef Kept* entry = kept_at(self, self.span)
-    self.top += 1
-    memset(entry, 0, sizeof(Kept))
-    entry.offset = self.top
-    entry.published = now_ms()
-    entry.frame = frame
-    entry.size = <uint32_t> size
-    self.span += 1
-    self.count += 1
-    self.total[0] += cost_of(entry)
-    return entry
-
-
-cdef int settle_append(TopicLog self, Kept* entry, bytes key) except -1:
-    """Go by the retention, now that the sizes in the newest entry are known. `key`: of a compacted topic, or None."""
-    self.bytes += entry.data_size + entry.key_size
-    if self.retained.compact and key is not None:
-        supersede(self, key, entry.offset)
-    trim(self, entry.published)
-    return 0
-
-
-cdef int supersede(TopicLog self, bytes key, uint64_t offset) except -1:
-    """The event with this offset is the newest of its key: the one before it goes."""
-    cdef uint32_t index
-    cdef object before = self.newest.get(key)
-    self.newest[key] = offset
-    if before is None:
-        return 0
-    index = find_entry(self, before)
-    if index < self.span and kept_at(self, index).offset == <uint64_t> before:
-        forget_entry(self, kept_at(self, index))
-        trim_kept_holes(self)
-    return 0
-
-
-# Retention.
-
-
-cdef void forget_entry(TopicLog self, Kept* entry) noexcept:
-    """Make an entry a hole."""
-    if is_hole(entry):
-        return
-    self.count -= 1
-    self.bytes -= entry.data_size + entry.key_size
-    if self.total != NULL:
-        self.total[0] -= cost_of(entry)
-    free(entry.frame)
-    Py_XDECREF(entry.event)
-    entry.frame = NULL
-    entry.event = NULL
-
-
-cdef void trim_kept_holes(TopicLog self) noexcept:
-    """Take holes from both ends of the ring; give up a ring that is empty."""
-    while self.span and is_hole(kept_at(self, 0)):
-        self.first = (self.first + 1) & (self.room - 1)
-        self.span -= 1
-    while self.span and is_hole(kept_at(self, self.span - 1)):
-        self.span -= 1
-    if self.span == 0 and self.room > 2:
-        free(self.ring)
-        self.ring = NULL
-        self.first = self.room = 0
-
-
-cdef int drop_kept(TopicLog self, uint32_t entries) except -1:
-    """Drop so many of the oldest entries; those that no newer one superseded are missing from now on."""
-    cdef Kept* entry
-    while entries and self.span:
-        entry = kept_at(self, 0)
-        if not is_hole(entry):
-            self.floor = entry.offset
-            drop_key(self, entry)
-            forget_entry(self, entry)
-        self.first = (self.first + 1) & (self.room - 1)
-        self.span -= 1
-        entries -= 1
-    trim_kept_holes(self)
-    return 0
-
-
-cdef int drop_key(TopicLog self, Kept* entry) except -1:
-    """Forget the key of an event that is dropped."""
-    cdef object key
-    if self.newest is None:
-        return 0
-    key = key_of(entry)
-    if key is not None and self.newest.get(key) == entry.offset:
-        del self.newest[key]
-    return 0
-
-
-cdef object key_of(const Kept* entry):
-    """The key of an event as UTF-8; None if it has none."""
-    if entry.event != NULL:
-        return (<Event> entry.event).key
-    if entry.key_start == 0:
-        return None
-    return PyBytes_FromStringAndSize(<char*> entry.frame + entry.key_start, entry.key_size)
-
-
-cdef int trim(TopicLog self, uint64_t now) except -1:
-    """Drop what the retention does not keep any more. The newest event may be longer than all that is allowed."""
-    cdef const Retained* retained = &self.retained
-    cdef Kept* oldest
-    while self.span:
-        oldest = kept_at(self, 0)
-        if not is_hole(oldest) and not (
-                self.count > retained.events
-                or retained.age and oldest.published + retained.age <= now
-                or retained.bytes and self.bytes > retained.bytes and self.count > 1):
-            return 0
-        drop_kept(self, 1)
-    return 0
-
-
-cdef int drop_tombstones(TopicLog self, uint64_t now) except -1:
-    """Drop the removals of keys that have been kept for long enough. It looks at each entry."""
-    cdef uint32_t i
-    cdef Kept* entry
-    if self.retained.tombstone_age == 0:
-        return 0
-    for i in range(self.span):
-        entry = kept_at(self, i)
-        if entry.tombstone and not is_hole(entry) and entry.published + self.retained.tombstone_age <= now:
-            self.floor = max(self.floor, entry.offset)
-            drop_key(self, entry)
-            forget_entry(self, entry)
-    trim_kept_holes(self)
-    return 0
-
-
-cdef int begin_compaction(TopicLog self) except -1:
-    """The topic is compacted from now on: keep only the newest event of each key."""
-    cdef uint32_t i
-    cdef Kept* entry
-    cdef object key
-    self.newest = {}
-    for i in range(self.span):
-        entry = kept_at(self, i)
-        key = None if is_hole(entry) else key_of(entry)
-        if key is not None:
-            before = self.newest.get(key)
-            self.newest[key] = entry.offset
-            if before is not None:
-                forget_entry(self, kept_at(self, find_entry(self, before)))
-    trim_kept_holes(self)
-    return 0
-
-
-# Reading.
-
-
-cdef uint32_t find_entry(TopicLog self, uint64_t offset) noexcept:
-    """The index of the first entry whose offset is not below `offset`; `span` if there is none."""
-    cdef uint32_t low = 0, high = self.span, middle
-    cdef uint64_t oldest
-    if high == 0:
-        return 0
-    oldest = kept_at(self, 0).offset
-    if offset <= oldest:
-        return 0
-    if offset - oldest < high and kept_at(self, <uint32_t> (offset - oldest)).offset == offset:
-        return <uint32_t> (offset - oldest)  # without holes that were closed
-    while low < high:
-        middle = (low + high) // 2
-        if kept_at(self, middle).offset < offset:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-cdef Event event_of(TopicLog self, Kept* entry):
-    """The event of an entry as an object, the same for all who ask. It takes over the frame."""
-    cdef Event event
-    if entry.event == NULL:
-        event = Event.__new__(Event)
-        event.frame = PyBytes_FromStringAndSize(<char*> entry.frame, entry.size)
-        event.topic = self.topic
-        event.key = key_of(entry)
-        event.offset = entry.offset
-        event.waiting_since = entry.published
-        event.data_size = entry.data_size
-        Py_INCREF(event)
-        entry.event = <PyObject*> event
-        free(entry.frame)
-        entry.frame = NULL
-    return <Event> entry.event
-
-
-cdef tuple read_events(TopicLog self, uint32_t index, uint32_t limit):
+cdef tuple read_events(LogBase self, uint32_t index, uint32_t limit):
     """The events from an entry on, at most `limit`, and whether there are more."""
     cdef list events = []
     cdef Kept* entry
@@ -369,3 +63,209 @@ cdef tuple read_events(TopicLog self, uint32_t index, uint32_t limit):
         limit -= 1
         events.append(event_of(self, entry))
     return events, False
+
+
+@cython.final
+cdef class HistoryStore:
+    """What a memory engine keeps: a `TopicLog` for each topic with history.
+
+    `max_bytes` bounds what all of it takes up, `max_topics` the number of topics. `new_epoch()` makes the names of
+    numberings, of at most 32 letters and digits: one for all topics, until a topic's numbering has ended; then the topics
+    that begin from then on get another one.
+    """
+
+    cdef:
+        object __weakref__
+        dict logs
+        object new_epoch
+        List recent
+        List emptied
+        list to_sweep
+        public size_t max_bytes
+        public uint32_t max_topics
+        readonly size_t memory
+        readonly uint64_t events_evicted  # dropped because of the totals, before their time
+        readonly uint64_t topics_evicted
+        readonly str epoch
+
+    def __init__(self, *, size_t max_bytes, uint32_t max_topics, new_epoch):
+        self.logs = {}
+        self.to_sweep = []
+        self.max_bytes = max_bytes
+        self.max_topics = max_topics
+        self.new_epoch = new_epoch
+        self.epoch = new_epoch()
+
+    def __dealloc__(self):
+        while oldest_log(self) != NULL:
+            unlink_log(self, <TopicLog> oldest_log(self))
+
+    def __len__(self):
+        return len(self.logs)
+
+    @property
+    def events(self):
+        """How many events are kept."""
+        return sum([log.count for log in self.logs.values()])
+
+    def find(self, str topic not None):
+        """The log of a topic; None if nothing was published there."""
+        return self.logs.get(topic)
+
+    def log(self, str topic not None, *, uint32_t events, double age=0, uint64_t bytes=0, bint compact=False,
+            double tombstone_age=0):
+        """The log of a topic, which is made if it is not there, with this retention from now on. Times are in seconds;
+        0: events of any age, any number of bytes."""
+        cdef TopicLog log = self.logs.get(topic)
+        if log is None:
+            log = self.add(topic)
+        log.retained.events = max(<uint32_t> 1, events)
+        log.retained.age = <uint64_t> (1000 * age)
+        log.retained.bytes = bytes
+        log.retained.tombstone_age = <uint64_t> (1000 * tombstone_age)
+        if compact != log.retained.compact:
+            log.retained.compact = compact
+            log.newest = None
+            if compact:
+                begin_compaction(log)
+        trim(log, now_ms())
+        return log
+
+    cdef TopicLog add(self, str topic):
+        cdef TopicLog log = TopicLog.__new__(TopicLog)
+        self.forget_topics(self.max_topics - 1)
+        log.topic = topic
+        log.epoch = self.epoch
+        log.epoch_text = self.epoch.encode("ascii")
+        if PyBytes_GET_SIZE(log.epoch_text) > MAX_EPOCH:
+            raise ValueError("the epoch is too long")
+        log.total = &self.memory
+        log.store = <PyObject*> self
+        log.of_store.owner = <PyObject*> log
+        self.logs[topic] = log
+        log.is_emptied = True
+        append(&self.emptied, &log.of_store)
+        self.memory += TOPIC_COST + len(topic)
+        return log
+
+    cdef int forget_topics(self, size_t most) except -1:
+        """Forget the topics that were published to least recently, those without events first, until `most` are left."""
+        cdef TopicLog log
+        while <size_t> len(self.logs) > most:
+            log = <TopicLog> oldest_log(self)
+            self.topics_evicted += 1
+            self.events_evicted += log.count
+            self.drop(log.topic)
+        return 0
+
+    def drop(self, str topic not None):
+        """Forget a topic, and end its numbering. Does nothing if it is not there."""
+        cdef TopicLog log = self.logs.pop(topic, None)
+        if log is None:
+            return
+        self.memory -= TOPIC_COST + len(topic)
+        unlink_log(self, log)
+        self.epoch = self.new_epoch()
+
+    def enforce(self):
+        """Go by the totals, which may have been changed."""
+        self.forget_topics(self.max_topics)
+        evict(self, None)
+
+    def sweep(self):
+        """Drop what has grown too old, of some topics. Returns how many topics are left for this round."""
+        cdef uint64_t now = now_ms()
+        cdef size_t looked_at = 0
+        cdef TopicLog log
+        if not self.to_sweep:
+            self.to_sweep = list(self.logs.values())
+        while self.to_sweep and looked_at < SWEPT_ENTRIES:
+            log = self.to_sweep.pop()
+            looked_at += 1
+            if log.dropped:
+                continue
+            if log.retained.compact:
+                looked_at += log.span
+                drop_tombstones(log, now)
+            trim(log, now)
+            if log.count == 0 and not log.is_emptied:
+                move_log(self, log)
+        return len(self.to_sweep)
+
+
+cdef PyObject* oldest_log(HistoryStore self) noexcept:
+    """The topic to be forgotten first; NULL if there is none."""
+    if self.emptied.first != NULL:
+        return self.emptied.first.owner
+    return NULL if self.recent.first == NULL else self.recent.first.owner
+
+
+cdef void move_log(HistoryStore self, TopicLog log) noexcept:
+    """Put a topic at the end of the list where it belongs: it was published to, or has lost its events."""
+    remove(&self.emptied if log.is_emptied else &self.recent, &log.of_store)
+    log.is_emptied = log.count == 0
+    append(&self.emptied if log.is_emptied else &self.recent, &log.of_store)
+
+
+cdef int unlink_log(HistoryStore self, TopicLog log) except -1:
+    """End the numbering of a topic, and free its events."""
+    remove(&self.emptied if log.is_emptied else &self.recent, &log.of_store)
+    log.newest = None
+    drop_kept(log, log.span)
+    log.store = NULL
+    log.total = NULL
+    log.dropped = True
+    return 0
+
+
+cdef inline int settle_publish(TopicLog log, Kept* entry, bytes key) except -1:
+    """An event was appended, and its entry is filled in: go by the retention and the totals."""
+    cdef HistoryStore store = <HistoryStore> log.store
+    settle_append(log, entry, key)
+    move_log(store, log)
+    if store.memory > store.max_bytes:
+        evict(store, log)
+    return 0
+
+
+cdef int evict(HistoryStore self, TopicLog keep) except -1:
+    """Drop events of the topics that were published to least recently until all fits. `keep` keeps its newest event."""
+    cdef TopicLog log
+    while self.memory > self.max_bytes and self.recent.first != NULL:
+        log = <TopicLog> self.recent.first.owner
+        if log is keep and log.count <= 1:
+            break
+        self.events_evicted += 1 if log is keep else log.count
+        drop_kept(log, 1 if log is keep else log.span)
+        if log.count == 0:
+            move_log(self, log)
+    while self.memory > self.max_bytes and self.emptied.first != NULL:
+        self.topics_evicted += 1
+        self.drop((<TopicLog> self.emptied.first.owner).topic)
+    return 0
+
+
+def append_event(TopicLog log not None, bytes payload not None, bytes key, uint32_t data_size):
+    """Keep an event that is encoded as the protocol's `event` message with the offset `log.top` + 1, which is returned.
+
+    `key` is its key as UTF-8, `data_size` the length of its data.
+    """
+    cdef Event event = Event.__new__(Event)
+    cdef Kept* entry
+    if log.dropped:
+        raise ValueError("the numbering of this topic has ended")
+    make_kept_room(log)
+    event.frame = frame(OP_TEXT, payload)
+    event.topic = log.topic
+    event.key = key
+    event.data_size = data_size
+    entry = end_append(log, NULL, PyBytes_GET_SIZE(event.frame))
+    event.offset = entry.offset
+    event.waiting_since = entry.published
+    Py_INCREF(event)
+    entry.event = <PyObject*> event
+    entry.key_size = 0 if key is None else <uint32_t> len(key)
+    entry.data_size = data_size
+    entry.tombstone = key is not None and is_null(event)
+    settle_publish(log, entry, key)
+    return log.top

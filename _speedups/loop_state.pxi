@@ -77,6 +77,7 @@ cdef class LoopState:
         list closing  # connections that are to be closed: (connection, code)
         list resuming  # parked publishers whose events have all found room
         size_t batched  # see BATCHED_COST
+        uint64_t offset  # of the event that is being published, in the history of its topic; 0 where that keeps none
         bint scheduled
         object flush_method
         double began  # when the turn first had something to send

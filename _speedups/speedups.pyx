@@ -42,8 +42,9 @@ include "loop_state.pxi"
 
 # Queues. Nothing up to here, and up to `batch`, knows a socket.
 include "queue.pxi"
+include "log.pxi"
+include "retention.pxi"
 include "history.pxi"
-include "store.pxi"
 include "subscription.pxi"
 include "barrier.pxi"
 include "queueing.pxi"
@@ -68,5 +69,6 @@ include "context.pxi"
 # What the node asks for.
 include "delivery.pxi"
 include "operations.pxi"
+include "route.pxi"
 include "routes.pxi"
 include "bucket.pxi"

@@ -39,7 +39,7 @@ cdef int add_segment(AudienceBase self, size_t size, str topic, uint32_t key_sta
     self.segment_count += 1
     if key is not None:
         # The frame was made elsewhere: where its key stands is not known, so the object is made at once.
-        event_at(self, self.segment_count - 1).key = key
+        event_at(self, self.segment_count - 1).key_bytes = key
     return 0
 
 
@@ -51,10 +51,10 @@ cdef Event make_event(AudienceBase self, size_t start, size_t size, str topic, u
     event.topic = topic
     event.number = number
     event.offset = offset
-    event.key = key
+    event.key_bytes = key
     event.waiting_since = now_ms()
     if key is None and key_start:
-        event.key = event.frame[key_start : key_start + key_size]
+        event.key_bytes = event.frame[key_start : key_start + key_size]
     if self.context.max_age is not None:
         age = self.context.max_age(topic)
         if age is not None:

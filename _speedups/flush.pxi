@@ -243,9 +243,10 @@ cdef int promote_candidates(Outbox* outbox) except -1:
         if not subscription.candidate:
             break
         unmake_candidate(subscription)
-        if subscription.state_number == REPLAYING:
-            ask_to_catch_up(subscription)
-        elif (subscription.state_number == QUEUED and not never_live(subscription) and not subscription.replaying
+        if subscription.replaying:
+            if not is_held(subscription):
+                ask_to_catch_up(subscription)
+        elif (subscription.state_number == QUEUED and not never_live(subscription)
                 and is_empty(&subscription.queue)):
             enter_live(subscription)
     return 0

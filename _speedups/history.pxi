@@ -257,7 +257,7 @@ def append_event(TopicLog log not None, bytes payload not None, bytes key, uint3
     make_kept_room(log)
     event.frame = frame(OP_TEXT, payload)
     event.topic = log.topic
-    event.key = key
+    event.key_bytes = key
     event.data_size = data_size
     entry = end_append(log, NULL, PyBytes_GET_SIZE(event.frame))
     event.offset = entry.offset

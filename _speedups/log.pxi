@@ -175,7 +175,7 @@ cdef void trim_kept_holes(LogBase self) noexcept:
 cdef object key_of(const Kept* entry):
     """The key of an event as UTF-8; None if it has none."""
     if entry.event != NULL:
-        return (<Event> entry.event).key
+        return (<Event> entry.event).key_bytes
     if entry.key_start == 0:
         return None
     return PyBytes_FromStringAndSize(<char*> entry.frame + entry.key_start, entry.key_size)
@@ -208,7 +208,7 @@ cdef Event event_of(LogBase self, Kept* entry):
         event = Event.__new__(Event)
         event.frame = PyBytes_FromStringAndSize(<char*> entry.frame, entry.size)
         event.topic = self.topic
-        event.key = key_of(entry)
+        event.key_bytes = key_of(entry)
         event.offset = entry.offset
         event.waiting_since = entry.published
         event.data_size = entry.data_size

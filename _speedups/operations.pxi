@@ -136,10 +136,11 @@ cdef class Subscription(SubscriptionBase):
         go_on_replaying(self)
 
     def end_recovery(self):
-        """The client has been told that all of it was fed. It stays replaying: what comes is fed from history."""
+        """All was fed, and the client knows it. It stays replaying: what is offered next is fed from history."""
         check_active(self)
-        self.recovering = False
-        go_on_replaying(self)
+        self.recovering = self.asked = False
+        refresh_state(self)
+        update_sendable(self)
 
     def end_replay(self):
         """All was fed: let events be offered to its queue, and let it become live."""

@@ -18,7 +18,7 @@ cdef class Event:
         bytes frame
         bytes deflated  # the same for those who agreed to compression, made when one of them is sent it
         readonly str topic
-        bytes key  # without quotes, as it was sent; None where the publisher gave none
+        bytes key_bytes  # without quotes, as it was sent; None where the publisher gave none
         uint64_t number  # events are numbered as they are published; 0 of those that come from history
         readonly uint64_t offset  # in the history of its topic; 0 where that keeps none
         uint64_t waiting_since  # when it first had to wait, or was kept, in milliseconds of `now_ms`
@@ -32,7 +32,7 @@ cdef class Event:
         self.topic = topic
         self.offset = offset
         self.data_size = data_size
-        self.key = key
+        self.key_bytes = key
         self.waiting_since = now_ms()
 
     @property
@@ -42,9 +42,9 @@ cdef class Event:
         return self.frame[end - self.data_size : end]
 
     @property
-    def key_text(self):
+    def key(self):
         """Its key; None if it has none."""
-        return None if self.key is None else self.key.decode()
+        return None if self.key_bytes is None else self.key_bytes.decode()
 
 
 cdef struct Missed:
@@ -118,7 +118,7 @@ cdef inline Event first_event(Queue* queue):
 cdef object conflation_key(Event event):
     """What tells whether one event stands for the same thing as another one: its topic, and its key if it has one."""
     if event.conflation_key is None:
-        event.conflation_key = event.topic if event.key is None else (event.topic, event.key)
+        event.conflation_key = event.topic if event.key_bytes is None else (event.topic, event.key_bytes)
     return event.conflation_key
 
 

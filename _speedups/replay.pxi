@@ -16,6 +16,9 @@ cdef int count_lag(SubscriptionBase self, Event event) except -1:
         if event.offset <= self.newest:
             self.cursor = 0  # the numbering has begun anew
         self.newest = event.offset
+    if self.newest == self.cursor and not self.recovering and not self.asked:
+        stop_replaying(self)  # the last one that was fed before it came
+        return False
     refresh_state(self)
     update_sendable(self)
     if count_lacking(self) == 0:

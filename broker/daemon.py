@@ -21,7 +21,7 @@ import structlog
 import uvloop
 
 from broker import __version__
-from broker.config import RESTART_KEYS, Config, Reading, parse_address, too_open
+from broker.config import RESTART_KEYS, Config, Limits, Reading, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
@@ -39,7 +39,7 @@ from broker.systemd import Systemd, extend_timeout, reloading, status
 if TYPE_CHECKING:
     from broker.admin.server import Admin, AdminListener
 
-ENGINES: dict[str, Callable[[], Engine]] = {"memory": MemoryEngine}
+ENGINES: dict[str, Callable[[Limits], Engine]] = {"memory": MemoryEngine}
 
 ADMIN = "admin"
 """The name of the socket that systemd passes for the admin listener."""
@@ -173,7 +173,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR2, self.retire)
         # Other services reopen their logs on SIGUSR1. The default action would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        self.node = Node(self.config, ENGINES[self.config.server.engine](), loop)
+        self.node = Node(self.config, ENGINES[self.config.server.engine](self.config.limits), loop)
         self.limiter = ConnectionLimiter(self.config, self.node, self.capacity, loop)
         self.health = HealthMonitor(loop, self.node.context, self._set_memory_pressure)
         self.health.max_memory = self.config.limits.max_memory

@@ -9,7 +9,8 @@ this broker, and not for the protocol, the session says.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -36,6 +37,7 @@ else:
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_INTEGER)]
+Last = Positive | Literal["all"]
 Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)] | Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -52,7 +54,7 @@ class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", frozen=True, gc
     echo: Given[bool] = None
     credit: Given[Count] = None
     since: Given[Since] = None
-    last: Given[Positive] = None
+    last: Given[Last] = None
     presence: Given[bool] = None
 
 
@@ -77,6 +79,7 @@ class Publish(msgspec.Struct, tag_field="op", tag="publish", frozen=True, kw_onl
     topic: str
     key: Given[str] = None
     data: msgspec.Raw
+    dedup: Given[Annotated[str, msgspec.Meta(max_length=64)]] = None
 
 
 class Ping(msgspec.Struct, tag_field="op", tag="ping", frozen=True, gc=False, omit_defaults=True):
@@ -106,7 +109,7 @@ class History(msgspec.Struct, tag_field="op", tag="history", frozen=True, gc=Fal
     topic: str
     id: Given[Id] = None
     since: Given[Since] = None
-    last: Given[Positive] = None
+    last: Given[Last] = None
     limit: Given[Positive] = None
 
 
@@ -194,6 +197,7 @@ class Ok(msgspec.Struct, tag_field="op", tag="ok", frozen=True, kw_only=True, om
     dropped: Given[Count] = None
     epoch: Given[str] = None
     offset: Given[Count] = None
+    duplicate: Given[bool] = None
     recovered: Given[bool] = None
     events: Given[msgspec.Raw] = None
     more: Given[bool] = None
@@ -228,6 +232,13 @@ class Gap(msgspec.Struct, tag_field="op", tag="gap", frozen=True, kw_only=True, 
     to: Given[Count] = None
 
 
+class Live(msgspec.Struct, tag_field="op", tag="live", frozen=True):
+    """All that a subscription to `topic` had to catch up with has come; what comes now is live."""
+
+    topic: str
+    offset: Count
+
+
 class Pong(msgspec.Struct, tag_field="op", tag="pong", frozen=True, omit_defaults=True):
     """The answer to `ping`."""
 
@@ -257,7 +268,7 @@ class Leave(msgspec.Struct, tag_field="op", tag="leave", frozen=True, omit_defau
     identity: Given[str] = None
 
 
-ServerMessage = Welcome | Ok | ErrorAnswer | EventMessage | Gap | Join | Leave | Pong | Bye
+ServerMessage = Welcome | Ok | ErrorAnswer | EventMessage | Gap | Live | Join | Leave | Pong | Bye
 
 
 def encode_welcome(
@@ -282,12 +293,42 @@ def encode_ok(id: int | str, **fields: object) -> bytes:
     return _encode({"op": "ok", "id": id, **fields})
 
 
-def encode_receipt(id: int | str, receivers: int, queued: int, dropped: int, offset: int | None) -> bytes:
-    """Encode the answer to a publish. `offset` only where the topic keeps history."""
+def encode_receipt(
+    id: int | str,
+    receivers: int,
+    queued: int,
+    dropped: int,
+    epoch: str | None = None,
+    offset: int | None = None,
+    duplicate: bool = False,
+) -> bytes:
+    """Encode the answer to a publish. `epoch` and `offset` only where the topic keeps history."""
     answer: dict[str, object] = {"op": "ok", "id": id, "receivers": receivers, "queued": queued, "dropped": dropped}
     if offset is not None:
-        answer["offset"] = offset
+        answer |= {"epoch": epoch, "offset": offset}
+    if duplicate:
+        answer["duplicate"] = True
     return _encode(answer)
+
+
+def encode_kept(offset: int, key: str | None, data: msgspec.Raw | bytes) -> bytes:
+    """Encode an event as it stands in the answer to `history`."""
+    return _encode(_KeptEvent(offset=offset, key=key, data=msgspec.Raw(data)))
+
+
+def encode_history(
+    id: int | str, epoch: str, offset: int, events: Sequence[bytes], more: bool, recovered: bool | None
+) -> bytes:
+    """Encode the answer to `history`. `events` are encoded already, by `encode_kept`."""
+    answer: dict[str, object] = {"op": "ok", "id": id, "epoch": epoch, "offset": offset}
+    if recovered is not None:
+        answer["recovered"] = recovered
+    return _encode({**answer, "events": msgspec.Raw(b"[%b]" % b",".join(events)), "more": more})
+
+
+def encode_live(topic: str, offset: int) -> bytes:
+    """Encode that all up to `offset` has been sent to a subscription that recovers."""
+    return _encode(Live(topic=topic, offset=offset))
 
 
 def encode_error(id: int | str | None, code: str, message: str, retry_after_ms: int | None = None) -> bytes:
@@ -339,6 +380,13 @@ def decode_server(payload: bytes | memoryview | str) -> ServerMessage | None:
 
 # Details
 
+
+class _KeptEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    offset: int
+    key: str | None = None
+    data: msgspec.Raw = msgspec.Raw()
+
+
 _encode = msgspec.json.Encoder().encode
 _COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -352,6 +400,7 @@ _ALLOWED: Final[dict[str, str]] = {
     "topic": "a string",
     "data": "a JSON value",
     "key": "a string",
+    "dedup": "a string of up to 64 characters",
     "token": "a string",
     "max_queue": "an integer from 1 to 2^53-1",
     "overflow": f"one of {', '.join(OVERFLOWS)}",
@@ -359,7 +408,7 @@ _ALLOWED: Final[dict[str, str]] = {
     "presence": "true or false",
     "credit": "an integer from 0 to 2^53-1",
     "add": "an integer from 1 to 2^53-1",
-    "last": "an integer from 1 to 2^53-1",
+    "last": 'an integer from 1 to 2^53-1 or "all"',
     "limit": "an integer from 1 to 2^53-1",
     "since": "an object with `epoch` and `offset`",
     "since.epoch": "a string",

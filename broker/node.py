@@ -23,9 +23,10 @@ from broker.hub import UNLIMITED, Hub
 from broker.interests import Interests
 from broker.messages import BadCommand
 from broker.metrics import Metrics
+from broker.recovery import Recovery
 from broker.rules import Rules, SubscriptionPolicy
-from broker.session import Done, Published, Session, SubscriptionStats
-from broker.topics import check_pattern, check_topic
+from broker.session import Done, Published, Session, Subscribed, SubscriptionStats
+from broker.topics import check_pattern, check_topic, is_pattern
 
 log = structlog.get_logger(__name__)
 
@@ -86,9 +87,10 @@ class Node:
         """Unlike those of other nodes: a node looks up only tokens that it has pending."""
         self.context = LoopContext(loop, limits, encode_gap=messages.encode_gap, close_reasons=CLOSE_REASONS)
         self.sessions: dict[str, Session] = {}
+        self.hub = Hub(self.context)
         self.reconfigure(config)
         self.context.on_lagging = self._log_lagging
-        self.hub = Hub(self.context)
+        self.recovery = Recovery(engine, self.context, lambda: self.rules)
         self.on_disconnect: Callable[[str], None] | None = None
         """Called with the address of each client that disconnects."""
         self._bye_sent: set[str] = set()
@@ -105,6 +107,8 @@ class Node:
         limits = config.limits
         self.rules = Rules(config.topics, limits)
         self.limits = limits
+        self.engine.configure(limits)
+        self.hub.routes.clear()  # what they keep goes by the rules before
         for session in self.sessions.values():
             self._apply_publish_rate(session.connection)
         self.block: str = config.server.block
@@ -177,8 +181,8 @@ class Node:
 
     # The use cases. Each raises CommandError where it refuses a command; then `done` is never called.
 
-    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[None]) -> None:
-        """Start a subscription of a session, or change it. `done(None)` comes once the engine delivers its events here.
+    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[Subscribed]) -> None:
+        """Start a subscription of a session, or change it. `done` comes once the engine delivers its events here.
 
         `done` may get a CommandError instead; then the subscription has ended.
         """
@@ -186,6 +190,7 @@ class Node:
         check_pattern(topic)
         if self.draining:
             raise _draining()
+        self.recovery.check(command)
         policy = self.rules.policy(topic)
         self._check_policy(session, command, policy)
         subscription = (session.subscriptions or {}).get(topic)
@@ -196,10 +201,12 @@ class Node:
                 echo=subscription.echo if command.echo is None else command.echo,
                 credit=command.credit,
             )
-            self._interests.confirm(topic, self._undo_unless_confirmed(session, subscription, done))
+            self.recovery.attach(subscription, command)
+            self._interests.confirm(topic, self._undo_unless_confirmed(session, subscription, command, done))
             return
         subscription = self._subscribe(session, command, policy)
-        answer = self._undo_unless_confirmed(session, subscription, done)
+        self.recovery.attach(subscription, command)
+        answer = self._undo_unless_confirmed(session, subscription, command, done)
         if subscription.filter.subscribers > 1:
             self._interests.confirm(topic, answer)
             return
@@ -232,6 +239,7 @@ class Node:
         key: str | None,
         done: Done[Published],
         origin: Connection | None = None,
+        dedup: str | None = None,
     ) -> None:
         """Publish an event. `origin` is the connection that it came by, if it came by one.
 
@@ -249,7 +257,7 @@ class Node:
         began = 0.0 if is_local else time.perf_counter()
         pending = PendingPublish(token, self._pending, self.metrics, origin, done, is_local, began)
         self._pending[token] = pending
-        event = Event(topic, data, key, None, token)
+        event = Event(topic, data, key, None, token, dedup)
         try:
             self.engine.publish(event, self.rules.retention(topic), pending.answer)
         except Exception:
@@ -301,7 +309,9 @@ class Node:
             return
         if command.overflow not in policy.overflows:
             raise _not_allowed(policy)
-        if command.overflow == "replay":
+        if command.overflow == "replay" and (
+            is_pattern(command.topic) or not self.rules.retention(command.topic).events
+        ):
             raise CommandError("no_history", f"`{command.topic}` keeps no history")
         if command.overflow == "block" and policy.overflow != "block" and not self._may_block(session):
             raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
@@ -332,20 +342,28 @@ class Node:
         session.subscriptions[command.topic] = subscription
         return subscription
 
-    def _undo_unless_confirmed(self, session: Session, subscription: Subscription, done: Done[None]) -> InterestDone:
+    def _undo_unless_confirmed(
+        self, session: Session, subscription: Subscription, command: messages.Subscribe, done: Done[Subscribed]
+    ) -> InterestDone:
         """Give what takes the engine's answer about an interest. Where that is an error, the subscription ends."""
 
         def answer(result: Unavailable | None) -> None:
             if result is None:
-                done(None)
+                self.recovery.begin(subscription, command, begun)
                 return
             if _detach(session, subscription):
                 self.hub.unsubscribe(subscription)
             done(CommandError("unavailable", result.message))
 
+        def begun(result: Subscribed | CommandError) -> None:
+            if isinstance(result, CommandError) and _detach(session, subscription):
+                self._end_subscription(subscription)
+            done(result)
+
         return answer
 
     def _end_subscription(self, subscription: Subscription) -> None:
+        self.recovery.forget(subscription)
         self.hub.unsubscribe(subscription)
         if subscription.filter.subscribers == 0:
             self._interests.end(subscription.filter.topic)
@@ -359,14 +377,15 @@ class Node:
         key = None if event.key is None else event.key.encode()
         pending = None if event.token is None else self._pending.get(event.token)
         if pending is None:
-            audience.publish(event.topic, payload, key)
+            audience.publish(event.topic, payload, key, None, event.offset or 0)
             is_local = self.engine.is_local(event.topic)
         else:
-            pending.receipt = audience.publish(event.topic, payload, key, pending.origin)
+            pending.receipt = audience.publish(event.topic, payload, key, pending.origin, event.offset or 0)
             is_local = pending.is_local
         routes = self.hub.routes
         if is_local and not self.draining and not self.memory_pressure and event.topic not in routes:
-            routes.install(event.topic, audience, _event_prefix(event.topic))
+            log_of_topic = None if event.offset is None else self.engine.log(event.topic)
+            routes.install(event.topic, audience, _event_prefix(event.topic), log_of_topic)
 
     def lost(self, filter: str) -> None:
         """Announce a possible hole in a topic, or in those of a pattern: to each subscriber a gap of unknown size."""

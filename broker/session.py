@@ -16,7 +16,7 @@ import structlog
 from broker import messages
 from broker._speedups import Connection, Subscription
 from broker.config import Limits
-from broker.engines.base import Position
+from broker.engines.base import HistoryPage, Position
 from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
 from broker.hub import UNLIMITED
 from broker.messages import BadCommand, Command
@@ -27,7 +27,10 @@ log = structlog.get_logger(__name__)
 THROTTLE_SECONDS = 0.1
 """Seconds for which a publish pauses its connection while publishers are throttled."""
 SLOW_CLIENT_CODES = (CloseCode.SLOW_CONSUMER, CloseCode.NOT_READING)
-UNSUPPORTED_FIELDS = ("since", "last", "presence")
+UNSUPPORTED_FIELDS = ("presence",)
+HISTORY_LIMIT = 100
+"""Events in the answer to `history`, where the command does not say."""
+MAX_HISTORY_LIMIT = 1000
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -38,6 +41,16 @@ class Published(msgspec.Struct, frozen=True):
     receivers: int
     queued: int
     dropped: int
+
+
+class Subscribed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the answer to a subscribe says of the history of its topic."""
+
+    epoch: str | None = None
+    offset: int | None = None
+    """Of the newest event."""
+    recovered: bool | None = None
+    """Whether nothing is missing since where the client was."""
 
 
 T = TypeVar("T")
@@ -52,7 +65,7 @@ class Node(Protocol):
     metrics: Metrics
     memory_pressure: bool
 
-    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[None]) -> None:
+    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[Subscribed]) -> None:
         """Start a subscription of a session, or change it."""
 
     def unsubscribe(self, session: Session, topic: str) -> None:
@@ -68,8 +81,12 @@ class Node(Protocol):
         key: str | None,
         done: Done[Published],
         origin: Connection | None = None,
+        dedup: str | None = None,
     ) -> None:
         """Publish an event that came by the connection `origin`."""
+
+    def history(self, topic: str, since: Position | None, limit: int, done: Done[HistoryPage]) -> None:
+        """Read kept events of a topic: the oldest after `since`, or the newest without it."""
 
     def remove(self, session: Session) -> None:
         """Remove a session whose connection is closed, and end its subscriptions."""
@@ -174,7 +191,7 @@ class Session:
     # The commands.
 
     def _subscribe(self, command: messages.Subscribe) -> None:
-        if command.since is not None or command.last is not None or command.presence is not None:
+        if command.presence is not None:
             name = next(name for name in UNSUPPORTED_FIELDS if getattr(command, name) is not None)
             raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker")
         self.inflight += 1
@@ -186,12 +203,14 @@ class Session:
         if self.inflight >= self.node.limits.max_inflight:
             self.connection.pause()
 
-    def _subscribed(self, command: messages.Subscribe, error: CommandError | None) -> None:
+    def _subscribed(self, command: messages.Subscribe, result: Subscribed | CommandError) -> None:
         self.inflight -= 1
-        if error is None:
+        if isinstance(result, CommandError):
+            self._refuse(result, command.id)
+        elif result.epoch is None:
             self._ok(command.id, topic=command.topic)
         else:
-            self._refuse(error, command.id)
+            self._ok(command.id, topic=command.topic, **msgspec.to_builtins(result))
         self._read_on()
 
     def _unsubscribe(self, command: messages.Unsubscribe) -> None:
@@ -207,7 +226,7 @@ class Session:
         done = partial(self._published, command.id)
         self.inflight += 1
         try:
-            node.publish(command.topic, command.data, command.key, done, self.connection)
+            node.publish(command.topic, command.data, command.key, done, self.connection, command.dedup)
         except Exception:
             self.inflight -= 1
             raise
@@ -222,8 +241,38 @@ class Session:
             self._refuse(result, id)
         elif id is not None:
             receivers, queued, dropped = result.receivers, result.queued, result.dropped
-            offset = result.position.offset
-            self.connection.answer_publish(messages.encode_receipt(id, receivers, queued, dropped, offset))
+            at = result.position
+            receipt = messages.encode_receipt(id, receivers, queued, dropped, at.epoch, at.offset, at.duplicate)
+            self.connection.answer_publish(receipt)
+        self._read_on()
+
+    def _history(self, command: messages.History) -> None:
+        limit = HISTORY_LIMIT if command.limit is None else command.limit
+        if limit > MAX_HISTORY_LIMIT:
+            raise CommandError("limit", f"`limit` may be at most {MAX_HISTORY_LIMIT}")
+        if command.since is not None and command.last is not None:
+            raise BadCommand("bad_command", "`since` and `last` exclude each other")
+        since = None if command.since is None else Position(command.since.epoch, command.since.offset)
+        if command.last is not None and command.last != "all":
+            limit = min(limit, command.last)
+        self.inflight += 1
+        try:
+            self.node.history(command.topic, since, limit, partial(self._read, command))
+        except Exception:
+            self.inflight -= 1
+            raise
+        if self.inflight >= self.node.limits.max_inflight:
+            self.connection.pause()
+
+    def _read(self, command: messages.History, page: HistoryPage | CommandError) -> None:
+        self.inflight -= 1
+        if isinstance(page, CommandError):
+            self._refuse(page, command.id)
+        elif command.id is not None:
+            events, more = fitting(page, command.since is not None, self.node.limits.max_size)
+            recovered = None if command.since is None else page.complete
+            answer = messages.encode_history(command.id, page.epoch, page.top, events, more, recovered)
+            self.connection.answer(answer)
         self._read_on()
 
     def _read_on(self) -> None:
@@ -247,11 +296,26 @@ class Session:
         self.connection.answer(messages.encode_error(id, error.code, error.message, error.retry_after_ms))
 
 
+def fitting(page: HistoryPage, oldest_first: bool, max_size: int) -> tuple[list[bytes], bool]:
+    """Encode the events of a page, as many as have `max_size` bytes together, but one at least: the oldest, or the
+    newest. Gives them, and whether kept events follow."""
+    events: list[bytes] = []
+    size = 0
+    for event in page.events if oldest_first else reversed(page.events):
+        encoded = messages.encode_kept(event.offset or 0, event.key, event.data)
+        size += len(encoded) + 1
+        if events and size > max_size:
+            return (events, True) if oldest_first else (events[::-1], False)
+        events.append(encoded)
+    return (events if oldest_first else events[::-1]), page.more
+
+
 OPS: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(Command)}
 HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     messages.Subscribe: Session._subscribe,
     messages.Unsubscribe: Session._unsubscribe,
     messages.Publish: Session._publish,
     messages.Credit: Session._credit,
+    messages.History: Session._history,
     messages.Ping: Session._ping,
 }

@@ -19,7 +19,7 @@ LAYERS = (
     ("daemon",),
     ("admin", "net"),
     ("node", "health"),
-    ("interests",),
+    ("interests", "recovery"),
     ("session", "hub", "auth", "engines"),
     ("rules", "retention"),
     ("messages", "topics"),

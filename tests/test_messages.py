@@ -316,7 +316,7 @@ class TestBadCommand:
             ({"op": "subscribe", "topic": "a", "echo": "no"}, "`echo` must be true or false, not a string"),
             ({"op": "subscribe", "topic": "a", "echo": 0}, "`echo` must be true or false, not an integer"),
             ({"op": "subscribe", "topic": "a", "credit": -1}, "`credit` must be an integer from 0 to 2^53-1"),
-            ({"op": "subscribe", "topic": "a", "last": 0}, "`last` must be an integer from 1 to 2^53-1"),
+            ({"op": "subscribe", "topic": "a", "last": 0}, '`last` must be an integer from 1 to 2^53-1 or "all"'),
             (
                 {"op": "subscribe", "topic": "a", "since": 5},
                 "`since` must be an object with `epoch` and `offset`, not an integer",

@@ -18,17 +18,25 @@ values. What an adapter's library raises does not leave the adapter.
 8. **Ends.** When `stop` has returned, every call has been answered, and nothing is called back any more.
 9. **Interest is complete.** Events published anywhere after `done(None)` of an `interest(filter, True)` are delivered
    here. With `Unavailable` nothing has changed. Calls for one filter take effect in their order.
-10. **History matches.** `history` and `position` say what `publish` answered and `deliver` delivered. A page says which
-    part of the history it is, so that its reader misses nothing without knowing it.
+10. **History matches.** `history`, `locate` and `position` say what `publish` answered and `deliver` delivered. A page
+    says which part of the history it is, so that its reader misses nothing without knowing it.
+11. **Compacted.** Of a compacted topic each key has at most one kept event, its newest. What a newer event of its key
+    superseded is not missing; a tombstone that was dropped is.
+12. **Idempotent.** A publish whose `dedup` is that of an earlier one of the topic, within its `dedup_age`, is answered with
+    the position of that one, and `duplicate`; nothing is kept or delivered. (The number of those that are remembered is
+    bounded.)
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
+from broker._speedups import Event as KeptEvent
+from broker._speedups import TopicLog
+from broker.config import Limits
 from broker.rules import Retention
 
 
@@ -41,7 +49,10 @@ class Event(msgspec.Struct, frozen=True):
     offset: int | None = None
     """Its number, where the topic keeps history; set by the engine."""
     token: int | None = None
-    """How the publishing node recognises the event at its delivery. Engines pass it on and do not read it."""
+    """How the publishing node recognises the event at its delivery. Engines pass it on and do not read it. An event of
+    the history has none."""
+    dedup: str | None = None
+    """What makes a publish recognisable that is repeated. It need not be delivered."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -49,20 +60,23 @@ class Position(msgspec.Struct, frozen=True):
 
     epoch: str | None = None
     offset: int | None = None
+    duplicate: bool = False
+    """In the answer to a publish: this is where an earlier publish with the same `dedup` is."""
 
 
 class HistoryPage(msgspec.Struct, frozen=True):
     """A part of a topic's history, the oldest event first."""
 
-    events: list[Event]
+    events: Sequence[Event | KeptEvent]
     epoch: str
     first: int
     """The offset of the oldest event that is kept; `top` + 1 where none is."""
     top: int
     """The offset of the newest event that was published; 0 before the first one."""
     complete: bool
-    """Whether no event after `since` is missing before the page: none expired, and the epoch is the same. True
-    without `since`. Events that a newer one of their key superseded are not missing."""
+    """Whether no event after `since` is missing before the page: none expired, the epoch is the same, and `since` is not
+    behind the top. True without `since`, or if it has no epoch. Events that a newer one of their key superseded are not
+    missing. Where the epoch is another one the page begins with the oldest event that is kept."""
     more: bool
     """Whether kept events follow the page."""
 
@@ -74,7 +88,7 @@ class Unavailable(msgspec.Struct, frozen=True):
 
 
 class NoHistory(msgspec.Struct, frozen=True):
-    """The topic keeps no history."""
+    """Nothing of the topic was ever kept."""
 
     topic: str
 
@@ -83,6 +97,7 @@ PublishDone = Callable[[Position | Unavailable], None]
 InterestDone = Callable[[Unavailable | None], None]
 HistoryDone = Callable[[HistoryPage | NoHistory | Unavailable], None]
 PositionDone = Callable[[Position | Unavailable], None]
+LocateDone = Callable[[tuple[Position, Position] | Unavailable], None]
 Deliver = Callable[[Event], None]
 Lost = Callable[[str], None]
 
@@ -104,8 +119,8 @@ class Engine(ABC):
 
     @abstractmethod
     def is_local(self, topic: str) -> bool:
-        """Whether events of this topic are delivered and done within `publish`, on this node alone, never refused and
-        not kept. Only then may the fast path deliver one without asking the engine."""
+        """Whether events of this topic are delivered and done within `publish`, on this node alone, and never refused.
+        Only then may the fast path deliver one without asking the engine; it keeps it in what `log` gives."""
 
     @abstractmethod
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
@@ -120,8 +135,21 @@ class Engine(ABC):
         """Read kept events, at most `limit`: the oldest after `since`, or the newest without it."""
 
     @abstractmethod
+    def locate(self, topic: str, last: int, done: LocateDone) -> None:
+        """Find the position behind which the `last` newest kept events of a topic with history are, and its newest
+        offset. Where fewer are kept it is the one before all of them."""
+
+    @abstractmethod
     def position(self, topic: str, done: PositionDone) -> None:
-        """Find the epoch and the newest offset of a topic. Without history both are None."""
+        """Find the epoch and the newest offset of a topic. Before anything was kept it is 0, and the epoch that in which
+        the numbering will begin; where the engine keeps no history at all both are None."""
+
+    def configure(self, limits: Limits) -> None:
+        """Go by these limits from now on: they were changed by a reload."""
+
+    def log(self, topic: str) -> TopicLog | None:
+        """Give the log in which the fast path is to keep the events of a topic that is local; None: they are not kept."""
+        return None
 
 
 class Member(msgspec.Struct, frozen=True):

@@ -1,16 +1,26 @@
-"""The default engine: events stay in this process, and nothing is kept of them."""
+"""The default engine: events stay in this process, and what is kept of them is lost with it."""
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+import secrets
+import time
+from collections import OrderedDict
+from typing import Final
 
+from broker import messages
+from broker._speedups import HistoryStore, TopicLog, append_event
+from broker.config import Limits
 from broker.engines.base import (
     Deliver,
     Engine,
     Event,
     HistoryDone,
+    HistoryPage,
     InterestDone,
     JoinDone,
+    LocateDone,
     Lost,
     Member,
     MemberPage,
@@ -23,40 +33,163 @@ from broker.engines.base import (
 )
 from broker.rules import Retention
 
-NOWHERE = Position()
+NOWHERE: Final = Position()
+SWEEP: Final = 1.0
+"""Seconds between two looks for kept events that have grown too old."""
+SWEEP_ON: Final = 0.02
+"""Seconds until the next look, where one has not seen all topics."""
+
+
+def new_epoch() -> str:
+    """Make the name of a numbering: so long that no topic gets the same one twice."""
+    return secrets.token_hex(6)
+
+
+class Dedups:
+    """What was published with `dedup`, bounded in number and age. Times are in seconds of a monotonic clock."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._known: OrderedDict[tuple[str, str], tuple[float, Position]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, topic: str, dedup: str, age: float, now: float) -> Position | None:
+        """Find where the publish is that had this `dedup`, at most `age` seconds ago."""
+        known = self._known.get((topic, dedup))
+        return None if known is None or now - known[0] > age else known[1]
+
+    def note(self, topic: str, dedup: str, position: Position, now: float) -> None:
+        """Remember a publish; the oldest one is forgotten where there are too many."""
+        self._known.pop((topic, dedup), None)
+        self._known[topic, dedup] = now, position
+        while len(self._known) > self.most:
+            self._known.popitem(last=False)
+
+    def sweep(self, age: float, now: float) -> None:
+        """Forget what is older than `age`."""
+        while self._known and now - next(iter(self._known.values()))[0] > age:
+            self._known.popitem(last=False)
 
 
 class MemoryEngine(Engine):
     """Delivers an event before `publish` returns. The order of an event loop is all the order that it needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
         self._deliver: Deliver | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._dedups = Dedups(limits.dedup_entries)
+        self._longest_dedup = 0.0
+        self.store = HistoryStore(
+            max_bytes=limits.history_bytes, max_topics=limits.history_topics, new_epoch=new_epoch
+        )
 
     async def start(self, deliver: Deliver, lost: Lost) -> None:
         self._deliver = deliver
 
     async def stop(self) -> None:
         self._deliver = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def configure(self, limits: Limits) -> None:
+        self.store.max_bytes, self.store.max_topics = limits.history_bytes, limits.history_topics
+        self._dedups.most = limits.dedup_entries
+        self.store.enforce()
 
     def is_local(self, topic: str) -> bool:
-        """Yes: there is one node, and no topic keeps history."""
+        """Yes: there is one node."""
         return True
+
+    def log(self, topic: str) -> TopicLog | None:
+        return self.store.find(topic)
 
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         if self._deliver is None:
             raise RuntimeError("the engine is not started")
+        topic, dedup = event.topic, event.dedup
+        now = 0.0
+        if dedup is not None:
+            now = time.monotonic()
+            earlier = self._dedups.find(topic, dedup, retention.dedup_age, now)
+            if earlier is not None:
+                done(Position(earlier.epoch, earlier.offset, duplicate=True))
+                return
+        position = NOWHERE
+        if retention.events:
+            position = self._keep(event, retention)
+            event = Event(topic, event.data, event.key, position.offset, event.token, dedup)
+        elif self.store.find(topic) is not None:  # its rule has kept history before a reload
+            self.store.drop(topic)
+        if dedup is not None:
+            self._begin_sweep()
+            self._longest_dedup = max(self._longest_dedup, retention.dedup_age)
+            self._dedups.note(topic, dedup, position, now)
         self._deliver(event)
-        done(NOWHERE)
+        done(position)
+
+    def _keep(self, event: Event, retention: Retention) -> Position:
+        """Number an event and keep it."""
+        self._begin_sweep()
+        log = self.store.log(
+            event.topic,
+            events=retention.events,
+            age=retention.age or 0,
+            bytes=retention.bytes or 0,
+            compact=retention.compact,
+            tombstone_age=retention.tombstone_age,
+        )
+        payload = messages.encode_event(event.topic, event.data, event.key, log.top + 1)
+        key = None if event.key is None else event.key.encode()
+        offset = append_event(log, payload, key, len(bytes(event.data)))
+        return Position(log.epoch, offset)
 
     def interest(self, filter: str, on: bool, done: InterestDone) -> None:
         """Nothing to do: every event is delivered to the one node that there is."""
         done(None)
 
     def history(self, topic: str, since: Position | None, limit: int, done: HistoryDone) -> None:
-        done(NoHistory(topic))
+        log = self.store.find(topic)
+        if log is None:
+            done(NoHistory(topic))
+            return
+        if since is None:
+            done(HistoryPage(log.latest(limit), log.epoch, log.oldest, log.top, complete=True, more=False))
+            return
+        offset = since.offset or 0
+        same = since.epoch is None or since.epoch == log.epoch
+        complete = same and log.floor <= offset <= log.top
+        events, more = log.after(offset if same and offset <= log.top else 0, limit)
+        done(HistoryPage(events, log.epoch, log.oldest, log.top, complete=complete, more=more))
+
+    def locate(self, topic: str, last: int, done: LocateDone) -> None:
+        log = self.store.find(topic)
+        if log is None:
+            nothing = Position(self.store.epoch, 0)
+            done((nothing, nothing))
+        else:
+            done((Position(log.epoch, log.before(min(last, MOST))), Position(log.epoch, log.top)))
 
     def position(self, topic: str, done: PositionDone) -> None:
-        done(NOWHERE)
+        log = self.store.find(topic)
+        done(Position(self.store.epoch, 0) if log is None else Position(log.epoch, log.top))
+
+    def _begin_sweep(self) -> None:
+        """Have what is kept looked at for its age, as long as something is kept."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        left = self.store.sweep()
+        self._dedups.sweep(self._longest_dedup, time.monotonic())
+        self._timer = None
+        if len(self.store) or len(self._dedups):
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_ON if left else SWEEP, self._sweep)
+
+
+MOST: Final = 2**31
 
 
 class MemoryPresence(Presence):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from broker.engines.base import (
     HistoryDone,
     HistoryPage,
     InterestDone,
+    LocateDone,
     Lost,
     Member,
     MemberPage,
@@ -63,6 +65,9 @@ class LateServer:
         self.engines: list[LateEngine] = []
         self.kept: dict[str, list[Event]] = {}
         self.tops: dict[str, int] = {}
+        self.floors: dict[str, int] = {}
+        """Up to which offset events may be missing that none of their key superseded."""
+        self.dedups: dict[tuple[str, str], Position] = {}
         self.random = random.Random(1)
         self.hung = False
         self._topics: dict[str, deque[Waiting]] = {}
@@ -116,10 +121,16 @@ class LateServer:
         if since is None:
             return HistoryPage(kept[-limit:], EPOCH, first, top, complete=True, more=False)
         offset = since.offset or 0
-        same = since.epoch == EPOCH
-        found = [event for event in kept if not same or (event.offset or 0) > offset]
-        complete = same and first <= offset + 1
+        same = since.epoch in (EPOCH, None)
+        found = kept[bisect_right(kept, offset, key=lambda event: event.offset or 0) if same and offset <= top else 0 :]
+        complete = same and self.floors[topic] <= offset <= top
         return HistoryPage(found[:limit], EPOCH, first, top, complete=complete, more=len(found) > limit)
+
+    def locate(self, topic: str, last: int) -> tuple[Position, Position]:
+        """Where the newest events begin."""
+        offsets = [event.offset or 0 for event in self.kept[topic][-last:]]
+        top = self.tops[topic]
+        return Position(EPOCH, offsets[0] - 1 if offsets else top), Position(EPOCH, top)
 
     def position(self, topic: str) -> Position:
         """Where a topic is."""
@@ -135,12 +146,22 @@ class LateServer:
         if not self._topics[topic]:
             del self._topics[topic]
         event, position = waiting.event, Position()
+        if (event.topic, event.dedup or "") in self.dedups:
+            known = self.dedups[event.topic, event.dedup or ""]
+            waiting.engine.hear((waiting.call, msgspec.structs.replace(known, duplicate=True)))
+            return
         if self.keeps or waiting.retention.events:
             offset = self.tops[topic] = self.tops.get(topic, 0) + 1
             event, position = msgspec.structs.replace(event, offset=offset), Position(EPOCH, offset)
             kept = self.kept.setdefault(topic, [])
+            if waiting.retention.compact and event.key is not None:
+                kept[:] = [each for each in kept if each.key != event.key]
             kept.append(self.copy(event))
-            del kept[: 0 if self.keeps else -waiting.retention.events]
+            self.floors.setdefault(topic, 0)
+            while not self.keeps and len(kept) > waiting.retention.events:
+                self.floors[topic] = kept.pop(0).offset or 0
+        if event.dedup is not None:
+            self.dedups[event.topic, event.dedup] = position
         for engine in self.engines:
             engine.hear(self.copy(event))
         waiting.engine.hear((waiting.call, position))
@@ -223,6 +244,9 @@ class LateEngine(Engine):
 
     def history(self, topic: str, since: Position | None, limit: int, done: HistoryDone) -> None:
         self.ask(done, lambda: self._reach(lambda: self.server.page(topic, since, limit)))
+
+    def locate(self, topic: str, last: int, done: LocateDone) -> None:
+        self.ask(done, lambda: self._reach(lambda: self.server.locate(topic, last)))
 
     def position(self, topic: str, done: PositionDone) -> None:
         self.ask(done, lambda: self._reach(lambda: self.server.position(topic)))

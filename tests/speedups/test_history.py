@@ -34,7 +34,7 @@ def publish(log: TopicLog, data: Any, key: str | None = None) -> int:
 
 
 def read(events: list[Event]) -> list[tuple[int, str | None, Any]]:
-    return [(event.offset, event.key_text, json.loads(event.data)) for event in events]
+    return [(event.offset, event.key, json.loads(event.data)) for event in events]
 
 
 @dataclass
@@ -221,7 +221,7 @@ def test_frames_are_kept_as_they_were_sent() -> None:
     payload = messages.encode_event("a", b'{ "x" : 1.50 }', "k", 1)
     append_event(log, payload, b"k", 14)
     [event], _ = log.after(0, 10)
-    assert (event.data, event.key_text, event.offset, event.topic) == (b'{ "x" : 1.50 }', "k", 1, "a")
+    assert (event.data, event.key, event.offset, event.topic) == (b'{ "x" : 1.50 }', "k", 1, "a")
     assert log.after(0, 10)[0] == [event], "one object for all who read it"
 
 

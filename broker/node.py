@@ -10,6 +10,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 import structlog
@@ -23,7 +24,7 @@ from broker.hub import UNLIMITED, Hub
 from broker.interests import Interests
 from broker.messages import BadCommand
 from broker.metrics import Metrics
-from broker.recovery import Recovery
+from broker.recovery import NOTHING_TO_SAY, Recovery
 from broker.rules import Rules, SubscriptionPolicy
 from broker.session import Done, Published, Session, Subscribed, SubscriptionStats
 from broker.topics import check_pattern, check_topic, is_pattern
@@ -190,7 +191,8 @@ class Node:
         check_pattern(topic)
         if self.draining:
             raise _draining()
-        self.recovery.check(command)
+        if command.since is not None or command.last is not None:
+            self.recovery.check(command)
         policy = self.rules.policy(topic)
         self._check_policy(session, command, policy)
         subscription = (session.subscriptions or {}).get(topic)
@@ -201,11 +203,13 @@ class Node:
                 echo=subscription.echo if command.echo is None else command.echo,
                 credit=command.credit,
             )
-            self.recovery.attach(subscription, command)
+            if command.since is not None or command.last is not None:
+                subscription.hold()
             self._interests.confirm(topic, self._undo_unless_confirmed(session, subscription, command, done))
             return
         subscription = self._subscribe(session, command, policy)
-        self.recovery.attach(subscription, command)
+        if command.since is not None or command.last is not None:
+            subscription.hold()
         answer = self._undo_unless_confirmed(session, subscription, command, done)
         if subscription.filter.subscribers > 1:
             self._interests.confirm(topic, answer)
@@ -349,21 +353,32 @@ class Node:
 
         def answer(result: Unavailable | None) -> None:
             if result is None:
-                self.recovery.begin(subscription, command, begun)
+                if self.rules.keeps_history:
+                    self.recovery.begin(subscription, command, partial(self._begun, session, subscription, done))
+                else:
+                    done(NOTHING_TO_SAY)
                 return
             if _detach(session, subscription):
                 self.hub.unsubscribe(subscription)
             done(CommandError("unavailable", result.message))
 
-        def begun(result: Subscribed | CommandError) -> None:
-            if isinstance(result, CommandError) and _detach(session, subscription):
-                self._end_subscription(subscription)
-            done(result)
-
         return answer
 
+    def _begun(
+        self,
+        session: Session,
+        subscription: Subscription,
+        done: Done[Subscribed],
+        result: Subscribed | CommandError,
+    ) -> None:
+        """Answer a subscribe whose place in the history was found, or not: then the subscription ends."""
+        if isinstance(result, CommandError) and _detach(session, subscription):
+            self._end_subscription(subscription)
+        done(result)
+
     def _end_subscription(self, subscription: Subscription) -> None:
-        self.recovery.forget(subscription)
+        if len(self.recovery):
+            self.recovery.forget(subscription)
         self.hub.unsubscribe(subscription)
         if subscription.filter.subscribers == 0:
             self._interests.end(subscription.filter.topic)

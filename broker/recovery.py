@@ -59,9 +59,8 @@ class Recovery:
         return len(self._replays)
 
     def check(self, command: messages.Subscribe) -> None:
-        """Raise CommandError if a subscription cannot have what it asks for of history."""
-        if command.since is None and command.last is None:
-            return
+        """Raise CommandError if a subscription cannot have what it asks for by `since` or `last`. If it can, the caller
+        has it leave events to history (`hold`) before the engine is asked for them."""
         name = "last" if command.since is None else "since"
         if command.since is not None and command.last is not None:
             raise messages.BadCommand("bad_command", "`since` and `last` exclude each other")
@@ -70,16 +69,10 @@ class Recovery:
         if not self._rules().retention(command.topic).events:
             raise _no_history(command.topic)
 
-    def attach(self, subscription: Subscription, command: messages.Subscribe) -> None:
-        """To be called right after a subscription was made or changed, before the engine is asked for its events."""
-        if command.since is not None or command.last is not None:
-            subscription.hold()
-
     def begin(self, subscription: Subscription, command: messages.Subscribe, done: Done[Subscribed]) -> None:
         """The engine delivers the events of a subscription: find where it is, answer by `done`, and have it fed."""
-        rules = self._rules()
         topic = command.topic
-        if not rules.keeps_history or is_pattern(topic) or not rules.retention(topic).events:
+        if is_pattern(topic) or not self._rules().retention(topic).events:
             done(NOTHING_TO_SAY)
         elif command.since is not None:
             since = Position(command.since.epoch, command.since.offset)
@@ -92,8 +85,7 @@ class Recovery:
 
     def forget(self, subscription: Subscription) -> None:
         """A subscription has ended."""
-        if self._replays:
-            self._replays.pop(subscription, None)
+        self._replays.pop(subscription, None)
 
     # Where a subscription begins.
 

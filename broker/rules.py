@@ -49,6 +49,7 @@ class Rules:
         self._retentions: dict[str, Retention] = {}
         self.keeps_history = any(rule.history for rule in rules)
         """Whether there is a topic that may keep history."""
+        self._retains = any(retention_of(rule) != NOTHING_KEPT for rule in rules)
 
     def policy(self, name: str) -> SubscriptionPolicy:
         """Find what holds for subscriptions to a valid topic or pattern."""
@@ -77,6 +78,8 @@ class Rules:
 
     def retention(self, topic: str) -> Retention:
         """Find what is kept of a topic."""
+        if not self._retains:
+            return NOTHING_KEPT
         try:
             return self._retentions[topic]
         except KeyError:

@@ -242,7 +242,10 @@ class Session:
         elif id is not None:
             receivers, queued, dropped = result.receivers, result.queued, result.dropped
             at = result.position
-            receipt = messages.encode_receipt(id, receivers, queued, dropped, at.epoch, at.offset, at.duplicate)
+            if at.offset is None and not at.duplicate:
+                receipt = messages.encode_receipt(id, receivers, queued, dropped)
+            else:
+                receipt = messages.encode_receipt(id, receivers, queued, dropped, at.epoch, at.offset, at.duplicate)
             self.connection.answer_publish(receipt)
         self._read_on()
 

@@ -106,7 +106,13 @@ async def test_client_goes_on_where_it_was(serve: Serve) -> None:
 
 @pytest.mark.parametrize(
     ("last", "events"),
-    [(1, [(9, 8)]), (2, [(8, 7), (9, 8)]), (3, [(7, 6), (8, 7), (9, 8)]), (99, [(7, 6), (8, 7), (9, 8)]), ("all", None)],
+    [
+        (1, [(9, 8)]),
+        (2, [(8, 7), (9, 8)]),
+        (3, [(7, 6), (8, 7), (9, 8)]),
+        (99, [(7, 6), (8, 7), (9, 8)]),
+        ("all", None),
+    ],
 )
 async def test_newest_kept_events_come_first(serve: Serve, last: int | str, events: list[Any] | None) -> None:
     async with serve() as harness:

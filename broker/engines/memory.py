@@ -30,6 +30,7 @@ from broker.engines.base import (
     PositionDone,
     Presence,
     PublishDone,
+    Unavailable,
 )
 from broker.rules import Retention
 
@@ -82,9 +83,7 @@ class MemoryEngine(Engine):
         self._timer: asyncio.TimerHandle | None = None
         self._dedups = Dedups(limits.dedup_entries)
         self._longest_dedup = 0.0
-        self.store = HistoryStore(
-            max_bytes=limits.history_bytes, max_topics=limits.history_topics, new_epoch=new_epoch
-        )
+        self.store = HistoryStore(max_bytes=limits.history_bytes, max_topics=limits.history_topics, new_epoch=new_epoch)
 
     async def start(self, deliver: Deliver, lost: Lost) -> None:
         self._deliver = deliver
@@ -109,30 +108,37 @@ class MemoryEngine(Engine):
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         if self._deliver is None:
             raise RuntimeError("the engine is not started")
-        topic, dedup = event.topic, event.dedup
-        now = 0.0
-        if dedup is not None:
-            now = time.monotonic()
-            earlier = self._dedups.find(topic, dedup, retention.dedup_age, now)
-            if earlier is not None:
-                done(Position(earlier.epoch, earlier.offset, duplicate=True))
-                return
+        if event.dedup is not None:
+            self._publish_once(event, event.dedup, retention, done)
+            return
         position = NOWHERE
         if retention.events:
-            position = self._keep(event, retention)
-            event = Event(topic, event.data, event.key, position.offset, event.token, dedup)
-        elif self.store.find(topic) is not None:  # its rule has kept history before a reload
-            self.store.drop(topic)
-        if dedup is not None:
-            self._begin_sweep()
-            self._longest_dedup = max(self._longest_dedup, retention.dedup_age)
-            self._dedups.note(topic, dedup, position, now)
+            event, position = self._keep(event, retention)
+        elif self._timer is not None:
+            self.store.drop(event.topic)  # its rule may have kept history before a reload
         self._deliver(event)
         done(position)
 
-    def _keep(self, event: Event, retention: Retention) -> Position:
+    def _publish_once(self, event: Event, dedup: str, retention: Retention, done: PublishDone) -> None:
+        """Publish an event, unless it was published before."""
+        now = time.monotonic()
+        earlier = self._dedups.find(event.topic, dedup, retention.dedup_age, now)
+        if earlier is not None:
+            done(Position(earlier.epoch, earlier.offset, duplicate=True))
+            return
+
+        def note(position: Position | Unavailable) -> None:
+            if isinstance(position, Position):
+                self.begin_sweep()
+                self._longest_dedup = max(self._longest_dedup, retention.dedup_age)
+                self._dedups.note(event.topic, dedup, position, now)
+            done(position)
+
+        self.publish(Event(event.topic, event.data, event.key, None, event.token), retention, note)
+
+    def _keep(self, event: Event, retention: Retention) -> tuple[Event, Position]:
         """Number an event and keep it."""
-        self._begin_sweep()
+        self.begin_sweep()
         log = self.store.log(
             event.topic,
             events=retention.events,
@@ -144,7 +150,7 @@ class MemoryEngine(Engine):
         payload = messages.encode_event(event.topic, event.data, event.key, log.top + 1)
         key = None if event.key is None else event.key.encode()
         offset = append_event(log, payload, key, len(bytes(event.data)))
-        return Position(log.epoch, offset)
+        return Event(event.topic, event.data, event.key, offset, event.token), Position(log.epoch, offset)
 
     def interest(self, filter: str, on: bool, done: InterestDone) -> None:
         """Nothing to do: every event is delivered to the one node that there is."""
@@ -176,7 +182,7 @@ class MemoryEngine(Engine):
         log = self.store.find(topic)
         done(Position(self.store.epoch, 0) if log is None else Position(log.epoch, log.top))
 
-    def _begin_sweep(self) -> None:
+    def begin_sweep(self) -> None:
         """Have what is kept looked at for its age, as long as something is kept."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP, self._sweep)

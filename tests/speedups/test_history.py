@@ -91,7 +91,7 @@ RETENTIONS = st.fixed_dictionaries(
         "compact": st.booleans(),
     }
 )
-KEYS = st.sampled_from([None, "", "k", "other", "ü\"\\", "k2", "k3"])
+KEYS = st.sampled_from([None, "", "k", "other", 'ü"\\', "k2", "k3"])
 DATA = st.sampled_from([b"null", b"1", b'"text"', b'{"offset":5}', b"[1, 2,  3]", b'"' + b"x" * 200 + b'"'])
 
 

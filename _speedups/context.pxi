@@ -18,8 +18,8 @@ cdef class LoopContext(LoopState):
 
     `max_age(topic)` gives the age in seconds beyond which an event is not worth sending, or None; it is asked for
     events that have to wait. `on_lagging(connection, lagging)` is called when a connection has been behind for a while,
-    and when it is so no more. `catch_up(subscription)` is to feed a subscription that is replaying, or to end that if it
-    lacks nothing; it is called when there is room and nothing is queued. Each may be None.
+    and when it is so no more. `catch_up(subscription)` is to feed a subscription that is replaying, or to end that if
+    it lacks nothing; it is called when there is room and nothing is queued. Each may be None.
     """
 
     cdef object timer

@@ -70,8 +70,8 @@ cdef class HistoryStore:
     """What a memory engine keeps: a `TopicLog` for each topic with history.
 
     `max_bytes` bounds what all of it takes up, `max_topics` the number of topics. `new_epoch()` makes the names of
-    numberings, of at most 32 letters and digits: one for all topics, until a topic's numbering has ended; then the topics
-    that begin from then on get another one.
+    numberings, of at most 32 letters and digits: one for all topics, until a topic's numbering has ended; then the
+    topics that begin from then on get another one.
     """
 
     cdef:
@@ -149,7 +149,7 @@ cdef class HistoryStore:
         return log
 
     cdef int forget_topics(self, size_t most) except -1:
-        """Forget the topics that were published to least recently, those without events first, until `most` are left."""
+        """Forget topics until `most` are left: those without events, then those published to least recently."""
         cdef TopicLog log
         while <size_t> len(self.logs) > most:
             log = <TopicLog> oldest_log(self)

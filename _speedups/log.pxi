@@ -1,16 +1,16 @@
 # The log of one topic: the frames of its newest events, as they were sent, by their offsets, in a ring.
 #
-# Invariant: the entries stand in the order of their offsets; the first and the last one are events, of those between some
-# may be holes (of events that a newer one of their key superseded). Each event above `floor` that no newer one superseded
-# is kept. An event's frame is kept once: as bytes of its own, or in its object.
+# Invariant: the entries stand in the order of their offsets; the first and the last one are events, of those between
+# some may be holes (of events that a newer one of their key superseded). Each event above `floor` that no newer one
+# superseded is kept. An event's frame is kept once: as bytes of its own, or in its object.
 
 cdef enum:
     MAX_ENTRIES = 1 << 30
     MAX_EPOCH = 32
     OFFSET_TEXT = 31  # `,"offset":`, at most 20 digits, `}`
 
-    # What an event takes up beside its frame, and a topic beside its events, as the totals count it: the entry in a ring
-    # that is on the average three quarters full, the allocator; the object, its places in a dict and in a list, the names.
+    # What an event takes up beside its frame, and a topic beside its events, as the totals count it: the entry in a
+    # ring that is three quarters full on the average, the allocator; the object, its place in a dict, the names.
     EVENT_COST = 112
     TOPIC_COST = 640
 

@@ -1,5 +1,5 @@
-# Subscriptions that are fed from history: what the client cannot take now is left to it (the policy `replay`), or it goes
-# on where it stopped (recovery).
+# Subscriptions that are fed from history: what the client cannot take now is left to it (the policy `replay`), or the
+# client goes on where it stopped (recovery).
 #
 # Invariant: while a subscription is replaying, no event is offered to its queue. All events up to `cursor` were sent or
 # queued, or are counted in a gap; those behind it come from history. `policy` is then REPLAY, whatever was agreed.

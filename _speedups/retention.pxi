@@ -1,7 +1,7 @@
 # What of a log is kept: so many events, of that age, with so many bytes; on a compacted topic the newest of each key.
 #
-# Invariant: whatever is dropped before a newer event of its key has superseded it counts in `floor`. On a compacted topic
-# `newest` has the offset of the event that is kept of each key.
+# Invariant: whatever is dropped before a newer event of its key has superseded it counts in `floor`. On a compacted
+# topic `newest` has the offset of the event that is kept of each key.
 
 
 cdef int settle_append(LogBase self, Kept* entry, bytes key) except -1:

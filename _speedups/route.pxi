@@ -1,7 +1,7 @@
 # One topic on the fast path: the `event` message of a plain publish command, its delivery, and its receipt.
 #
-# Invariant: what is written here is byte for byte what `broker.messages` would encode. An event of a topic with history is
-# kept before it is delivered.
+# Invariant: what is written here is byte for byte what `broker.messages` would encode. An event of a topic with history
+# is kept before it is delivered.
 
 
 @cython.no_gc

@@ -14,6 +14,7 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,9 +22,11 @@ import structlog
 import uvloop
 
 from broker import __version__
-from broker.config import RESTART_KEYS, Config, Limits, Reading, parse_address, too_open
+from broker.config import RESTART_KEYS, SQLITE, Config, Reading, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
+from broker.engines.sqlite import SqliteEngine
+from broker.engines.store import StoreError
 from broker.errors import ConfigError
 from broker.health import HealthMonitor
 from broker.log import log_unhandled, report_start_failure, set_level, set_up_log
@@ -39,7 +42,14 @@ from broker.systemd import Systemd, extend_timeout, reloading, status
 if TYPE_CHECKING:
     from broker.admin.server import Admin, AdminListener
 
-ENGINES: dict[str, Callable[[Limits], Engine]] = {"memory": MemoryEngine}
+def make_engine(config: Config) -> Engine:
+    """Make the engine of the configuration. Raises StoreError where its file cannot be used."""
+    name, limits = config.server.engine, config.limits
+    if name.startswith(SQLITE):
+        return SqliteEngine(Path(name.removeprefix(SQLITE)), limits, config.server.durability)
+    return MemoryEngine(limits)
+
+
 
 ADMIN = "admin"
 """The name of the socket that systemd passes for the admin listener."""
@@ -173,7 +183,13 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR2, self.retire)
         # Other services reopen their logs on SIGUSR1. The default action would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        self.node = Node(self.config, ENGINES[self.config.server.engine](self.config.limits), loop)
+        try:
+            engine = make_engine(self.config)
+        except StoreError as exc:
+            self._systemd.close()
+            report_start_failure(self.config.log, str(exc))
+            return CANNOT_START
+        self.node = Node(self.config, engine, loop)
         self.limiter = ConnectionLimiter(self.config, self.node, self.capacity, loop)
         self.health = HealthMonitor(loop, self.node.context, self._set_memory_pressure)
         self.health.max_memory = self.config.limits.max_memory
@@ -403,7 +419,7 @@ class Daemon:
         if any(name == ADMIN for name, _ in self._systemd.sockets) and self.config.server.admin != "systemd":
             log.warning("admin socket passed by systemd is not used: server.admin is not systemd")
         log.info(
-            "ready", version=__version__, engine=self.config.server.engine, max_connections=self.capacity.connections
+            "ready", version=__version__, engine=self.engine, max_connections=self.capacity.connections
         )
 
     # Notifications of systemd
@@ -430,7 +446,7 @@ class Daemon:
     @property
     def engine(self) -> str:
         """The engine's name."""
-        return self.config.server.engine
+        return self.config.server.engine.partition(":")[0]
 
     def _set_memory_pressure(self, level: int) -> None:
         self.limiter.memory_pressure = level > 0

@@ -257,13 +257,14 @@ class Node:
         if len(self._pending) >= MAX_PENDING:
             raise CommandError("unavailable", "too many publishes wait for the engine")
         token = next(self._tokens)
-        is_local = self.engine.is_local(topic)
+        retention = self.rules.retention(topic)
+        is_local = self.engine.is_local(topic, retention)
         began = 0.0 if is_local else time.perf_counter()
         pending = PendingPublish(token, self._pending, self.metrics, origin, done, is_local, began)
         self._pending[token] = pending
         event = Event(topic, data, key, None, token, dedup)
         try:
-            self.engine.publish(event, self.rules.retention(topic), pending.answer)
+            self.engine.publish(event, retention, pending.answer)
         except Exception:
             if self._pending.pop(token, None) is not None:
                 raise
@@ -393,7 +394,7 @@ class Node:
         pending = None if event.token is None else self._pending.get(event.token)
         if pending is None:
             audience.publish(event.topic, payload, key, None, event.offset or 0)
-            is_local = self.engine.is_local(event.topic)
+            is_local = self.engine.is_local(event.topic, self.rules.retention(event.topic))
         else:
             pending.receipt = audience.publish(event.topic, payload, key, pending.origin, event.offset or 0)
             is_local = pending.is_local

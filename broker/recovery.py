@@ -160,7 +160,7 @@ class Recovery:
         replay = self._note(subscription, top)
         replay.announced = announced
         # Of an engine on this node every event up to the top was offered by now.
-        subscription.replay(offset, replay.top if self._engine.is_local(replay.topic) else 0)
+        subscription.replay(offset, replay.top if self._is_local(replay.topic) else 0)
 
     # Feeding.
 
@@ -194,9 +194,9 @@ class Recovery:
             case Unavailable():
                 self._loop().call_later(RETRY, self._read, subscription, replay)
                 return
-            case NoHistory():
+            case NoHistory():  # the topic keeps none any more
                 self._send(subscription, messages.encode_gap(replay.topic, None, "expired"))
-                self._complete(subscription, replay)
+                self._end(subscription)
                 return
             case page:
                 pass
@@ -219,13 +219,19 @@ class Recovery:
         """A subscription lacks nothing."""
         if subscription.recovering:
             self._send(subscription, messages.encode_live(replay.topic, subscription.cursor))
-        # An event of another node that was fed may be delivered only now: until it has come, events are left to history.
-        if self._engine.is_local(replay.topic) or subscription.newest == subscription.cursor:
-            subscription.end_replay()
-            if subscription.overflow != "replay":
-                del self._replays[subscription]
+        # An event that was fed may be delivered only now: until it has come, events are left to history.
+        if self._is_local(replay.topic) or subscription.newest == subscription.cursor:
+            self._end(subscription)
         else:
             subscription.end_recovery()
+
+    def _is_local(self, topic: str) -> bool:
+        return self._engine.is_local(topic, self._rules().retention(topic))
+
+    def _end(self, subscription: Subscription) -> None:
+        subscription.end_replay()
+        if subscription.overflow != "replay":
+            self._replays.pop(subscription, None)
 
     def _announce(self, subscription: Subscription, since: Position, page: HistoryPage) -> int:
         """Announce that events behind `since` are not kept any more. Returns the offset to go on behind."""

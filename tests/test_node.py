@@ -470,7 +470,7 @@ class Slow(MemoryEngine):
         self.events: list[Event] = []
         self.done: list[PublishDone] = []
 
-    def is_local(self, topic: str) -> bool:
+    def is_local(self, topic: str, retention: Retention) -> bool:
         return topic == "local"
 
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -15,6 +15,7 @@ from broker.config import Limits, TopicRule
 from broker.engines.memory import MemoryEngine
 from tests.engines.late import LateServer
 from tests.fixtures_node import Client, Harness, serving
+from tests.net.harness import until
 
 RULES = (
     TopicRule("log.*", history=1000),
@@ -271,8 +272,7 @@ async def test_slow_subscriber_under_replay_gets_every_event(serve: Serve) -> No
             await publisher.tell("publish", topic="queue.a", data=[n, "x" * 1000])
         await publisher.nothing()
         (subscription,) = (session.subscriptions or {}).values()
-        while subscription.newest < 3000:
-            await asyncio.sleep(0.01)
+        await until(lambda: subscription.newest >= 3000)
         assert subscription.lag > 0
         assert session.connection.queued_bytes <= harness.node.limits.max_outbox // 4
         received = (await deaf.until(b'"offset":3000}')).decode("latin-1")
@@ -310,7 +310,7 @@ class Load:
         self._tasks: list[asyncio.Task[None]] = []
         self._ending = False
 
-    async def __aenter__(self) -> Load:
+    async def __aenter__(self) -> Self:
         for topic in self.topics:
             client = await self.harness.connect()
             self._tasks.append(asyncio.create_task(self._publish(client, topic)))
@@ -322,8 +322,7 @@ class Load:
 
     async def _publish(self, client: Client, topic: str) -> None:
         while not self._ending:
-            while self.sent[topic] > self.seen + LEAD and not self._ending:
-                await asyncio.sleep(0.001)
+            await until(lambda: self._ending or self.sent[topic] <= self.seen + LEAD)
             for _ in range(20):
                 self.sent[topic] += 1
                 number = self.sent[topic]

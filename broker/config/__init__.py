@@ -2,13 +2,14 @@
 its description (`describe`)."""
 
 from broker.config.addresses import Address, parse_address
-from broker.config.checks import too_open
+from broker.config.checks import SQLITE, too_open
 from broker.config.keys import RESTART_KEYS
 from broker.config.schema import Config, Limits, Log, Server, TopicRule
 from broker.config.sources import Reading, load
 
 __all__ = [
     "RESTART_KEYS",
+    "SQLITE",
     "Address",
     "Config",
     "Limits",

@@ -13,6 +13,10 @@ from broker.config.keys import KEYS, Key, convert
 from broker.errors import ConfigError, Place, Problem
 
 
+SQLITE: Final = "sqlite://"
+"""How the engine is named that keeps history in a file; the absolute path follows."""
+
+
 class Setting(NamedTuple):
     key: str
     value: object
@@ -99,6 +103,14 @@ def _check_admin(address: str) -> list[str]:
     return _check_listen([address]) if address else []
 
 
+def _check_engine(engine: str) -> list[str]:
+    path = engine.removeprefix(SQLITE)
+    if engine == "memory" or (path != engine and path.startswith("/") and not path.endswith("/") and "\0" not in path):
+        return []
+    form = "memory, or sqlite:// and an absolute path, like sqlite:///var/lib/wsbroker/broker.db"
+    return [f"must be {form}, not {printable(engine)}"]
+
+
 def _check_path(path: str) -> list[str]:
     if not re.fullmatch(r"/[!-~]*", path) or "?" in path or "#" in path:
         return ["must begin with / and hold only visible ASCII characters (others as %XX), no ? and no #"]
@@ -133,6 +145,7 @@ def _check_anonymous(anonymous: bool | None) -> list[str]:
 _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "server.listen": _check_listen,
     "server.admin": _check_admin,
+    "server.engine": _check_engine,
     "server.path": _check_path,
     "server.origins": _check_origins,
     "server.anonymous": _check_anonymous,

@@ -87,12 +87,22 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "local"
     engine: Annotated[
-        Literal["memory"],
+        str,
         _key(
-            "What happens to an event between publish and delivery. memory: nothing outlives the process.",
+            "Where the history of topics is kept. memory: in this process, and lost with it. sqlite:///PATH: in the "
+            "SQLite file at this absolute path, which outlives it; each broker needs a file of its own.",
             reload="restart",
         ),
     ] = "memory"
+    durability: Annotated[
+        Literal["full", "normal"],
+        _key(
+            "With sqlite: when a publish is answered. full: once it is on the disk, so that it outlives a power cut. "
+            "normal: once it is in the file, so that it outlives the broker; the last seconds may be lost with the "
+            "machine, and then every numbering begins anew.",
+            reload="restart",
+        ),
+    ] = "full"
     admin: Annotated[
         str,
         _key(

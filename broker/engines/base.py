@@ -22,9 +22,9 @@ values. What an adapter's library raises does not leave the adapter.
     says which part of the history it is, so that its reader misses nothing without knowing it.
 11. **Compacted.** Of a compacted topic each key has at most one kept event, its newest. What a newer event of its key
     superseded is not missing; a tombstone that was dropped is.
-12. **Idempotent.** A publish whose `dedup` is that of an earlier one of the topic, within its `dedup_age`, is answered with
-    the position of that one, and `duplicate`; nothing is kept or delivered. (The number of those that are remembered is
-    bounded.)
+12. **Idempotent.** A publish whose `dedup` is that of an earlier one of the topic, within its `dedup_age`, is answered
+    with the position of that one, and `duplicate`; nothing is kept or delivered. (The number of those that are
+    remembered is bounded.)
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Event(msgspec.Struct, frozen=True):
     offset: int | None = None
     """Its number, where the topic keeps history; set by the engine."""
     token: int | None = None
-    """How the publishing node recognises the event at its delivery. Engines pass it on and do not read it. An event of
-    the history has none."""
+    """How the publishing node recognises the event at its delivery. Engines pass it on and do not read it. An event
+    that is read from history need not have it."""
     dedup: str | None = None
     """What makes a publish recognisable that is repeated. It need not be delivered."""
 
@@ -74,9 +74,9 @@ class HistoryPage(msgspec.Struct, frozen=True):
     top: int
     """The offset of the newest event that was published; 0 before the first one."""
     complete: bool
-    """Whether no event after `since` is missing before the page: none expired, the epoch is the same, and `since` is not
-    behind the top. True without `since`, or if it has no epoch. Events that a newer one of their key superseded are not
-    missing. Where the epoch is another one the page begins with the oldest event that is kept."""
+    """Whether no event after `since` is missing before the page: none expired, the epoch is the same (or `since` has
+    none), and `since` is not behind the top. True without `since`. Events that a newer one of their key superseded are
+    not missing. Where the epoch is another one the page begins with the oldest event that is kept."""
     more: bool
     """Whether kept events follow the page."""
 
@@ -91,6 +91,19 @@ class NoHistory(msgspec.Struct, frozen=True):
     """Nothing of the topic was ever kept."""
 
     topic: str
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """What an engine keeps, for the metrics."""
+
+    topics: int = 0
+    """With history, those without an event left too."""
+    bytes: int = 0
+    """That the history takes up."""
+    events_evicted: int = 0
+    """Kept events that were dropped because of the totals in `limits`, before their time."""
+    dedups: int = 0
+    """Values of `dedup` that are remembered."""
 
 
 PublishDone = Callable[[Position | Unavailable], None]
@@ -118,8 +131,8 @@ class Engine(ABC):
         """Answer every call that is under way, and end."""
 
     @abstractmethod
-    def is_local(self, topic: str) -> bool:
-        """Whether events of this topic are delivered and done within `publish`, on this node alone, and never refused.
+    def is_local(self, topic: str, retention: Retention) -> bool:
+        """Whether events of this topic, with this retention, are delivered and done within `publish`, on this node alone, and never refused.
         Only then may the fast path deliver one without asking the engine; it keeps it in what `log` gives."""
 
     @abstractmethod
@@ -141,15 +154,19 @@ class Engine(ABC):
 
     @abstractmethod
     def position(self, topic: str, done: PositionDone) -> None:
-        """Find the epoch and the newest offset of a topic. Before anything was kept it is 0, and the epoch that in which
-        the numbering will begin; where the engine keeps no history at all both are None."""
+        """Find the epoch and the newest offset of a topic. Before anything was kept the offset is 0, and the epoch that
+        in which the numbering will begin. Where the engine keeps no history at all both are None."""
 
-    def configure(self, limits: Limits) -> None:
+    def configure(self, limits: Limits) -> None:  # noqa: B027 -- most engines have nothing that these change
         """Go by these limits from now on: they were changed by a reload."""
 
     def log(self, topic: str) -> TopicLog | None:
-        """Give the log in which the fast path is to keep the events of a topic that is local; None: they are not kept."""
+        """Give the log in which the fast path keeps the events of a topic that is local; None: they are not kept."""
         return None
+
+    def stats(self) -> EngineStats:
+        """Give what is kept, for the metrics."""
+        return EngineStats()
 
 
 class Member(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from broker.config import Limits
 from broker.engines.base import (
     Deliver,
     Engine,
+    EngineStats,
     Event,
     HistoryDone,
     HistoryPage,
@@ -98,7 +99,7 @@ class MemoryEngine(Engine):
         self._dedups.most = limits.dedup_entries
         self.store.enforce()
 
-    def is_local(self, topic: str) -> bool:
+    def is_local(self, topic: str, retention: Retention) -> bool:
         """Yes: there is one node."""
         return True
 
@@ -181,6 +182,10 @@ class MemoryEngine(Engine):
     def position(self, topic: str, done: PositionDone) -> None:
         log = self.store.find(topic)
         done(Position(self.store.epoch, 0) if log is None else Position(log.epoch, log.top))
+
+    def stats(self) -> EngineStats:
+        store = self.store
+        return EngineStats(len(store), store.memory, store.events_evicted, len(self._dedups))
 
     def begin_sweep(self) -> None:
         """Have what is kept looked at for its age, as long as something is kept."""

@@ -16,6 +16,8 @@ from prometheus_client import CollectorRegistry
 from websockets.exceptions import InvalidStatus
 
 from broker.admin.prometheus import FAMILIES, PREFIX, MetricsCollector
+from broker.config import Limits, TopicRule
+from broker.engines.memory import MemoryEngine
 from broker.health import HealthMonitor
 from broker.metrics import KNOWN_CODES, Metrics
 from broker.net.handshake import REFUSAL_REASONS
@@ -53,7 +55,8 @@ class Broker:
 
 @asynccontextmanager
 async def measured(**limits: Any) -> AsyncIterator[Broker]:
-    async with serving(**limits) as harness:
+    engine = MemoryEngine(Limits(**limits))
+    async with serving(engine, topics=[TopicRule("kept.*", history=10)], **limits) as harness:
         broker = Broker(harness)
         broker.health.start()
         try:
@@ -246,6 +249,33 @@ async def engine_seconds(broker: Broker) -> None:
     assert broker.value("engine_seconds_count") == 0
 
 
+async def history_topics(broker: Broker) -> None:
+    client = await broker.harness.connect()
+    for n in range(3):
+        await client.ask("publish", topic=f"kept.{n}", data=1)
+    assert broker.value("history_topics") == 3
+
+
+async def history_bytes(broker: Broker) -> None:
+    await (await broker.harness.connect()).ask("publish", topic="kept.a", data="x" * 100_000)
+    assert 100_000 < broker.value("history_bytes") < 110_000
+
+
+async def history_events_evicted(broker: Broker) -> None:
+    client = await broker.harness.connect()
+    await client.ask("publish", topic="kept.a", data="x" * 1000)
+    broker.harness.node.engine.configure(Limits(history_bytes=2000))
+    await client.ask("publish", topic="kept.b", data="x" * 1000)
+    assert broker.value("history_events_evicted_total") == 1
+
+
+async def dedups(broker: Broker) -> None:
+    client = await broker.harness.connect()
+    for dedup in ("x", "y", "x"):
+        await client.ask("publish", topic="a", data=1, dedup=dedup)
+    assert broker.value("dedups") == 2
+
+
 async def open_fds(broker: Broker) -> None:
     before = broker.value("open_fds")
     await broker.harness.deaf()
@@ -317,6 +347,10 @@ MOVES: dict[str, Callable[[Broker], Awaitable[None]]] = {
         loop_lag_seconds,
         engine_up,
         engine_seconds,
+        history_topics,
+        history_bytes,
+        history_events_evicted,
+        dedups,
         open_fds,
         max_fds,
         memory_bytes,

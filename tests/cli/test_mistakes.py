@@ -252,7 +252,16 @@ FILES = [
         "[server]\nanonymous = false\n",
         "server.anonymous (FILE:2): false is not supported yet: nobody could connect, as there are no tokens",
     ),
-    ("[server]\nengine = 'redis'\n", 'server.engine (FILE:2): must be "memory", not "redis"'),
+    (
+        "[server]\nengine = 'redis'\n",
+        "server.engine (FILE:2): must be memory, or sqlite:// and an absolute path, like "
+        "sqlite:///var/lib/wsbroker/broker.db, not redis",
+    ),
+    (
+        "[server]\nengine = 'sqlite://broker.db'\n",
+        "server.engine (FILE:2): must be memory, or sqlite:// and an absolute path, like "
+        "sqlite:///var/lib/wsbroker/broker.db, not sqlite://broker.db",
+    ),
     ("[server]\nblock = 'some'\n", 'server.block (FILE:2): must be one of "local", "all", "none", not "some"'),
     ("[server]\ncertificate = 'a.pem'\n", "server.certificate (FILE:2): needs server.key beside it"),
     ("[server]\nkey = 'a.pem'\n", "server.key (FILE:2): needs server.certificate beside it"),

@@ -215,7 +215,7 @@ class LateEngine(Engine):
         self.server.engines.remove(self)
         self._deliver = self._lost = None
 
-    def is_local(self, topic: str) -> bool:
+    def is_local(self, topic: str, retention: Retention) -> bool:
         return False
 
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:

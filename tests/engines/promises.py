@@ -45,6 +45,9 @@ class Kind(ABC):
     def engine(self) -> Engine:
         """The engine of one more node, not yet started."""
 
+    def end(self) -> None:
+        """Remove what it has made."""
+
     def hang(self) -> None:
         """Make the server answer nothing."""
         raise NotImplementedError

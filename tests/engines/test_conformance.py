@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -23,6 +25,7 @@ from broker.engines.base import (
     Unavailable,
 )
 from broker.engines.memory import MemoryEngine
+from broker.engines.sqlite import SqliteEngine
 from broker.rules import Retention
 from tests.engines import promises
 from tests.engines.late import EPOCH, LateEngine, LateServer
@@ -40,6 +43,21 @@ class MemoryWithHistory(Memory):
     """The same, and it keeps what is published."""
 
     keeps = True
+
+
+class Sqlite(Kind):
+    """The durable engine, with a file of its own."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+
+    def engine(self) -> Engine:
+        return SqliteEngine(Path(self.folder.name) / "broker.db")
+
+    def end(self) -> None:
+        self.folder.cleanup()
 
 
 class Late(Kind):
@@ -77,17 +95,18 @@ class LateWithHistory(Late):
     keeps = True
 
 
-KINDS: list[Callable[[], Kind]] = [Memory, MemoryWithHistory, Late, LateWithHistory]
+KINDS: list[Callable[[], Kind]] = [Memory, MemoryWithHistory, Sqlite, Late, LateWithHistory]
 
 
 @pytest.fixture(params=KINDS)
-async def kind(request: pytest.FixtureRequest) -> Kind:
+async def kind(request: pytest.FixtureRequest) -> AsyncIterator[Kind]:
     found = request.param()
     assert isinstance(found, Kind)
-    return found
+    yield found
+    found.end()
 
 
-@pytest.fixture(params=[kind for kind in KINDS if kind not in (Memory, MemoryWithHistory)])
+@pytest.fixture(params=[kind for kind in KINDS if kind not in (Memory, MemoryWithHistory, Sqlite)])
 async def kind_with_a_server(request: pytest.FixtureRequest) -> Kind:
     found = request.param()
     assert isinstance(found, Kind)

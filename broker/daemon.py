@@ -42,13 +42,13 @@ from broker.systemd import Systemd, extend_timeout, reloading, status
 if TYPE_CHECKING:
     from broker.admin.server import Admin, AdminListener
 
+
 def make_engine(config: Config) -> Engine:
     """Make the engine of the configuration. Raises StoreError where its file cannot be used."""
     name, limits = config.server.engine, config.limits
     if name.startswith(SQLITE):
         return SqliteEngine(Path(name.removeprefix(SQLITE)), limits, config.server.durability)
     return MemoryEngine(limits)
-
 
 
 ADMIN = "admin"
@@ -418,9 +418,7 @@ class Daemon:
             log.warning("sockets passed by systemd are not used: server.listen does not name systemd")
         if any(name == ADMIN for name, _ in self._systemd.sockets) and self.config.server.admin != "systemd":
             log.warning("admin socket passed by systemd is not used: server.admin is not systemd")
-        log.info(
-            "ready", version=__version__, engine=self.engine, max_connections=self.capacity.connections
-        )
+        log.info("ready", version=__version__, engine=self.engine, max_connections=self.capacity.connections)
 
     # Notifications of systemd
 

@@ -12,7 +12,6 @@ from broker.config.addresses import parse_address, printable
 from broker.config.keys import KEYS, Key, convert
 from broker.errors import ConfigError, Place, Problem
 
-
 SQLITE: Final = "sqlite://"
 """How the engine is named that keeps history in a file; the absolute path follows."""
 

@@ -1,8 +1,8 @@
 """The durable engine of one node: history in a SQLite file, written by a thread of its own.
 
-The thread takes what has gathered, carries it out in one transaction, and commits (group commit); while the disk writes,
-more gathers. The event loop delivers the events of a transaction, and answers their publishers, after the commit. Topics
-without history do not pass through it: they are as local as with the memory engine.
+The thread takes what has gathered, carries it out in one transaction, and commits (group commit); while the disk
+writes, more gathers. The event loop delivers the events of a transaction, and answers their publishers, after the
+commit. Topics without history do not pass through it: they are as local as with the memory engine.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class SqliteEngine(Engine):
             if self.committing is not None:
                 self.committing()
             self._store.commit()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the callers are told
             self._fail(error, calls)
         else:
             if self._is_broken:
@@ -215,5 +215,5 @@ class SqliteEngine(Engine):
     def _sweep(self) -> None:
         try:
             self._store.sweep(time.time(), self._longest_dedup or 86_400.0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- the thread must go on
             self._fail(error, [])

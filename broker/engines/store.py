@@ -53,7 +53,7 @@ class StoreError(Exception):
     """The file cannot be used. The message says why, and what to do."""
 
 
-class Topic(msgspec.Struct):
+class Topic(msgspec.Struct, array_like=True):
     """The row of one topic, as the transaction under way has it."""
 
     id: int
@@ -157,7 +157,7 @@ class Store:
                 (event.topic, event.dedup, now - retention.dedup_age),
             ).fetchone()
             if earlier is not None:
-                return Position(*earlier, duplicate=True)
+                return Position(earlier[0], earlier[1], duplicate=True)
         if self.bytes > self.limits.history_bytes:
             return Unavailable("the history has as many bytes as limits.history_bytes allows")
         if self.topics + self._added >= self.limits.history_topics and self._find(event.topic) is None:
@@ -245,8 +245,8 @@ class Store:
     def _begin(self) -> str:
         """Note that the file is in use; give the epoch in which new topics begin.
 
-        Under the durability `normal` the end of the log may be lost if the machine went down. Then offsets would be given
-        a second time, so every numbering begins anew, in another epoch.
+        Under the durability `normal` the end of the log may be lost if the machine went down. Then offsets would be
+        given a second time, so every numbering begins anew, in another epoch.
         """
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         with self.db:
@@ -274,7 +274,7 @@ class Store:
                 return None
             if len(self._topics) >= MAX_CACHED:
                 self._topics = dict(self._changed)
-            topic = self._topics[name] = Topic(*row[:8], tombstone_age=row[8], compact=bool(row[9]), counted=row[6])
+            topic = self._topics[name] = msgspec.convert([*row, 0, None, row[6]], Topic, strict=False)
         return topic
 
     def _topic(self, name: str) -> Topic:

@@ -45,7 +45,7 @@ class Kind(ABC):
     def engine(self) -> Engine:
         """The engine of one more node, not yet started."""
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027 -- most make nothing
         """Remove what it has made."""
 
     def hang(self) -> None:

@@ -126,7 +126,7 @@ async def test_full_disk_refuses_publishes_until_there_is_room(path: Path) -> No
         assert len(node.delivered) == before + 1, "what needs no disk is delivered"
         assert (await read(node, "a"))[0] == (1, None, 1)
         db.execute("PRAGMA max_page_count = 1000000")
-        taken = {result.offset for _, result in node.answers if isinstance(result, Position)} - {None}
+        taken = {result.offset or 0 for _, result in node.answers if isinstance(result, Position)}
         answer = await publish(node, "a", "again")
         assert answer.offset == max(taken) + 1
         assert [offset for offset, _, _ in await read(node, "a")] == list(range(1, answer.offset + 1))
@@ -295,7 +295,7 @@ async def kept(url: str) -> dict[int, str]:
 
 @pytest.mark.parametrize("durability", ["full", "normal"])
 async def test_what_was_answered_is_there_after_a_kill(tmp_path: Path, durability: str) -> None:
-    """`kill -9` at a random moment under load. The number of times is KILLS, 20 unless the environment says otherwise."""
+    """`kill -9` at a random moment under load, KILLS times: 20 unless the environment says otherwise."""
     config = tmp_path / "wsbroker.toml"
     config.write_text(
         f"[server]\nengine = 'sqlite://{tmp_path}/broker.db'\ndurability = '{durability}'\nadmin = ''\n"

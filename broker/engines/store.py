@@ -35,7 +35,8 @@ CREATE TABLE topics (
     age REAL, tombstone_age REAL, compact INTEGER NOT NULL
 );
 CREATE TABLE events (
-    topic INTEGER NOT NULL, offset INTEGER NOT NULL, published REAL NOT NULL, key TEXT, data BLOB NOT NULL,
+    topic INTEGER NOT NULL, offset INTEGER NOT NULL, published REAL NOT NULL, size INTEGER NOT NULL, key TEXT,
+    data BLOB NOT NULL,
     PRIMARY KEY (topic, offset)
 ) WITHOUT ROWID;
 CREATE TABLE keys (
@@ -89,7 +90,7 @@ class Store:
         self._changed: dict[str, Topic] = {}
         self._added = 0
         """Topics that the transaction under way has made."""
-        self._rows: list[tuple[int, int, float, str | None, bytes]] = []
+        self._rows: list[tuple[int, int, float, int, str | None, bytes]] = []
         self._lock = _lock(path)
         try:
             self.db = _open(path, durability)
@@ -167,8 +168,9 @@ class Store:
         topic.top += 1
         topic.count += 1
         data = bytes(event.data)
-        topic.bytes += _size(data, event.key)
-        self._rows.append((topic.id, topic.top, now, event.key, data))
+        size = len(data) + (0 if event.key is None else len(event.key.encode()))
+        topic.bytes += size
+        self._rows.append((topic.id, topic.top, now, size, event.key, data))
         if topic.compact and event.key is not None:
             self._supersede(topic, event.key)
         if event.dedup is not None:
@@ -322,11 +324,11 @@ class Store:
         if self._rows and any(row[:2] == (topic.id, before[0]) for row in self._rows):
             self._write_rows()
         gone = self.db.execute(
-            "DELETE FROM events WHERE topic = ? AND offset = ? RETURNING data, key", (topic.id, before[0])
+            "DELETE FROM events WHERE topic = ? AND offset = ? RETURNING size", (topic.id, before[0])
         ).fetchone()
         if gone is not None:
             topic.count -= 1
-            topic.bytes -= _size(*gone)
+            topic.bytes -= gone[0]
 
     def _settle(self) -> None:
         """Bring the file to what the transaction has done so far, but for the rows of the topics."""
@@ -336,7 +338,7 @@ class Store:
 
     def _write_rows(self) -> None:
         if self._rows:
-            self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", self._rows)
+            self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", self._rows)
             self._rows.clear()
 
     def _trim(self, topic: Topic) -> None:
@@ -346,12 +348,12 @@ class Store:
         while topic.max_bytes is not None and topic.bytes > topic.max_bytes and topic.count > 1:
             over = topic.bytes - topic.max_bytes
             rows = self.db.execute(
-                "SELECT data, key FROM events WHERE topic = ? ORDER BY offset LIMIT ?", (topic.id, topic.count - 1)
+                "SELECT size FROM events WHERE topic = ? ORDER BY offset LIMIT ?", (topic.id, topic.count - 1)
             )
             count = 0
-            for row in rows:
+            for (size,) in rows:
                 count += 1
-                over -= _size(*row)
+                over -= size
                 if over <= 0:
                     break
             rows.close()
@@ -375,36 +377,33 @@ class Store:
 
     def _drop_through(self, topic: Topic, offset: int) -> None:
         """Drop the events up to an offset; they are missing from now on."""
-        gone = self.db.execute(
-            "DELETE FROM events WHERE topic = ? AND offset <= ? RETURNING data, key", (topic.id, offset)
-        ).fetchall()
+        count, size = self.db.execute(
+            "SELECT count(*), coalesce(sum(size), 0) FROM events WHERE topic = ? AND offset <= ?", (topic.id, offset)
+        ).fetchone()
+        self.db.execute("DELETE FROM events WHERE topic = ? AND offset <= ?", (topic.id, offset))
         if topic.compact:
             self.db.execute("DELETE FROM keys WHERE topic = ? AND offset <= ?", (topic.id, offset))
-        topic.count -= len(gone)
-        topic.bytes -= sum(_size(*row) for row in gone)
+        topic.count -= count
+        topic.bytes -= size
         topic.floor = max(topic.floor, offset)
 
     def _drop_tombstones(self, topic: Topic, time: float) -> None:
         """Drop the removals of keys that have been kept for long enough."""
         gone = self.db.execute(
             "DELETE FROM events WHERE topic = ? AND key NOT NULL AND data = ? AND published < ? "
-            "RETURNING offset, data, key",
+            "RETURNING offset, size, key",
             (topic.id, b"null", time),
         ).fetchall()
-        for offset, data, key in gone:
+        for offset, size, key in gone:
             self.db.execute("DELETE FROM keys WHERE topic = ? AND key = ? AND offset = ?", (topic.id, key, offset))
             topic.count -= 1
-            topic.bytes -= _size(data, key)
+            topic.bytes -= size
             topic.floor = max(topic.floor, offset)
 
     def _recount(self, topic: Topic) -> None:
-        rows = self.db.execute("SELECT data, key FROM events WHERE topic = ?", (topic.id,)).fetchall()
-        topic.count = len(rows)
-        topic.bytes = sum(_size(*row) for row in rows)
-
-
-def _size(data: bytes, key: str | None) -> int:
-    return len(data) + (0 if key is None else len(key.encode()))
+        topic.count, topic.bytes = self.db.execute(
+            "SELECT count(*), coalesce(sum(size), 0) FROM events WHERE topic = ?", (topic.id,)
+        ).fetchone()
 
 
 def _lock(path: Path) -> int:

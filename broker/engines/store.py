@@ -11,6 +11,7 @@ import fcntl
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
@@ -23,6 +24,9 @@ from broker.rules import Retention
 
 VERSION: Final = 1
 """Of the schema, in `PRAGMA user_version`. A file of a newer one is not opened."""
+SAME_BOOT: Final = 1.0
+"""Seconds by which the start of the machine may be reckoned differently each time. If its clock is set by more, it
+looks as if it had gone down: then a numbering begins anew without need."""
 MAX_CACHED: Final = 10_000
 """Topics whose rows are held in memory."""
 Durability = Literal["full", "normal"]
@@ -250,12 +254,14 @@ class Store:
         Under the durability `normal` the end of the log may be lost if the machine went down. Then offsets would be
         given a second time, so every numbering begins anew, in another epoch.
         """
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = str(boot_time())
         with self.db:
             self.db.execute("BEGIN IMMEDIATE")
             known = dict(self.db.execute("SELECT name, value FROM meta").fetchall())
             epoch = known.get("epoch")
-            lost = known.get("durability") == "normal" and known.get("boot", "") not in ("", boot)
+            before = known.get("boot", "")  # empty: it was closed
+            went_down = before != "" and abs(float(before) - float(boot)) > SAME_BOOT
+            lost = known.get("durability") == "normal" and went_down
             if epoch is None or lost:
                 epoch = secrets.token_hex(6)
                 self._set("epoch", epoch)
@@ -366,11 +372,11 @@ class Store:
         if last is not None:
             self._drop_through(topic, last[0])
 
-    def _drop_older(self, topic: Topic, time: float) -> None:
+    def _drop_older(self, topic: Topic, before: float) -> None:
         last = self.db.execute(
             "SELECT max(offset) FROM (SELECT offset, published FROM events WHERE topic = ? ORDER BY offset) "
             "WHERE published < ?",
-            (topic.id, time),
+            (topic.id, before),
         ).fetchone()[0]
         if last is not None:
             self._drop_through(topic, last)
@@ -387,12 +393,12 @@ class Store:
         topic.bytes -= size
         topic.floor = max(topic.floor, offset)
 
-    def _drop_tombstones(self, topic: Topic, time: float) -> None:
+    def _drop_tombstones(self, topic: Topic, before: float) -> None:
         """Drop the removals of keys that have been kept for long enough."""
         gone = self.db.execute(
             "DELETE FROM events WHERE topic = ? AND key NOT NULL AND data = ? AND published < ? "
             "RETURNING offset, size, key",
-            (topic.id, b"null", time),
+            (topic.id, b"null", before),
         ).fetchall()
         for offset, size, key in gone:
             self.db.execute("DELETE FROM keys WHERE topic = ? AND key = ? AND offset = ?", (topic.id, key, offset))
@@ -404,6 +410,12 @@ class Store:
         topic.count, topic.bytes = self.db.execute(
             "SELECT count(*), coalesce(sum(size), 0) FROM events WHERE topic = ?", (topic.id,)
         ).fetchone()
+
+
+def boot_time() -> float:
+    """Give when the machine started, in seconds since 1970. (The id of a boot is in a part of /proc that a hardened
+    service does not see.)"""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _lock(path: Path) -> int:

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from broker.config import Limits, TopicRule
 from broker.engines.base import HistoryPage, Position, Unavailable
 from broker.engines.sqlite import SqliteEngine
-from broker.engines.store import Durability, Store, StoreError
+from broker.engines.store import Durability, Store, StoreError, boot_time
 from broker.rules import Retention
 from tests.engines.promises import KEEP, Node
 from tests.fixtures_broker import start_broker
@@ -217,7 +217,7 @@ def test_machine_that_went_down_may_begin_the_numbering_anew(
     store = Store(path, Limits(), durability)
     epoch = store.epoch
     with store.db:
-        store._set("boot", "an earlier one")  # and it was not closed
+        store._set("boot", str(boot_time() - 1000))  # an earlier one, and it was not closed
     store.db.close()
     os.close(store._lock)
     store = Store(path, Limits(), durability)

@@ -24,7 +24,7 @@ cdef class Event:
         uint64_t waiting_since  # when it first had to wait, or was kept, in milliseconds of `now_ms`
         uint64_t expires  # when it is too old to be sent; 0: never
         uint32_t data_size  # of an event of a history
-        object conflation_key  # `conflation_key`, once somebody has asked
+        str conflation_key  # `conflation_key`, once somebody has asked
 
     def __init__(self, str topic not None, bytes payload not None, uint64_t offset, uint32_t data_size, bytes key=None):
         """An event of a history, encoded as the protocol's `event` message, in which `offset` is the last field."""
@@ -115,10 +115,16 @@ cdef inline Event first_event(Queue* queue):
     return <Event> queue.ring[queue.first].event
 
 
-cdef object conflation_key(Event event):
-    """What tells whether one event stands for the same thing as another one: its topic, and its key if it has one."""
+cdef inline str conflation_key(Event event):
+    """What tells whether one event stands for the same thing as another one: its topic, and its key if it has one.
+
+    One string, whose hash is computed once; no topic has a control character.
+    """
     if event.conflation_key is None:
-        event.conflation_key = event.topic if event.key_bytes is None else (event.topic, event.key_bytes)
+        if event.key_bytes is None:
+            event.conflation_key = event.topic
+        else:
+            event.conflation_key = f"{event.topic}\0{event.key_bytes.decode()}"
     return event.conflation_key
 
 

@@ -17,6 +17,7 @@ cdef class Route:
         TopicLog log  # where its events are kept; None: nowhere
         Link of_audience  # in `AudienceBase.routes`
         PyObject* cache  # borrowed
+        uint64_t serial  # no other route of the cache ever had it
 
     def __dealloc__(self):
         if self.audience is not None:

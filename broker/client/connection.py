@@ -27,6 +27,7 @@ from broker.client.failures import ClientError, Closed, CommandRefused, NotABrok
 from broker.client.stream import LOST, Stream, open_stream
 from broker.errors import CommandError
 from broker.messages import (
+    NOT_JSON,
     VERSION,
     Bye,
     Command,
@@ -46,6 +47,7 @@ from broker.messages import (
     decode,
     decode_server,
     encode_command,
+    explain_json,
 )
 from broker.overflow import Overflow
 
@@ -323,9 +325,14 @@ def check_publish(command: bytes, value: bytes) -> None:
     """
     from broker.config import Limits  # most commands do not need it
 
-    publish = decode(command, Limits().max_depth)
+    try:
+        publish = decode(command, Limits().max_depth)
+    except CommandError as error:
+        # The place is one of the value, not one of the command around it.
+        message = explain_json(value) if error.message.startswith(NOT_JSON) else error.message
+        raise CommandError(error.code, message) from None
     if not isinstance(publish, Publish) or bytes(publish.data) != value.strip(_SPACE):
-        raise CommandError("bad_json", "not one JSON value")
+        raise CommandError("bad_json", explain_json(value))
 
 
 _EVENT: Final = b'{"op":"event",'

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
+import orjson
 
 from broker.client import Client
 from broker.messages import EventMessage
@@ -56,7 +56,7 @@ class Counter:
         async for message in client:
             if isinstance(message, EventMessage):
                 op = message.topic.rpartition(".")[2]
-                if self._counting.handle(op, msgspec.json.decode(message.data), now()):
+                if self._counting.handle(op, orjson.loads(bytes(message.data)), now()):
                     self._changed.set()
 
     async def _publish_state(self, client: Client) -> None:

@@ -19,7 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import orjson
 
 from broker.client import Client
 from broker.messages import EventMessage
@@ -88,7 +88,7 @@ class Vitals:
         async for message in client:
             if not isinstance(message, EventMessage):
                 continue
-            match msgspec.json.decode(message.data):
+            match orjson.loads(bytes(message.data)):
                 case {"page": str(page)} if PAGE.fullmatch(page) and not requests.full():
                     requests.put_nowait(page)
 

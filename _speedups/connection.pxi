@@ -282,6 +282,13 @@ cdef class Connection(Reader):
         if is_open(&self.outbox):
             self.append_frame(opcode, <const unsigned char*> PyBytes_AS_STRING(payload), len(payload))
 
+    def queue_frames(self, bytes frames not None):
+        """Send whole frames ahead of events, at the end of this turn. False: not to a client that does not read now."""
+        if not is_open(&self.outbox) or self.outbox.socket_full or self.control.size > MAX_WRITE:
+            return False
+        self.append_control(<const unsigned char*> PyBytes_AS_STRING(frames), len(frames))
+        return True
+
     def answer_publish(self, bytes payload not None):
         """Send the answer to a publish: as `answer`, but not before its event has found room everywhere (`block`)."""
         if self.parking is not None:

@@ -37,6 +37,7 @@ cdef struct Limits:
     size_t max_outbox
     size_t max_answers
     int max_depth
+    uint32_t max_inflight
     double ping_interval
     double ping_timeout
     double close_timeout
@@ -50,6 +51,7 @@ cdef int read_limits(Limits* limits, source) except -1:
     limits.max_outbox = source.max_outbox
     limits.max_answers = source.max_answers
     limits.max_depth = source.max_depth
+    limits.max_inflight = source.max_inflight
     return 0
 
 

@@ -14,7 +14,9 @@ cdef class Route:
         str topic
         bytes name  # the topic as UTF-8
         bytes prefix
-        TopicLog log  # where its events are kept; None: nowhere
+        TopicLog log  # where its events are kept; None: not in this process
+        object keeper  # the Keeper that its publishes wait in for a store; None: they do not wait
+        object retention  # for the store
         Link of_audience  # in `AudienceBase.routes`
         PyObject* cache  # borrowed
         uint64_t serial  # no other route of the cache ever had it
@@ -80,16 +82,14 @@ cdef int publish_kept(Route route, const Publish* command, Writer origin, Receip
         unsigned char* key = NULL
         size_t size, head_size
         Kept* entry
-    memcpy(offset, b',"offset":', 10)
-    end = put_offset(offset + 10, log.top + 1)
-    end[0] = 0x7D
-    size = payload_size(route, command) + (end - offset)  # `}` is in both
+    end = put_offset_field(offset, log.top + 1)
+    size = payload_size(route, command) + (end - offset) - 1  # `}` is in both
     head_size = write_head(head, OP_TEXT, size)
     size += head_size
     frame = begin_append(log, size)
     try:
         memcpy(frame, head, head_size)
-        memcpy(write_event(frame + head_size, route, command, &key), offset, end - offset + 1)
+        memcpy(write_event(frame + head_size, route, command, &key), offset, end - offset)
         if route.audience.size:
             memcpy(reserve_frame(route.audience, size), frame, size)
     except BaseException:
@@ -122,8 +122,8 @@ cdef int deliver_kept(Route route, Kept* entry, Writer origin, Receipt* receipt)
 
 
 cdef int answer_receipt(Connection connection, const unsigned char* id, size_t id_size, Receipt* receipt,
-                        TopicLog log) except -1:
-    """Put the `ok` of a publish into the control buffer. `log` has kept the event, or is None."""
+                        bytes epoch, uint64_t offset) except -1:
+    """Put the `ok` of a publish into the control buffer. `epoch` is None where the event was not kept."""
     cdef:
         char text[256]  # the id has at most 66 bytes, the numbers at most 10 each, the offset 20, the epoch MAX_EPOCH
         char* end
@@ -137,8 +137,8 @@ cdef int answer_receipt(Connection connection, const unsigned char* id, size_t i
     end = put_number(end + 10, receipt.queued)
     memcpy(end, b',"dropped":', 11)
     end = put_number(end + 11, receipt.dropped)
-    if log is not None:
-        end = put_position(end, log)
+    if epoch is not None:
+        end = put_position(end, epoch, offset)
     end[0] = 0x7D
     end += 1
     if connection.parking is not None:
@@ -147,13 +147,21 @@ cdef int answer_receipt(Connection connection, const unsigned char* id, size_t i
     return connection.append_frame(OP_TEXT, <const unsigned char*> text, end - text)
 
 
-cdef char* put_position(char* out, TopicLog log) noexcept:
-    """Write where the newest event of a topic is, as fields of a receipt, and return where that ends."""
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(log.epoch_text)
+cdef char* put_position(char* out, bytes epoch, uint64_t offset) noexcept:
+    """Write where an event is, as fields of a receipt, and return where that ends."""
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(epoch)
     memcpy(out, b',"epoch":"', 10)
-    memcpy(out + 10, PyBytes_AS_STRING(log.epoch_text), size)
+    memcpy(out + 10, PyBytes_AS_STRING(epoch), size)
     memcpy(out + 10 + size, b'","offset":', 11)
-    return put_offset(out + 21 + size, log.top)
+    return put_offset(out + 21 + size, offset)
+
+
+cdef char* put_offset_field(char* out, uint64_t offset) noexcept:
+    """Write how the `event` message of a kept event ends, behind its data, and return where that ends."""
+    memcpy(out, b',"offset":', 10)
+    out = put_offset(out + 10, offset)
+    out[0] = 0x7D
+    return out + 1
 
 
 cdef char* put_number(char* out, uint32_t number) noexcept nogil:

@@ -50,15 +50,18 @@ cdef class RouteCache(FastPath):
         self.young = {}
         self.old = {}
 
-    def install(self, str topic not None, Audience audience not None, bytes prefix not None, TopicLog log=None):
-        """Let publishes to `topic` go to `audience`, and be kept in `log`. `prefix` is the `event` message up to where
-        `key` would stand."""
+    def install(self, str topic not None, Audience audience not None, bytes prefix not None, TopicLog log=None,
+                Keeper keeper=None, retention=None):
+        """Let publishes to `topic` go to `audience`, and be kept in `log`; or wait in `keeper` for a store, which goes by
+        `retention`. `prefix` is the `event` message up to where `key` would stand."""
         cdef Route route = Route.__new__(Route)
         route.audience = audience
         route.topic = topic
         route.name = topic.encode()
         route.prefix = prefix
         route.log = log
+        route.keeper = keeper
+        route.retention = retention
         route.cache = <PyObject*> self
         self.installed += 1
         route.serial = self.installed
@@ -186,6 +189,13 @@ cdef class RouteCache(FastPath):
         route = self.look_up(command.topic, command.topic_size)
         if route is None or (permits != NULL and permits.serials[route.serial & permits.mask] != route.serial):
             return False
+        if route.keeper is not None:
+            if command.id_size > 255 or not keep_later(<Keeper> route.keeper, route, &command, <Connection> connection):
+                return False
+            connection.context.work += PUBLISH_WORK
+            connection.context.fast_publishes += 1
+            (<Connection> connection).mistakes = 0
+            return True
         audience = route.audience
         prepare_members(audience)
         if route.log is None:
@@ -198,5 +208,9 @@ cdef class RouteCache(FastPath):
         connection.context.fast_publishes += 1
         (<Connection> connection).mistakes = 0
         if command.id != NULL and is_open(&connection.outbox):
-            answer_receipt(<Connection> connection, command.id, command.id_size, &receipt, route.log)
+            if route.log is None:
+                answer_receipt(<Connection> connection, command.id, command.id_size, &receipt, None, 0)
+            else:
+                answer_receipt(<Connection> connection, command.id, command.id_size, &receipt, route.log.epoch_text,
+                               route.log.top)
         return True

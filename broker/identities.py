@@ -43,7 +43,8 @@ WALK_SLICE: Final = 0.002
 class Identities:
     """The identities of one node's sessions.
 
-    `end_subscription(session, topic)` is called for each subscription that is no longer allowed.
+    `check(session, topic)` raises CommandError for a subscription that is no longer allowed; `end_subscription` is then
+    called with the same.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Identities:
         sessions: Mapping[str, Session],
         routes: RouteCache,
         loop: asyncio.AbstractEventLoop,
+        check: Callable[[Session, str], None],
         end_subscription: Callable[[Session, str], None],
     ) -> None:
         self._authenticator = authenticator
         self._sessions = sessions
         self._routes = routes
         self._loop = loop
+        self._check = check
         self._end_subscription = end_subscription
         self._deadlines = Deadlines(loop, self._on_deadline)
         self._verifications = Verifications(loop)
@@ -389,7 +392,7 @@ class Identities:
     def _end_what_is_not_allowed(self, session: Session) -> None:
         for topic in list(session.subscriptions or ()):
             try:
-                check_right(session.rights, "subscribe", topic)
+                self._check(session, topic)
             except CommandError as error:
                 self._end_subscription(session, topic)
                 session.end_subscription(topic, error)

@@ -56,6 +56,8 @@ class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", frozen=True, gc
     since: Given[Since] = None
     last: Given[Last] = None
     presence: Given[bool] = None
+    info: Given[msgspec.Raw] = None
+    """JSON that others see of this member. Null is a value."""
 
 
 class Since(msgspec.Struct, frozen=True, gc=False):
@@ -114,10 +116,12 @@ class History(msgspec.Struct, tag_field="op", tag="history", frozen=True, gc=Fal
 
 
 class Presence(msgspec.Struct, tag_field="op", tag="presence", frozen=True, gc=False, omit_defaults=True):
-    """Asks for the subscribers of a topic."""
+    """Asks for the members of a topic: those behind the cursor `after`."""
 
     topic: str
     id: Given[Id] = None
+    after: Given[str] = None
+    limit: Given[Positive] = None
 
 
 Command = Auth | Subscribe | Unsubscribe | Publish | Credit | History | Presence | Ping
@@ -222,7 +226,10 @@ class Ok(msgspec.Struct, tag_field="op", tag="ok", frozen=True, kw_only=True, om
     duplicate: Given[bool] = None
     recovered: Given[bool] = None
     events: Given[msgspec.Raw] = None
-    more: Given[bool] = None
+    members: Given[msgspec.Raw] = None
+    count: Given[Count] = None
+    more: Given[bool | str] = None
+    """Whether kept events follow; of members the cursor of the next page, if there is one."""
     identity: Given[str] = None
     expires_in: Given[Count] = None
     """Seconds until the identity expires."""
@@ -280,11 +287,12 @@ class Bye(msgspec.Struct, tag_field="op", tag="bye", frozen=True):
 
 
 class Join(msgspec.Struct, tag_field="op", tag="join", frozen=True, omit_defaults=True):
-    """A client has subscribed to `topic`."""
+    """A client has subscribed to `topic`, or has another `identity` or `info` there."""
 
     topic: str
     session: str
     identity: Given[str] = None
+    info: Given[msgspec.Raw] = None
 
 
 class Leave(msgspec.Struct, tag_field="op", tag="leave", frozen=True, omit_defaults=True):
@@ -293,6 +301,7 @@ class Leave(msgspec.Struct, tag_field="op", tag="leave", frozen=True, omit_defau
     topic: str
     session: str
     identity: Given[str] = None
+    info: Given[msgspec.Raw] = None
 
 
 ServerMessage = Welcome | Ok | ErrorAnswer | EventMessage | Gap | Live | Join | Leave | Pong | Bye
@@ -359,6 +368,28 @@ def encode_history(
     if recovered is not None:
         answer["recovered"] = recovered
     return _encode({**answer, "events": msgspec.Raw(b"[%b]" % b",".join(events)), "more": more})
+
+
+def encode_join(topic: str, session: str, identity: str | None, info: bytes | None) -> bytes:
+    """Encode that a session is a member of a topic. `info` is one JSON value."""
+    return _encode(Join(topic=topic, session=session, identity=identity, info=_raw(info)))
+
+
+def encode_leave(topic: str, session: str, identity: str | None, info: bytes | None) -> bytes:
+    """Encode that a session is no member of a topic any more."""
+    return _encode(Leave(topic=topic, session=session, identity=identity, info=_raw(info)))
+
+
+def encode_member(session: str, identity: str | None, info: bytes | None) -> bytes:
+    """Encode a member as it stands in the answer to `presence`."""
+    return _encode(_Member(session=session, identity=identity, info=_raw(info)))
+
+
+def encode_members(id: int | str, topic: str, members: Sequence[bytes], count: int, more: str | None) -> bytes:
+    """Encode the answer to `presence`. `members` are encoded already; `more` is the cursor of the next page."""
+    answer: dict[str, object] = {"op": "ok", "id": id, "topic": topic}
+    answer |= {"members": msgspec.Raw(b"[%b]" % b",".join(members)), "count": count}
+    return _encode(answer if more is None else {**answer, "more": more})
 
 
 def encode_live(topic: str, offset: int) -> bytes:
@@ -431,6 +462,16 @@ class _KeptEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     data: msgspec.Raw = msgspec.Raw()
 
 
+class _Member(msgspec.Struct, frozen=True, omit_defaults=True):
+    session: str
+    identity: str | None = None
+    info: msgspec.Raw | None = None
+
+
+def _raw(value: bytes | None) -> msgspec.Raw | None:
+    return None if value is None else msgspec.Raw(value)
+
+
 _encode = msgspec.json.Encoder().encode
 _COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -458,6 +499,8 @@ _ALLOWED: Final[dict[str, str]] = {
     "add": "an integer from 1 to 2^53-1",
     "last": 'an integer from 1 to 2^53-1 or "all"',
     "limit": "an integer from 1 to 2^53-1",
+    "after": "a string",
+    "info": "a JSON value",
     "since": "an object with `epoch` and `offset`",
     "since.epoch": "a string",
     "since.offset": "an integer from 0 to 2^53-1",

@@ -20,7 +20,7 @@ from broker.topics import check_pattern, covers, is_pattern, matches, overlap, r
 
 __all__ = ["NOTHING_KEPT", "Retention", "Rules", "SubscriptionPolicy", "check_rules"]
 
-BY_EVENT: Final = ("max_age", "history", "history_age", "history_bytes", "compact", "tombstone_age", "dedup_age")
+BY_EVENT: Final = ("max_age", "history", "history_age", "history_bytes", "compact", "tombstone_age", "dedup_age", "presence")
 """The keys of a rule that go by the topic of an event, and not by what was subscribed to."""
 
 
@@ -50,6 +50,7 @@ class Rules:
         self.keeps_history = any(rule.history for rule in rules)
         """Whether there is a topic that may keep history."""
         self._retains = any(retention_of(rule) != NOTHING_KEPT for rule in rules)
+        self._has_presence = any(rule.presence for rule in rules)
 
     def policy(self, name: str) -> SubscriptionPolicy:
         """Find what holds for subscriptions to a valid topic or pattern."""
@@ -75,6 +76,13 @@ class Rules:
                 self._ages.clear()
             age = self._ages[topic] = None if rule is None else rule.max_age
             return age
+
+    def presence(self, topic: str) -> bool:
+        """Whether the subscribers of a topic are its members."""
+        if not self._has_presence:
+            return False
+        rule = next((rule for rule in self._rules if matches(rule.match, topic)), None)
+        return rule is not None and bool(rule.presence)
 
     def retention(self, topic: str) -> Retention:
         """Find what is kept of a topic."""

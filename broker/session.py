@@ -18,7 +18,7 @@ from broker import messages
 from broker._speedups import Connection, IntakeLimit, Subscription
 from broker.auth.permissions import Rights
 from broker.config import Limits
-from broker.engines.base import HistoryPage, Position
+from broker.engines.base import HistoryPage, Member, MemberPage, Position
 from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
 from broker.hub import UNLIMITED
 from broker.identity import Identity
@@ -33,10 +33,12 @@ MOST_REFUSED = 20
 THROTTLE_SECONDS = 0.1
 """Seconds for which a publish pauses its connection while publishers are throttled."""
 SLOW_CLIENT_CODES = (CloseCode.SLOW_CONSUMER, CloseCode.NOT_READING)
-UNSUPPORTED_FIELDS = ("presence",)
 HISTORY_LIMIT = 100
 """Events in the answer to `history`, where the command does not say."""
 MAX_HISTORY_LIMIT = 1000
+PRESENCE_LIMIT = 100
+"""Members in the answer to `presence`, where the command does not say."""
+MAX_PRESENCE_LIMIT = 1000
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -97,6 +99,11 @@ class Node(Protocol):
     ) -> None:
         """Read kept events of a topic: the oldest after `since`, or the newest without it. `rights` None: of any."""
 
+    def presence(
+        self, session: Session, topic: str, after: str | None, limit: int, done: Done[MemberPage]
+    ) -> None:
+        """Read the members of a topic, behind the cursor `after`."""
+
     def authenticate(self, session: Session, token: str, done: Done[Identity]) -> None:
         """Identify a session, or renew its identity."""
 
@@ -136,6 +143,7 @@ class Session:
         "identity",
         "inflight",
         "intake",
+        "memberships",
         "node",
         "peer",
         "rights",
@@ -151,6 +159,8 @@ class Session:
         """The client's address."""
         self.subscriptions: dict[str, Subscription] | None = None
         """By topic or pattern. None for the many that have none yet: it saves 64 bytes on each."""
+        self.memberships: dict[str, Member] | None = None
+        """What others see of it as a member of topics with presence. None: of no topic."""
         self.inflight = 0
         """Commands that the engine has not answered."""
         self.identity: Identity | None = None
@@ -212,6 +222,10 @@ class Session:
         self.node.metrics.close(code)
         log.debug("session closed", session=self.id, peer=self.peer, code=code, reason=reason)
 
+    def refuse_publish(self, id: int | str | None, error: CommandError) -> None:
+        """Answer a publish of the fast path that was not kept."""
+        self._refuse(error, id)
+
     # For operators.
 
     def subscription_stats(self) -> list[SubscriptionStats]:
@@ -233,9 +247,6 @@ class Session:
     # The commands.
 
     def _subscribe(self, command: messages.Subscribe) -> None:
-        if command.presence is not None:
-            name = next(name for name in UNSUPPORTED_FIELDS if getattr(command, name) is not None)
-            raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker")
         self.inflight += 1
         try:
             self.node.subscribe(self, command, partial(self._subscribed, command))
@@ -341,6 +352,30 @@ class Session:
             self.connection.answer(answer)
         self._read_on()
 
+    def _presence(self, command: messages.Presence) -> None:
+        limit = PRESENCE_LIMIT if command.limit is None else command.limit
+        if limit > MAX_PRESENCE_LIMIT:
+            raise CommandError("limit", f"`limit` may be at most {MAX_PRESENCE_LIMIT}")
+        self.inflight += 1
+        try:
+            self.node.presence(self, command.topic, command.after, limit, partial(self._listed, command))
+        except Exception:
+            self.inflight -= 1
+            raise
+        if self.inflight >= self.node.limits.max_inflight:
+            self.connection.pause()
+
+    def _listed(self, command: messages.Presence, page: MemberPage | CommandError) -> None:
+        self.inflight -= 1
+        if isinstance(page, CommandError):
+            self._refuse(page, command.id)
+        elif command.id is not None:
+            members = [messages.encode_member(each.session, each.identity, each.info) for each in page.members]
+            self.connection.answer(
+                messages.encode_members(command.id, command.topic, members, page.count, page.cursor)
+            )
+        self._read_on()
+
     def _read_on(self) -> None:
         """Read more commands, if few enough are under way."""
         # Half of them at once: to go on for one command and stop again costs more than the command. And less than half,
@@ -407,5 +442,6 @@ HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     messages.Publish: Session._publish,
     messages.Credit: Session._credit,
     messages.History: Session._history,
+    messages.Presence: Session._presence,
     messages.Ping: Session._ping,
 }

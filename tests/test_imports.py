@@ -19,7 +19,7 @@ LAYERS = (
     ("daemon",),
     ("admin", "net"),
     ("node", "health"),
-    ("interests", "identities", "recovery"),
+    ("interests", "presence", "identities", "recovery"),
     ("session", "hub", "engines"),
     ("auth",),
     ("rules", "rates"),

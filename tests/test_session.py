@@ -390,8 +390,10 @@ ERROR_CASES: list[tuple[str, str, str]] = [
 ]
 LATER: list[tuple[str, str, str]] = [
     ('{ID"op":"auth","token":"t"}', "unauthorized", "this broker accepts no tokens"),
-    ('{ID"op":"presence","topic":"a"}', "bad_command", "`presence` comes with a later version"),
-    ('{ID"op":"subscribe","topic":"a","presence":false}', "bad_command", "`presence` comes with a later version"),
+    ('{ID"op":"presence","topic":"a"}', "no_presence", "`a` has no presence"),
+    ('{ID"op":"subscribe","topic":"a","presence":true}', "no_presence", "`a` has no presence"),
+    ('{ID"op":"subscribe","topic":"a","info":{}}', "no_presence", "`a` has no presence"),
+    ('{ID"op":"subscribe","topic":"a.*","presence":true}', "bad_command", "`presence` needs a topic"),
 ]
 
 

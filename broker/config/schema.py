@@ -706,6 +706,15 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="at_once",
         ),
     ] = None
+    presence: Annotated[
+        bool | None,
+        _key(
+            "Whether subscribers of the topic are its members: they can be listed, and others told when they come and "
+            "go.",
+            example=True,
+            reload="new_subscriptions",
+        ),
+    ] = None
 
 
 _Patterns = Annotated[tuple[str, ...], Meta(max_length=1000)]

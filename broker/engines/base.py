@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from broker._speedups import Event as KeptEvent
-from broker._speedups import TopicLog
+from broker._speedups import Keeper, PendingBatch, TopicLog
 from broker.config import Limits
 from broker.rules import Retention
 
@@ -112,6 +112,10 @@ HistoryDone = Callable[[HistoryPage | NoHistory | Unavailable], None]
 PositionDone = Callable[[Position | Unavailable], None]
 LocateDone = Callable[[tuple[Position, Position] | Unavailable], None]
 Deliver = Callable[[Event], None]
+DeliverBatch = Callable[[PendingBatch], bool]
+"""Delivers and answers kept events for a bounded time. Returns whether it was all; else it is called again."""
+RefuseBatch = Callable[[PendingBatch, Unavailable | None], None]
+"""Answers publishes with an error: all with this one; None: those whose topic the store has refused, with its reason."""
 Lost = Callable[[str], None]
 
 
@@ -132,8 +136,8 @@ class Engine(ABC):
 
     @abstractmethod
     def is_local(self, topic: str, retention: Retention) -> bool:
-        """Whether events of this topic, with this retention, are delivered and done within `publish`, on this node
-        alone, and never refused. Only then may the fast path deliver one without asking the engine; it keeps it in what
+        """Whether events of this topic, with this retention, are delivered and done within `publish` (with `dedup`: done
+        soon), on this node alone, and never refused. Only then may the fast path deliver one without asking the engine; it keeps it in what
         `log` gives."""
 
     @abstractmethod
@@ -165,9 +169,23 @@ class Engine(ABC):
         """Give the log in which the fast path keeps the events of a topic that is local; None: they are not kept."""
         return None
 
+    def accept_batches(self, deliver: DeliverBatch, refuse: RefuseBatch) -> None:  # noqa: B027 -- most have no keeper
+        """Be told, before the start, how the events that came by a keeper are delivered and answered."""
+
+    def keeper(self, topic: str, retention: Retention) -> Keeper | None:
+        """Give what the fast path hands publishes to a topic to that is not local; None: it leaves them to `publish`.
+
+        Both ways keep their common order.
+        """
+        return None
+
     def stats(self) -> EngineStats:
         """Give what is kept, for the metrics."""
         return EngineStats()
+
+    @abstractmethod
+    def presence(self) -> Presence:
+        """Make the presence of this node. It is asked for once."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -180,7 +198,7 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class MemberPage(msgspec.Struct, frozen=True):
-    """Some members of a topic, in the order of their sessions."""
+    """Some members of a topic, in an order that does not change."""
 
     members: list[Member]
     count: int
@@ -189,6 +207,7 @@ class MemberPage(msgspec.Struct, frozen=True):
     """Where the next page begins; None after the last one."""
 
 
+Changed = Callable[[str, Member, bool], None]
 JoinDone = Callable[[Unavailable | None], None]
 MembersDone = Callable[[MemberPage | Unavailable], None]
 
@@ -200,11 +219,18 @@ class Presence(ABC):
        of the lease. Joining again replaces the member of this session.
     2. **Pages are complete.** A member that is there all the time is on exactly one page of a listing.
     3. **Lease.** The members of a node that has not called `renew` for `lease` seconds go away, and no others.
+    4. **Changes are told.** `changed(topic, member, here)` is called on every node for each member that joined or was
+       replaced (True) and for each that left, or whose lease ended (False), in order for each session; and before
+       `done` on the node that asked for it.
     """
 
     lease: float | None = None
     """Seconds that a node's members stay after its last `renew`. None: they end with the node's process, and there is
     nothing to renew."""
+
+    @abstractmethod
+    def start(self, changed: Changed) -> None:
+        """Tell of changes from now on. Called once, before any other call."""
 
     @abstractmethod
     def join(self, topic: str, member: Member, done: JoinDone) -> None:

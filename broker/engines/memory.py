@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
+import re
 import secrets
 import time
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from typing import Final
 
@@ -13,6 +14,7 @@ from broker import messages
 from broker._speedups import HistoryStore, TopicLog, append_event
 from broker.config import Limits
 from broker.engines.base import (
+    Changed,
     Deliver,
     Engine,
     EngineStats,
@@ -137,6 +139,11 @@ class MemoryEngine(Engine):
 
         self.publish(Event(event.topic, event.data, event.key, None, event.token), retention, note)
 
+    def remember_dedup(self, topic: str, dedup: str, age: float) -> None:
+        """Remember a publish to a topic without history from before the start, `age` seconds ago."""
+        self.begin_sweep()
+        self._dedups.note(topic, dedup, NOWHERE, time.monotonic() - age)
+
     def _keep(self, event: Event, retention: Retention) -> tuple[Event, Position]:
         """Number an event and keep it."""
         self.begin_sweep()
@@ -187,6 +194,9 @@ class MemoryEngine(Engine):
         store = self.store
         return EngineStats(len(store), store.memory, store.events_evicted, len(self._dedups))
 
+    def presence(self) -> Presence:
+        return MemoryPresence()
+
     def begin_sweep(self) -> None:
         """Have what is kept looked at for its age, as long as something is kept."""
         if self._timer is None:
@@ -203,29 +213,99 @@ class MemoryEngine(Engine):
 MOST: Final = 2**31
 
 
+class Roll:
+    """The members of one topic, in the order in which they joined. Their places are numbered, and are the cursors."""
+
+    __slots__ = ("_holes", "_next", "_places", "_sessions", "members")
+
+    def __init__(self) -> None:
+        self.members: dict[str, tuple[int, Member]] = {}
+        """The place and the member of each session."""
+        self._places: list[int] = []
+        self._sessions: list[str | None] = []
+        """Who is at each of the places; None: it has left."""
+        self._holes = 0
+        self._next = 1
+
+    def add(self, member: Member) -> None:
+        """Add a member, or replace the one of its session at its place."""
+        known = self.members.get(member.session)
+        if known is not None:
+            self.members[member.session] = known[0], member
+            return
+        self.members[member.session] = self._next, member
+        self._places.append(self._next)
+        self._sessions.append(member.session)
+        self._next += 1
+
+    def remove(self, session: str) -> Member | None:
+        """Remove the member of a session, if it is there. Places that are empty are given up when they are many."""
+        known = self.members.pop(session, None)
+        if known is None:
+            return None
+        self._sessions[bisect_left(self._places, known[0])] = None
+        self._holes += 1
+        if self._holes > len(self.members) + FEWEST_HOLES:
+            self._sessions = list(self.members)
+            self._places = [place for place, _ in self.members.values()]
+            self._holes = 0
+        return known[1]
+
+    def page(self, cursor: int, limit: int) -> tuple[list[Member], int | None]:
+        """Give at most `limit` members behind a place, and the place of the last one; None: none is behind it."""
+        members: list[Member] = []
+        for at in range(bisect_right(self._places, cursor), len(self._places)):
+            session = self._sessions[at]
+            if session is None:
+                continue
+            if len(members) == limit:
+                return members, cursor
+            cursor = self._places[at]
+            members.append(self.members[session][1])
+        return members, None
+
+
+FEWEST_HOLES: Final = 16
+"""So many empty places of a topic are never given up."""
+
+
 class MemoryPresence(Presence):
     """The members of one process. They end with it, so there is no lease."""
 
     def __init__(self) -> None:
-        self._topics: dict[str, dict[str, Member]] = {}
+        self._topics: dict[str, Roll] = {}
+        self._changed: Changed | None = None
+
+    def start(self, changed: Changed) -> None:
+        self._changed = changed
 
     def join(self, topic: str, member: Member, done: JoinDone) -> None:
-        self._topics.setdefault(topic, {})[member.session] = member
+        self._topics.setdefault(topic, Roll()).add(member)
+        if self._changed is not None:
+            self._changed(topic, member, True)
         done(None)
 
     def leave(self, topic: str, session: str, done: JoinDone) -> None:
-        members = self._topics.get(topic, {})
-        members.pop(session, None)
-        if not members:
-            self._topics.pop(topic, None)
+        roll = self._topics.get(topic)
+        member = None if roll is None else roll.remove(session)
+        if roll is not None and not roll.members:
+            del self._topics[topic]
+        if member is not None and self._changed is not None:
+            self._changed(topic, member, False)
         done(None)
 
     def members(self, topic: str, cursor: str | None, limit: int, done: MembersDone) -> None:
-        members = self._topics.get(topic, {})
-        following = (session for session in members if cursor is None or session > cursor)
-        sessions = heapq.nsmallest(limit + 1, following)
-        page = [members[session] for session in sessions[:limit]]
-        done(MemberPage(page, len(members), page[-1].session if len(sessions) > limit else None))
+        roll = self._topics.get(topic)
+        if roll is None:
+            done(MemberPage([], 0, None))
+            return
+        members, place = roll.page(_place(cursor), limit)
+        done(MemberPage(members, len(roll.members), None if place is None else str(place)))
 
     def renew(self) -> None:
         """Nothing to do."""
+
+
+def _place(cursor: str | None) -> int:
+    """Read a cursor. One that was never given is like the beginning."""
+    return int(cursor) if cursor is not None and re.fullmatch(r"[0-9]{1,18}", cursor) else 0

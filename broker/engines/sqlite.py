@@ -19,9 +19,11 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from broker._speedups import Keeper, PendingBatch
 from broker.config import Limits
 from broker.engines.base import (
     Deliver,
+    DeliverBatch,
     Engine,
     EngineStats,
     Event,
@@ -31,7 +33,9 @@ from broker.engines.base import (
     Lost,
     Position,
     PositionDone,
+    Presence,
     PublishDone,
+    RefuseBatch,
     Unavailable,
 )
 from broker.engines.memory import MemoryEngine
@@ -44,6 +48,12 @@ MAX_WAITING: Final = 20_000
 """Calls that may wait for the thread. Beyond it they get Unavailable."""
 MAX_WAITING_BYTES: Final = 64 * 2**20
 """The same for the data of their events."""
+MANY: Final = 32
+"""Publishes in a transaction after which the next one waits for more, for `GATHERING` seconds: a commit costs as much as
+some hundred events."""
+GATHERING: Final = 0.001
+ANSWERING: Final = 0.004
+"""Seconds of one turn of the loop in which results are delivered and answered."""
 TRANSACTION: Final = 0.005
 """Seconds after which a transaction takes no more calls."""
 SWEEP: Final = 5.0
@@ -60,6 +70,16 @@ class Call(msgspec.Struct, eq=False):
     result: Any = None
 
 
+class Batch(msgspec.Struct, eq=False):
+    """Publishes of the fast path, for one transaction."""
+
+    batch: PendingBatch
+    is_refused: bool = False
+    """Whether some of them are, because of the totals."""
+    error: Unavailable | None = None
+    """Why none of them was kept."""
+
+
 class SqliteEngine(Engine):
     """History in a file. `publish`, `history`, `position` and `locate` are answered by the thread."""
 
@@ -70,10 +90,19 @@ class SqliteEngine(Engine):
         self._local = MemoryEngine(limits)
         """For topics without history."""
         self._deliver: Deliver | None = None
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[Call | Batch] = deque()
+        self._finished: deque[Call | Batch] = deque()
+        """What the loop has to answer."""
+        self._lock = threading.Lock()
+        """Held while something is taken to be carried out, so that it is taken in its order."""
+        self._gathered = 0
+        """Publishes and calls in the last transaction."""
+        self._deliver_batch: DeliverBatch | None = None
+        self._refuse_batch: RefuseBatch | None = None
         self._under_way = 0
         self._bytes = 0
         self._wake = threading.Event()
+        self._keeper = Keeper(self._wake.set, MAX_WAITING, MAX_WAITING_BYTES)
         self._stopping = False
         self._is_broken = False
         self._longest_dedup = 0.0
@@ -86,6 +115,8 @@ class SqliteEngine(Engine):
         self._loop = asyncio.get_running_loop()
         self._deliver = deliver
         await self._local.start(deliver, lost)
+        for topic, dedup, age in self._store.plain_dedups(time.time()):
+            self._local.remember_dedup(topic, dedup, age)
         self._thread.start()
 
     async def stop(self) -> None:
@@ -95,6 +126,8 @@ class SqliteEngine(Engine):
         if self._loop is not None:
             await self._loop.run_in_executor(None, self._thread.join)
             await asyncio.sleep(0)  # the answers of the thread were scheduled before it ended
+            while self._finished:
+                await asyncio.sleep(0)
         self._deliver = None
         await self._local.stop()
         self._store.close()
@@ -109,9 +142,20 @@ class SqliteEngine(Engine):
     def stats(self) -> EngineStats:
         return EngineStats(self._store.topics, self._store.bytes, 0, self._local.stats().dedups)
 
+    def presence(self) -> Presence:
+        """The members of this process: they end with it."""
+        return self._local.presence()
+
+    def accept_batches(self, deliver: DeliverBatch, refuse: RefuseBatch) -> None:
+        self._deliver_batch, self._refuse_batch = deliver, refuse
+
+    def keeper(self, topic: str, retention: Retention) -> Keeper | None:
+        """Events of compacted topics go one by one: each replaces another one."""
+        return None if retention.compact or not retention.events or self._deliver_batch is None else self._keeper
+
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         if not retention.events:
-            self._local.publish(event, retention, done)
+            self._local.publish(event, retention, done if event.dedup is None else self._noting(event, retention, done))
             return
         size = len(bytes(event.data))
         if self._bytes + size > MAX_WAITING_BYTES:
@@ -124,7 +168,23 @@ class SqliteEngine(Engine):
             self._bytes -= size
             done(result)
 
-        self._ask(Call(lambda store: store.publish(event, retention, time.time()), answer, event))
+        self._ask(Call(lambda store: store.publish(event, retention), answer, event))
+
+    def _noting(self, event: Event, retention: Retention, done: PublishDone) -> PublishDone:
+        """Give what has the `dedup` of an event written that is not kept, before its publisher is answered.
+
+        The event was delivered by then, to keep the order of its topic. So if the disk does not obey, it is remembered
+        in this process alone.
+        """
+
+        def note(position: Position | Unavailable) -> None:
+            if isinstance(position, Unavailable) or position.duplicate:
+                done(position)
+                return
+            self._longest_dedup = max(self._longest_dedup, retention.dedup_age)
+            self._ask(Call(lambda store: store.publish(event, retention), lambda _: done(position)))
+
+        return note
 
     def interest(self, filter: str, on: bool, done: InterestDone) -> None:
         """Nothing to do: every event is delivered to the one node that there is."""
@@ -140,61 +200,117 @@ class SqliteEngine(Engine):
         self._ask(Call(lambda store: store.position(topic), done))
 
     def _ask(self, call: Call) -> None:
-        if self._under_way >= MAX_WAITING:
+        if self._under_way + self._keeper.waiting >= MAX_WAITING:
             call.done(Unavailable("too much waits for the disk"))
         elif self._stopping:
             call.done(Unavailable("the broker is shutting down"))
         else:
             self._under_way += 1
-            self._waiting.append(call)
+            with self._lock:
+                before = self._keeper.take()
+                if before is not None:
+                    self._waiting.append(Batch(before))
+                self._waiting.append(call)
             self._wake.set()
 
-    def _answer(self, calls: list[Call]) -> None:
-        """On the loop: deliver the events of a transaction, and answer."""
-        self._under_way -= len(calls)
-        for call in calls:
-            result, event = call.result, call.event
+    def _answer(self, work: list[Call | Batch]) -> None:
+        """On the loop: the next transaction is done."""
+        begun = bool(self._finished)
+        self._finished += work
+        if not begun:
+            self._answer_some()
+
+    def _answer_some(self) -> None:
+        """Deliver the events of transactions, and answer, in their order and for a bounded time."""
+        assert self._loop is not None
+        until = time.perf_counter() + ANSWERING
+        while self._finished:
+            work = self._finished[0]
+            try:
+                is_done = self._answer_batch(work) if isinstance(work, Batch) else self._answer_call(work)
+            except Exception:
+                log.exception("delivery failed")
+                is_done = not isinstance(work, Batch)
+            if is_done:
+                self._finished.popleft()
+            if time.perf_counter() > until and self._finished:
+                self._loop.call_soon(self._answer_some)
+                return
+
+    def _answer_call(self, call: Call) -> bool:
+        self._under_way -= 1
+        result, event = call.result, call.event
+        try:
             if event is not None and isinstance(result, Position) and not result.duplicate and self._deliver:
                 self._deliver(Event(event.topic, event.data, event.key, result.offset, event.token))
+        finally:
             call.done(result)
+        return True
+
+    def _answer_batch(self, work: Batch) -> bool:
+        """Whether all of it is answered now."""
+        assert self._deliver_batch is not None
+        assert self._refuse_batch is not None
+        if work.error is None and not self._deliver_batch(work.batch):
+            return False
+        if work.error is not None or work.is_refused:
+            self._refuse_batch(work.batch, work.error)
+        self._keeper.done(work.batch)
+        return True
 
     # The thread.
 
+    def _take(self) -> Call | Batch | None:
+        """Take what has waited longest."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            batch = self._keeper.take()
+        return None if batch is None else Batch(batch)
+
     def _run(self) -> None:
-        swept = time.monotonic()
+        swept, left = time.monotonic(), False
         while True:
-            self._wake.wait(SWEEP)
+            self._wake.wait(0 if left else SWEEP)
             self._wake.clear()
-            while self._waiting:
-                self._finish(self._transact())
-            if time.monotonic() - swept >= SWEEP:
-                swept = time.monotonic()
-                self._sweep()
+            while (work := self._take()) is not None:
+                self._finish(self._transact(work))
+            if left or time.monotonic() - swept >= SWEEP:
+                swept, left = time.monotonic(), self._sweep()
             if self._stopping and not self._waiting:
                 return
 
-    def _transact(self) -> list[Call]:
+    def _transact(self, first: Call | Batch) -> list[Call | Batch]:
         """Carry out what has gathered. Either all that writes is durable, or all of it gets Unavailable."""
-        calls: list[Call] = []
+        done: list[Call | Batch] = []
         until = time.monotonic() + TRANSACTION
+        if self._gathered >= MANY:
+            time.sleep(GATHERING)
+        self._gathered = 0
+        work: Call | Batch | None = first
         try:
-            self._store.begin()
-            while self._waiting and (not calls or time.monotonic() < until):
-                call = self._waiting.popleft()
-                calls.append(call)
-                call.result = call.work(self._store)
+            self._store.begin(time.time())
+            while work is not None:
+                done.append(work)
+                if isinstance(work, Call):
+                    self._gathered += 1
+                    work.result = work.work(self._store)
+                else:
+                    self._gathered += work.batch.count
+                    work.is_refused = self._store.publish_batch(work.batch)
+                work = self._take() if time.monotonic() < until else None
             if self.committing is not None:
                 self.committing()
             self._store.commit()
         except Exception as error:  # noqa: BLE001 -- whatever it is, the callers are told
-            self._fail(error, calls)
-        else:
-            if self._is_broken:
-                self._is_broken = False
-                log.info("store works again", path=str(self._store.path))
-        return calls
+            self._fail(error, done or [first])
+            return done or [first]
+        if self._is_broken:
+            self._is_broken = False
+            log.info("store works again", path=str(self._store.path))
+        return done
 
-    def _fail(self, error: Exception, calls: list[Call]) -> None:
+    def _fail(self, error: Exception, done: list[Call | Batch]) -> None:
         problem = explain(error) if isinstance(error, sqlite3.Error) else repr(error)
         if not self._is_broken:
             self._is_broken = True
@@ -203,17 +319,21 @@ class SqliteEngine(Engine):
             self._store.rollback()
         except sqlite3.Error:
             log.error("store not rolled back", path=str(self._store.path))
-        if not calls and self._waiting:
-            calls.append(self._waiting.popleft())  # the transaction did not even begin
-        for call in calls:
-            call.result = Unavailable(f"the store failed: {problem}")
+        for work in done:
+            failed = Unavailable(f"the store failed: {problem}")
+            if isinstance(work, Batch):
+                work.error = failed
+            else:
+                work.result = failed
 
-    def _finish(self, calls: list[Call]) -> None:
+    def _finish(self, done: list[Call | Batch]) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._answer, calls)
+        self._loop.call_soon_threadsafe(self._answer, done)
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> bool:
+        """Drop some of what has grown too old. Returns whether there is more."""
         try:
-            self._store.sweep(time.time(), self._longest_dedup or 86_400.0)
+            return self._store.sweep(time.time(), self._longest_dedup or 86_400.0)
         except Exception as error:  # noqa: BLE001 -- the thread must go on
             self._fail(error, [])
+            return False

@@ -3,6 +3,13 @@
 Every topic with history has a row with its numbering: `epoch`, `top` (the newest offset), `floor` (up to which offset
 events may be missing that no newer one superseded). Rows of topics that are written in a transaction are held in memory
 until it ends, so that a topic costs one update however many events it got.
+
+A row of `events` has one event of a compacted topic, or a *pack*: events of one topic and one transaction, with
+consecutive offsets, of which the row has the last one. A row costs SQLite some microseconds, an event in a pack next to
+nothing.
+
+Invariant: the offsets of a topic that was never compacted have no holes. So of such a topic the newest N events are those
+behind `top - N`, and what is before them may be in the file for a while.
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ import fcntl
 import os
 import secrets
 import sqlite3
+import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +26,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from broker._speedups import PendingBatch
 from broker.config import Limits
 from broker.engines.base import Event, HistoryPage, NoHistory, Position, Unavailable
 from broker.rules import Retention
@@ -29,7 +38,19 @@ SAME_BOOT: Final = 1.0
 looks as if it had gone down: then a numbering begins anew without need."""
 MAX_CACHED: Final = 10_000
 """Topics whose rows are held in memory."""
+PACK_EVENTS: Final = 256
+"""Events in one pack, at the most."""
+PACK_BYTES: Final = 65_536
+"""Bytes of their data and keys, at the most, but one event at least."""
+SLACK: Final = 1024
+"""Events beyond what is kept of a topic before they are deleted: a deletion for each transaction would cost more."""
+PER_SWEEP: Final = 200
+"""Rows that one transaction of the retention deletes, at the most."""
 Durability = Literal["full", "normal"]
+
+Entries = bytes
+ENTRY: Final = struct.Struct("<iI")
+"""An event in a pack: the bytes of its key (-1: it has none) and those of its data; both follow."""
 
 SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -39,8 +60,8 @@ CREATE TABLE topics (
     age REAL, tombstone_age REAL, compact INTEGER NOT NULL
 );
 CREATE TABLE events (
-    topic INTEGER NOT NULL, offset INTEGER NOT NULL, published REAL NOT NULL, size INTEGER NOT NULL, key TEXT,
-    data BLOB NOT NULL,
+    topic INTEGER NOT NULL, offset INTEGER NOT NULL, count INTEGER NOT NULL, published REAL NOT NULL,
+    size INTEGER NOT NULL, key TEXT, data BLOB NOT NULL,
     PRIMARY KEY (topic, offset)
 ) WITHOUT ROWID;
 CREATE TABLE keys (
@@ -76,6 +97,17 @@ class Topic(msgspec.Struct, array_like=True):
     max_bytes: int | None = None
     counted: int = 0
     """What of `bytes` is in `Store.bytes`."""
+    pack: list[Entries] = []
+    """Entries that the transaction under way has not written yet."""
+    packed: int = 0
+    """How many events they are."""
+    pack_size: int = 0
+    """Bytes of their data and keys."""
+
+    @property
+    def hidden(self) -> int:
+        """Up to which offset events do not count any more, whether or not they are in the file."""
+        return max(self.floor, self.top - self.events) if self.events and not self.compact else self.floor
 
 
 class Store:
@@ -94,7 +126,10 @@ class Store:
         self._changed: dict[str, Topic] = {}
         self._added = 0
         """Topics that the transaction under way has made."""
-        self._rows: list[tuple[int, int, float, int, str | None, bytes]] = []
+        self._swept = 0
+        """The last topic that the retention has looked at; 0: it begins with the first one."""
+        self._now = 0.0
+        """When the events of the transaction under way were published."""
         self._lock = _lock(path)
         try:
             self.db = _open(path, durability)
@@ -118,7 +153,9 @@ class Store:
 
     # Transactions.
 
-    def begin(self) -> None:
+    def begin(self, now: float) -> None:
+        """Begin a transaction. `now` is in seconds since 1970."""
+        self._now = now
         self.db.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
@@ -128,7 +165,7 @@ class Store:
             "UPDATE topics SET top = ?, floor = ?, count = ?, bytes = ?, age = ?, tombstone_age = ?, compact = ? "
             "WHERE id = ?",
             [
-                (each.top, each.floor, each.count, each.bytes, each.age, each.tombstone_age, each.compact, each.id)
+                (each.top, each.hidden, each.count, each.bytes, each.age, each.tombstone_age, each.compact, each.id)
                 for each in self._changed.values()
             ],
         )
@@ -144,65 +181,122 @@ class Store:
         """Forget the transaction under way, if the file has not done so already."""
         self._topics.clear()
         self._changed.clear()
-        self._rows.clear()
         self._added = 0
         if self.db.in_transaction:
             self.db.execute("ROLLBACK")
 
     # Within a transaction.
 
-    def publish(self, event: Event, retention: Retention, now: float) -> Position | Unavailable:
-        """Number an event and keep it, or find where an earlier one with its `dedup` is. `now` in seconds since 1970.
+    def publish(self, event: Event, retention: Retention) -> Position | Unavailable:
+        """Number an event and keep it, or find where an earlier one with its `dedup` is.
 
         At the totals of the limits nothing is kept.
         """
         if event.dedup is not None:
-            earlier = self.db.execute(
-                "SELECT epoch, offset FROM dedups WHERE topic = ? AND dedup = ? AND published >= ?",
-                (event.topic, event.dedup, now - retention.dedup_age),
-            ).fetchone()
+            earlier = self._find_dedup(event.topic, event.dedup, retention)
             if earlier is not None:
-                return Position(earlier[0], earlier[1], duplicate=True)
+                return earlier
+        if not retention.events:  # only its `dedup` is remembered
+            self._note_dedup(event.topic, event.dedup, NOWHERE)
+            return NOWHERE
+        topic = self.topic_for(event.topic, retention)
+        if isinstance(topic, Unavailable):
+            return topic
+        data = bytes(event.data)
+        key = None if event.key is None else event.key.encode()
+        size = len(data) + len(key or b"")
+        if topic.compact:
+            self._keep_one(topic, event.key, data, size)
+        else:
+            self.append(topic, pack_entry(key, data), 1, size)
+        position = Position(topic.epoch, topic.top)
+        self._note_dedup(event.topic, event.dedup, position)
+        return position
+
+    def topic_for(self, name: str, retention: Retention) -> Topic | Unavailable:
+        """Give the topic to which events are about to be appended; nothing at the totals of the limits."""
         if self.bytes > self.limits.history_bytes:
             return Unavailable("the history has as many bytes as limits.history_bytes allows")
-        if self.topics + self._added >= self.limits.history_topics and self._find(event.topic) is None:
+        if self.topics + self._added >= self.limits.history_topics and self._find(name) is None:
             return Unavailable("there are as many topics with history as limits.history_topics allows")
-        topic = self._topic(event.topic)
+        topic = self._topic(name)
         self._agree(topic, retention)
-        topic.top += 1
-        topic.count += 1
-        data = bytes(event.data)
-        size = len(data) + (0 if event.key is None else len(event.key.encode()))
-        topic.bytes += size
-        self._rows.append((topic.id, topic.top, now, size, event.key, data))
-        if topic.compact and event.key is not None:
-            self._supersede(topic, event.key)
-        if event.dedup is not None:
-            self.db.execute(
-                "INSERT OR REPLACE INTO dedups VALUES (?, ?, ?, ?, ?)",
-                (event.topic, event.dedup, now, topic.epoch, topic.top),
-            )
-        return Position(topic.epoch, topic.top)
+        return topic
 
-    def sweep(self, now: float, longest_dedup: float) -> None:
-        """Drop what has grown too old: events, tombstones, dedups. A transaction of its own."""
-        self.begin()
+    def append(self, topic: Topic, entries: bytes, count: int, size: int) -> None:
+        """Append events to a topic that is not compacted: `count` entries, with `size` bytes of data and keys."""
+        topic.pack.append(entries)
+        topic.packed += count
+        topic.pack_size += size
+        topic.top += count
+        topic.count += count
+        topic.bytes += size
+        most = PACK_BYTES if topic.max_bytes is None else min(PACK_BYTES, topic.max_bytes // 16)
+        if topic.packed >= PACK_EVENTS or topic.pack_size >= most:
+            self._write_pack(topic)
+
+    def publish_batch(self, batch: PendingBatch) -> bool:
+        """Number and keep the publishes of a batch. Returns whether some were refused."""
+        is_refused = False
+
+        def take(name: str, retention: Retention) -> object:
+            nonlocal is_refused
+            topic = self.topic_for(name, retention)
+            if isinstance(topic, Unavailable):
+                is_refused = True
+                return topic
+            self._write_pack(topic)
+            return topic, topic.top, topic.epoch
+
+        for topic, entries, count, size in batch.number(take, PACK_EVENTS, PACK_BYTES):
+            self.append(topic, entries, count, size)
+        return is_refused
+
+    def plain_dedups(self, now: float) -> list[tuple[str, str, float]]:
+        """Give what was published with `dedup` to topics without history: topic, dedup, age in seconds; oldest first."""
+        rows = self.db.execute("SELECT topic, dedup, published FROM dedups WHERE offset = 0 ORDER BY published")
+        return [(topic, dedup, max(0.0, now - published)) for topic, dedup, published in rows]
+
+    def sweep(self, now: float, longest_dedup: float) -> bool:
+        """Drop some of what has grown too old: events, tombstones, dedups. A transaction of its own. Returns whether
+        there may be more."""
+        self.begin(now)
+        left = False
         aged = self.db.execute(
-            "SELECT name FROM topics WHERE age IS NOT NULL AND count > 0 OR compact AND count > 0"
+            "SELECT id, name FROM topics WHERE id > ? AND count > 0 AND (age IS NOT NULL OR compact) ORDER BY id LIMIT ?",
+            (self._swept, PER_SWEEP),
         ).fetchall()
-        for (name,) in aged:
+        for id, name in aged:
             topic = self._topic(name)
+            self._swept = id - 1
             if topic.age is not None:
-                self._drop_older(topic, now - topic.age)
+                left |= self._drop_older(topic, now - topic.age)
             if topic.compact:
-                self._drop_tombstones(topic, now - topic.tombstone_age)
-        self.db.execute("DELETE FROM dedups WHERE published < ?", (now - longest_dedup,))
-        self.db.execute(
-            "DELETE FROM dedups WHERE (topic, dedup) IN (SELECT topic, dedup FROM dedups ORDER BY published DESC "
-            "LIMIT -1 OFFSET ?)",
-            (self.limits.dedup_entries,),
+                left |= self._drop_tombstones(topic, now - topic.tombstone_age)
+            if left:
+                break
+            self._swept = id
+        if not left and len(aged) < PER_SWEEP:
+            self._swept = 0
+        left |= len(aged) == PER_SWEEP
+        left |= (
+            self.db.execute(
+                "DELETE FROM dedups WHERE (topic, dedup) IN "
+                "(SELECT topic, dedup FROM dedups WHERE published < ? ORDER BY published LIMIT ?)",
+                (now - longest_dedup, PER_SWEEP),
+            ).rowcount
+            == PER_SWEEP
+        )
+        left |= (
+            self.db.execute(
+                "DELETE FROM dedups WHERE (topic, dedup) IN (SELECT topic, dedup FROM dedups ORDER BY published LIMIT "
+                "max(0, min(?, (SELECT count(*) FROM dedups) - ?)))",
+                (PER_SWEEP, self.limits.dedup_entries),
+            ).rowcount
+            == PER_SWEEP
         )
         self.commit()
+        return left
 
     # Reading.
 
@@ -216,12 +310,19 @@ class Store:
         if topic is None:
             return Position(self.epoch, 0), Position(self.epoch, 0)
         self._settle()
-        found = self.db.execute(
-            "SELECT min(offset) FROM (SELECT offset FROM events WHERE topic = ? ORDER BY offset DESC LIMIT ?)",
-            (topic.id, min(last, 2**62)),
-        ).fetchone()[0]
         top = Position(topic.epoch, topic.top)
-        return Position(topic.epoch, topic.top if found is None else found - 1), top
+        begin, left = topic.top, last
+        rows = self.db.execute(
+            "SELECT offset, count FROM events WHERE topic = ? AND offset > ? ORDER BY offset DESC",
+            (topic.id, topic.hidden),
+        )
+        for offset, count in rows:
+            begin = offset - min(left, max(1, count))
+            left -= max(1, count)
+            if left <= 0:
+                break
+        rows.close()
+        return Position(topic.epoch, max(begin, min(topic.hidden, topic.top))), top
 
     def history(self, name: str, since: Position | None, limit: int) -> HistoryPage | NoHistory:
         """Read events: the oldest behind `since`, or the newest without it."""
@@ -229,22 +330,41 @@ class Store:
         if topic is None:
             return NoHistory(name)
         self._settle()
+        hidden = topic.hidden
         offset = 0 if since is None else since.offset or 0
         same = since is None or since.epoch in (None, topic.epoch)
         if since is None:
             offset, complete = self.locate(name, limit)[0].offset or 0, True
         else:
-            complete = same and topic.floor <= offset <= topic.top
+            complete = same and hidden <= offset <= topic.top
         if not same or offset > topic.top:
             offset = 0
+        events: list[Event] = []
         rows = self.db.execute(
-            "SELECT offset, key, data FROM events WHERE topic = ? AND offset > ? ORDER BY offset LIMIT ?",
-            (topic.id, offset, limit + 1),
-        ).fetchall()
-        events = [Event(name, data, key, at) for at, key, data in rows[:limit]]
-        first = self.db.execute("SELECT min(offset) FROM events WHERE topic = ?", (topic.id,)).fetchone()[0]
-        first = topic.top + 1 if first is None else first
-        return HistoryPage(events, topic.epoch, first, topic.top, complete=complete, more=len(rows) > limit)
+            "SELECT offset, count, key, data FROM events WHERE topic = ? AND offset > ? ORDER BY offset",
+            (topic.id, max(offset, hidden)),
+        )
+        for last, count, key, data in rows:
+            if count == 0:
+                events.append(Event(name, data, key, last))
+            else:
+                events += unpack_events(name, data, last - count + 1, max(offset, hidden), limit + 1 - len(events))
+            if len(events) > limit:
+                break
+        rows.close()
+        first = self._first(topic)
+        more = len(events) > limit
+        return HistoryPage(events[:limit], topic.epoch, first, topic.top, complete=complete, more=more)
+
+    def _first(self, topic: Topic) -> int:
+        """Give the offset of the oldest event that is kept; behind the top where none is."""
+        row = self.db.execute(
+            "SELECT offset, count FROM events WHERE topic = ? AND offset > ? ORDER BY offset LIMIT 1",
+            (topic.id, topic.hidden),
+        ).fetchone()
+        if row is None:
+            return topic.top + 1
+        return int(row[0]) if row[1] == 0 else max(row[0] - row[1], topic.hidden) + 1
 
     # Details.
 
@@ -301,34 +421,60 @@ class Store:
 
     def _agree(self, topic: Topic, retention: Retention) -> None:
         """Go by this retention from now on."""
+        if topic.events == retention.events and topic.compact == retention.compact and topic.age == retention.age:
+            topic.max_bytes, topic.tombstone_age = retention.bytes, retention.tombstone_age
+            return
+        if topic.events and not topic.compact:
+            topic.floor = topic.hidden  # what is not kept any more does not come back
         topic.events, topic.max_bytes = retention.events, retention.bytes
         topic.age, topic.tombstone_age = retention.age, retention.tombstone_age
         if topic.compact == retention.compact:
             return
+        self._write_pack(topic)
         topic.compact = retention.compact
-        self._write_rows()
         self.db.execute("DELETE FROM keys WHERE topic = ?", (topic.id,))
         if topic.compact:
-            self.db.execute(
-                "INSERT INTO keys SELECT topic, key, max(offset) FROM events WHERE topic = ? AND key NOT NULL "
-                "GROUP BY key",
-                (topic.id,),
-            )
-            self.db.execute(
-                "DELETE FROM events WHERE topic = ? AND key NOT NULL AND offset NOT IN "
-                "(SELECT offset FROM keys WHERE topic = ?)",
-                (topic.id, topic.id),
-            )
-            self._recount(topic)
+            self._begin_compaction(topic)
 
-    def _supersede(self, topic: Topic, key: str) -> None:
-        """The newest event is the newest of its key: the one before it goes."""
+    def _begin_compaction(self, topic: Topic) -> None:
+        """Take the packs of a topic apart, and keep the newest event of each key."""
+        packs = self.db.execute(
+            "SELECT offset, count, published, data FROM events WHERE topic = ? AND count > 0", (topic.id,)
+        ).fetchall()
+        for last, count, published, data in packs:
+            events = unpack_events(topic.name, data, last - count + 1, topic.floor, count)
+            self.db.execute("DELETE FROM events WHERE topic = ? AND offset = ?", (topic.id, last))
+            self.db.executemany(
+                INSERT,
+                [
+                    (topic.id, event.offset, 0, published, _size(event), event.key, bytes(event.data))
+                    for event in events
+                ],
+            )
+        self.db.execute(
+            "INSERT INTO keys SELECT topic, key, max(offset) FROM events WHERE topic = ? AND key NOT NULL "
+            "GROUP BY key",
+            (topic.id,),
+        )
+        self.db.execute(
+            "DELETE FROM events WHERE topic = ? AND key NOT NULL AND offset NOT IN "
+            "(SELECT offset FROM keys WHERE topic = ?)",
+            (topic.id, topic.id),
+        )
+        self._recount(topic)
+
+    def _keep_one(self, topic: Topic, key: str | None, data: bytes, size: int) -> None:
+        """Append an event to a compacted topic. The one before it of the same key goes."""
+        topic.top += 1
+        topic.count += 1
+        topic.bytes += size
+        self.db.execute(INSERT, (topic.id, topic.top, 0, self._now, size, key, data))
+        if key is None:
+            return
         before = self.db.execute("SELECT offset FROM keys WHERE topic = ? AND key = ?", (topic.id, key)).fetchone()
         self.db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?)", (topic.id, key, topic.top))
         if before is None:
             return
-        if self._rows and any(row[:2] == (topic.id, before[0]) for row in self._rows):
-            self._write_rows()
         gone = self.db.execute(
             "DELETE FROM events WHERE topic = ? AND offset = ? RETURNING size", (topic.id, before[0])
         ).fetchone()
@@ -336,80 +482,133 @@ class Store:
             topic.count -= 1
             topic.bytes -= gone[0]
 
+    def _find_dedup(self, topic: str, dedup: str, retention: Retention) -> Position | None:
+        earlier = self.db.execute(
+            "SELECT epoch, offset FROM dedups WHERE topic = ? AND dedup = ? AND published >= ?",
+            (topic, dedup, self._now - retention.dedup_age),
+        ).fetchone()
+        if earlier is None:
+            return None
+        epoch, offset = earlier if earlier[1] else (None, None)
+        return Position(epoch, offset, duplicate=True)
+
+    def _note_dedup(self, topic: str, dedup: str | None, position: Position) -> None:
+        if dedup is not None:
+            self.db.execute(
+                "INSERT OR REPLACE INTO dedups VALUES (?, ?, ?, ?, ?)",
+                (topic, dedup, self._now, position.epoch or "", position.offset or 0),
+            )
+
     def _settle(self) -> None:
         """Bring the file to what the transaction has done so far, but for the rows of the topics."""
-        self._write_rows()
         for topic in self._changed.values():
+            self._write_pack(topic)
             self._trim(topic)
 
-    def _write_rows(self) -> None:
-        if self._rows:
-            self.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", self._rows)
-            self._rows.clear()
+    def _write_pack(self, topic: Topic) -> None:
+        if topic.packed:
+            pack = topic.pack[0] if len(topic.pack) == 1 else b"".join(topic.pack)
+            self.db.execute(INSERT, (topic.id, topic.top, topic.packed, self._now, topic.pack_size, None, pack))
+            topic.pack, topic.packed, topic.pack_size = [], 0, 0
 
     def _trim(self, topic: Topic) -> None:
         """Drop the oldest events beyond the number and the bytes that are kept; the newest stays."""
-        if topic.events and topic.count > topic.events:
-            self._drop_oldest(topic, topic.count - topic.events)
+        if topic.compact:
+            if topic.events and topic.count > topic.events:
+                self._drop_first(topic, topic.count - topic.events)
+        elif topic.hidden - topic.floor >= min(SLACK, max(1, topic.events)):
+            self._drop_through(topic, topic.hidden)
         while topic.max_bytes is not None and topic.bytes > topic.max_bytes and topic.count > 1:
             over = topic.bytes - topic.max_bytes
             rows = self.db.execute(
-                "SELECT size FROM events WHERE topic = ? ORDER BY offset LIMIT ?", (topic.id, topic.count - 1)
+                "SELECT offset, size FROM events WHERE topic = ? AND offset < ? ORDER BY offset", (topic.id, topic.top)
             )
-            count = 0
-            for (size,) in rows:
-                count += 1
+            last = 0
+            for last, size in rows:
                 over -= size
                 if over <= 0:
                     break
             rows.close()
-            self._drop_oldest(topic, count)
+            if not last:
+                return
+            self._drop_through(topic, last)
 
-    def _drop_oldest(self, topic: Topic, count: int) -> None:
+    def _drop_first(self, topic: Topic, count: int) -> None:
+        """Drop the oldest events of a compacted topic."""
         last = self.db.execute(
             "SELECT offset FROM events WHERE topic = ? ORDER BY offset LIMIT 1 OFFSET ?", (topic.id, count - 1)
         ).fetchone()
         if last is not None:
             self._drop_through(topic, last[0])
 
-    def _drop_older(self, topic: Topic, before: float) -> None:
-        last = self.db.execute(
-            "SELECT max(offset) FROM (SELECT offset, published FROM events WHERE topic = ? ORDER BY offset) "
-            "WHERE published < ?",
-            (topic.id, before),
-        ).fetchone()[0]
-        if last is not None:
-            self._drop_through(topic, last)
+    def _drop_older(self, topic: Topic, before: float) -> bool:
+        """Drop some rows of events that are older. Returns whether there are more."""
+        rows = self.db.execute(
+            "SELECT offset, published FROM events WHERE topic = ? ORDER BY offset LIMIT ?", (topic.id, PER_SWEEP)
+        ).fetchall()
+        old = [offset for offset, published in rows if published < before]
+        if old:
+            self._drop_through(topic, old[-1])
+        return len(old) == PER_SWEEP
 
     def _drop_through(self, topic: Topic, offset: int) -> None:
-        """Drop the events up to an offset; they are missing from now on."""
-        count, size = self.db.execute(
-            "SELECT count(*), coalesce(sum(size), 0) FROM events WHERE topic = ? AND offset <= ?", (topic.id, offset)
-        ).fetchone()
-        self.db.execute("DELETE FROM events WHERE topic = ? AND offset <= ?", (topic.id, offset))
+        """Drop the events up to an offset; they are missing from now on. A pack goes with its last event."""
+        rows = self.db.execute(
+            "DELETE FROM events WHERE topic = ? AND offset <= ? RETURNING count, size", (topic.id, offset)
+        ).fetchall()
         if topic.compact:
             self.db.execute("DELETE FROM keys WHERE topic = ? AND offset <= ?", (topic.id, offset))
-        topic.count -= count
-        topic.bytes -= size
+        topic.count -= sum(max(1, count) for count, _ in rows)
+        topic.bytes -= sum(size for _, size in rows)
         topic.floor = max(topic.floor, offset)
 
-    def _drop_tombstones(self, topic: Topic, before: float) -> None:
-        """Drop the removals of keys that have been kept for long enough."""
+    def _drop_tombstones(self, topic: Topic, before: float) -> bool:
+        """Drop some removals of keys that have been kept for long enough. Returns whether there are more."""
         gone = self.db.execute(
-            "DELETE FROM events WHERE topic = ? AND key NOT NULL AND data = ? AND published < ? "
-            "RETURNING offset, size, key",
-            (topic.id, b"null", before),
+            "DELETE FROM events WHERE topic = ? AND offset IN (SELECT offset FROM events WHERE topic = ? AND key NOT "
+            "NULL AND data = ? AND published < ? LIMIT ?) RETURNING offset, size, key",
+            (topic.id, topic.id, b"null", before, PER_SWEEP),
         ).fetchall()
         for offset, size, key in gone:
             self.db.execute("DELETE FROM keys WHERE topic = ? AND key = ? AND offset = ?", (topic.id, key, offset))
             topic.count -= 1
             topic.bytes -= size
             topic.floor = max(topic.floor, offset)
+        return len(gone) == PER_SWEEP
 
     def _recount(self, topic: Topic) -> None:
         topic.count, topic.bytes = self.db.execute(
-            "SELECT count(*), coalesce(sum(size), 0) FROM events WHERE topic = ?", (topic.id,)
+            "SELECT coalesce(sum(max(1, count)), 0), coalesce(sum(size), 0) FROM events WHERE topic = ?", (topic.id,)
         ).fetchone()
+
+
+INSERT: Final = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
+NOWHERE: Final = Position()
+
+
+def pack_entry(key: bytes | None, data: bytes) -> bytes:
+    """Encode an event as it stands in a pack."""
+    return ENTRY.pack(-1 if key is None else len(key), len(data)) + (key or b"") + data
+
+
+def unpack_events(topic: str, pack: bytes, first: int, behind: int, limit: int) -> list[Event]:
+    """Decode the events of a pack, of which the first one has the offset `first`: at most `limit` of those behind an
+    offset. Raises struct.error for what is no pack."""
+    events: list[Event] = []
+    at, offset = 0, first
+    while at < len(pack) and len(events) < limit:
+        key_size, data_size = ENTRY.unpack_from(pack, at)
+        start = at + ENTRY.size
+        at = start + max(0, key_size) + data_size
+        if offset > behind:
+            key = None if key_size < 0 else pack[start : start + key_size].decode()
+            events.append(Event(topic, pack[at - data_size : at], key, offset))
+        offset += 1
+    return events
+
+
+def _size(event: Event) -> int:
+    return len(bytes(event.data)) + len((event.key or "").encode())
 
 
 def boot_time() -> float:

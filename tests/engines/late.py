@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from broker.engines.base import (
+    Changed,
     Deliver,
     Engine,
     Event,
@@ -72,6 +73,7 @@ class LateServer:
         self.hung = False
         self._topics: dict[str, deque[Waiting]] = {}
         self._loop = asyncio.get_running_loop()
+        self.members = LatePresenceServer()
 
     def engine(self) -> LateEngine:
         """The engine of one more node."""
@@ -218,6 +220,9 @@ class LateEngine(Engine):
     def is_local(self, topic: str, retention: Retention) -> bool:
         return False
 
+    def presence(self) -> Presence:
+        return LatePresence(self.server.members)
+
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         self.published += 1
         call = self.begin(done)
@@ -340,7 +345,13 @@ class LatePresenceServer:
     def __init__(self) -> None:
         self.now = 0.0
         self.topics: dict[str, dict[str, tuple[Member, LatePresence]]] = {}
+        self.nodes: list[LatePresence] = []
         self.loop = asyncio.get_running_loop()
+
+    def tell(self, topic: str, member: Member, here: bool) -> None:
+        """Tell every node of a change."""
+        for node in self.nodes:
+            node.tell(topic, member, here)
 
     def members(self, topic: str) -> dict[str, Member]:
         """Those whose node's lease has not ended, in the order of their sessions."""
@@ -356,17 +367,30 @@ class LatePresence(Presence):
     def __init__(self, server: LatePresenceServer) -> None:
         self.server = server
         self.ends = server.now + self.lease
+        self.changed: Changed | None = None
+
+    def start(self, changed: Changed) -> None:
+        self.changed = changed
+        self.server.nodes.append(self)
+
+    def tell(self, topic: str, member: Member, here: bool) -> None:
+        """Tell this node of a change."""
+        if self.changed is not None:
+            self.changed(topic, member, here)
 
     def join(self, topic: str, member: Member, done: Callable[[Unavailable | None], None]) -> None:
         def work() -> None:
             self.server.topics.setdefault(topic, {})[member.session] = (member, self)
+            self.server.tell(topic, member, True)
             done(None)
 
         self.server.loop.call_soon(work)
 
     def leave(self, topic: str, session: str, done: Callable[[Unavailable | None], None]) -> None:
         def work() -> None:
-            self.server.topics.get(topic, {}).pop(session, None)
+            known = self.server.topics.get(topic, {}).pop(session, None)
+            if known is not None:
+                self.server.tell(topic, known[0], False)
             done(None)
 
         self.server.loop.call_soon(work)

@@ -31,7 +31,7 @@ cdef inline int offer(SubscriptionBase self, Event event, bint can_write) except
             if can_write and is_free(self):
                 return VERDICT_WRITE  # a client that keeps up is to see every event
             if never_fits(self, size):
-                drop_offered(self)
+                drop_offered(self, event)
                 return VERDICT_DROPPED
             drop_queued(self, <uint32_t> place, REASON_CONFLATED)
             verdict = VERDICT_DROPPED
@@ -69,7 +69,7 @@ cdef inline int decide_at_bound(SubscriptionBase self, Event event, size_t size)
             count_dropped(self, REASON_OVERFLOW, 1)
             return VERDICT_NOT_QUEUED | VERDICT_DROPPED | VERDICT_CLOSE
         if self.policy == DROP_NEWEST or self.queue.count == 0 or (self.policy == LATEST and never_fits(self, size)):
-            drop_offered(self)
+            drop_offered(self, event)
             return VERDICT_NOT_QUEUED | VERDICT_DROPPED
         drop_queued(self, 0, REASON_OVERFLOW)
         if not is_full(self, size):

@@ -51,6 +51,8 @@ cdef struct Missed:
     # How many events are missing at one place, by reason.
     uint64_t by[REASONS]
     uint64_t unknown  # how often it was announced that some may be missing, nobody knows how many
+    uint64_t first  # the offsets between which those counted are, where they have any; else 0
+    uint64_t last
 
 
 cdef struct Queued:
@@ -94,6 +96,21 @@ cdef inline void add_missed(Missed* missed, const Missed* more) noexcept:
     for reason in range(REASONS):
         missed.by[reason] += more.by[reason]
     missed.unknown += more.unknown
+    if more.first:
+        widen(missed, more.first, more.last)
+
+
+cdef inline void widen(Missed* missed, uint64_t first, uint64_t last) noexcept:
+    """Events with offsets from `first` to `last` are missing too."""
+    missed.first = min(missed.first, first) if missed.first else first
+    missed.last = max(missed.last, last)
+
+
+cdef inline void count_missed(Missed* missed, Event event, int reason) noexcept:
+    """An event is missing."""
+    missed.by[reason] += 1
+    if event.offset:
+        widen(missed, event.offset, event.offset)
 
 
 cdef inline void clear_missed(Missed* missed) noexcept:
@@ -233,7 +250,7 @@ cdef inline int drop_at(Queue* queue, uint32_t index, int reason) except -1:
     """Turn an event into a part of the gap that stands at its place."""
     cdef Queued* entry = at(queue, index)
     cdef PyObject* event = entry.event
-    entry.missed.by[reason] += 1
+    count_missed(&entry.missed, <Event> event, reason)
     take_out(queue, entry)
     Py_DECREF(<Event> event)
     return 0

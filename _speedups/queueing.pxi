@@ -81,9 +81,9 @@ cdef inline int drop_queued(SubscriptionBase self, uint32_t index, int reason) e
     return count_dequeued(self, before - self.queue.bytes)
 
 
-cdef int drop_offered(SubscriptionBase self) except -1:
+cdef int drop_offered(SubscriptionBase self, Event event) except -1:
     """Turn the event that is being offered into a gap behind the last one."""
-    self.queue.missed.by[REASON_OVERFLOW] += 1
+    count_missed(&self.queue.missed, event, REASON_OVERFLOW)
     count_dropped(self, REASON_OVERFLOW, 1)
     return 0 if self.waits and not self.replaying else update_sendable(self)
 

@@ -79,6 +79,8 @@ cdef int drop_lag(SubscriptionBase self) except -1:
     cdef uint64_t lacking = count_lacking(self)
     if lacking:
         self.queue.missed.by[REASON_OVERFLOW] += lacking
+        if self.cursor < self.newest:
+            widen(&self.queue.missed, self.cursor + 1, self.newest)
         count_dropped(self, REASON_OVERFLOW, lacking)
     if self.replaying:
         stop_replaying(self)

@@ -19,10 +19,12 @@ MAX_WAIT = 30.0
 STABLE_AFTER = 5.0
 
 
-async def stay_connected(url: str, work: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+async def stay_connected(
+    url: str, work: Callable[[Client], Coroutine[Any, Any, None]], token: Callable[[], str] | None = None
+) -> None:
     """Connects to the broker and does `work` with the connection, again and again, until it is cancelled.
 
-    After a loss it waits as long as the broker asked for in `bye`, or else longer each time. Where the broker says that
+    `token()` makes the token of a connection. After a loss it waits as long as the broker asked for in `bye`, or else longer each time. Where the broker says that
     to come back is of no use, it raises SystemExit.
     """
     losses = 0
@@ -30,7 +32,7 @@ async def stay_connected(url: str, work: Callable[[Client], Coroutine[Any, Any, 
         started = time.monotonic()
         failure: Exception | None = None
         try:
-            async with connect(url) as client:
+            async with connect(url, token=None if token is None else token()) as client:
                 print(f"connected to {url}", flush=True)
                 await work(client)
         except* (ClientError, CommandError) as failures:

@@ -57,6 +57,7 @@ export function matches(pattern, topic) {
 
 export class Broker {
   #url;
+  #token;
   #onstate;
   #onerror;
   #socket = null;
@@ -76,10 +77,12 @@ export class Broker {
    * Connects at once, and again whenever the connection is lost.
    *
    * `onstate` is called with `{ name }`: "connecting"; "open"; "waiting", with `delay` in milliseconds; "closed", for
-   * good, with the `code` and `reason` of the close. `onerror` is called with errors that no call waits for.
+   * good, with the `code` and `reason` of the close. `onerror` is called with errors that no call waits for. `token` says
+   * who this is: a function that gives a promise of a token, called for each connection.
    */
-  constructor({ url = brokerOfPage(), onstate = () => {}, onerror = console.error } = {}) {
+  constructor({ url = brokerOfPage(), token = null, onstate = () => {}, onerror = console.error } = {}) {
     this.#url = url;
+    this.#token = token;
     this.#onstate = onstate;
     this.#onerror = onerror;
     const online = () => this.#socket === null && this.#connect();
@@ -95,12 +98,15 @@ export class Broker {
 
   /**
    * Calls `onevent` with each event (`{ topic, data, key }`) of a topic or pattern, and `ongap` with each announcement
-   * of a loss. `options` are the protocol's: `max_queue`, `overflow`, `credit`, `echo`. The subscription is made again after
-   * every reconnection. The promise is resolved with the broker's answer to the first, or rejected with its error.
+   * of a loss; `onjoin` and `onleave` with members that come and go, and `onlive` when a replay is complete. `options` are the
+   * protocol's: `max_queue`, `overflow`, `credit`, `echo`, `last`, `presence`, `info`. The subscription is made again after
+   * every reconnection. On a topic with history it goes on where it was; its events have an `offset`. The promise is resolved
+   * with the broker's answer to the first, or rejected with its error.
    */
-  subscribe(topic, onevent, { ongap = () => {}, ...options } = {}) {
+  subscribe(topic, onevent, { ongap = ignore, onjoin = ignore, onleave = ignore, onlive = ignore, ...options } = {}) {
     return new Promise((resolve, reject) => {
-      const subscription = { onevent, ongap, options, resolve, reject, answered: false };
+      const callbacks = { onevent, ongap, onjoin, onleave, onlive };
+      const subscription = { ...callbacks, options, resolve, reject, answered: false, since: null };
       this.#subscriptions.set(topic, subscription);
       if (this.#open) this.#renew(topic, subscription);
     });
@@ -125,6 +131,17 @@ export class Broker {
     return this.#command({ op: "publish", topic, key, data });
   }
 
+  /** Gives the members of a topic with presence: `{ session, identity, info }`. */
+  async members(topic) {
+    const members = [];
+    for (let after; ; ) {
+      const page = await this.#command({ op: "presence", topic, after, limit: 1000 });
+      members.push(...page.members);
+      if (!page.more) return members;
+      after = page.more;
+    }
+  }
+
   /** Closes the connection for good. */
   close() {
     this.#lose({ code: 1000, reason: "", forGood: true });
@@ -134,7 +151,15 @@ export class Broker {
     clearTimeout(this.#timer);
     this.#retryAfter = null;
     this.#onstate({ name: "connecting" });
-    const socket = new WebSocket(this.#url, SUBPROTOCOL);
+    if (this.#token === null) this.#start([SUBPROTOCOL]);
+    else {
+      const failed = (error) => this.#lose({ code: 1006, reason: `there is no token: ${error.message}` });
+      this.#token().then((token) => this.#closed || this.#start([SUBPROTOCOL, `bearer.${token}`]), failed);
+    }
+  }
+
+  #start(protocols) {
+    const socket = new WebSocket(this.#url, protocols);
     this.#socket = socket;
     // A socket that was given up may still speak. Nobody listens then.
     socket.onmessage = ({ data }) => socket === this.#socket && this.#receive(JSON.parse(data));
@@ -149,8 +174,19 @@ export class Broker {
     switch (message.op) {
       case "event":
         for (const [pattern, subscription] of this.#subscriptions) {
-          if (matches(pattern, message.topic)) subscription.onevent(message);
+          if (!matches(pattern, message.topic)) continue;
+          if (subscription.since !== null && pattern === message.topic) subscription.since.offset = message.offset;
+          subscription.onevent(message);
         }
+        break;
+      case "live":
+        this.#subscriptions.get(message.topic)?.onlive(message);
+        break;
+      case "join":
+        this.#subscriptions.get(message.topic)?.onjoin(message);
+        break;
+      case "leave":
+        this.#subscriptions.get(message.topic)?.onleave(message);
         break;
       case "gap":
         this.#subscriptions.get(message.topic)?.ongap(message);
@@ -185,8 +221,15 @@ export class Broker {
   }
 
   #renew(topic, subscription) {
+    const { last, ...options } = subscription.options;
+    const since = subscription.since;
+    const begin = since === null ? { last } : { since };
     const done = (answer) => {
       subscription.answered = true;
+      // The answer may come behind the first events.
+      if (answer.epoch !== undefined && (since === null || since.epoch !== answer.epoch)) {
+        subscription.since = { epoch: answer.epoch, offset: last === undefined ? answer.offset : 0 };
+      }
       subscription.resolve(answer);
     };
     const failed = (error) => {
@@ -194,7 +237,7 @@ export class Broker {
       this.#subscriptions.delete(topic);
       (subscription.answered ? this.#onerror : subscription.reject)(error);
     };
-    this.#command({ op: "subscribe", topic, ...subscription.options }).then(done, failed);
+    this.#command({ op: "subscribe", topic, ...options, ...begin }).then(done, failed);
   }
 
   /**
@@ -252,6 +295,8 @@ export class Broker {
     this.#onstate({ name: "waiting", delay, code, reason });
   }
 }
+
+function ignore() {}
 
 /** Milliseconds to wait after so many failures: doubling, and by chance up to half as long, so that not all come at once. */
 function backOff(failures) {

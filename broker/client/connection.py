@@ -19,7 +19,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
+from typing import Final, Literal, NoReturn, TypeVar
 
 import msgspec
 
@@ -35,12 +35,15 @@ from broker.messages import (
     ErrorAnswer,
     EventMessage,
     Gap,
+    History,
     Join,
     Leave,
     Ok,
     Ping,
     Pong,
+    Presence,
     Publish,
+    Since,
     Subscribe,
     Unsubscribe,
     Welcome,
@@ -133,13 +136,21 @@ class Client:
         overflow: Overflow | None = None,
         echo: bool | None = None,
         credit: int | None = None,
+        last: int | Literal["all"] | None = None,
     ) -> Ok:
         """Start, or change, the subscription to a topic or pattern. What is None is left as it is.
 
-        With `credit` so many events come, and more only after `credit` is called.
+        With `credit` so many events come, and more only after `credit` is called; `last` is how many of the newest kept
+        events come first.
         """
         command = Subscribe(
-            topic=topic, id=next(self._ids), max_queue=max_queue, overflow=overflow, echo=echo, credit=credit
+            topic=topic,
+            id=next(self._ids),
+            max_queue=max_queue,
+            overflow=overflow,
+            echo=echo,
+            credit=credit,
+            last=last,
         )
         return await self._request(command, Ok)
 
@@ -160,6 +171,17 @@ class Client:
         command = Publish(topic=topic, data=msgspec.Raw(value), key=key, id=next(self._ids))
         check_publish(encode_command(command), value)
         return await self._request(command, Ok)
+
+    async def history(self, topic: str, *, since: Since | None = None, last: int | None = None) -> Ok:
+        """Read a page of kept events: the oldest behind `since`, or the `last` newest, at most 1,000. Returns `epoch`,
+        `offset`, `events` and `more`."""
+        limit = MOST if last is None else min(last, MOST)
+        return await self._request(History(topic=topic, id=next(self._ids), since=since, last=last, limit=limit), Ok)
+
+    async def presence(self, topic: str, *, after: str | None = None) -> Ok:
+        """Read a page of the members of a topic, behind a cursor. Returns `members`, `count` and `more`, the cursor of the
+        next page."""
+        return await self._request(Presence(topic=topic, id=next(self._ids), after=after, limit=MOST), Ok)
 
     async def ping(self) -> None:
         """Ask the broker for an answer: when it comes, all commands before it have been read."""
@@ -335,5 +357,7 @@ def check_publish(command: bytes, value: bytes) -> None:
         raise CommandError("bad_json", explain_json(value))
 
 
+MOST: Final = 1000
+"""The most events or members that the broker answers at once."""
 _EVENT: Final = b'{"op":"event",'
 _SPACE: Final = b" \t\r\n"  # RFC 8259, section 2

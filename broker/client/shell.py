@@ -7,18 +7,18 @@ connection or no longer, and CommandError where the broker does not do what the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from broker.client.connection import Client, check_publish, connect
+from broker.client.connection import MOST, Client, check_publish, connect
 from broker.client.failures import ClientError
 from broker.client.pipe import Lines, Output
 from broker.client.publisher import Publisher
 from broker.errors import CommandError
-from broker.messages import Credit, EventMessage, decode_server, encode_command
+from broker.messages import Credit, EventMessage, Since, decode_server, encode_command
 from broker.overflow import Overflow
 from broker.topics import matches, rank
 
@@ -99,15 +99,16 @@ async def print_events(
     ca: Path | None,
     max_queue: int | None = None,
     credit: int | None = None,
+    last: int | None = None,
 ) -> bool:
     """Print the events and gaps of topics and patterns to standard output, one JSON object a line.
 
-    With `credit`, at most so many events of each topic or pattern are under way: more come when those are printed.
+    With `last` so many of the newest kept events of each topic come first. With `credit`, at most so many events of each topic or pattern are under way: more come when those are printed.
     Does not return. Raises BrokenPipeError when nobody reads any more what is printed, and OutputFailed.
     """
 
     async def events(client: Client) -> bool:
-        policy: dict[str, Any] = {"overflow": overflow, "max_queue": max_queue, "credit": credit}
+        policy: dict[str, Any] = {"overflow": overflow, "max_queue": max_queue, "credit": credit, "last": last}
         await asyncio.gather(*(client.subscribe(topic, **policy) for topic in topics))
         await _print_batches(client, output, Credits(client, topics, credit) if credit else None)
         raise AssertionError("a connection ends with an exception")
@@ -120,6 +121,62 @@ async def print_events(
         raise
     except OSError as error:
         raise OutputFailed(f"cannot write the events: {error.strerror}") from error
+
+
+async def print_history(topic: str, last: int, *, url: str, token: str | None, ca: Path | None) -> bool:
+    """Print the `last` newest kept events of a topic, one JSON object a line. Raises as `print_events` does."""
+
+    async def pages(client: Client) -> AsyncIterator[msgspec.Raw | None]:
+        page = await client.history(topic, last=last)
+        if last <= MOST:
+            yield page.events
+            return
+        reached, top = max(0, (page.offset or 0) - last), page.offset or 0
+        while reached < top:
+            page = await client.history(topic, since=Since(page.epoch or "", reached))
+            yield page.events
+            offsets = msgspec.json.decode(page.events or b"[]", type=list[_Offset])
+            if not offsets or not page.more:
+                return
+            reached = offsets[-1].offset
+
+    return await _print_pages(pages, url, token, ca)
+
+
+async def print_members(topic: str, *, url: str, token: str | None, ca: Path | None) -> bool:
+    """Print the members of a topic, one JSON object a line. Raises as `print_events` does."""
+
+    async def pages(client: Client) -> AsyncIterator[msgspec.Raw | None]:
+        cursor: str | None = None
+        while True:
+            page = await client.presence(topic, after=cursor)
+            yield page.members
+            if not isinstance(page.more, str):
+                return
+            cursor = page.more
+
+    return await _print_pages(pages, url, token, ca)
+
+
+async def _print_pages(
+    pages: Callable[[Client], AsyncIterator[msgspec.Raw | None]], url: str, token: str | None, ca: Path | None
+) -> bool:
+    try:
+        output = Output(1)
+        async with connect(url, token=token, ca=ca) as client:
+            async for page in pages(client):
+                lines = msgspec.json.decode(page or b"[]", type=list[msgspec.Raw])
+                if lines:
+                    await output.write(b"".join(bytes(line).translate(_ONE_LINE) + b"\n" for line in lines))
+        return True
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(f"cannot write: {error.strerror}") from error
+
+
+class _Offset(msgspec.Struct):
+    offset: int
 
 
 def json_value(data: bytes) -> bytes:

@@ -48,10 +48,6 @@ MAX_WAITING: Final = 20_000
 """Calls that may wait for the thread. Beyond it they get Unavailable."""
 MAX_WAITING_BYTES: Final = 64 * 2**20
 """The same for the data of their events."""
-MANY: Final = 32
-"""Publishes in a transaction after which the next one waits for more, for `GATHERING` seconds: a commit costs as much as
-some hundred events."""
-GATHERING: Final = 0.001
 ANSWERING: Final = 0.004
 """Seconds of one turn of the loop in which results are delivered and answered."""
 TRANSACTION: Final = 0.005
@@ -95,8 +91,6 @@ class SqliteEngine(Engine):
         """What the loop has to answer."""
         self._lock = threading.Lock()
         """Held while something is taken to be carried out, so that it is taken in its order."""
-        self._gathered = 0
-        """Publishes and calls in the last transaction."""
         self._deliver_batch: DeliverBatch | None = None
         self._refuse_batch: RefuseBatch | None = None
         self._under_way = 0
@@ -284,19 +278,14 @@ class SqliteEngine(Engine):
         """Carry out what has gathered. Either all that writes is durable, or all of it gets Unavailable."""
         done: list[Call | Batch] = []
         until = time.monotonic() + TRANSACTION
-        if self._gathered >= MANY:
-            time.sleep(GATHERING)
-        self._gathered = 0
         work: Call | Batch | None = first
         try:
             self._store.begin(time.time())
             while work is not None:
                 done.append(work)
                 if isinstance(work, Call):
-                    self._gathered += 1
                     work.result = work.work(self._store)
                 else:
-                    self._gathered += work.batch.count
                     work.is_refused = self._store.publish_batch(work.batch)
                 work = self._take() if time.monotonic() < until else None
             if self.committing is not None:

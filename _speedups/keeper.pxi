@@ -1,4 +1,4 @@
-# Publishes that wait for a store: those of the fast path to topics whose history is kept elsewhere than in this process.
+# Publishes that wait for a store: those of the fast path to topics whose history is not kept in this process.
 #
 # Invariant: a publish waits in one batch, in the order in which it came, and is answered once: when its event was kept
 # and delivered (`deliver_batch`), or with an error (`refused`). Until then it counts as a command of its connection.

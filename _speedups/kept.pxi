@@ -34,14 +34,14 @@ cdef int deliver_waiting(PendingBatch batch, Waiting* entry, RouteCache routes, 
         Route route = <Route> entry.route
         Connection origin = <Connection> entry.origin
         AudienceBase audience = route.audience
-        bytes epoch = batch.epochs[entry.place]
+        bytes epoch = batch.epochs[entry.place], name = route.name
         Receipt receipt
     Py_DECREF(origin)
     entry.origin = NULL  # `origin` has a reference of its own
     end_waiting(origin)
     receipt.receivers = receipt.queued = receipt.dropped = 0
     try:
-        if routes.look_up(<const unsigned char*> PyBytes_AS_STRING(route.name), PyBytes_GET_SIZE(route.name)) is not route:
+        if routes.look_up(<const unsigned char*> PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)) is not route:
             audience = <Audience?> audience_of(route.topic)
         publish_waiting(batch, entry, route, audience, origin, &receipt)
     finally:

@@ -52,8 +52,8 @@ cdef class RouteCache(FastPath):
 
     def install(self, str topic not None, Audience audience not None, bytes prefix not None, TopicLog log=None,
                 Keeper keeper=None, retention=None):
-        """Let publishes to `topic` go to `audience`, and be kept in `log`; or wait in `keeper` for a store, which goes by
-        `retention`. `prefix` is the `event` message up to where `key` would stand."""
+        """Let publishes to `topic` go to `audience`, and be kept in `log`; or wait in `keeper` for a store, which goes
+        by `retention`. `prefix` is the `event` message up to where `key` would stand."""
         cdef Route route = Route.__new__(Route)
         route.audience = audience
         route.topic = topic

@@ -2,7 +2,7 @@
 
 from asyncio import AbstractEventLoop, BaseTransport
 from collections.abc import Callable
-from typing import Final, Literal, Protocol, TypeAlias, final
+from typing import Any, Final, Literal, Protocol, TypeAlias, final
 
 _Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -313,6 +313,7 @@ class Keeper:
 def deliver_batch(
     batch: PendingBatch, routes: RouteCache, audience_of: Callable[[str], Audience], seconds: float
 ) -> bool: ...
+
 @final
 class RouteCache(FastPath):
     limit: int

@@ -6,8 +6,8 @@ everysec`) and the JetStream of nats-server (file storage), where they are insta
 
 Then 1,000 clients at once ask for the last 1,000 events of a topic, with the memory that it takes.
 
-One process publishes for all and does little for each event: it counts the acknowledgements in what it reads, and sends as
-many publishes as there were.
+One process publishes for all and does little for each event: it counts the acknowledgements in what it reads, and sends
+as many publishes as there were.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from typing import NamedTuple
 
 from websockets.frames import Frame, Opcode
 
-from bench.terminal import console, show
 from bench.tables import Table
+from bench.terminal import console, show
 
 PUBLISHERS = 8
 WINDOW = 64

@@ -348,9 +348,7 @@ class Node:
 
         self.engine.history(topic, since, limit, answer)
 
-    def presence(
-        self, session: Session, topic: str, after: str | None, limit: int, done: Done[MemberPage]
-    ) -> None:
+    def presence(self, session: Session, topic: str, after: str | None, limit: int, done: Done[MemberPage]) -> None:
         """Read the members of a topic, behind the cursor `after`; None: from the beginning."""
         self.members.read(session, topic, after, limit, done)
 
@@ -528,9 +526,9 @@ class Node:
 
     def _refuse_batch(self, batch: PendingBatch, error: Unavailable | None) -> None:
         """Answer publishes of the fast path that were not kept."""
-        for connection, id, why in batch.refused(error):
+        for connection, number, why in batch.refused(error):
             if isinstance(connection.session, Session):
-                known = None if id is None else msgspec.json.decode(id)
+                known = None if number is None else msgspec.json.decode(number)
                 connection.session.refuse_publish(known, CommandError("unavailable", why.message))
 
     def lost(self, filter: str) -> None:

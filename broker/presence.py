@@ -245,10 +245,7 @@ class Members:
     @staticmethod
     def _send_for(sending: Iterator[None], until: float) -> bool:
         """Take steps until a time. Whether there may be more."""
-        for _ in sending:
-            if time.perf_counter() > until:
-                return True
-        return False
+        return any(time.perf_counter() > until for _ in sending)
 
     def _send_all(self) -> Iterator[None]:
         """Send the changes of every topic to its observers, a step for each observer."""
@@ -316,7 +313,7 @@ class Pieces:
         size = 0
         for place in range(bisect_right(self._numbers, cursor), len(self._changes)):
             change = self._changes[place]
-            if change.member.session == without or not change.here and change.born > cursor:
+            if change.member.session == without or (not change.here and change.born > cursor):
                 continue  # that it came was never told
             encoded = self._frame(place)
             size += len(encoded)

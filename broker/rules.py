@@ -20,7 +20,16 @@ from broker.topics import check_pattern, covers, is_pattern, matches, overlap, r
 
 __all__ = ["NOTHING_KEPT", "Retention", "Rules", "SubscriptionPolicy", "check_rules"]
 
-BY_EVENT: Final = ("max_age", "history", "history_age", "history_bytes", "compact", "tombstone_age", "dedup_age", "presence")
+BY_EVENT: Final = (
+    "max_age",
+    "history",
+    "history_age",
+    "history_bytes",
+    "compact",
+    "tombstone_age",
+    "dedup_age",
+    "presence",
+)
 """The keys of a rule that go by the topic of an event, and not by what was subscribed to."""
 
 

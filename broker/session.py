@@ -99,9 +99,7 @@ class Node(Protocol):
     ) -> None:
         """Read kept events of a topic: the oldest after `since`, or the newest without it. `rights` None: of any."""
 
-    def presence(
-        self, session: Session, topic: str, after: str | None, limit: int, done: Done[MemberPage]
-    ) -> None:
+    def presence(self, session: Session, topic: str, after: str | None, limit: int, done: Done[MemberPage]) -> None:
         """Read the members of a topic, behind the cursor `after`."""
 
     def authenticate(self, session: Session, token: str, done: Done[Identity]) -> None:
@@ -371,9 +369,7 @@ class Session:
             self._refuse(page, command.id)
         elif command.id is not None:
             members = [messages.encode_member(each.session, each.identity, each.info) for each in page.members]
-            self.connection.answer(
-                messages.encode_members(command.id, command.topic, members, page.count, page.cursor)
-            )
+            self.connection.answer(messages.encode_members(command.id, command.topic, members, page.count, page.cursor))
         self._read_on()
 
     def _read_on(self) -> None:

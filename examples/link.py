@@ -24,8 +24,8 @@ async def stay_connected(
 ) -> None:
     """Connects to the broker and does `work` with the connection, again and again, until it is cancelled.
 
-    `token()` makes the token of a connection. After a loss it waits as long as the broker asked for in `bye`, or else longer each time. Where the broker says that
-    to come back is of no use, it raises SystemExit.
+    `token()` makes the token of a connection. After a loss it waits as long as the broker asked for in `bye`, or else
+    longer each time. Where the broker says that to come back is of no use, it raises SystemExit.
     """
     losses = 0
     while True:

@@ -68,7 +68,7 @@ async def test_members_are_listed_with_their_info(serve: Serve) -> None:
         answer = await third.ask("presence", topic="room.a")
         members = sorted(answer.pop("members"), key=lambda member: str(member["session"]))
         assert answer == {"op": "ok", "topic": "room.a", "count": 3}
-        expected = [
+        expected: list[dict[str, Any]] = [
             {"session": first.session, "info": {"name": "Ann", "n": [1, None]}},
             {"session": second.session, "info": None},
             {"session": third.session},

@@ -6,14 +6,17 @@ import asyncio
 import json
 import os
 import random
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
 from broker.config import Limits, TopicRule
 from broker.engines.memory import MemoryEngine
+from broker.engines.sqlite import SqliteEngine
 from tests.engines.late import LateServer
 from tests.fixtures_node import Client, Harness, serving
 from tests.net.harness import until
@@ -44,7 +47,17 @@ async def with_late(**limits: Any) -> AsyncIterator[Harness]:
         yield harness
 
 
-@pytest.fixture(params=[with_memory, with_late], ids=["memory", "late"])
+@asynccontextmanager
+async def with_sqlite(**limits: Any) -> AsyncIterator[Harness]:
+    """The engine whose publishes wait for a commit, on the fast path too."""
+    limits = {"history_bytes": 2**32, **limits}
+    with tempfile.TemporaryDirectory() as folder:
+        engine = SqliteEngine(Path(folder) / "broker.db", Limits(**limits), "normal")
+        async with serving(engine, topics=RULES, **limits) as harness:
+            yield harness
+
+
+@pytest.fixture(params=[with_memory, with_late, with_sqlite], ids=["memory", "late", "sqlite"])
 def serve(request: pytest.FixtureRequest) -> Serve:
     found: Serve = request.param
     return found

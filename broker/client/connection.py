@@ -179,8 +179,8 @@ class Client:
         return await self._request(History(topic=topic, id=next(self._ids), since=since, last=last, limit=limit), Ok)
 
     async def presence(self, topic: str, *, after: str | None = None) -> Ok:
-        """Read a page of the members of a topic, behind a cursor. Returns `members`, `count` and `more`, the cursor of the
-        next page."""
+        """Read a page of the members of a topic, behind a cursor. Returns `members`, `count` and `more`, the cursor of
+        the next page."""
         return await self._request(Presence(topic=topic, id=next(self._ids), after=after, limit=MOST), Ok)
 
     async def ping(self) -> None:

@@ -103,7 +103,8 @@ async def print_events(
 ) -> bool:
     """Print the events and gaps of topics and patterns to standard output, one JSON object a line.
 
-    With `last` so many of the newest kept events of each topic come first. With `credit`, at most so many events of each topic or pattern are under way: more come when those are printed.
+    With `last` so many of the newest kept events of each topic come first. With `credit`, at most so many events of
+    each topic or pattern are under way: more come when those are printed.
     Does not return. Raises BrokenPipeError when nobody reads any more what is printed, and OutputFailed.
     """
 

@@ -115,7 +115,8 @@ Deliver = Callable[[Event], None]
 DeliverBatch = Callable[[PendingBatch], bool]
 """Delivers and answers kept events for a bounded time. Returns whether it was all; else it is called again."""
 RefuseBatch = Callable[[PendingBatch, Unavailable | None], None]
-"""Answers publishes with an error: all with this one; None: those whose topic the store has refused, with its reason."""
+"""Answers publishes with an error: all with this one; None: those whose topic the store has refused, with its reason.
+"""
 Lost = Callable[[str], None]
 
 
@@ -137,8 +138,8 @@ class Engine(ABC):
     @abstractmethod
     def is_local(self, topic: str, retention: Retention) -> bool:
         """Whether events of this topic, with this retention, are delivered and done within `publish` (with `dedup`: done
-        soon), on this node alone, and never refused. Only then may the fast path deliver one without asking the engine; it keeps it in what
-        `log` gives."""
+        soon), on this node alone, and never refused. Only then may the fast path deliver one without asking
+        the engine; it keeps it in what `log` gives."""
 
     @abstractmethod
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:

@@ -120,7 +120,7 @@ class SqliteEngine(Engine):
         if self._loop is not None:
             await self._loop.run_in_executor(None, self._thread.join)
             await asyncio.sleep(0)  # the answers of the thread were scheduled before it ended
-            while self._finished:
+            while self._finished:  # noqa: ASYNC110 -- a few turns of the loop
                 await asyncio.sleep(0)
         self._deliver = None
         await self._local.stop()

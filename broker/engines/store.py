@@ -8,8 +8,8 @@ A row of `events` has one event of a compacted topic, or a *pack*: events of one
 consecutive offsets, of which the row has the last one. A row costs SQLite some microseconds, an event in a pack next to
 nothing.
 
-Invariant: the offsets of a topic that was never compacted have no holes. So of such a topic the newest N events are those
-behind `top - N`, and what is before them may be in the file for a while.
+Invariant: the offsets of a topic that was never compacted have no holes. So of such a topic the newest N events are
+those behind `top - N`, and what is before them may be in the file for a while.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class Store:
         return is_refused
 
     def plain_dedups(self, now: float) -> list[tuple[str, str, float]]:
-        """Give what was published with `dedup` to topics without history: topic, dedup, age in seconds; oldest first."""
+        """Give the `dedup` values of topics without history, oldest first: (topic, dedup, age in seconds)."""
         rows = self.db.execute("SELECT topic, dedup, published FROM dedups WHERE offset = 0 ORDER BY published")
         return [(topic, dedup, max(0.0, now - published)) for topic, dedup, published in rows]
 
@@ -263,19 +263,20 @@ class Store:
         self.begin(now)
         left = False
         aged = self.db.execute(
-            "SELECT id, name FROM topics WHERE id > ? AND count > 0 AND (age IS NOT NULL OR compact) ORDER BY id LIMIT ?",
+            "SELECT id, name FROM topics WHERE id > ? AND count > 0 AND (age IS NOT NULL OR compact) "
+            "ORDER BY id LIMIT ?",
             (self._swept, PER_SWEEP),
         ).fetchall()
-        for id, name in aged:
+        for number, name in aged:
             topic = self._topic(name)
-            self._swept = id - 1
+            self._swept = number - 1
             if topic.age is not None:
                 left |= self._drop_older(topic, now - topic.age)
             if topic.compact:
                 left |= self._drop_tombstones(topic, now - topic.tombstone_age)
             if left:
                 break
-            self._swept = id
+            self._swept = number
         if not left and len(aged) < PER_SWEEP:
             self._swept = 0
         left |= len(aged) == PER_SWEEP
@@ -452,8 +453,7 @@ class Store:
                 ],
             )
         self.db.execute(
-            "INSERT INTO keys SELECT topic, key, max(offset) FROM events WHERE topic = ? AND key NOT NULL "
-            "GROUP BY key",
+            "INSERT INTO keys SELECT topic, key, max(offset) FROM events WHERE topic = ? AND key NOT NULL GROUP BY key",
             (topic.id,),
         )
         self.db.execute(
@@ -524,7 +524,8 @@ class Store:
                 "SELECT offset, size FROM events WHERE topic = ? AND offset < ? ORDER BY offset", (topic.id, topic.top)
             )
             last = 0
-            for last, size in rows:
+            for offset, size in rows:
+                last = offset
                 over -= size
                 if over <= 0:
                     break

@@ -37,7 +37,8 @@ def check(path: Path) -> list[str]:
         problems += [
             f"topic {name}: {count} events are noted, {found} are there"
             for name, count, found in db.execute(
-                "SELECT name, count, (SELECT coalesce(sum(max(1, count)), 0) FROM events WHERE topic = id) AS found FROM topics "
+                "SELECT name, count, (SELECT coalesce(sum(max(1, count)), 0) FROM events WHERE topic = id) AS found "
+                "FROM topics "
                 "WHERE count != found"
             )
         ]

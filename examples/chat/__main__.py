@@ -3,8 +3,9 @@
     chat.say.NAME  page → program   {"text": …}                          only the identity NAME may publish there
     chat.lobby     program → pages  {"name": …, "text": …, "at": …}      kept, with presence
 
-A page gets a token from this program, for the name that it asks for, and the broker believes the token. So a name in the room
-is the identity of a page, and nobody can speak under another one. A site with a login hands out its users' names instead.
+A page gets a token from this program, for the name that it asks for, and the broker believes the token. So a name in
+the room is the identity of a page, and nobody can speak under another one. A site with a login hands out its users'
+names instead.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def make_token(name: str, role: str) -> str:
 class Site(Files):
     """The page, and the tokens for it."""
 
-    def do_POST(self) -> None:
-        """`/token?name=…`: a token for this name. A real site looks at its session here, and at nothing that the page says."""
+    def do_POST(self) -> None:  # noqa: N802 -- the name that http.server looks for
+        """`/token?name=…`: a token for this name. A real site looks at its session here, not at what the page says."""
         address = urlsplit(self.path)
         name = parse_qs(address.query).get("name", [""])[0]
         if address.path != "/token" or not NAME.fullmatch(name) or name == HOST:

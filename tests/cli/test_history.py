@@ -45,7 +45,9 @@ async def test_history_prints_the_newest_events_over_several_pages(broker: Runni
             client.send(json.dumps({"op": "publish", "topic": "room.a", "data": [n, "x" * 20]}))
         ask(client, op="publish", topic="room.a", key="k", data="end\n")
     url = ("--url", broker.url)
-    assert lines(await wsbroker("history", "room.a", "--last", "1", *url)) == [{"offset": 2501, "key": "k", "data": "end\n"}]
+    assert lines(await wsbroker("history", "room.a", "--last", "1", *url)) == [
+        {"offset": 2501, "key": "k", "data": "end\n"}
+    ]
     assert [each["offset"] for each in lines(await wsbroker("history", "room.a", *url))] == list(range(2402, 2502))
     found = lines(await wsbroker("history", "room.a", "--last", "2000", *url))
     assert [each["offset"] for each in found] == list(range(502, 2502))

@@ -25,9 +25,9 @@ def config(tmp_path: Path) -> Path:
 
 def filled(folder: Path, events: int = 3) -> Store:
     store = Store(folder / "broker.db", Limits())
-    store.begin()
+    store.begin(0.0)
     for n in range(events):
-        store.publish(Event("a", b"%d" % n, "k"), Retention(1000), 0.0)
+        store.publish(Event("a", b"%d" % n, "k"), Retention(1000))
     store.commit()
     return store
 
@@ -68,8 +68,8 @@ async def test_backup_of_a_file_in_use_can_be_restored(config: Path, tmp_path: P
     store = filled(tmp_path)
     target = tmp_path / "copy.db"
     assert (await run(config, "backup", str(target))).status == 0
-    store.begin()
-    store.publish(Event("a", b"later"), Retention(1000), 0.0)
+    store.begin(0.0)
+    store.publish(Event("a", b"later"), Retention(1000))
     store.commit()
     again = await run(config, "backup", str(target))
     assert (again.status, again.err) == (1, f"wsbroker: {target} is there already\n")
@@ -85,8 +85,8 @@ async def test_compact_shrinks_a_file_that_no_broker_has(config: Path, tmp_path:
     store = filled(tmp_path, 5000)
     refused = await run(config, "compact")
     assert (refused.status, "another broker has it open" in refused.err) == (1, True)
-    store.begin()
-    store.publish(Event("a", b"last"), Retention(1), 0.0)
+    store.begin(0.0)
+    store.publish(Event("a", b"last"), Retention(1))
     store.commit()
     store.close()
     before = (tmp_path / "broker.db").stat().st_size

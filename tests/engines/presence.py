@@ -110,10 +110,10 @@ async def changes_are_told(kind: PresenceKind) -> None:
         node.start(lambda topic, member, here, heard=heard: heard.append((topic, member, here)))  # type: ignore[misc]
         told.append(heard)
     ann, renamed = Member("s1", "ann"), Member("s1", "ann", b"1")
-    nodes[0].join("a", ann, lambda result: told[0].append(result))
-    nodes[0].join("a", renamed, lambda result: told[0].append(result))
-    nodes[0].leave("a", "s1", lambda result: told[0].append(result))
-    nodes[0].leave("a", "s1", lambda result: told[0].append(result))  # it is gone: nothing to tell
+    nodes[0].join("a", ann, told[0].append)
+    nodes[0].join("a", renamed, told[0].append)
+    nodes[0].leave("a", "s1", told[0].append)
+    nodes[0].leave("a", "s1", told[0].append)  # it is gone: nothing to tell
     await until(lambda: len(told[0]) >= 7)
     changes = [("a", ann, True), ("a", renamed, True), ("a", renamed, False)]
     assert told[0] == [changes[0], None, changes[1], None, changes[2], None, None]

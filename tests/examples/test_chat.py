@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import urllib.error
 import urllib.request
@@ -41,6 +42,11 @@ def chat(broker: RunningBroker) -> Iterator[Example]:
     """The program, running."""
     with start_example("chat", broker.url, {"TOKEN_SECRET": SECRET}) as example:
         yield example
+
+
+def ask_token(site: str, name: str) -> str:
+    with urllib.request.urlopen(urllib.request.Request(f"{site}/token?name={name}", method="POST")) as answer:
+        return str(answer.read().decode())
 
 
 async def enter(window: Window, chat: Example, name: str) -> Page:
@@ -83,8 +89,7 @@ async def test_members_talk_and_see_each_other(window: Window, chat: Example) ->
 
 async def test_name_is_the_one_of_the_token(chat: Example, broker: RunningBroker) -> None:
     address = chat.address.partition("/chat/")[0]
-    with urllib.request.urlopen(urllib.request.Request(f"{address}/token?name=mallory", method="POST")) as answer:
-        token = answer.read().decode()
+    token = await asyncio.to_thread(ask_token, address, "mallory")
     with connect(broker.url, additional_headers={"Authorization": f"Bearer {token}"}, proxy=None) as client:
         client.recv()
         for topic in ("chat.say.ann", "chat.lobby"):
@@ -92,12 +97,10 @@ async def test_name_is_the_one_of_the_token(chat: Example, broker: RunningBroker
             assert '"code":"forbidden"' in str(client.recv())
     for name in ("", "host", "a.b", "x" * 21, "*"):
         with pytest.raises(urllib.error.HTTPError, match="400"):
-            urllib.request.urlopen(urllib.request.Request(f"{address}/token?name={name}", method="POST"))
+            await asyncio.to_thread(ask_token, address, name)
 
 
-async def test_nothing_is_missed_over_a_lost_connection(
-    window: Window, chat: Example, broker: RunningBroker
-) -> None:
+async def test_nothing_is_missed_over_a_lost_connection(window: Window, chat: Example, broker: RunningBroker) -> None:
     ann = await enter(window, chat, "Ann")
     async with start_relay(broker.port) as relay:
         through = Example(chat.program, chat.address.replace(f":{broker.port}/", f":{relay.port}/"))

@@ -137,9 +137,11 @@ class Engine(ABC):
 
     @abstractmethod
     def is_local(self, topic: str, retention: Retention) -> bool:
-        """Whether events of this topic, with this retention, are delivered and done within `publish` (with `dedup`: done
-        soon), on this node alone, and never refused. Only then may the fast path deliver one without asking
-        the engine; it keeps it in what `log` gives."""
+        """Whether events of this topic, with this retention, are delivered and done within `publish`, on this node
+        alone, and never refused. (With `dedup` they may be done later.)
+
+        Only then may the fast path deliver one without asking the engine; it keeps it in what `log` gives.
+        """
 
     @abstractmethod
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:

@@ -88,3 +88,15 @@ async def test_refusals(broker: RunningBroker, arguments: tuple[str, ...], statu
     finished = await wsbroker(*arguments, "--url", broker.url)
     assert finished.status == status
     assert message in finished.err
+
+
+async def test_bench_says_that_its_topics_must_not_keep_history(tmp_path: Path) -> None:
+    config = tmp_path / "wsbroker.toml"
+    config.write_text("[server]\nadmin = ''\n[[topics]]\nmatch = '>'\nhistory = 10\n")
+    with start_broker("--config", str(config)) as broker:
+        refused = await wsbroker("bench", "--seconds", "1", "--url", broker.url)
+    assert refused.status == 69
+    assert "the topics bench.> keep history here: give them a topic rule with history = 0" in refused.err
+    config.write_text(config.read_text() + "[[topics]]\nmatch = 'bench.>'\nhistory = 0\n")
+    with start_broker("--config", str(config)) as broker:
+        assert (await wsbroker("bench", "--seconds", "0.2", "--subscribers", "2", "--url", broker.url)).status == 0

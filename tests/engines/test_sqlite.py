@@ -314,3 +314,65 @@ async def test_what_was_answered_is_there_after_a_kill(tmp_path: Path, durabilit
                 known = found
             await load(broker.url, known, sent, broker.program.kill)
     assert len(known) > 0
+
+
+WINDOW = 200
+"""Publishes without an answer, at the most."""
+
+
+class ReliablePublisher:
+    """Publishes numbers, each with a `dedup`, and what was not answered once more over the next connection."""
+
+    def __init__(self) -> None:
+        self.newest = -1
+        self.unanswered: set[int] = set()
+
+    async def publish_until(self, url: str, kill: Any) -> None:
+        """Publish at full speed until the broker is killed, at a random moment."""
+        async with connect(url, proxy=None, compression=None) as socket:
+            writer = asyncio.create_task(self._write(socket))
+            asyncio.get_running_loop().call_later(random.uniform(0.05, 0.3), kill)
+            try:
+                while True:
+                    answer = json.loads(await socket.recv())
+                    if answer["op"] == "ok":
+                        self.unanswered.discard(answer["id"])
+            except ConnectionClosed:
+                pass
+            finally:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+
+    async def _write(self, socket: ClientConnection) -> None:
+        for number in sorted(self.unanswered):
+            await socket.send(self._command(number))
+        while True:
+            while len(self.unanswered) >= WINDOW:  # noqa: ASYNC110 -- the answers make room
+                await asyncio.sleep(0.001)
+            self.newest += 1
+            self.unanswered.add(self.newest)
+            await socket.send(self._command(self.newest))
+
+    @staticmethod
+    def _command(number: int) -> str:
+        command = {"op": "publish", "id": number, "topic": "log.a", "data": number, "dedup": f"d{number}"}
+        return json.dumps(command)
+
+
+async def test_reliable_publisher_has_each_event_exactly_once_over_kills(tmp_path: Path) -> None:
+    config = tmp_path / "wsbroker.toml"
+    config.write_text(
+        f"[server]\nengine = 'sqlite://{tmp_path}/broker.db'\nadmin = ''\n[limits]\ndedup_entries = 1000000\n"
+        "[[topics]]\nmatch = 'log.*'\nhistory = 10000000\ndedup_age = 3600\n"
+    )
+    publisher = ReliablePublisher()
+    for _ in range(KILLS // 4 + 1):
+        with start_broker("--config", str(config)) as broker:
+            await publisher.publish_until(broker.url, broker.program.kill)
+    with start_broker("--config", str(config)) as broker:
+        found = await kept(broker.url)
+    assert sorted(found) == list(range(1, len(found) + 1)), "no holes"
+    assert len(set(found.values())) == len(found), "no event twice"
+    answered = set(range(publisher.newest + 1)) - publisher.unanswered
+    assert answered <= set(map(int, found.values()))
+    assert len(answered) > 100

@@ -5,6 +5,7 @@
 
 cdef enum:
     FOR_STORE = 8  # why reading is stopped: `max_inflight` publishes of the connection wait
+    MAX_ID = 255  # bytes of an id that a publish is remembered with
     PACK_HEAD = 8  # the head of an event in a pack, see `broker.engines.store.ENTRY`
 
 

@@ -17,6 +17,7 @@ cdef class Route:
         TopicLog log  # where its events are kept; None: not in this process
         object keeper  # the Keeper that its publishes wait in for a store; None: they do not wait
         object retention  # for the store
+        bint is_kept  # whether it has a log or a keeper
         Link of_audience  # in `AudienceBase.routes`
         PyObject* cache  # borrowed
         uint64_t serial  # no other route of the cache ever had it

@@ -57,7 +57,8 @@ class Broker:
 @asynccontextmanager
 async def measured(**limits: Any) -> AsyncIterator[Broker]:
     engine = MemoryEngine(Limits(**limits))
-    async with serving(engine, topics=[TopicRule("kept.*", history=10)], **limits) as harness:
+    rules = [TopicRule("kept.*", history=10), TopicRule("room.*", presence=True)]
+    async with serving(engine, topics=rules, **limits) as harness:
         broker = Broker(harness)
         broker.health.start()
         try:
@@ -277,6 +278,15 @@ async def dedups(broker: Broker) -> None:
     assert broker.value("dedups") == 2
 
 
+async def members(broker: Broker) -> None:
+    client = await broker.harness.connect()
+    await client.ask("subscribe", topic="room.a")
+    await client.ask("subscribe", topic="room.b")
+    assert broker.value("members") == 2
+    await client.ask("unsubscribe", topic="room.a")
+    assert broker.value("members") == 1
+
+
 async def open_fds(broker: Broker) -> None:
     before = broker.value("open_fds")
     await broker.harness.deaf()
@@ -352,6 +362,7 @@ MOVES: dict[str, Callable[[Broker], Awaitable[None]]] = {
         history_bytes,
         history_events_evicted,
         dedups,
+        members,
         open_fds,
         max_fds,
         memory_bytes,

@@ -53,7 +53,12 @@ async def test_info_and_check_work_beside_a_broker(config: Path, tmp_path: Path)
 
 
 async def test_check_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
-    filled(tmp_path).close()
+    store = Store(tmp_path / "broker.db", Limits())
+    for n in range(3):  # a row for each
+        store.begin(0.0)
+        store.publish(Event("a", b"%d" % n), Retention(1000))
+        store.commit()
+    store.close()
     with sqlite3.connect(tmp_path / "broker.db") as db:
         db.execute("DELETE FROM events WHERE offset = 2")
         db.execute("UPDATE topics SET top = 2")

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -242,6 +243,63 @@ async def test_recovery_over_the_wire_from_the_file(path: Path) -> None:
         assert await client.next() == {"op": "live", "topic": "log.a", "offset": 5}
         await client.ask("publish", topic="log.a", data=5)
         assert await client.data(1) == [5]
+
+
+async def test_publishers_are_slowed_down_and_then_refused_when_commits_do_not_keep_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits is bounded in the fast path too; each publish is answered once, and those that were kept have no hole."""
+    monkeypatch.setattr("broker.engines.sqlite.MAX_WAITING", 100)
+    engine = SqliteEngine(path, durability="normal")
+    engine.committing = lambda: time.sleep(0.05)
+    async with serving(engine, topics=[TopicRule("log.*", history=1000)], max_inflight=40) as harness:
+        first = await harness.connect()
+        await first.ask("publish", topic="log.a", data=0)  # from now on there is a route
+        clients = [await harness.connect() for _ in range(5)]
+        for n in range(60):
+            for number, client in enumerate(clients):
+                await client.tell("publish", topic="log.a", data=n, id=n)
+                assert engine._keeper.waiting <= 100
+                assert harness.session(client).connection.unanswered <= 40, number
+        answers = [[await client.next() for _ in range(60)] for client in clients]
+        for each in answers:
+            assert sorted(answer["id"] for answer in each) == list(range(60))
+        kept = [answer["offset"] for each in answers for answer in each if answer["op"] == "ok"]
+        assert sorted(kept) == list(range(2, len(kept) + 2))
+        refused = [answer for each in answers for answer in each if answer["op"] == "error"]
+        assert {answer["code"] for answer in refused} == {"unavailable"}
+        assert refused, "five times forty are more than what may wait"
+        assert harness.node.context.fast_publishes > 0
+
+
+async def test_failed_transaction_refuses_the_publishes_of_the_fast_path(path: Path) -> None:
+    engine = SqliteEngine(path)
+    async with serving(engine, topics=[TopicRule("log.*", history=1000)]) as harness:
+        client = await harness.subscriber("log.a")
+        await client.ask("publish", topic="log.a", data=0)
+
+        def fail() -> None:
+            engine.committing = None
+            raise sqlite3.OperationalError("no")
+
+        engine.committing = fail
+        answer = await client.ask("publish", topic="log.a", data=1)
+        assert (answer["code"], answer["message"], answer["retry"]) == ("unavailable", "the store failed: no", True)
+        assert (await client.ask("publish", topic="log.a", data=2))["offset"] == 2
+        assert await client.data(2) == [0, 2]
+        assert harness.node.context.fast_publishes == 2
+
+
+async def test_totals_refuse_publishes_of_the_fast_path(path: Path) -> None:
+    engine = SqliteEngine(path, Limits(history_bytes=65536))
+    async with serving(engine, topics=[TopicRule("log.*", history=1000)], history_bytes=65536) as harness:
+        client = await harness.connect()
+        assert (await client.ask("publish", topic="log.a", data=0))["op"] == "ok"
+        assert (await client.ask("publish", topic="log.a", data="x" * 70_000))["op"] == "ok"
+        answer = await client.ask("publish", topic="log.a", data=1)
+        assert answer["code"] == "unavailable"
+        assert "limits.history_bytes" in answer["message"]
+        assert harness.node.context.fast_publishes == 2
 
 
 # Killed

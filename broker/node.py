@@ -435,6 +435,9 @@ class Node:
             except CommandError as error:
                 done(error)
                 return
+            if not self.rules.has_presence:
+                self._listed(session, subscription, command, done, None)
+                return
             if (session.subscriptions or {}).get(command.topic) is not subscription:
                 done(NOTHING_TO_SAY)  # the client has ended it meanwhile
                 return
@@ -451,11 +454,10 @@ class Node:
         result: Unavailable | None,
     ) -> None:
         """A subscriber is a member, where the topic has members: go on with its place in the history."""
-        begun = partial(self._begun, session, subscription, done)
         if result is not None:
-            begun(CommandError("unavailable", result.message))
+            self._begun(session, subscription, done, CommandError("unavailable", result.message))
         elif self.rules.keeps_history:
-            self.recovery.begin(subscription, command, begun)
+            self.recovery.begin(subscription, command, partial(self._begun, session, subscription, done))
         else:
             done(NOTHING_TO_SAY)
 

@@ -59,7 +59,8 @@ class Rules:
         self.keeps_history = any(rule.history for rule in rules)
         """Whether there is a topic that may keep history."""
         self._retains = any(retention_of(rule) != NOTHING_KEPT for rule in rules)
-        self._has_presence = any(rule.presence for rule in rules)
+        self.has_presence = any(rule.presence for rule in rules)
+        """Whether there is a topic that may have members."""
 
     def policy(self, name: str) -> SubscriptionPolicy:
         """Find what holds for subscriptions to a valid topic or pattern."""
@@ -88,7 +89,7 @@ class Rules:
 
     def presence(self, topic: str) -> bool:
         """Whether the subscribers of a topic are its members."""
-        if not self._has_presence:
+        if not self.has_presence:
             return False
         rule = next((rule for rule in self._rules if matches(rule.match, topic)), None)
         return rule is not None and bool(rule.presence)

@@ -56,7 +56,7 @@ class Server(NamedTuple):
     hello: bytes
     """Sent first."""
     ready: bytes
-    """What then comes, at the end."""
+    """What then comes, among other things."""
     publish: str
     """A publish; `{topic}` stands for its topic."""
     acknowledged: bytes
@@ -102,7 +102,13 @@ def wsbroker(topic: str, engine: str = "memory", durability: str = "full") -> It
         command = [sys.executable, "-m", "broker", "serve", "--listen", f"127.0.0.1:{port}", "--config", str(file)]
         message = '{"op":"publish","topic":"' + topic + '.{topic}","id":1,"data":' + DATA + "}"
         with running(
-            command, port, hello=HANDSHAKE, ready=b"}", publish=message, acknowledged=b'"op":"ok"', framed=True
+            command,
+            port,
+            hello=HANDSHAKE,
+            ready=b'"max_queue":',
+            publish=message,
+            acknowledged=b'"op":"ok"',
+            framed=True,
         ) as server:
             yield server
 
@@ -145,7 +151,7 @@ def jetstream() -> Iterator[Server]:
             ["nats-server", "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", folder],
             port,
             hello=hello.encode(),
-            ready=b"}\r\n",
+            ready=b"stream_create_response",
             publish=message,
             acknowledged=b'"seq":',
             framed=False,
@@ -162,7 +168,7 @@ class Publisher:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(server.hello.replace(b"{topic}", str(number).encode()))
         received = b""
-        while not received.endswith(server.ready):
+        while server.ready not in received:
             more = self.socket.recv(65536)
             assert more, received
             received += more

@@ -248,7 +248,7 @@ async def test_recovery_over_the_wire_from_the_file(path: Path) -> None:
 async def test_publishers_are_slowed_down_and_then_refused_when_commits_do_not_keep_up(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits is bounded in the fast path too; each publish is answered once, and those that were kept have no hole."""
+    """What waits is bounded in the fast path too; each publish is answered once, and the kept ones have no hole."""
     monkeypatch.setattr("broker.engines.sqlite.MAX_WAITING", 100)
     engine = SqliteEngine(path, durability="normal")
     engine.committing = lambda: time.sleep(0.05)

@@ -305,6 +305,10 @@ async def test_totals_refuse_publishes_of_the_fast_path(path: Path) -> None:
 # Killed
 
 
+WINDOW = 200
+"""Publishes without an answer, at the most."""
+
+
 async def ask(socket: ClientConnection, **command: Any) -> dict[str, Any]:
     await socket.send(json.dumps({"id": "q", **command}))
     while True:
@@ -316,9 +320,12 @@ async def ask(socket: ClientConnection, **command: Any) -> dict[str, Any]:
 async def load(url: str, known: dict[int, str], sent: list[str], kill: Any) -> None:
     """Publish at full speed, note each answer, and kill the broker at a random moment."""
     async with connect(url, proxy=None, compression=None) as socket:
+        begun, answers = len(sent), 0
 
         async def write() -> None:
             while True:
+                while len(sent) - begun - answers >= WINDOW:  # noqa: ASYNC110 -- the answers make room
+                    await asyncio.sleep(0.001)
                 data = f"{len(sent)}"
                 sent.append(data)
                 await socket.send(json.dumps({"op": "publish", "id": len(sent) - 1, "topic": "log.a", "data": data}))
@@ -329,6 +336,7 @@ async def load(url: str, known: dict[int, str], sent: list[str], kill: Any) -> N
             while True:
                 answer = json.loads(await socket.recv())
                 if answer["op"] == "ok":
+                    answers += 1
                     assert answer["offset"] not in known, "an offset that was given twice"
                     known[answer["offset"]] = sent[answer["id"]]
         except ConnectionClosed:
@@ -372,10 +380,6 @@ async def test_what_was_answered_is_there_after_a_kill(tmp_path: Path, durabilit
                 known = found
             await load(broker.url, known, sent, broker.program.kill)
     assert len(known) > 0
-
-
-WINDOW = 200
-"""Publishes without an answer, at the most."""
 
 
 class ReliablePublisher:

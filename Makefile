@@ -14,7 +14,7 @@
 #   make install-service   as root: into /opt/wsbroker, with units for systemd; make install-service WHAT=dist/….whl
 #   make clean         removes what a build leaves behind; .venv stays
 
-PACKAGES := broker bench examples tests
+PACKAGES := broker bench clients/python examples tests
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint conformance fuzz sanitize soak bench bench-check instructions install-service clean

@@ -1,4 +1,4 @@
-"""The client: commands that are on_answer, and the events and gaps that come.
+"""One connection to a broker, without the reconnection of `Client`: for programs that end with it, as commands do.
 
     async with connect("ws://127.0.0.1:8765") as client:
         await client.subscribe("prices.*")
@@ -6,7 +6,7 @@
         async for message in client:
             ...
 
-The client has no task of its own. Received messages are sorted as they are read: an answer completes the call that
+The connection has no task of its own. Received messages are sorted as they are read: an answer completes the call that
 waits for it, and events go into a batch that the iteration takes. While a large batch is not taken, reading is paused,
 so that the broker's queue and its overflow policy apply; answers are delayed as well. A client that subscribes must
 iterate.
@@ -19,50 +19,34 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
-import msgspec
-
-from broker.client.failures import ClientError, Closed, CommandRefused, NotABroker, Unreachable
-from broker.client.stream import LOST, Stream, open_stream
-from broker.errors import CommandError
-from broker.messages import (
+from wsbroker_client.errors import ClientError, Closed, CommandRefused, NotABroker, Unreachable
+from wsbroker_client.machine import receipt_of
+from wsbroker_client.model import Receipt
+from wsbroker_client.stream import LOST, Stream, open_stream
+from wsbroker_client.wire import (
+    DEFAULT_URL,
+    EVENT,
     VERSION,
-    Bye,
-    Command,
-    Credit,
-    ErrorAnswer,
-    EventMessage,
-    Gap,
-    Join,
-    Leave,
-    Ok,
-    Ping,
-    Pong,
-    Publish,
-    Subscribe,
-    Unsubscribe,
-    Welcome,
-    decode,
-    decode_server,
+    Default,
+    decode_message,
     encode_command,
+    encode_data,
+    encode_publish,
+    publish_fields,
 )
-from broker.overflow import Overflow
-
-DEFAULT_URL: Final = "ws://127.0.0.1:8765"
-"""Where a broker without any configuration listens."""
 
 MAX_BATCH: Final = 256 * 1024
 """Reading is paused while the batch of events has at least this many bytes. About as much as one read returns."""
 
-_T = TypeVar("_T")
-Answer = Ok | ErrorAnswer | Pong
+Answer = dict[str, Any]
 
 
 @contextlib.asynccontextmanager
 async def connect(
     url: str = DEFAULT_URL, *, token: str | None = None, ca: Path | None = None, timeout: float = 10.0
-) -> AsyncIterator[Client]:
+) -> AsyncIterator[Connection]:
     """Connect to the broker at `url` (ws://…, wss://… or unix:/path), and close properly at the end.
 
     `token` says who this is; `ca` is a file with the certificates to trust at a wss:// address, in place of the
@@ -70,33 +54,33 @@ async def connect(
     NotABroker if no broker can be had there.
     """
     stream = await open_stream(url, token=token, ca=ca, open_timeout=timeout)
-    client = Client(stream)
+    connection = Connection(stream)
     try:
-        await client.wait_welcome(timeout)
-        yield client
+        await connection.wait_welcome(timeout)
+        yield connection
     finally:
         await stream.shut_down()
 
 
-class Client:
+class Connection:
     """One connection to a broker. `connect` makes it.
 
-    Every method that talks to the broker raises Closed once the connection has ended, and CommandError where the broker
-    does not carry out a command.
+    Every method that talks to the broker raises Closed once the connection has ended, and CommandRefused where the
+    broker does not carry out a command.
     """
 
-    welcome: Welcome
+    welcome: dict[str, Any]
     """What the broker said of itself: version, session, `max_size` (bytes), `ping` (seconds)."""
 
     def __init__(self, stream: Stream) -> None:
-        self.on_error: Callable[[CommandError], None] = self._fail_on_error
+        self.on_error: Callable[[CommandRefused], None] = self._fail_on_error
         """Called with an error without an id. It occurs only if both sides parse JSON differently."""
         self._stream = stream
         self._ids = itertools.count(1)
-        self._pending: dict[int | str, Callable[[Answer], None]] = {}
+        self._pending: dict[int, Callable[[Answer], None]] = {}
         self._waiters: set[asyncio.Future[None]] = set()
         self._welcomed: asyncio.Future[None] | None = None
-        self._bye: Bye | None = None
+        self._bye: dict[str, Any] | None = None
         self._events: list[bytes] = []
         self._batch_bytes = 0
         self._batch_ready: asyncio.Future[None] | None = None
@@ -111,65 +95,52 @@ class Client:
         self._welcomed = asyncio.get_running_loop().create_future()
         self._stream.attach(self)
         try:
-            async with asyncio.timeout(timeout):
-                await self.wait(self._welcomed)
-        except TimeoutError:
+            await asyncio.wait_for(self.wait(self._welcomed), timeout)
+        except asyncio.TimeoutError:
             raise NotABroker(f"the other side sent no `welcome` within {timeout:g} seconds: not a wsbroker?") from None
         except Closed as failure:
-            if failure.code != LOST:
+            if failure.close_code != LOST:
                 raise
             raise Unreachable(f"{failure} before it said `welcome`") from failure
-        if self.welcome.ping > 0:
+        if self.welcome["ping"] > 0:
             # Two pings and a half: one may be late by as much as it takes to send a large event.
-            self._stream.watch_silence(self.welcome.ping * 2.5)
+            self._stream.watch_silence(self.welcome["ping"] * 2.5)
 
-    async def subscribe(
-        self,
-        topic: str,
-        *,
-        max_queue: int | None = None,
-        overflow: Overflow | None = None,
-        echo: bool | None = None,
-        credit: int | None = None,
-    ) -> Ok:
-        """Start, or change, the subscription to a topic or pattern. What is None is left as it is.
+    async def subscribe(self, topic: str, **options: Any) -> Answer:
+        """Start, or change, the subscription to a topic or pattern. `options` are fields of the protocol's `subscribe`.
 
         With `credit` so many events come, and more only after `credit` is called.
         """
-        command = Subscribe(
-            topic=topic, id=next(self._ids), max_queue=max_queue, overflow=overflow, echo=echo, credit=credit
-        )
-        return await self._request(command, Ok)
+        return await self._request("ok", "subscribe", topic=topic, **options)
 
-    async def credit(self, topic: str, add: int) -> Ok:
+    async def credit(self, topic: str, add: int) -> Answer:
         """Let `add` more events of a subscription come. `topic` is what was subscribed to."""
-        return await self._request(Credit(topic=topic, id=next(self._ids), add=add), Ok)
+        return await self._request("ok", "credit", topic=topic, add=add)
 
-    async def unsubscribe(self, topic: str) -> Ok:
+    async def unsubscribe(self, topic: str) -> Answer:
         """End the subscription to a topic or pattern. Its events that are already here are still given out."""
-        return await self._request(Unsubscribe(topic=topic, id=next(self._ids)), Ok)
+        return await self._request("ok", "unsubscribe", topic=topic)
 
-    async def publish(self, topic: str, data: object, *, key: str | None = None) -> Ok:
-        """Publish one event, whose `data` is anything that msgspec encodes, or msgspec.Raw with a JSON value.
+    async def publish(
+        self, topic: str, data: object, *, key: str | None = None, default: Default | None = None
+    ) -> Receipt:
+        """Publish one event, whose `data` is anything that orjson serialises, with the help of `default`."""
+        return await self.publish_raw(topic, encode_data(data, default), key=key)
 
-        Returns how many subscribers it had: `receivers`, `queued`, `dropped`.
-        """
-        value = msgspec.json.encode(data)
-        command = Publish(topic=topic, data=msgspec.Raw(value), key=key, id=next(self._ids))
-        check_publish(encode_command(command), value)
-        return await self._request(command, Ok)
+    async def publish_raw(self, topic: str, data: bytes, *, key: str | None = None) -> Receipt:
+        """Publish one event, whose `data` is one JSON value in UTF-8; it is not checked."""
+        number = next(self._ids)
+        return receipt_of(await self._exchange("ok", number, encode_publish(number, publish_fields(topic, key), data)))
 
     async def ping(self) -> None:
         """Ask the broker for an answer: when it comes, all commands before it have been read."""
-        await self._request(Ping(id=next(self._ids)), Pong)
+        await self._request("pong", "ping")
 
-    async def __aiter__(self) -> AsyncIterator[EventMessage | Gap | Join | Leave]:
-        """Give each event and gap in the order in which the broker sent them, until the connection ends."""
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        """Give each event, gap, live, join and leave in the order in which the broker sent them, until the end."""
         async for batch in self.batches():
             for raw in batch:
-                message = decode_server(raw)
-                if isinstance(message, (EventMessage, Gap, Join, Leave)):
-                    yield message
+                yield decode_message(raw)
 
     async def raise_when_closed(self) -> NoReturn:
         """Wait until the connection has ended, and raise the reason."""
@@ -193,10 +164,10 @@ class Client:
     # For Publisher, which sends many commands.
 
     def check_size(self, command: bytes) -> None:
-        """Check that a command is not too large, for which the broker would close. Raises CommandError with `limit`."""
-        if len(command) > self.welcome.max_size:
-            size, most = len(command), self.welcome.max_size
-            raise CommandError("limit", f"the command has {size:,} bytes, the broker takes at most {most:,}")
+        """Check that a command is not too large, or the broker would close. Raises CommandRefused with `limit`."""
+        size, most = len(command), self.welcome["max_size"]
+        if size > most:
+            raise CommandRefused("limit", f"the command has {size:,} bytes, the broker takes at most {most:,}")
 
     def cancel_answer(self, number: int) -> None:
         """Release an id from `expect_answer` for which nothing was sent."""
@@ -232,7 +203,7 @@ class Client:
         before = len(events)
         for message in messages:
             # The format of the broker. An event in another format is only slower to recognize.
-            if message.startswith(_EVENT):
+            if message.startswith(EVENT):
                 events.append(message)
             elif not self._process(message):
                 return
@@ -247,7 +218,7 @@ class Client:
     def on_closed(self, failure: ClientError) -> None:
         """Fail all pending calls."""
         if isinstance(failure, Closed) and self._bye is not None:
-            failure.retry_after_ms = self._bye.retry_after_ms
+            failure.retry_after_ms = self._bye["retry_after_ms"]
             failure.args = (f"{failure}; it may be tried again after {failure.retry_after_ms / 1000:.1f} seconds",)
         for future in list(self._waiters):
             if not future.done():
@@ -256,41 +227,47 @@ class Client:
     def _process(self, raw: bytes) -> bool:
         """Process one message other than an event. False if the connection fails by it."""
         try:
-            message = decode_server(raw)
-        except ValueError as error:
-            self._stream.fail(NotABroker(str(error)))
+            message = decode_message(raw)
+            op = message["op"]
+            if op in _STREAM:
+                self._events.append(raw)
+            elif op in _ANSWERS and message.get("id") is not None:
+                on_answer = self._pending.pop(message["id"], None)
+                if on_answer is not None:
+                    on_answer(message)
+            elif op == "error":
+                self.on_error(refused(message))
+            elif op == "bye":
+                message["retry_after_ms"] += 0
+                self._bye = message
+            elif op == "welcome":
+                return self._welcome(message)
+        except (ValueError, KeyError, TypeError) as error:
+            self._stream.fail(NotABroker(f"the broker sent what is not of the protocol: {error!r}"))
             return False
-        if isinstance(message, (Ok, ErrorAnswer, Pong)) and message.id is not None:
-            on_answer = self._pending.pop(message.id, None)
-            if on_answer is not None:
-                on_answer(message)
-        elif isinstance(message, ErrorAnswer):
-            self.on_error(CommandRefused(message))
-        elif isinstance(message, (EventMessage, Gap, Join, Leave)):
-            self._events.append(raw)
-        elif isinstance(message, Bye):
-            self._bye = message
-        elif isinstance(message, Welcome):
-            return self._welcome(message)
         return True
 
-    def _welcome(self, message: Welcome) -> bool:
-        if message.version != VERSION:
-            found = f"the broker speaks version {message.version} of the protocol, this client version {VERSION}"
+    def _welcome(self, message: dict[str, Any]) -> bool:
+        if message["version"] != VERSION:
+            found = f"the broker speaks version {message['version']} of the protocol, this client version {VERSION}"
             self._stream.fail(NotABroker(found))
             return False
+        message["max_size"] + message["ping"]  # both must be numbers
         self.welcome = message
         if self._welcomed is not None and not self._welcomed.done():
             self._welcomed.set_result(None)
         return True
 
-    def _fail_on_error(self, error: CommandError) -> None:
+    def _fail_on_error(self, error: CommandRefused) -> None:
         self._stream.fail(NotABroker(f"the broker cannot read a command of this client: {error}"))
 
-    async def _request(self, command: Command, kind: type[_T]) -> _T:
-        """Send one command and wait for its answer, which is of this kind unless it is an error."""
-        assert command.id is not None
-        payload = encode_command(command)
+    async def _request(self, answer: str, op: str, **fields: Any) -> Answer:
+        """Send one command and wait for its answer."""
+        number = next(self._ids)
+        return await self._exchange(answer, number, encode_command(op, id=number, **fields))
+
+    async def _exchange(self, kind: str, number: int, payload: bytes) -> Answer:
+        """Send a command with this id. Returns the answer, which is of this kind. Raises CommandRefused."""
         self.check_size(payload)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answers: list[Answer] = []
@@ -300,33 +277,29 @@ class Client:
             if not done.done():
                 done.set_result(None)
 
-        self._pending[command.id] = on_answer
+        self._pending[number] = on_answer
         try:
             await self.send([payload])
             await self.wait(done)
         finally:
-            self._pending.pop(command.id, None)
+            self._pending.pop(number, None)
         answer = answers[0]
-        if isinstance(answer, ErrorAnswer):
-            raise CommandRefused(answer)
-        if not isinstance(answer, kind):
+        if answer["op"] == "error":
+            raise refused(answer)
+        if answer["op"] != kind:
             raise NotABroker(f"the broker answered something else than was asked: {answer}")
         return answer
 
 
-def check_publish(command: bytes, value: bytes) -> None:
-    """Check that the broker can read `command`, an encoded publish in which `value` was put as its data.
-
-    It must be checked here. The broker answers what is not JSON without an id, because it cannot read one there; and
-    two values with a comma between them would be a valid command with one more field.
-    Raises CommandError.
-    """
-    from broker.config import Limits  # most commands do not need it
-
-    publish = decode(command, Limits().max_depth)
-    if not isinstance(publish, Publish) or bytes(publish.data) != value.strip(_SPACE):
-        raise CommandError("bad_json", "not one JSON value")
+def refused(answer: Answer) -> CommandRefused:
+    """Make the exception for an `error` of the broker."""
+    return CommandRefused(
+        answer["code"],
+        answer.get("message", ""),
+        retry=bool(answer.get("retry")),
+        retry_after_ms=answer.get("retry_after_ms"),
+    )
 
 
-_EVENT: Final = b'{"op":"event",'
-_SPACE: Final = b" \t\r\n"  # RFC 8259, section 2
+_ANSWERS: Final = frozenset({"ok", "error", "pong"})
+_STREAM: Final = frozenset({"event", "gap", "live", "join", "leave"})

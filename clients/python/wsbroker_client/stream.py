@@ -35,9 +35,8 @@ from websockets.protocol import Event
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from broker.client.failures import ClientError, Closed, NotABroker, Refused, Unreachable
-from broker.errors import REFUSALS, CloseCode
-from broker.messages import SUBPROTOCOL
+from wsbroker_client.errors import CLOSE_CODES, REFUSALS, ClientError, Closed, NotABroker, Refused, Unreachable
+from wsbroker_client.wire import SUBPROTOCOL
 
 MAX_MESSAGE: Final = 2**30 + 2**16
 """The largest message that is taken from the broker, in bytes: the largest event that a broker can be configured to
@@ -89,14 +88,21 @@ class Stream(ClientConnection):
         Raises ClientError if the connection has ended or ends meanwhile.
         """
         try:
-            for payload in payloads:
-                self.protocol.send_text(payload)
-            self.transport.write(b"".join(self.protocol.data_to_send()))
+            self.send_now(payloads)
             await self.drain()
         except (InvalidState, OSError):
             await self.raise_when_closed()
         if self.failure is not None:
             raise self.failure
+
+    def send_now(self, payloads: Iterable[bytes]) -> None:
+        """Send each payload, which is UTF-8, as a text message. What the socket does not take waits in memory.
+
+        Raises InvalidState if the connection has ended.
+        """
+        for payload in payloads:
+            self.protocol.send_text(payload)
+        self.transport.write(b"".join(self.protocol.data_to_send()))
 
     async def raise_when_closed(self) -> NoReturn:
         """Wait until the connection has ended. Raises the ClientError that says why."""
@@ -125,7 +131,7 @@ class Stream(ClientConnection):
             self._call_later(left, self.watch_silence, silence)
         else:
             self.fail(
-                Closed(f"nothing was heard from the broker for {silence:g} seconds", code=LOST, retry=True),
+                Closed(f"nothing was heard from the broker for {silence:g} seconds", close_code=LOST, retry=True),
             )
 
     def fail(self, failure: ClientError) -> None:
@@ -141,9 +147,8 @@ class Stream(ClientConnection):
         self._shutting_down = True
         self.resume()
         try:
-            async with asyncio.timeout(timeout):
-                await self.close()
-        except TimeoutError:
+            await asyncio.wait_for(self.close(), timeout)
+        except asyncio.TimeoutError:
             self.transport.abort()
             await self.wait_closed()
         except asyncio.CancelledError:
@@ -196,20 +201,20 @@ class Stream(ClientConnection):
         if wrong is not None and not isinstance(wrong, EOFError):
             return NotABroker(f"what came is not a valid WebSocket stream: {wrong}")
         if self._shutting_down:
-            return Closed("this client has closed the connection", code=CloseCode.NORMAL, retry=False)
+            return Closed("this client has closed the connection", close_code=1000, retry=False)
         frame = self.protocol.close_rcvd
         if frame is None:
             cause = f" ({_reason(exc)})" if isinstance(exc, OSError) else ""
-            return Closed(f"the connection to the broker was lost{cause}", code=LOST, retry=True)
-        known = _CLOSE_CODES.get(frame.code)
+            return Closed(f"the connection to the broker was lost{cause}", close_code=LOST, retry=True)
+        known = CLOSE_CODES.get(frame.code)
         if known is None:
-            words = f"{frame.code} {frame.reason}".rstrip()
+            words = f"{int(frame.code)} {frame.reason}".rstrip()
             return Closed(
-                f"the broker closed the connection: {words}", code=frame.code, retry=4000 <= frame.code < 4500
+                f"the broker closed the connection: {words}", close_code=frame.code, retry=4000 <= frame.code < 4500
             )
         return Closed(
-            f"the broker closed the connection: {known:d} {frame.reason or known.reason} ({known.meaning})",
-            code=known,
+            f"the broker closed the connection: {int(frame.code)} {frame.reason or known.name} ({known.meaning})",
+            close_code=frame.code,
             retry=known.reconnect,
         )
 
@@ -271,19 +276,17 @@ async def open_stream(
         else:
             # A proxy of the environment is used as everywhere, but not to reach this very machine.
             connection = await connect(url, proxy=None if _is_loopback(url) else True, **options)
-    except (OSError, WebSocketException) as error:
+    except (TimeoutError, OSError, WebSocketException) as error:
         raise _open_failure(error, _redact(url), open_timeout) from error
     assert isinstance(connection, Stream)
     return connection
 
 
-_CLOSE_CODES: Final = {int(code): code for code in CloseCode}
-
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
 
-def _open_failure(error: OSError | WebSocketException, url: str, timeout: float) -> ClientError:
-    if isinstance(error, TimeoutError) and error.errno is None:
+def _open_failure(error: Exception, url: str, timeout: float) -> ClientError:
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and getattr(error, "errno", None) is None:
         return Unreachable(f"{url} did not answer within {timeout:g} seconds")
     if isinstance(error, OSError):
         return Unreachable(f"cannot connect to {url}: {_reason(error)}")
@@ -300,10 +303,9 @@ def _refusal(error: InvalidStatus, url: str) -> Refused:
     """Say why the broker opens no WebSocket: in its own words, if they are plain text, or in those of the table."""
     response = error.response
     status = response.status_code
-    row = REFUSALS.get(status)
     words = (response.body or b"").decode("utf-8", "replace").strip()
     if "\n" in words or not 0 < len(words) <= 300 or not words.isprintable() or words.startswith("<"):
-        words = row.meaning if row is not None else response.reason_phrase
+        words = REFUSALS.get(status, response.reason_phrase)
     after = response.headers.get("Retry-After", "")
     return Refused(
         f"{url} refused the connection: HTTP {status}: {words}",

@@ -1,0 +1,65 @@
+"""A client of wsbroker for asyncio: it connects, comes back after a loss, and announces what was missed.
+
+    from wsbroker_client import Client
+
+    async with Client("wss://broker.example/ws") as client:
+        async for event in client.subscribe("prices.*"):
+            print(event.topic, event.data)
+
+`wsbroker_client.sync` is the same for threads, `wsbroker_client.http` publishes from backends without a connection.
+"""
+
+from wsbroker_client.client import Client
+from wsbroker_client.errors import (
+    AlreadySubscribed,
+    ClientClosed,
+    ClientError,
+    Closed,
+    CommandRefused,
+    ConnectionLost,
+    InvalidEvent,
+    LoadFailed,
+    NotABroker,
+    NotConnected,
+    Refused,
+    TimedOut,
+    TokenFailed,
+    Unreachable,
+)
+from wsbroker_client.machine import Changed, State, SubscriptionState
+from wsbroker_client.model import Event, Gap, Join, Leave, Live, Member, Position, Receipt
+from wsbroker_client.subscription import Subscription
+from wsbroker_client.wire import DEFAULT_URL
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_URL",
+    "AlreadySubscribed",
+    "Changed",
+    "Client",
+    "ClientClosed",
+    "ClientError",
+    "Closed",
+    "CommandRefused",
+    "ConnectionLost",
+    "Event",
+    "Gap",
+    "InvalidEvent",
+    "Join",
+    "Leave",
+    "Live",
+    "LoadFailed",
+    "Member",
+    "NotABroker",
+    "NotConnected",
+    "Position",
+    "Receipt",
+    "Refused",
+    "State",
+    "Subscription",
+    "SubscriptionState",
+    "TimedOut",
+    "TokenFailed",
+    "Unreachable",
+]

@@ -14,7 +14,6 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from broker.cli.pipe import Lines, Output
-from broker.config import Limits
 from broker.errors import CommandError
 from broker.messages import Credit, EventMessage, Publish, decode, decode_server, encode_command
 from broker.overflow import Overflow
@@ -145,12 +144,13 @@ def check_json_value(data: bytes) -> None:
     It must be checked here. The broker answers what is not JSON without an id, because it cannot read one there; and
     two values with a comma between them would be a valid command with one more field.
     """
-    publish = decode(b'{"op":"publish","topic":"_","data":%b}' % data, _MAX_DEPTH)
+    from broker.config import Limits  # most commands do not need it
+
+    publish = decode(b'{"op":"publish","topic":"_","data":%b}' % data, Limits().max_depth)
     if not isinstance(publish, Publish) or bytes(publish.data) != data.strip(_SPACE):
         raise CommandError("bad_json", "not one JSON value")
 
 
-_MAX_DEPTH: Final = Limits().max_depth
 _SPACE: Final = b" \t\r\n"  # RFC 8259, section 2
 
 

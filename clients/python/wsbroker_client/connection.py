@@ -187,7 +187,7 @@ class Connection:
 
     async def wait(self, future: asyncio.Future[None]) -> None:
         """Wait for `future`, which what is received completes. Raises ClientError if the connection ends first."""
-        if self.failure is not None:
+        if self.failure is not None and not future.done():
             raise self.failure
         self._waiters.add(future)
         try:
@@ -243,7 +243,7 @@ class Connection:
             elif op == "welcome":
                 return self._welcome(message)
         except (ValueError, KeyError, TypeError) as error:
-            self._stream.fail(NotABroker(f"the broker sent what is not of the protocol: {error!r}"))
+            self._stream.fail(NotABroker(f"not a message of the protocol: {error!r}"))
             return False
         return True
 

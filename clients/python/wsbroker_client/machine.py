@@ -359,7 +359,7 @@ class Machine:
                 else:
                     self._message(decode_message(payload), now)
             except (ValueError, KeyError, TypeError) as error:
-                self._break(NotABroker(f"the broker sent what is not of the protocol: {error!r}"), now)
+                self._break(NotABroker(f"not a message of the protocol: {error!r}"), now)
 
     def lost(self, failure: ClientError, now: float) -> None:
         """The connection could not be had, or has ended."""

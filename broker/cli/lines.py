@@ -65,12 +65,7 @@ async def publish_lines(
                 )
             elif not text:
                 if line and not line.isspace():
-                    try:
-                        check_json_value(line)
-                    except CommandError as error:
-                        report_failure(number, error)
-                    else:
-                        yield number, line
+                    yield number, line
             else:
                 try:
                     yield number, text_value(line.removesuffix(b"\r"))
@@ -86,7 +81,7 @@ async def publish_lines(
         await publisher.finish()
 
     async with connect(url, token=token, ca=ca) as connection:
-        publisher = Publisher(connection, topic, key=key, failed=report_failure)
+        publisher = Publisher(connection, topic, key=key, failed=report_failure, check=check_line)
         try:
             await _run_until_first(
                 feed(publisher, Lines(0, connection.welcome["max_size"])), connection.raise_when_closed()
@@ -132,23 +127,32 @@ async def print_events(
 def json_value(data: bytes) -> bytes:
     """Check that `data` is one JSON value, and return it. Raises CommandError with code `bad_json`."""
     try:
-        check_json_value(data)
+        check_publish(b'{"op":"publish","topic":"_","data":%b}' % data, data)
     except CommandError as error:
         raise CommandError(error.code, f"{error.message} (with --text, DATA is a plain string)") from None
     return data
 
 
-def check_json_value(data: bytes) -> None:
-    """Check that `data` is one JSON value which the broker can read. Raises CommandError with code `bad_json`.
+def check_publish(command: bytes, value: bytes) -> None:
+    """Check that the broker can read `command`, an encoded publish in which `value` was put as its data.
 
     It must be checked here. The broker answers what is not JSON without an id, because it cannot read one there; and
     two values with a comma between them would be a valid command with one more field.
+    Raises CommandError.
     """
     from broker.config import Limits  # most commands do not need it
 
-    publish = decode(b'{"op":"publish","topic":"_","data":%b}' % data, Limits().max_depth)
-    if not isinstance(publish, Publish) or bytes(publish.data) != data.strip(_SPACE):
+    publish = decode(command, Limits().max_depth)
+    if not isinstance(publish, Publish) or bytes(publish.data) != value.strip(_SPACE):
         raise CommandError("bad_json", "not one JSON value")
+
+
+def check_line(command: bytes, value: bytes) -> None:
+    """The same, for a Publisher."""
+    try:
+        check_publish(command, value)
+    except CommandError as error:
+        raise CommandRefused(error.code, error.message) from None
 
 
 _SPACE: Final = b" \t\r\n"  # RFC 8259, section 2

@@ -31,12 +31,15 @@ class Publisher:
         failed: Callable[[int | None, CommandRefused], None],
         key: str | None = None,
         window: int = WINDOW,
+        check: Callable[[bytes, bytes], None] | None = None,
     ) -> None:
+        """`check(command, value)` is called before a command is sent, and raises CommandRefused for one that must not."""
         self.published = 0
         """How many events were answered `ok`."""
         self._connection = connection
         self._failed = failed
         self._window = window
+        self._check = check
         self._numbers: dict[int, int] = {}
         self._unmatched_errors = 0
         self._window_open: asyncio.Future[None] | None = None
@@ -57,7 +60,7 @@ class Publisher:
         """Send events, given as number and JSON value, and return when all are sent: `finish` waits for the answers.
 
         That a value is one JSON value is the caller's affair: two with a comma between them would be another command.
-        One that is too large for the broker is reported like one that the broker refuses.
+        One that is too large for the broker, or that `check` does not like, is reported like one that it refuses.
         Raises ClientError when the connection has ended.
         """
         rest = iter(events)
@@ -76,7 +79,7 @@ class Publisher:
     def _encode(self, events: Iterator[tuple[int, bytes]], limit: int) -> Iterator[bytes]:
         """Make the commands for at most `limit` of the next events."""
         fields, numbers, on_answer = self._fields, self._numbers, self._on_answer
-        expect_answer, check_size = self._connection.expect_answer, self._connection.check_size
+        expect_answer, check_size, check = self._connection.expect_answer, self._connection.check_size, self._check
         while limit > 0:
             number, value = next(events, _END)
             if number < 0:
@@ -85,6 +88,8 @@ class Publisher:
             command = encode_publish(name, fields, value)
             try:
                 check_size(command)
+                if check is not None:
+                    check(command, value)
             except CommandRefused as error:
                 self._connection.cancel_answer(name)
                 self._failed(number, error)

@@ -33,7 +33,7 @@ class Publisher:
         window: int = WINDOW,
         check: Callable[[bytes, bytes], None] | None = None,
     ) -> None:
-        """`check(command, value)` is called before a command is sent, and raises CommandRefused for one that must not."""
+        """`check(command, value)` is called before a command is sent, and raises CommandRefused to keep it back."""
         self.published = 0
         """How many events were answered `ok`."""
         self._connection = connection

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from broker.topics import matches, rank
+from broker.topics import matches, overlap, rank
 
 Message = dict[str, Any]
 
@@ -44,6 +44,8 @@ class Subscription:
         self.options = options
         self.credit: int | None = options.get("credit")
         self.waiting: deque[Message] = deque()
+        self.barrier: dict[Subscription, int] = {}
+        """How many events of which broader subscriptions must be sent before those of this one."""
 
 
 class Peer:
@@ -67,11 +69,17 @@ class Peer:
 
     def pump(self, subscription: Subscription) -> None:
         while subscription.waiting:
+            if any(subscription.barrier.values()):
+                return
             if subscription.waiting[0]["op"] == "event" and subscription.credit is not None:
                 if subscription.credit == 0:
                     return
                 subscription.credit -= 1
             self.send(subscription.waiting.popleft())
+            for each in self.subscriptions.values():
+                if each.barrier.get(subscription, 0) > 0:
+                    each.barrier[subscription] -= 1
+                    self.pump(each)
 
     async def flush(self) -> None:
         while self.out:
@@ -126,7 +134,8 @@ class Broker:
                 command = json.loads(text)
                 self.received.append(command)
                 answer = self.carry_out(peer, command)
-                if answer is not None and "id" in command and command["op"] not in self.swallow:
+                steered = str(command.get("topic")).startswith("$test.")
+                if answer is not None and "id" in command and (steered or command["op"] not in self.swallow):
                     peer.out.appendleft({"id": command["id"], **answer})
                 for each in list(self.peers):
                     with contextlib.suppress(ConnectionClosed):
@@ -171,6 +180,9 @@ class Broker:
         subscription = peer.subscriptions[name] = Subscription(command)
         if old is not None:
             subscription.waiting = old.waiting
+        for broader, each in peer.subscriptions.items():
+            if rank(broader) > rank(name) and overlap(broader, name):
+                subscription.barrier[each] = len(each.waiting)
         answer: Message = {"op": "ok", "topic": name}
         replay: list[Message] = []
         if "since" in command or "last" in command:
@@ -225,7 +237,10 @@ class Broker:
         return {"op": "ok", "topic": command["topic"]}
 
     def left(self, peer: Peer, topic: str) -> None:
-        del peer.subscriptions[topic]
+        ended = peer.subscriptions.pop(topic)
+        for each in peer.subscriptions.values():
+            if each.barrier.pop(ended, 0):
+                peer.pump(each)
         if topic.startswith("p."):
             self.tell_presence("leave", peer, topic)
 

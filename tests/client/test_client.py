@@ -215,9 +215,10 @@ async def test_reconnection_is_a_gap_on_topics_without_history(broker: Broker) -
         subscription = client.subscribe("t.*")
         await subscription.ready()
         await client.publish("t.a", 1)
+        assert data(await take(subscription, 1)) == [1]
         await cut(broker, client)
         await client.publish("t.a", 2)
-        assert data(await take(subscription, 3)) == [1, Gap("t.*", None, "disconnected"), 2]
+        assert data(await take(subscription, 2)) == [Gap("t.*", None, "disconnected"), 2]
 
 
 async def test_event_carries_the_gaps_before_it(broker: Broker) -> None:

@@ -180,6 +180,8 @@ class Request:
         self.refused: Callable[[CommandRefused, float], None] | None = None
         self.not_before = 0.0
         self.refusals = 0
+        self.tried = False
+        """Whether it was ever sent, maybe over an earlier connection."""
         self.tag: Any = None
         """For the caller; never read here."""
 
@@ -407,8 +409,7 @@ class Machine:
             if request is None:
                 continue
             if request.deadline <= now:
-                sent = request.state is RequestState.SENT or request.refusals > 0
-                self._done(request, self._timed_out(request, sent))
+                self._done(request, self._timed_out(request))
             elif request.state is RequestState.QUEUED and request.not_before <= now:
                 self._send(request, now)
         if self._ask_again_at is not None and self._ask_again_at <= now:
@@ -596,14 +597,12 @@ class Machine:
             self._put(owner, gap)
             if gap.stop is not None and owner.epoch is not None:
                 owner.offset = max(gap.stop, owner.offset or 0)  # or it would come after all, by recovery
-        # Broader subscriptions get the owner's events too, and so have missed the same.
+        self._put_broader(gap)
+
+    def _put_broader(self, gap: Gap) -> None:
+        """Broader subscriptions get the events of a more specific one too, and so have missed the same."""
         for each in self.subscriptions.values():
-            if (
-                each.live
-                and each is not owner
-                and overlap(each.topic, gap.topic)
-                and rank(each.topic) > rank(gap.topic)
-            ):
+            if each.live and rank(each.topic) > rank(gap.topic) and overlap(each.topic, gap.topic):
                 self._put(each, gap)
 
     def _live(self, message: dict[str, Any], _now: float) -> None:
@@ -697,6 +696,9 @@ class Machine:
             self._finish_subscription(subscription, error)
 
     def _finish_subscription(self, subscription: SubscriptionCore, error: ClientError | None) -> None:
+        if subscription.live and self.state is State.CONNECTED:
+            # The broker forgets what it had queued, and broader subscriptions were to get that too.
+            self._put_broader(Gap(subscription.topic, None, "unsubscribed"))
         self._move(subscription, SubscriptionState.ENDED)
         subscription.error = error
         self.subscriptions.pop(subscription.topic, None)
@@ -778,6 +780,7 @@ class Machine:
             self._done(request, CommandRefused("limit", message))
             return
         self._move(request, RequestState.SENT)
+        request.tried = True
         self._outgoing.append(request.payload)
 
     def _done(self, request: Request, outcome: dict[str, Any] | ClientError) -> None:
@@ -785,8 +788,8 @@ class Machine:
         del self._requests[request.id]
         self._actions.append(Finished(request, outcome))
 
-    def _timed_out(self, request: Request, sent: bool) -> TimedOut:
-        if sent:
+    def _timed_out(self, request: Request) -> TimedOut:
+        if request.tried:
             return TimedOut(
                 f"{request.what} was not answered in time; whether it was carried out is not known", sent=True
             )

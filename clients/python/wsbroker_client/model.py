@@ -19,8 +19,9 @@ class Gap(NamedTuple):
     """Events that a subscription missed, at their place in the stream.
 
     `topic` is the one that the broker named: of this subscription, or of a more specific one of the same client, which
-    gets the events of both. `missed` is None where it is not known. `reason` is the broker's word, or `disconnected`:
-    the connection was lost, and the topic keeps no history. `start` and `stop` are the first and last offset.
+    gets the events of both. `missed` is None where it is not known. `reason` is the broker's word, or one
+    of this library: `disconnected` (the connection was lost, and the topic keeps no history), `unsubscribed` (the more
+    specific one has ended, and with it what the broker had queued for both). `start` and `stop` are the first and last offset.
     """
 
     topic: str

@@ -681,7 +681,10 @@ export class Client extends EventTarget {
     core.granted = Math.max(0, core.window - core.held);
     subscription.move("asked");
     const command = { op: "subscribe", topic: subscription.topic, ...core.options, ...start, credit: core.granted };
-    this.#request(command, { timeout: Infinity }).then(
+    // No promise: it would be settled a moment later, and an event may directly follow the answer.
+    this.#start(
+      command,
+      { timeout: Infinity },
       (answer) => this.#subscribed(subscription, answer, "since" in start || "last" in start),
       (error) => error instanceof CommandError && this.#refused(subscription, error),
     );
@@ -800,25 +803,27 @@ export class Client extends EventTarget {
   }
 
   /** Sends a command and gives the answer. `now`: also before the state is "connected". */
-  #request(command, { repeat = false, timeout, queue = true, now = false }) {
-    return new Promise((resolve, reject) => {
-      this.#checkOpen();
-      if (!queue && this.#state !== "connected") {
-        throw failure(NotConnected, "not_connected", "there is no connection to the broker", { retry: true });
-      }
-      const id = this.#nextId++;
-      const done = (settle) => (value) => {
-        clearTimeout(request.timer);
-        clearTimeout(request.again);
-        this.#requests.delete(id);
-        settle(value);
-      };
-      const request = { text: JSON.stringify({ ...command, id }), repeat, sent: false, tried: false, refusals: 0 };
-      Object.assign(request, { resolve: done(resolve), reject: done(reject) });
-      this.#requests.set(id, request);
-      if (timeout < Infinity) request.timer = setTimeout(() => this.#timeOut(request, command.op), timeout);
-      if (now || this.#state === "connected") this.#submit(request);
-    });
+  #request(command, options) {
+    return new Promise((resolve, reject) => this.#start(command, options, resolve, reject));
+  }
+
+  #start(command, { repeat = false, timeout, queue = true, now = false }, resolve, reject) {
+    this.#checkOpen();
+    if (!queue && this.#state !== "connected") {
+      throw failure(NotConnected, "not_connected", "there is no connection to the broker", { retry: true });
+    }
+    const id = this.#nextId++;
+    const done = (settle) => (value) => {
+      clearTimeout(request.timer);
+      clearTimeout(request.again);
+      this.#requests.delete(id);
+      settle(value);
+    };
+    const request = { text: JSON.stringify({ ...command, id }), repeat, sent: false, tried: false, refusals: 0 };
+    Object.assign(request, { resolve: done(resolve), reject: done(reject) });
+    this.#requests.set(id, request);
+    if (timeout < Infinity) request.timer = setTimeout(() => this.#timeOut(request, command.op), timeout);
+    if (now || this.#state === "connected") this.#submit(request);
   }
 
   #submit(request) {

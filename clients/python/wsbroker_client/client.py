@@ -80,6 +80,8 @@ class Client:
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        """Ends when `welcome` has come, or the connection is lost."""
         self._state_waiters: set[asyncio.Future[None]] = set()
         self._flushing = False
 
@@ -353,6 +355,8 @@ class Client:
             future.set_result(action.outcome)
 
     def _changed(self, change: Changed) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
         if change.state is State.CONNECTED and self._stream is not None and self.welcome["ping"] > 0:
             # Two pings and a half: one may be late by as much as it takes to send a large event.
             self._stream.watch_silence(self.welcome["ping"] * 2.5)
@@ -380,7 +384,7 @@ class Client:
             await stream.shut_down()
             return
         self._receiver = _Receiver(self)
-        asyncio.get_running_loop().call_later(self.timeout, self._check_welcome, stream)
+        self._patience = asyncio.get_running_loop().call_later(self.timeout, self._check_welcome, stream)
         stream.attach(self._receiver)
 
     def _check_welcome(self, stream: Stream) -> None:

@@ -73,6 +73,7 @@ class Stream(ClientConnection):
         self._last_read = self.loop.time()
         self._own_failure: ClientError | None = None
         self._abort_scheduled = False
+        self._timers: list[asyncio.TimerHandle] = []
         self._shutting_down = False
 
     def attach(self, receiver: Receiver) -> None:
@@ -182,13 +183,16 @@ class Stream(ClientConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Keep the reason of the end, and tell the receiver."""
         super().connection_lost(exc)
+        for timer in self._timers:
+            timer.cancel()
         self.failure = self._own_failure or self._closed_failure(exc)
         if self._receiver is not None:
             self._receiver.on_closed(self.failure)
 
     def _call_later(self, delay: float, call: Callable[..., None], *args: object) -> None:
         """Call after `delay` seconds, unless the connection has ended by then."""
-        self.loop.call_later(delay, lambda: None if self.connection_lost_waiter.done() else call(*args))
+        self._timers = [each for each in self._timers if each.when() > self.loop.time() and not each.cancelled()]
+        self._timers.append(self.loop.call_later(delay, call, *args))
 
     def _deliver_messages(self) -> None:
         if self._messages and self._receiver is not None:

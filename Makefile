@@ -2,6 +2,7 @@
 #
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
+#   make chaos         200 rounds of chaos for each client;   make chaos ARGS="--rounds 20 --seed 7 --client js"
 #   make lint          style and types
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
 #                      ARGS=--nginx through nginx
@@ -17,7 +18,7 @@
 PACKAGES := broker bench clients/python examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance fuzz sanitize soak bench bench-check instructions install-service clean
+.PHONY: help run test chaos lint conformance fuzz sanitize soak bench bench-check instructions install-service clean
 .PHONY: setup-run setup-dev setup-bench
 
 # The servers of the bench, and their Debian packages.
@@ -33,9 +34,12 @@ help:
 run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
-test: setup-dev tests/node/node_modules
+test: setup-dev tests/node/node_modules clients/js/node_modules
 	@tools/packages chromium=chromium systemd-socket-activate=systemd valgrind=valgrind $(PEERS)
 	.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+chaos: setup-dev clients/js/node_modules
+	.venv/bin/python -m tests.chaos $(ARGS)
 
 lint: setup-dev
 	.venv/bin/ruff check $(PACKAGES) _speedups setup.py
@@ -87,4 +91,9 @@ setup-bench:
 tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	@tools/packages node=nodejs npm=npm
 	npm ci --prefix tests/node --no-audit --no-fund --loglevel=error
+	@touch $@
+
+clients/js/node_modules: clients/js/package.json clients/js/package-lock.json
+	@tools/packages node=nodejs npm=npm
+	npm ci --prefix clients/js --no-audit --no-fund --loglevel=error
 	@touch $@

@@ -115,7 +115,8 @@ class Real:
         self._broker = self._start("127.0.0.1:0")
 
     def _start(self, listen: str) -> RunningBroker:
-        environ = {"WSBROKER_LIMITS__PING_INTERVAL": PING, "WSBROKER_LIMITS__DRAIN_TIMEOUT": "1"}
+        limits = {"WSBROKER_LIMITS__PING_INTERVAL": PING, "WSBROKER_LIMITS__DRAIN_TIMEOUT": "1"}
+        environ = {**limits, "WSBROKER_SERVER__ADMIN": ""}
         return self._stack.enter_context(start_broker(listen=listen, environ=environ))
 
     @property

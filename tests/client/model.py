@@ -357,6 +357,7 @@ class Broker:
         for each in list(self.peers):
             if retry_after_ms is not None:
                 each.send({"op": "bye", "reason": "shutdown", "retry_after_ms": retry_after_ms})
+            with contextlib.suppress(ConnectionClosed):
                 await each.flush()
             await each.connection.close(code, reason)
 

@@ -598,6 +598,15 @@ async def test_failing_token_function_is_tried_again(broker: Broker) -> None:
     assert isinstance(seen[1].failure.__cause__, ZeroDivisionError)
 
 
+@pytest.mark.parametrize("token", ["", "a b", "ü", "a\r\nX: y"])
+async def test_what_is_no_token_is_not_sent(broker: Broker, token: str) -> None:
+    seen: list[Changed] = []
+    async with Client(broker.url, token=lambda: token, on_state=seen.append) as client:
+        await changes_to(client, State.WAITING)
+    assert isinstance(seen[1].failure, TokenFailed)
+    assert broker.tokens == []
+
+
 # History and presence
 
 

@@ -67,6 +67,8 @@ class Client:
         on_error: Callable[[BaseException], object] | None = None,
     ) -> None:
         check_url(url)
+        if isinstance(token, str) and not (token.isascii() and token.isprintable()):
+            raise ValueError("a token is printable ASCII without blanks")
         self.url = url
         self.timeout = timeout
         self._token = token
@@ -396,9 +398,12 @@ class Client:
             return self._token
         try:
             token = self._token()
-            return token if isinstance(token, str) else await token
+            token = token if isinstance(token, str) else await token
         except Exception as error:
             raise TokenFailed(f"the token function failed: {error!r}") from error
+        if not (token and token.isascii() and token.isprintable() and " " not in token):
+            raise TokenFailed("the token function gave what is no token: printable ASCII without blanks")
+        return token
 
     async def _renew(self) -> None:
         try:

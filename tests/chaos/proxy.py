@@ -69,6 +69,11 @@ class Proxy:
         for link in list(self._links):
             link.settle()
 
+    def freeze(self) -> None:
+        """Nothing goes through the connections that there are any more; they stay open."""
+        for link in self._links:
+            link.freeze()
+
     async def end(self) -> None:
         """Cut everything, and wait for it."""
         for link in list(self._links):
@@ -139,6 +144,10 @@ class Link:
         elif mishap == "split":
             self._split = True
 
+    def freeze(self) -> None:
+        """Nothing goes through any more, and nobody is told."""
+        self._open.clear()
+
     def settle(self) -> None:
         """Go on as if nothing had been, or end."""
         self._delayed = self._split = False
@@ -148,6 +157,7 @@ class Link:
 
     def abort(self) -> None:
         """End both sides without waiting for what they have not taken."""
+        self._open.set()
         for end in self._ends:
             end.transport.abort()
 

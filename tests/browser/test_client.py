@@ -56,41 +56,42 @@ async def test_client_works_from_a_module_script(window: Window, site: int, brok
 
 
 async def test_client_comes_back_at_once_when_the_machine_is_online(window: Window, site: int) -> None:
-    async with model.running() as broker:
-        async with client_in(window, site, broker.url) as page:
-            # The broker asks to stay away for long: only the event makes the client come sooner.
-            await broker.close_peers(1001, retry_after_ms=3_600_000)
-            await page.wait_for_function("() => client.state === 'waiting'")
-            await window.context.set_offline(True)
-            await page.wait_for_function("() => !navigator.onLine")
-            assert await page.evaluate("() => client.state") == "waiting"
-            await window.context.set_offline(False)
-            await page.wait_for_function(CONNECTED, arg=2)
-            await page.evaluate("() => client.publish('news', 2)")
-            await page.wait_for_function("() => events.length === 2")
-            assert await page.evaluate("() => events") == ["disconnected", 2]
+    async with model.running() as broker, client_in(window, site, broker.url) as page:
+        # The broker asks to stay away for long: only the event makes the client come sooner.
+        await broker.close_peers(1001, retry_after_ms=3_600_000)
+        await page.wait_for_function("() => client.state === 'waiting'")
+        await window.context.set_offline(True)
+        await page.wait_for_function("() => !navigator.onLine")
+        assert await page.evaluate("() => client.state") == "waiting"
+        await window.context.set_offline(False)
+        await page.wait_for_function(CONNECTED, arg=2)
+        await page.evaluate("() => client.publish('news', 2)")
+        await page.wait_for_function("() => events.length === 2")
+        assert await page.evaluate("() => events") == ["disconnected", 2]
 
 
 async def test_client_comes_back_at_once_when_the_page_is_visible(window: Window, site: int) -> None:
-    async with model.running() as broker:
-        async with client_in(window, site, broker.url) as page:
-            await broker.close_peers(1001, retry_after_ms=3_600_000)
-            await page.wait_for_function("() => client.state === 'waiting'")
-            # Headless pages are always visible: the event is the page's own, and what it says of itself.
-            await page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
-            await page.wait_for_function(CONNECTED, arg=2)
+    async with model.running() as broker, client_in(window, site, broker.url) as page:
+        await broker.close_peers(1001, retry_after_ms=3_600_000)
+        await page.wait_for_function("() => client.state === 'waiting'")
+        # Headless pages are always visible: the event is the page's own, and what it says of itself.
+        await page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
+        await page.wait_for_function(CONNECTED, arg=2)
 
 
 async def test_dead_connection_is_found_when_the_network_changes(window: Window, site: int) -> None:
     """The sockets are open on both sides, and nothing goes through: only a question shows it."""
-    async with model.running() as broker, proxying(int(broker.url.rpartition(":")[2]), random.Random(1)) as proxy:
-        async with client_in(window, site, f"ws://127.0.0.1:{proxy.port}") as page:
-            proxy.freeze()
-            await asyncio.sleep(1.1)  # what was just heard is not asked about
-            await page.evaluate("() => window.dispatchEvent(new Event('online'))")
-            await page.wait_for_function(CONNECTED, arg=2)
-            reasons = await page.evaluate("() => states.map(({ reason }) => reason)")
-            assert "the broker fell silent" in reasons
+    async with (
+        model.running() as broker,
+        proxying(int(broker.url.rpartition(":")[2]), random.Random(1)) as proxy,
+        client_in(window, site, f"ws://127.0.0.1:{proxy.port}") as page,
+    ):
+        proxy.freeze()
+        await asyncio.sleep(1.1)  # what was just heard is not asked about
+        await page.evaluate("() => window.dispatchEvent(new Event('online'))")
+        await page.wait_for_function(CONNECTED, arg=2)
+        reasons = await page.evaluate("() => states.map(({ reason }) => reason)")
+        assert "the broker fell silent" in reasons
 
 
 async def test_page_in_the_background_keeps_its_connection_and_its_events(
@@ -105,16 +106,15 @@ async def test_page_in_the_background_keeps_its_connection_and_its_events(
 
 
 async def test_frozen_tab_goes_on_or_comes_back_when_it_is_resumed(window: Window, site: int) -> None:
-    async with model.running() as broker:
-        async with client_in(window, site, broker.url) as page:
-            session = await window.context.new_cdp_session(page)
-            await session.send("Page.setWebLifecycleState", {"state": "frozen"})
-            broker.cut()
-            await session.send("Page.setWebLifecycleState", {"state": "active"})
-            await page.wait_for_function(CONNECTED, arg=2)
-            await page.evaluate("() => client.publish('news', 'after')")
-            await page.wait_for_function("() => events.includes('after')")
-            assert (await page.evaluate("() => events"))[0] == "disconnected"
+    async with model.running() as broker, client_in(window, site, broker.url) as page:
+        session = await window.context.new_cdp_session(page)
+        await session.send("Page.setWebLifecycleState", {"state": "frozen"})
+        broker.cut()
+        await session.send("Page.setWebLifecycleState", {"state": "active"})
+        await page.wait_for_function(CONNECTED, arg=2)
+        await page.evaluate("() => client.publish('news', 'after')")
+        await page.wait_for_function("() => events.includes('after')")
+        assert (await page.evaluate("() => events"))[0] == "disconnected"
 
 
 async def test_page_in_the_back_forward_cache_has_no_connection_and_a_new_one_after_it(site: int) -> None:

@@ -1,4 +1,4 @@
-"""`make chaos`: 200 rounds of chaos for each client, half of them on the real broker. `--seed` begins with another one."""
+"""`make chaos`: 200 rounds of chaos for each client, half of them on the real broker."""
 
 from __future__ import annotations
 

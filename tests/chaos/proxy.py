@@ -1,7 +1,7 @@
 """A TCP proxy for tests, that does to connections what networks do: it cuts, resets, stalls, halves and delays them.
 
-What it does is drawn from a random.Random of the caller's: the same seed gives the same row of mishaps. When they hit, in
-the middle of which frame, depends on the machine.
+What it does is drawn from a random.Random of the caller's: the same seed gives the same row of mishaps. When they hit,
+in the middle of which frame, depends on the machine.
 """
 
 from __future__ import annotations

@@ -85,10 +85,14 @@ class Subject:
 
 
 @contextlib.asynccontextmanager
-async def subject(kind: str) -> AsyncIterator[Subject]:
-    """Run a client to be driven."""
+async def subject(kind: str, python: str = sys.executable) -> AsyncIterator[Subject]:
+    """Run a client to be driven; that for Python with this one."""
     process = await asyncio.create_subprocess_exec(
-        *SUBJECTS[kind], cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=2**24
+        *(python if part == sys.executable else part for part in SUBJECTS[kind]),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=2**24,
     )
     driven = Subject(process)
     try:
@@ -98,7 +102,7 @@ async def subject(kind: str) -> AsyncIterator[Subject]:
         process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), 10.0)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             process.kill()
             await process.wait()
         await driven.reading

@@ -52,13 +52,16 @@ def test_same_seed_gives_the_same_mishaps() -> None:
 async def test_proxy_in_calm_forwards_everything(tmp_path: object) -> None:
     from wsbroker_client import Client
 
-    async with model.running() as broker, proxying(int(broker.url.rpartition(":")[2]), random.Random(1)) as proxy:
-        async with Client(f"ws://127.0.0.1:{proxy.port}") as client:
-            subscription = client.subscribe("t")
-            await subscription.ready()
-            for number in range(100):
-                await client.publish("t", number)
-            assert [(await anext(subscription)).data for _ in range(100)] == list(range(100))
+    async with (
+        model.running() as broker,
+        proxying(int(broker.url.rpartition(":")[2]), random.Random(1)) as proxy,
+        Client(f"ws://127.0.0.1:{proxy.port}") as client,
+    ):
+        subscription = client.subscribe("t")
+        await subscription.ready()
+        for number in range(100):
+            await client.publish("t", number)
+        assert [(await anext(subscription)).data for _ in range(100)] == list(range(100))
 
 
 @pytest.mark.parametrize("fault", ["lost", "twice", "order", "end"])
@@ -73,7 +76,7 @@ def test_broken_account_is_found(fault: str) -> None:
         numbers[7], numbers[8] = numbers[8], numbers[7]
     else:
         numbers = numbers[:20]
-    with pytest.raises(AssertionError, match="missing|came after"):
+    with pytest.raises(AssertionError, match=r"missing|came after"):
         check_topic([{"topic": "t", "data": number} for number in numbers], "t", published, gapless=False)
 
 

@@ -37,7 +37,7 @@ from wsbroker_client.wire import DEFAULT_URL, Default, encode_data
 
 T = TypeVar("T")
 
-Token = Union[str, Callable[[], str | Awaitable[str]], None]
+Token = Union[str, Callable[[], Union[str, Awaitable[str]]], None]
 
 PAGE = 1000
 """Events or members that are asked for at once: as many as the protocol allows."""

@@ -21,7 +21,8 @@ class Gap(NamedTuple):
     `topic` is the one that the broker named: of this subscription, or of a more specific one of the same client, which
     gets the events of both. `missed` is None where it is not known. `reason` is the broker's word, or one
     of this library: `disconnected` (the connection was lost, and the topic keeps no history), `unsubscribed` (the more
-    specific one has ended, and with it what the broker had queued for both). `start` and `stop` are the first and last offset.
+    specific one has ended, and with it what the broker had queued for both). `start` and `stop` are the first and last
+    offset.
     """
 
     topic: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Optional, TypeVar
 
 from wsbroker_client.errors import ClientClosed, ClientError
 from wsbroker_client.machine import Machine, Message, SubscriptionCore, SubscriptionState
@@ -12,7 +12,7 @@ from wsbroker_client.model import Event, Gap, Join, Leave, Live, Position
 
 T = TypeVar("T")
 
-Callbacks = dict[type, Callable[[Any], object] | None]
+Callbacks = dict[type, Optional[Callable[[Any], object]]]
 """What is called with a Gap, Live, Join or Leave when the iteration comes to it."""
 
 

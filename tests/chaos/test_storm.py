@@ -43,9 +43,8 @@ async def test_clients_come_back_spread(how: str) -> None:
         if change.state is State.WAITING and change.delay is not None:
             delays[number].append(change.delay)
 
-    environ = {"WSBROKER_LIMITS__MAX_CONNECTIONS_PER_ADDRESS": "0"}
     with contextlib.ExitStack() as stack:
-        broker = stack.enter_context(start_broker(environ=environ))
+        broker = stack.enter_context(start_broker())
         clients = [
             Client(broker.url, timeout=60.0, on_state=lambda change, number=number: note(number, change))  # type: ignore[misc]
             for number in range(CLIENTS)
@@ -57,7 +56,7 @@ async def test_clients_come_back_spread(how: str) -> None:
                 recorded.clear()
             (broker.program.kill if how == "kill" else broker.program.terminate)()
             await asyncio.to_thread(broker.program.wait)
-            stack.enter_context(await asyncio.to_thread(lambda: start_again(stack, broker.port, environ)))
+            stack.enter_context(await asyncio.to_thread(lambda: start_again(broker.port)))
             await asyncio.gather(*(client.connect() for client in clients))
             assert {client.state for client in clients} == {State.CONNECTED}
         finally:
@@ -70,7 +69,7 @@ async def test_clients_come_back_spread(how: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def start_again(stack: contextlib.ExitStack, port: int, environ: dict[str, str]) -> contextlib.ExitStack:
+def start_again(port: int) -> contextlib.ExitStack:
     with contextlib.ExitStack() as own:
-        own.enter_context(start_broker(listen=f"127.0.0.1:{port}", environ=environ))
+        own.enter_context(start_broker(listen=f"127.0.0.1:{port}"))
         return own.pop_all()

@@ -19,6 +19,12 @@ import broker
 from tests.fixtures_daemon import is_served
 
 ROOT = Path(__file__).parent.parent
+# The command line is made of the client, which comes along.
+MODULES = {
+    str(path.relative_to(folder))
+    for folder, package in ((ROOT, "broker"), (ROOT / "clients" / "python", "wsbroker_client"))
+    for path in (folder / package).rglob("*.py")
+}
 # What git ignores, and what is not of the package: a copy is what a clone would be.
 LEFT_OUT = shutil.ignore_patterns(
     ".*", "build", "dist", "*.egg-info", "*.so", "speedups.c", "_speedups.pyi", "node_modules", "__pycache__"
@@ -63,7 +69,7 @@ def test_the_sdist_holds_the_sources_and_nothing_built(distributions: Path) -> N
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "_speedups").iterdir() if path.suffix != ".c"}
     sources |= {str(path.relative_to(ROOT)) for path in (ROOT / "bench" / "load").iterdir()}
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "broker").rglob("*.py")}
+    modules = MODULES
     others = {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "setup.py", "broker/py.typed"}
     assert sources | modules | others <= names
     assert not [name for name in names if name.endswith((".so", ".pyc")) or "node_modules" in name]
@@ -75,12 +81,16 @@ def test_the_wheel_holds_the_package_alone(distributions: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         stub = archive.read("broker/_speedups.pyi")
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "broker").rglob("*.py")}
+    modules = MODULES
     extensions = {name for name in names if name.endswith(".so")}
     assert sorted(name.partition(".")[0] for name in extensions) == ["broker/_load", "broker/_speedups"]
     assert stub == (ROOT / "_speedups" / "speedups.pyi").read_bytes()
     info = {name for name in names if name.startswith(f"wsbroker-{broker.__version__}.dist-info/")}
-    assert names == modules | extensions | info | {"broker/_speedups.pyi", "broker/py.typed"}
+    assert names == modules | extensions | info | {
+        "broker/_speedups.pyi",
+        "broker/py.typed",
+        "wsbroker_client/py.typed",
+    }
     assert any(name.endswith("licenses/LICENSE") for name in info)
 
 
@@ -100,6 +110,8 @@ def test_an_installed_wsbroker_runs(distributions: Path, environment: Path, tmp_
     where = run(environment / "python", "-c", "import broker._speedups as s; print(s.__file__)", cwd=tmp_path).stdout
     assert Path(where).is_relative_to(environment.parent)
     run(environment / "python", "-c", "import broker._load", cwd=tmp_path)
+    where = run(environment / "python", "-c", "import wsbroker_client as c; print(c.__file__)", cwd=tmp_path).stdout
+    assert Path(where).is_relative_to(environment.parent)
 
 
 def test_an_editable_install_is_the_checkout(clone: Path, compiler: Path, environment: Path, tmp_path: Path) -> None:

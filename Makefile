@@ -3,23 +3,27 @@
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
 #   make chaos         200 rounds of chaos for each client;   make chaos ARGS="--rounds 20 --seed 7 --client js"
-#   make lint          style and types
+#   make lint          style, types, habits that are known to be unsafe, secrets in the sources
+#   make audit         known weaknesses of the libraries; asks the network
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
 #                      ARGS=--nginx through nginx
-#   make fuzz          the native code on ever more examples, under sanitizers; make fuzz ARGS="--minutes 60"
+#   make interop       other WebSocket clients with a real broker; make interop ARGS="websockets ws --strict"
+#   make fuzz          the parsers, guided by coverage, and the native code on ever more examples, under sanitizers;
+#                      make fuzz ARGS="--each 10 --minutes 60"
 #   make sanitize      the tests of the native code once, under sanitizers; make sanitize ARGS="tests/speedups/test_json.py"
 #   make soak          subscribers that stop reading, for a minute; make soak ARGS="--seconds 600"
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
 #   make bench-check   a short part of it, against the ratios that are recorded
 #   make instructions  what the data path costs in instructions; make instructions ARGS=--check
+#   make docs          the docs as a site, in build/site; it needs no network
 #   make install-service   as root: into /opt/wsbroker, with units for systemd; make install-service WHAT=dist/….whl
 #   make clean         removes what a build leaves behind; .venv stays
 
 PACKAGES := broker bench clients/python examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos lint conformance fuzz sanitize soak bench bench-check instructions install-service clean
-.PHONY: setup-run setup-dev setup-bench
+.PHONY: help run test chaos lint audit conformance interop fuzz sanitize soak bench bench-check instructions docs
+.PHONY: install-service clean setup-run setup-dev setup-bench setup-docs
 
 # The servers of the bench, and their Debian packages.
 NCHAN := $(firstword $(wildcard /usr/lib*/nginx/modules/ngx_nchan_module.so) /usr/lib/nginx/modules/ngx_nchan_module.so)
@@ -34,8 +38,9 @@ help:
 run: setup-run
 	@exec .venv/bin/wsbroker serve $(ARGS)
 
-test: setup-dev tests/node/node_modules clients/js/node_modules
-	@tools/packages chromium=chromium systemd-socket-activate=systemd valgrind=valgrind $(PEERS)
+# The programs that the tests need: with ARGS only those of the chosen tests.
+test: setup-dev
+	@.venv/bin/python -m tests.needs $(ARGS)
 	.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 chaos: setup-dev clients/js/node_modules
@@ -45,12 +50,23 @@ lint: setup-dev
 	.venv/bin/ruff check $(PACKAGES) _speedups setup.py
 	.venv/bin/ruff format --check $(PACKAGES) _speedups setup.py
 	.venv/bin/mypy $(PACKAGES)
+	.venv/bin/bandit --quiet --recursive broker --configfile pyproject.toml
+	.venv/bin/python -m tools.find_secrets
 	PATH=$$PWD/.venv/bin:$$PATH cython-lint _speedups
+
+# Asks a database of known weaknesses, over the network.
+audit: setup-dev
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10'
+	.venv/bin/pip-audit --skip-editable
 
 conformance: setup-dev
 	.venv/bin/python -m tests.conformance.suite $(ARGS)
 
+interop: setup-dev
+	.venv/bin/python -m tests.interop $(ARGS)
+
 fuzz: setup-dev
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0' || true
 	.venv/bin/python -m tests.fuzz $(ARGS)
 
 sanitize: setup-dev
@@ -72,6 +88,10 @@ instructions: setup-dev
 	@tools/packages valgrind=valgrind
 	.venv/bin/python -m bench.instructions $(ARGS)
 
+docs: setup-docs
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build $(ARGS)
+	@echo "open build/site/index.html"
+
 install-service:
 	@tools/install-service $(WHAT)
 
@@ -87,6 +107,9 @@ setup-dev:
 
 setup-bench:
 	@tools/setup bench
+
+setup-docs:
+	@tools/setup docs
 
 tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
 	@tools/packages node=nodejs npm=npm

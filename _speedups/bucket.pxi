@@ -9,13 +9,13 @@ cdef class TokenBucket(FastPath):
     """`rate` events a second on the average, `burst` at once. `routes` are those of the connection, or None."""
 
     cdef:
-        public RouteCache routes
+        public FastPath routes
         readonly double rate
         readonly double burst
         double tokens
         double filled  # when tokens were last added, by `exact_time`: who waits as long as it was told is not refused
 
-    def __init__(self, double rate, double burst, RouteCache routes=None):
+    def __init__(self, double rate, double burst, FastPath routes=None):
         if not rate > 0 or not burst >= 1:
             raise ValueError("a rate is positive, and a burst holds one event at least")
         self.rate = rate
@@ -47,11 +47,12 @@ cdef class TokenBucket(FastPath):
             return 0.0
         return (1 - self.tokens) / self.rate
 
-    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked) except -1:
+    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked,
+                      const Permits* permits) except -1:
         """As that of the routes. Without a token the session refuses the publish."""
         cdef bint published
         if self.routes is None or not self.fill():
             return False
-        published = self.routes.publish(connection, data, size, checked)
+        published = self.routes.publish(connection, data, size, checked, permits)
         self.tokens -= published
         return published

@@ -35,12 +35,14 @@ cdef class Connection(Reader):
         self.pending_first = -1
         self.timer.kind = NOTHING
         self.timer.link.owner = self.outbox.owner = self.outbox.dirty.owner = <PyObject*> self
+        self.turn.owner = <PyObject*> self
         self.outbox.context = <PyObject*> context
 
     def __dealloc__(self):
         if self.context is not None:
             stop_timer(self.context, &self.timer)
             remove(&self.context.dirty_connections, &self.outbox.dirty)
+            self.leave_line()
         release(&self.control)
 
     @property
@@ -158,6 +160,7 @@ cdef class Connection(Reader):
         self.fd = -1
         self.context.connections -= 1
         stop_timer(self.context, &self.timer)
+        self.leave_line()
         self.forget_message()
         self.rest = None
         release(&self.control)
@@ -168,7 +171,7 @@ cdef class Connection(Reader):
 
     cdef int on_message(self, int opcode, unsigned char* data, size_t size, bint checked) except -1:
         cdef FastPath path = self.routes if self.routes is not None else self.token_bucket
-        if path is not None and self.takes_commands() and path.publish(self, data, size, checked):
+        if path is not None and self.takes_commands() and path.publish(self, data, size, checked, NULL):
             if self.context.work >= self.context.work_limit:
                 return self.count_work()
             return 0

@@ -1,6 +1,6 @@
 # One event loop with its connections: the end of a turn, and the sweep.
 #
-# Invariant: a turn ends with one flush; what it cannot do in its time is left to the next one.
+# Invariant: turns are divided by one flush; what a turn cannot do in its time is left to the next one.
 
 cdef double FLUSH_SHARE = 0.004  # seconds for which queues are written, or connections closed, at the end of one turn
 
@@ -67,21 +67,21 @@ cdef class LoopContext(LoopState):
             self.timer = None
 
     def flush(self):
-        """The end of a turn of the loop: send everything that it produced, and close what it made too slow."""
+        """Between two turns of the loop: send all that the last one produced, close what it made too slow, read on."""
         self.scheduled = False
         try:
-            self.end_turn()
+            self.work_since = self.turn_spent = 0
+            self.work_limit = CHECK_WORK
+            self.send_all()
+            self.read_lines()
         finally:
-            self.work = 0  # what was sent is no work of the commands that come next
             if (self.dirty_audiences.first != NULL or self.dirty_connections.first != NULL or self.closing
-                    or self.resuming):
+                    or self.resuming or self.lines[FRESH].first != NULL or self.lines[SPENT].first != NULL):
                 self.schedule()
 
-    cdef int end_turn(self) except -1:
+    cdef int send_all(self) except -1:
+        """Send what the commands until now have produced, and close what they made too slow."""
         cdef double began = exact_time(), scheduled = self.began, now
-        self.work = 0
-        self.work_since = self.turn_spent = 0
-        self.work_limit = CHECK_WORK
         send_batches(self)
         if self.dirty_connections.first != NULL:
             self.write_connections(exact_time() + FLUSH_SHARE)
@@ -94,6 +94,37 @@ cdef class LoopContext(LoopState):
         now = exact_time()
         self.writing += now - began
         self.count_write(now - scheduled)  # `began` may be that of the next turn by now
+        self.work = 0  # what was sent is no work of the commands that come next
+        return 0
+
+    cdef int read_lines(self) except -1:
+        """The beginning of a turn: read on from the connections that wait for it, as long as the turn has time.
+
+        Those that have had no time yet come first, so that they wait for one turn, however many others have long queues
+        of commands. One of these is read in any case: nobody waits for ever.
+        """
+        if self.lines[FRESH].first != NULL:
+            self.read_line(FRESH)
+            if self.scheduled and self.lines[SPENT].first != NULL:
+                self.send_all()  # before commands of which one may take long
+        self.read_line(SPENT)
+        return 0
+
+    cdef int read_line(self, int line) except -1:
+        cdef Connection connection = None
+        cdef bint at_least_one = line == SPENT
+        if self.lines[line].first == NULL:
+            return 0
+        # Those that come in meanwhile wait for the next turn.
+        cdef Connection last = <Connection> self.lines[line].last.owner
+        while connection is not last and self.lines[line].first != NULL and (self.work_limit or at_least_one):
+            at_least_one = False
+            connection = <Connection> self.lines[line].first.owner
+            connection.leave_line()
+            connection.read_on()
+            self.work += SEND_WORK
+            if self.work_limit and self.work >= self.work_limit:
+                connection.count_work()
         return 0
 
     cdef int write_connections(self, double until) except -1:

@@ -22,7 +22,7 @@ cdef class Frames:
     """
 
     cdef:
-        size_t max_size
+        public size_t max_size
         uint32_t max_fragments
         bint halted
         bint failed

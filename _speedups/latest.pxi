@@ -9,6 +9,7 @@ cdef int conflate_queue(SubscriptionBase self) except -1:
     cdef uint32_t place = queue.span
     cdef PyObject* event
     cdef dict newest = {}
+    cdef object here
     forget_newest(self)
     # From the newest on. Only the drop of the first entry, which comes last, moves the others.
     while place:
@@ -16,11 +17,9 @@ cdef int conflate_queue(SubscriptionBase self) except -1:
         event = at(queue, place).event
         if event == NULL:
             continue
-        key = conflation_key(<Event> event)
-        if key in newest:
+        here = queue.base + place
+        if newest.setdefault(conflation_key(<Event> event), here) is not here:
             drop_queued(self, place, REASON_CONFLATED)
-        else:
-            newest[key] = queue.base + place
     Py_INCREF(newest)
     queue.newest = <PyObject*> newest
     return 0

@@ -16,13 +16,18 @@ cdef enum:
     INFLATE_SHIFT = 6
     CHECK_WORK = 2000
 
+    # The two lines of connections that wait to be read, see `LoopState.lines`.
+    FRESH = 0
+    SPENT = 1
+    LINES = 2
+
     # What may wait in the batches of all audiences together before they are sent, turn or no turn: bytes, each counted
     # for each live member and once for the memory that it takes.
     BATCHED_COST = 33554432
 
 cdef double WRITE_TIME = 16e-6
 # How many times `command_time` all connections together have in one turn.
-cdef double TURN_SHARES = 4
+cdef double TURN_SHARES = 2
 
 
 cdef struct Limits:
@@ -76,6 +81,9 @@ cdef class LoopState:
         List dirty_audiences  # with a batch
         list closing  # connections that are to be closed: (connection, code)
         list resuming  # parked publishers whose events have all found room
+        # Connections that wait to be read, in their order: those that have had no time yet since they began to wait,
+        # and those whose commands have used up their time and that have more of them.
+        List lines[LINES]
         size_t batched  # see BATCHED_COST
         bint scheduled
         object flush_method
@@ -85,7 +93,7 @@ cdef class LoopState:
         public double command_time
         # The time that commands take, see `Reader.count_work`.
         uint32_t work
-        uint32_t work_limit
+        uint32_t work_limit  # 0: the commands of this turn have taken their time
         double work_since  # the clock when `work` was last counted; 0: not since this read began
         double turn_spent
         uint64_t stamp

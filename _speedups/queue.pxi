@@ -22,7 +22,7 @@ cdef class Event:
         uint64_t number  # events are numbered as they are published
         uint64_t waiting_since  # when it first had to wait, in milliseconds of `now_ms`
         uint64_t expires  # when it is too old to be sent; 0: never
-        object conflation_key  # `conflation_key`, once somebody has asked
+        str conflation_key  # `conflation_key`, once somebody has asked
 
 
 cdef struct Missed:
@@ -78,10 +78,13 @@ cdef inline Event first_event(Queue* queue):
     return <Event> queue.ring[queue.first].event
 
 
-cdef object conflation_key(Event event):
-    """What tells whether one event stands for the same thing as another one: its topic, and its key if it has one."""
+cdef inline str conflation_key(Event event):
+    """What tells whether one event stands for the same thing as another one: its topic, and its key if it has one.
+
+    One string, whose hash is computed once; no topic has a control character.
+    """
     if event.conflation_key is None:
-        event.conflation_key = event.topic if event.key is None else (event.topic, event.key)
+        event.conflation_key = event.topic if event.key is None else f"{event.topic}\0{event.key.decode()}"
     return event.conflation_key
 
 

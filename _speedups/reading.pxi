@@ -2,23 +2,24 @@
 #
 # Invariant: while reading is paused, what has come already is kept, in order, and TCP holds back the rest. A turn of
 # the loop is bounded: commands are carried out for `command_time` for one connection, and for TURN_SHARES times that
-# for all of them.
+# for all of them. Whoever comes later is not read in this turn, not even its first command: it waits in a line, see
+# `LoopState.lines`.
 
 cdef enum:
     # Why reading is stopped.
     FOR_SESSION = 1
     FOR_ROOM = 2  # its publishes are parked (`block`)
-    FOR_OTHERS = 4  # its commands have taken their share of this turn
-    FOR_A_DELAY = 8
+    FOR_A_DELAY = 4
 
 
 cdef class Reader(Writer):
     """The receiving half of a connection."""
 
     cdef:
-        bint resuming
         bint heard
         uint8_t stops
+        uint8_t line  # the line that `turn` is in, if it is in one
+        Link turn
         # What came while reading was stopped, and how much of it has been read since.
         bytearray rest
         size_t rest_read
@@ -52,6 +53,8 @@ cdef class Reader(Writer):
         self.context.work_since = 0
         if self.failed:
             return 0
+        if self.context.work_limit == 0 and not self.halted and self.outbox.state == OPEN:
+            self.wait_in_line(FRESH)
         used = self.read(data, size)
         if used < size:
             if self.rest is None:
@@ -80,7 +83,11 @@ cdef class Reader(Writer):
         if not is_open(&self.outbox) and self.outbox.state != DISCONNECTED:
             return 0  # a connection that closes has to read, for the peer's close frame
         self.stops |= why
-        self.resuming = False
+        self.leave_line()
+        self.halt()
+        return 0
+
+    cdef int halt(self) except -1:
         if not self.halted:
             self.halted = True
             if self.outbox.state != DISCONNECTED:
@@ -89,17 +96,31 @@ cdef class Reader(Writer):
 
     cdef int allow_reading(self, uint8_t why) except -1:
         self.stops &= ~why
-        if self.halted and not self.resuming and self.stops == 0:
-            self.resuming = True
-            self.context.loop.call_soon(self.read_on)
+        if self.halted and self.stops == 0:
+            self.wait_in_line(FRESH)
         return 0
 
-    def read_on(self):
-        """The second half of `resume`, on an empty stack."""
-        if not self.resuming or self.transport is None:
-            return
+    cdef int wait_in_line(self, uint8_t line) except -1:
+        """Read on when it is this connection's turn: `LoopContext.read_lines` calls `read_on`."""
+        self.halt()
+        if not self.is_in_line():
+            self.context.schedule()
+            self.line = line
+            append(&self.context.lines[line], &self.turn)
+        return 0
+
+    cdef inline bint is_in_line(self) noexcept:
+        return is_linked(&self.context.lines[self.line], &self.turn)
+
+    cdef inline void leave_line(self) noexcept:
+        remove(&self.context.lines[self.line], &self.turn)
+
+    cdef int read_on(self) except -1:
+        """Read what came while reading was stopped, and then from the socket."""
         cdef bytearray rest = self.rest
-        self.resuming = self.halted = False
+        if self.transport is None:
+            return 0
+        self.halted = False
         self.spent = 0
         self.context.work_since = 0
         if rest is not None:
@@ -150,18 +171,24 @@ cdef class Reader(Writer):
             context.work_limit = 0  # from now on each message is looked at
         elif self.spent <= context.command_time:
             return 0
-        if self.outbox.state != FINISHING:
-            self.stop_reading(FOR_OTHERS)
-            self.allow_reading(FOR_OTHERS)
+        if self.outbox.state != FINISHING and self.stops == 0:
+            self.wait_in_line(SPENT)
         return 0
+
+
+cdef struct Permits:
+    # The routes that may be used, see permits.pxi.
+    uint64_t* serials  # each at the place of its last bits; 0 where there is none
+    uint32_t mask
 
 
 cdef class FastPath:
     """Carries out plain publishes without the session."""
 
-    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked) except -1:
+    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked,
+                      const Permits* permits) except -1:
         """Carry out a message if it is a publish that needs no session; False leaves it to the session.
 
-        `checked` says that the message is known to be UTF-8.
+        `checked` says that the message is known to be UTF-8. `permits` limits the topics; NULL: all.
         """
         raise NotImplementedError

@@ -1,7 +1,7 @@
 # The fast path: a publish to a topic whose route is known needs no Python.
 #
-# Invariant: it does exactly what the slow path (the session) would do, or leaves the message to it. The code that
-# installs a route promises that all connections with this cache may publish there, and withdraws it when that changes.
+# Invariant: it does exactly what the slow path (the session) would do, or leaves the message to it. Connections whose
+# rights are limited have the routes behind a table of permits, see permits.pxi.
 
 
 cdef enum:
@@ -21,6 +21,7 @@ cdef class Route:
         bytes prefix
         Link of_audience  # in `AudienceBase.routes`
         PyObject* cache  # borrowed
+        uint64_t serial  # no other route of the cache ever had it
 
     def __dealloc__(self):
         if self.audience is not None:
@@ -60,6 +61,7 @@ cdef class RouteCache(FastPath):
         dict young
         dict old
         PyObject* recent[RECENT]  # routes, owned; NULL where there is none
+        uint64_t installed
         readonly uint32_t limit
 
     def __init__(self, uint32_t limit=4096):
@@ -75,6 +77,8 @@ cdef class RouteCache(FastPath):
         route.name = topic.encode()
         route.prefix = prefix
         route.cache = <PyObject*> self
+        self.installed += 1
+        route.serial = self.installed
         route.of_audience.owner = <PyObject*> route
         append(&audience.routes, &route.of_audience)
         self.forget_recent(route.name)
@@ -181,7 +185,8 @@ cdef class RouteCache(FastPath):
         self.young[name] = route
         return 0
 
-    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked) except -1:
+    cdef bint publish(self, Writer connection, const unsigned char* data, size_t size, bint checked,
+                      const Permits* permits) except -1:
         """Carry out a message if it is a plain publish command to a topic with a route; False leaves it to the session.
 
         Where `checked` is False and all of the message is ASCII, the scan has seen that.
@@ -196,7 +201,7 @@ cdef class RouteCache(FastPath):
         if command.wide and not checked and not is_utf8(data, size):
             return False
         route = self.look_up(command.topic, command.topic_size)
-        if route is None:
+        if route is None or (permits != NULL and permits.serials[route.serial & permits.mask] != route.serial):
             return False
         audience = route.audience
         prepare_members(audience)

@@ -1,5 +1,9 @@
 """The plots of the report: small SVG files that are readable on a light and on a dark page, and the same each time they
-are made from the same runs."""
+are made from the same runs.
+
+Each can be read without the text around it: the title names the metric, the line below says under which load and which
+direction is better, and a note explains the C floor where it is shown.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +58,13 @@ STYLE: Any = {
 }
 
 
+FLOOR_NOTE = (
+    "C floor: a C program that only forwards WebSocket frames (no topics, JSON or limits): what the kernel allows;\n"
+    "“per message” sends each event by itself, “per read batch” sends all events together that arrived together."
+)
+SPREAD_NOTE = "Thin lines: lowest and highest value of the repetitions, around the median."
+
+
 def draw(scenario: Scenario, plot: Plot, runs: Sequence[Run], folder: Path) -> Path | None:
     """Draws one plot and gives its file; None if there are no runs for it."""
     loads = [load for load in measured_loads(runs) if plot.chosen(load)]
@@ -61,14 +72,36 @@ def draw(scenario: Scenario, plot: Plot, runs: Sequence[Run], folder: Path) -> P
     if not loads or not names:
         return None
     with mpl.rc_context(STYLE):
-        drawing = {"lines": _lines, "bars": _bars, "samples": _samples}[plot.kind](plot, runs, loads, names)
-        drawing.tight_layout()
+        kinds = {"lines": _lines, "bars": _bars, "pairs": _pairs, "samples": _samples}
+        drawing = kinds[plot.kind](plot, runs, loads, names)
+        _explain(drawing, scenario, plot, names)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{scenario.name}-{plot.name}.svg"
         drawing.savefig(file, transparent=True, metadata={"Date": None, "Creator": None})
     # matplotlib leaves spaces at the ends of lines.
     file.write_text("".join(f"{line.rstrip()}\n" for line in file.read_text().splitlines()))
     return file
+
+
+def _explain(drawing: Drawing, scenario: Scenario, plot: Plot, names: Sequence[str]) -> None:
+    """The title, the load and the direction above the plot, the notes below it."""
+    notes = [FLOOR_NOTE] if any(name.startswith("floor") for name in names) else []
+    if plot.kind == "bars":
+        notes.append(SPREAD_NOTE)
+    if plot.logarithmic or plot.kind in ("pairs", "samples"):
+        notes.append("Logarithmic scale.")
+    text = "\n".join(notes)
+    height = drawing.get_figheight() + 0.5 + 0.16 * (text.count("\n") + 1 if text else 0)
+    drawing.set_figheight(height)
+    drawing.text(
+        0.01, 1 - 0.06 / height, f"{scenario.title}: {plot.metric or plot.axis}", va="top", fontsize=10.5, weight="bold"
+    )
+    better = "Lower is better." if scenario.less_is_better else "Higher is better."
+    drawing.text(0.01, 1 - 0.28 / height, f"{plot.title}. {better}", va="top", fontsize=9)
+    if text:
+        drawing.text(0.01, 0.05 / height, text, va="bottom", fontsize=7.5, linespacing=1.3)
+    below = 0.16 * (text.count("\n") + 1) + 0.1 if text else 0.0
+    drawing.tight_layout(rect=(0, below / height, 1, 1 - 0.45 / height))
 
 
 def _lines(plot: Plot, runs: Sequence[Run], loads: Sequence[Load], names: Sequence[str]) -> Drawing:
@@ -95,6 +128,8 @@ def _lines(plot: Plot, runs: Sequence[Run], loads: Sequence[Load], names: Sequen
     if plot.logarithmic:
         axes.set_xscale("log")
         axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -120,7 +155,15 @@ def _bars(plot: Plot, runs: Sequence[Run], loads: Sequence[Load], names: Sequenc
             error_kw={"linewidth": 0.8},
             height=0.65,
         )
-        axes.set_title(plot.label(load) if len(loads) > 1 else plot.title, loc="left")
+        for row, each in enumerate(found.values()):
+            if each:
+                end = each.median * (1 + each.spread)
+                axes.annotate(
+                    _figure(each.median), (end, row), (3, 0), textcoords="offset points", va="center", fontsize=8
+                )
+        axes.margins(x=0.22 if len(loads) < 3 else 0.38)
+        if len(loads) > 1:
+            axes.set_title(plot.label(load), loc="left")
         axes.set_xlabel(plot.axis)
         axes.xaxis.grid(visible=True)
         axes.set_axisbelow(True)
@@ -129,6 +172,39 @@ def _bars(plot: Plot, runs: Sequence[Run], loads: Sequence[Load], names: Sequenc
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.xaxis.set_minor_formatter(NullFormatter())
     grid[0][0].invert_yaxis()  # of all: they share it
+    return drawing
+
+
+def _pairs(plot: Plot, runs: Sequence[Run], loads: Sequence[Load], names: Sequence[str]) -> Drawing:
+    """Two loads, one row for each server: a hollow mark for the first load, a filled one for the second."""
+    drawing, axes = _drawing(0.9 + 0.32 * len(names))
+    for row, name in enumerate(names):
+        before, after = (figure(runs, load, name, plot.value) for load in loads[:2])
+        if before is None or after is None:
+            continue
+        colour = COLOURS[name]
+        axes.plot([before.median, after.median], [row, row], color=colour, linewidth=2, zorder=2)
+        axes.plot([before.median], [row], marker="o", markersize=8, color=colour, fillstyle="none", markeredgewidth=1.5)
+        axes.plot([after.median], [row], marker="o", markersize=8, color=colour, zorder=3)
+        right = max(before.median, after.median)
+        axes.annotate(
+            f"{_figure(before.median)} → {_figure(after.median)}",
+            (right, row),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(names)), [PEERS[name].title for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.margins(x=0.18)
+    axes.set_title(f"○ {plot.label(loads[0])}   ● {plot.label(loads[-1])}", loc="left")
+    axes.set_xlabel(plot.axis)
+    axes.xaxis.grid(visible=True)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return drawing
 
 
@@ -158,11 +234,18 @@ def _drawing(height: float) -> tuple[Drawing, Axes]:
 
 
 def _finish(plot: Plot, axes: Axes) -> None:
-    axes.set_title(plot.title, loc="left")
     axes.set_ylabel(plot.axis)
     axes.grid(visible=True)
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _figure(value: float) -> str:
+    """Three digits and a unit."""
+    for unit, factor in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.3g}"
 
 
 def _short(value: float, _: object) -> str:

@@ -14,20 +14,23 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 import structlog
 import uvloop
 
 from broker import __version__
-from broker.config import RESTART_KEYS, Config, Reading, parse_address, too_open
+from broker.auth.authenticator import Authenticator
+from broker.auth.configured import check_access, identifies, load_authenticator, requires_identity
+from broker.config import RESTART_KEYS, Config, Reading, Server, find_group, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
 from broker.errors import ConfigError
 from broker.health import HealthMonitor
 from broker.log import log_unhandled, report_start_failure, set_level, set_up_log
 from broker.net.certificate import CertificateMonitor
+from broker.net.handshake import Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import CannotListenError, Listener, bound_address
 from broker.net.tls import Tls
@@ -68,6 +71,8 @@ HANDSHAKE_GRACE = 1.0
 """Seconds that a shutdown gives connections that were accepted before it to finish their handshake. A request takes
 milliseconds."""
 
+T = TypeVar("T")
+
 INTERNAL_ERROR = "internal error, see the log"
 
 log = structlog.get_logger(__name__)
@@ -87,50 +92,69 @@ def run(read: Callable[[], Reading]) -> int:
     systemd = Systemd(os.environ)
     set_up_log(config.log)
     try:
-        capacity, tls_context = check_resources(reading)
-        check_sockets(config, systemd)
+        resources = check_resources(reading)
+        remote = check_sockets(config, systemd)
     except ConfigError as exc:
         for problem in exc.problems:
             report_start_failure(config.log, str(problem))
         systemd.close()
         return os.EX_CONFIG
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Daemon(config, capacity, tls_context, read, systemd).serve())
+        return runner.run(Daemon(config, resources, read, systemd, remote=remote).serve())
 
 
-def check_resources(reading: Reading) -> tuple[Capacity, ssl.SSLContext | None]:
-    """Check the configuration against this machine: the capacity of connections, and the certificate for TLS, if any.
+class Resources(NamedTuple):
+    """What the configuration comes to on this machine."""
 
-    Raises ConfigError with every mistake: those of the reading, too few descriptors, a certificate that cannot be used,
-    and topic rules that are wrong or can never apply.
+    capacity: Capacity
+    tls: ssl.SSLContext | None
+    authenticator: Authenticator
+
+
+def check_resources(reading: Reading, before: Authenticator | None = None) -> Resources:
+    """Check the configuration against this machine: the capacity of connections, the certificate for TLS, the keys.
+
+    Raises ConfigError with every mistake: those of the reading, too few descriptors, a certificate or a key that cannot
+    be used, roles that are wrong, and topic rules that are wrong or can never apply. A key set that `before` has
+    fetched is kept.
     """
     config = reading.config
-    problems = check_rules(reading.rules, config.limits)
-    capacity = context = None
-    try:
-        capacity = Capacity.of(raise_file_limit(), config.limits.max_connections)
-    except ConfigError as error:
-        problems += error.problems
-    try:
-        context = load_tls(config.server)
-    except ConfigError as error:
-        problems += error.problems
+    problems = [*check_rules(reading.rules, config.limits), *check_access(reading.keys, reading.roles)]
+
+    def attempt(load: Callable[[], T]) -> T | None:
+        try:
+            return load()
+        except ConfigError as error:
+            problems.extend(error.problems)
+            return None
+
+    capacity = attempt(lambda: Capacity.of(raise_file_limit(), config.limits.max_connections))
+    context = attempt(lambda: load_tls(config.server))
+    authenticator = attempt(lambda: load_authenticator(config, before=before))
     reading.raise_problems(problems)
     assert capacity is not None
-    return capacity, context
+    assert authenticator is not None
+    return Resources(capacity, context, authenticator)
 
 
-def check_sockets(config: Config, systemd: Systemd) -> None:
-    """Check that the broker may listen on the sockets passed by systemd. Raises ConfigError."""
+def check_sockets(config: Config, systemd: Systemd) -> bool:
+    """Check that the broker may listen on the sockets passed by systemd. Raises ConfigError.
+
+    Returns whether other machines can connect to any address.
+    """
     if systemd.problems:
         raise ConfigError(systemd.problems)
-    if config.server.anonymous is not None or "systemd" not in config.server.listen:
-        return
-    remote = [
+    listen = config.server.listen
+    remote = any(not parse_address(text).local for text in listen)
+    if "systemd" not in listen:
+        return remote
+    passed = [
         str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := bound_address(sock)).local
     ]
-    if remote:
-        raise ConfigError([too_open("server.listen", [f"the socket {address} of systemd" for address in remote])])
+    required = requires_identity(config, remote=True) and (identifies(config.auth) or bool(config.keys))
+    if passed and config.server.anonymous is None and not required:
+        raise ConfigError([too_open("server.listen", [f"the socket {address} of systemd" for address in passed])])
+    return remote or bool(passed)
 
 
 class Daemon:
@@ -139,14 +163,19 @@ class Daemon:
     def __init__(
         self,
         config: Config,
-        capacity: Capacity,
-        context: ssl.SSLContext | None,
+        resources: Resources,
         read: Callable[[], Reading],
         systemd: Systemd,
+        *,
+        remote: bool,
     ) -> None:
         self.config = config
-        self.capacity = capacity
-        self.tls = None if context is None else Tls(context)
+        self.capacity = resources.capacity
+        self.tls = None if resources.tls is None else Tls(resources.tls)
+        self._remote = remote
+        """Whether other machines can connect."""
+        self.authenticator = resources.authenticator
+        self.authenticator.require(requires_identity(config, remote))
         self.listeners: list[Listener] = []
         self.state = "starting"
         """`starting`, `serving`, `retiring` (clients get `bye` over time), `retired` (all have disconnected, new
@@ -173,8 +202,9 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR2, self.retire)
         # Other services reopen their logs on SIGUSR1. The default action would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        self.node = Node(self.config, ENGINES[self.config.server.engine](), loop)
-        self.limiter = ConnectionLimiter(self.config, self.node, self.capacity, loop)
+        self.node = Node(self.config, ENGINES[self.config.server.engine](), loop, self.authenticator)
+        self.limiter = ConnectionLimiter(self.config.limits, self.node, self.capacity)
+        self.handshakes = Handshakes(self.config, self.node, self.limiter, loop)
         self.health = HealthMonitor(loop, self.node.context, self._set_memory_pressure)
         self.health.max_memory = self.config.limits.max_memory
         await self.node.start()
@@ -242,20 +272,23 @@ class Daemon:
     def _reload(self) -> str:
         """Apply the new configuration, and return a note for the status. Raises ConfigError."""
         reading = self._read()
-        capacity, tls_context = check_resources(reading)
+        resources = check_resources(reading, self.authenticator)
         wanted = reading.config
         fixed = set(RESTART_KEYS)
-        if (tls_context is None) != (self.tls is None):
+        if (resources.tls is None) != (self.tls is None):
             fixed |= {"server.certificate", "server.key"}
         changed = set(changed_settings(self.config, wanted))
         self.config = copy_settings(wanted, self.config, changed & fixed)
-        self.capacity = capacity
-        if self.tls is not None and tls_context is not None:
-            self.tls.context = tls_context
+        self.capacity = resources.capacity
+        if self.tls is not None and resources.tls is not None:
+            self.tls.context = resources.tls
             self.certificate.use(self.config.server)
         set_level(self.config.log)
-        self.node.reconfigure(self.config)
-        self.limiter.reconfigure(self.config, capacity)
+        self.authenticator = resources.authenticator
+        self.authenticator.require(requires_identity(self.config, self._remote))
+        self.node.reconfigure(self.config, self.authenticator)
+        self.limiter.reconfigure(self.config.limits, self.capacity)
+        self.handshakes.reconfigure(self.config)
         self.health.max_memory = self.config.limits.max_memory
         log.info("reloaded", changed=sorted(changed - fixed))
         later = sorted(changed & fixed)
@@ -294,7 +327,7 @@ class Daemon:
         if self.state != "serving":
             return
         self.state = "retiring"
-        self.limiter.close()
+        self.handshakes.close()
         timeout = self.config.limits.drain_timeout
         log.info("retiring", connections=self.node.connections, seconds=timeout)
         self._systemd.notify(self._status())
@@ -324,10 +357,10 @@ class Daemon:
         deadline = loop.time() + timeout
         self._close_listeners()
         # Accepted connections finish their handshake, and then get `bye` like the others.
-        await self.limiter.wait_handshakes(min(HANDSHAKE_GRACE, timeout / 4))
-        self.limiter.close()
+        await self.handshakes.wait_handshakes(min(HANDSHAKE_GRACE, timeout / 4))
+        self.handshakes.close()
         await self.node.drain(max(0.0, deadline - loop.time()))
-        await self.limiter.wait_empty(max(0.0, deadline - loop.time()))
+        await self.handshakes.wait_empty(max(0.0, deadline - loop.time()))
         await self.node.stop()
         progress.cancel()
         log.info("stopped")
@@ -360,7 +393,7 @@ class Daemon:
         self._admin = Admin(registry, self.unready_reason, self.node, self.capacity.admin)
         await self._admin.start()
         address = parse_address(self.config.server.admin)
-        port = AdminListener(self._admin)
+        port = AdminListener(self._admin, **unix_file(self.config.server))
         try:
             if not address.systemd:
                 await port.open(address)
@@ -371,6 +404,7 @@ class Daemon:
             raise CannotListenError(f"{exc} (server.admin)") from exc
         if not port.addresses:
             raise CannotListenError(f"cannot listen on systemd: it has passed no socket named {ADMIN} (server.admin)")
+        self._admin.is_remote = not all(parse_address(text).local for text in port.addresses)
         self._admin_listener = port
 
     async def _close_admin(self) -> None:
@@ -380,7 +414,13 @@ class Daemon:
             await self._admin.stop()
 
     def _add_listener(self) -> Listener:
-        listener = Listener(self.limiter, notsent_lowat=self.config.limits.notsent_lowat, tls=self.tls)
+        config = self.config
+        listener = Listener(
+            self.handshakes,
+            notsent_lowat=config.limits.notsent_lowat,
+            tls=self.tls,
+            **unix_file(config.server),
+        )
         self.listeners.append(listener)
         return listener
 
@@ -460,6 +500,19 @@ class Daemon:
             await asyncio.sleep(self._systemd.watchdog / 2)
 
 
+class UnixFile(TypedDict):
+    """What the files of Unix sockets get."""
+
+    unix_mode: int
+    unix_group: int | None
+
+
+def unix_file(server: Server) -> UnixFile:
+    """Give the mode and the group of Unix sockets in numbers."""
+    group = None if server.unix_group is None else find_group(server.unix_group)
+    return UnixFile(unix_mode=int(server.unix_mode, 8), unix_group=group)
+
+
 class ShutdownSignal:
     """TERM and INT: the first signal requests a drain, the second one exits at once."""
 
@@ -479,11 +532,11 @@ class ShutdownSignal:
 
 def changed_settings(old: Config, new: Config) -> Iterable[str]:
     """Name the settings that differ between two configurations."""
-    if old.topics != new.topics:
-        yield "topics"
     for section in old.__struct_fields__:
         before, after = getattr(old, section), getattr(new, section)
-        if section == "topics":
+        if isinstance(before, list):
+            if before != after:
+                yield section
             continue
         for name in before.__struct_fields__:
             if getattr(before, name) != getattr(after, name):

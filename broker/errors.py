@@ -160,7 +160,7 @@ ERRORS: dict[str, Error] = {
         Error("no_history", False, "the topic keeps none"),
         Error("limit", False, "too many subscriptions, or a value over the broker's limit"),
         Error("rate_limited", True, "too much in too short a time; `retry_after_ms` says how long to wait"),
-        Error("unavailable", True, "the engine behind the broker does not answer"),
+        Error("unavailable", True, "the engine, or the service that knows who clients are, does not answer"),
         Error("draining", True, "the broker is shutting down"),
         Error("internal", True, "a fault of the broker's own; it is logged with the session's id"),
     )
@@ -177,9 +177,14 @@ REFUSALS: dict[int, Refusal] = {
         Refusal(
             429,
             "Too Many Requests",
-            "there are too many connections of the client's address; `Retry-After` says when to come back",
+            "there are too many connections of the client's address or identity; `Retry-After` says when to come back",
         ),
         Refusal(431, "Request Header Fields Too Large", "the head of the request is too long or has too many lines"),
-        Refusal(503, "Service Unavailable", "the broker is full or shuts down; `Retry-After` says when to come back"),
+        Refusal(
+            503,
+            "Service Unavailable",
+            "the broker is full or shuts down, or nobody can tell who the client is; `Retry-After` says when to come "
+            "back",
+        ),
     )
 }

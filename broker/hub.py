@@ -109,7 +109,7 @@ class Hub:
         return [subscription for audience in audiences for subscription in audience.subscriptions()]
 
     def _add(self, topic: str) -> Filter:
-        # Some topics get another audience now. What was published before goes out before, to keep each topic's order.
+        # Some topics get another audience now. Their batched events are sent first, to keep each topic's order.
         self._context.flush_matching(topic)
         new = Filter(topic)
         if not is_pattern(topic):

@@ -1,4 +1,4 @@
-"""What the engine has been asked to deliver to this node, and who waits for its answer.
+"""The filters that the engine was asked to deliver to this node, and the subscribers that wait for its answer.
 
 The node has an interest in each topic or pattern that has a subscriber. Only the interests that the engine has not
 answered yet are kept here; those that it has confirmed are the filters of the hub.
@@ -39,7 +39,7 @@ class Interests:
     def _answer(self, filter: str, waiting: list[InterestDone], result: Unavailable | None) -> None:
         if self._pending.get(filter) is waiting:
             del self._pending[filter]
-        while waiting:  # a second answer finds nobody
+        while waiting:  # a second answer finds no waiting subscriber
             waiting.pop(0)(result)
 
     def confirm(self, filter: str, done: InterestDone) -> None:
@@ -51,7 +51,7 @@ class Interests:
             waiting.append(done)
 
     def end(self, filter: str) -> None:
-        """Tell the engine that the last subscriber of a filter is gone. Those who wait get its earlier answer."""
+        """Tell the engine that the last subscriber of a filter is gone. Waiting subscribers get its earlier answer."""
         self._pending.pop(filter, None)
         self._engine.interest(filter, False, _ignore)
 

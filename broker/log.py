@@ -11,7 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import orjson
 import structlog
@@ -176,8 +176,12 @@ class StandardError:
     debug = info = warning = error = critical = exception = msg
 
 
-def is_writable() -> bool:
-    """Whether a write to standard error does not block.
+START_FAILURE_TIMEOUT: Final = 5.0
+"""Seconds that a line about a failed start waits for room in a pipe."""
+
+
+def is_writable(timeout: float = 0.0) -> bool:
+    """Whether a write to standard error does not block, now or within `timeout` seconds.
 
     The descriptor is not set to O_NONBLOCK, because other processes share it. Files are always ready. A terminal may
     block: Ctrl-S is meant to.
@@ -190,14 +194,37 @@ def is_writable() -> bool:
         return True
     poll = select.poll()
     poll.register(2, select.POLLOUT)
-    return bool(poll.poll(0))
+    return bool(poll.poll(timeout * 1000))
 
 
 class LoggingHandler(logging.Handler):
     """Passes on the log of asyncio and other libraries."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+        exc = None if record.exc_info is None else record.exc_info[1]
+        if is_client_error(exc):
+            log.debug("client error", logger=record.name, kind=type(exc).__name__)
+        else:
+            log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+
+
+CLIENT_ERRORS = frozenset(
+    {
+        "aiohttp.http_exceptions.HttpProcessingError",
+        "aiohttp.web_protocol.RequestPayloadError",
+        "ssl.SSLError",
+        "websockets.exceptions.InvalidHandshake",
+    }
+)
+"""Exceptions of libraries for what a client sent. By name: this module does not import the libraries."""
+
+
+def is_client_error(exc: BaseException | None) -> bool:
+    """Whether an exception says that a client sent something wrong.
+
+    Libraries log it as an error, with a traceback and the text that the client sent, which may be a token.
+    """
+    return any(f"{kind.__module__}.{kind.__qualname__}" in CLIENT_ERRORS for kind in type(exc).__mro__)
 
 
 def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -205,12 +232,18 @@ def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
     The default handler would print the arguments of callbacks, with payloads among them.
     """
+    exc = context.get("exception")
+    if is_client_error(exc):
+        log.debug("client error", logger="asyncio", kind=type(exc).__name__)
+        return
     what, _, _ = str(context.get("message")).partition("(")
-    log.error("unhandled exception", message=what.rstrip(), exc_info=context.get("exception"))
+    log.error("unhandled exception", message=what.rstrip(), exc_info=exc)
 
 
 def report_start_failure(config: Log, text: str) -> None:
     """Report why the broker does not start: as one plain line, or as a log entry if the format is JSON."""
+    # Unlike a running broker, one that ends can wait for a slow reader. No mistake is dropped.
+    is_writable(START_FAILURE_TIMEOUT)
     if config.format == "json":
         # Every mistake is reported, however many there are.
         processors = [each for each in structlog.get_config()["processors"] if not isinstance(each, LogRateLimiter)]

@@ -2,7 +2,7 @@
 
 Messages are compact JSON. A Struct's fields are in the order of the wire. A field that may be absent reads as None;
 null on the wire is not absence but a value of the wrong type. The session decodes commands and encodes answers, the
-client (`broker.client`) the other way round. Nothing here knows about limits that are configured: what is too much for
+command line the other way round. Nothing here knows about limits that are configured: what is too much for
 this broker, and not for the protocol, the session says.
 """
 
@@ -21,7 +21,7 @@ VERSION: Final = 1
 """The version of the protocol, in `welcome` and in the name of the subprotocol."""
 
 SUBPROTOCOL: Final = "wsbroker.v1"
-"""What a client may name in Sec-WebSocket-Protocol (RFC 6455, section 11.3.4)."""
+"""The subprotocol that a client names in Sec-WebSocket-Protocol (RFC 6455, section 11.3.4)."""
 
 MAX_INTEGER: Final = 2**53 - 1
 """The largest integer in the protocol: the largest that JavaScript holds exactly (Number.MAX_SAFE_INTEGER)."""
@@ -111,7 +111,7 @@ class History(msgspec.Struct, tag_field="op", tag="history", frozen=True, gc=Fal
 
 
 class Presence(msgspec.Struct, tag_field="op", tag="presence", frozen=True, gc=False, omit_defaults=True):
-    """Asks who is subscribed."""
+    """Asks for the subscribers of a topic."""
 
     topic: str
     id: Given[Id] = None
@@ -120,7 +120,7 @@ class Presence(msgspec.Struct, tag_field="op", tag="presence", frozen=True, gc=F
 Command = Auth | Subscribe | Unsubscribe | Publish | Credit | History | Presence | Ping
 
 
-class BadCommand(CommandError):  # noqa: N818 -- it is what the protocol calls it
+class BadCommand(CommandError):  # noqa: N818 -- the protocol's name for it
     """A message that is no command: `bad_json` or `bad_command`. `id` is the command's, where it could be read."""
 
     def __init__(self, code: str, message: str, id: int | str | None = None) -> None:
@@ -137,7 +137,7 @@ def decode(payload: bytes | memoryview, depth: int) -> Command:
     try:
         check_json(payload, depth)
     except ValueError as error:
-        raise BadCommand("bad_json", str(error)) from None
+        raise BadCommand("bad_json", _locate(str(error), payload)) from None
     try:
         # msgspec takes the last of each field, but refuses every invalid duplicate and an `op` unlike the first one.
         return _COMMANDS.decode(payload)
@@ -147,8 +147,28 @@ def decode(payload: bytes | memoryview, depth: int) -> Command:
         raise BadCommand("bad_json", str(error)) from None
 
 
+def explain_json(text: bytes | memoryview) -> str:
+    """Say where a text stops being JSON; where that is not found out, only that it is none."""
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        found = _JSON_FAULT.fullmatch(str(error))
+        if found is None:
+            return f"{NOT_JSON}: it ends too early"
+        end = int(found[2]) - (found[1] == "trailing characters")  # of these msgspec counts from 1
+        character = len(bytes(text[:end]).decode(errors="replace")) + 1
+        return f"{NOT_JSON} at character {character}: {found[1]}"
+    except RecursionError:
+        pass
+    return NOT_JSON
+
+
+def _locate(message: str, text: bytes | memoryview) -> str:
+    return explain_json(text) if message == NOT_JSON else message
+
+
 def _decode_invalid(payload: bytes) -> Command:
-    """Decode a message that is not valid as it stands. What is wrong may be a duplicate that does not count.
+    """Decode a message that msgspec has refused. The mistake may be in a duplicate field, which the protocol ignores.
 
     Raises BadCommand.
     """
@@ -158,7 +178,7 @@ def _decode_invalid(payload: bytes) -> Command:
     try:
         return _COMMANDS.decode(payload)
     except msgspec.ValidationError as error:
-        raise BadCommand("bad_command", _explain(str(error)), _id_of(payload)) from None
+        raise BadCommand("bad_command", _explain(str(error)), id_of(payload)) from None
 
 
 def _without_duplicates(payload: bytes) -> bytes:
@@ -182,10 +202,12 @@ class Welcome(msgspec.Struct, tag_field="op", tag="welcome", frozen=True, kw_onl
     max_size: int
     max_queue: int
     identity: Given[str] = None
+    expires_in: Given[Count] = None
+    """Seconds until the identity expires."""
 
 
 class Ok(msgspec.Struct, tag_field="op", tag="ok", frozen=True, kw_only=True, omit_defaults=True):
-    """The answer to a command that was carried out: its `id`, and what the command returns."""
+    """The answer to a successful command: its `id` and the results."""
 
     id: Id
     topic: Given[str] = None
@@ -197,6 +219,9 @@ class Ok(msgspec.Struct, tag_field="op", tag="ok", frozen=True, kw_only=True, om
     recovered: Given[bool] = None
     events: Given[msgspec.Raw] = None
     more: Given[bool] = None
+    identity: Given[str] = None
+    expires_in: Given[Count] = None
+    """Seconds until the identity expires."""
 
 
 class ErrorAnswer(msgspec.Struct, tag_field="op", tag="error", frozen=True, kw_only=True, omit_defaults=True):
@@ -207,6 +232,8 @@ class ErrorAnswer(msgspec.Struct, tag_field="op", tag="error", frozen=True, kw_o
     message: str
     retry: bool
     retry_after_ms: Given[Count] = None
+    topic: Given[str] = None
+    """The subscription that has ended, where it was the broker that ended it."""
 
 
 class EventMessage(msgspec.Struct, tag_field="op", tag="event", frozen=True, kw_only=True, omit_defaults=True):
@@ -242,7 +269,7 @@ class Bye(msgspec.Struct, tag_field="op", tag="bye", frozen=True):
 
 
 class Join(msgspec.Struct, tag_field="op", tag="join", frozen=True, omit_defaults=True):
-    """Somebody subscribed to `topic`."""
+    """A client has subscribed to `topic`."""
 
     topic: str
     session: str
@@ -250,7 +277,7 @@ class Join(msgspec.Struct, tag_field="op", tag="join", frozen=True, omit_default
 
 
 class Leave(msgspec.Struct, tag_field="op", tag="leave", frozen=True, omit_defaults=True):
-    """Somebody is no longer subscribed to `topic`."""
+    """A client is no longer subscribed to `topic`."""
 
     topic: str
     session: str
@@ -261,7 +288,14 @@ ServerMessage = Welcome | Ok | ErrorAnswer | EventMessage | Gap | Join | Leave |
 
 
 def encode_welcome(
-    *, session: str, server: str, ping: float, max_size: int, max_queue: int, identity: str | None = None
+    *,
+    session: str,
+    server: str,
+    ping: float,
+    max_size: int,
+    max_queue: int,
+    identity: str | None = None,
+    expires_in: int | None = None,
 ) -> bytes:
     """Encode the first message of a connection. `ping` in seconds (0: the broker sends none), `max_size` in bytes."""
     return _encode(
@@ -273,12 +307,13 @@ def encode_welcome(
             max_size=max_size,
             max_queue=max_queue,
             identity=identity,
+            expires_in=expires_in,
         )
     )
 
 
 def encode_ok(id: int | str, **fields: object) -> bytes:
-    """Encode the answer to a command with this `id`, followed by what the command returns."""
+    """Encode the answer to a command with this `id`, followed by the results."""
     return _encode({"op": "ok", "id": id, **fields})
 
 
@@ -290,10 +325,19 @@ def encode_receipt(id: int | str, receivers: int, queued: int, dropped: int, off
     return _encode(answer)
 
 
-def encode_error(id: int | str | None, code: str, message: str, retry_after_ms: int | None = None) -> bytes:
+def encode_error(
+    id: int | str | None, code: str, message: str, retry_after_ms: int | None = None, topic: str | None = None
+) -> bytes:
     """Encode the answer to a command that is not carried out. `code` must be in `ERRORS`, which knows `retry`."""
     return _encode(
-        ErrorAnswer(id=id, code=code, message=message, retry=ERRORS[code].retry, retry_after_ms=retry_after_ms)
+        ErrorAnswer(
+            id=id,
+            code=code,
+            message=message,
+            retry=ERRORS[code].retry,
+            retry_after_ms=retry_after_ms,
+            topic=topic,
+        )
     )
 
 
@@ -305,7 +349,7 @@ def encode_event(
 
 
 def encode_gap(topic: str, missed: int | None, reason: str, from_: int | None = None, to: int | None = None) -> bytes:
-    """Encode what a subscription to `topic` (as subscribed) missed: so many events, or None where nobody knows."""
+    """Encode a gap of the subscription to `topic` (as subscribed): the number of events, or None if it is unknown."""
     return _encode(Gap(topic=topic, missed=missed, reason=reason, from_=from_, to=to))
 
 
@@ -344,6 +388,10 @@ _COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANSWERS: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
 
+NOT_JSON: Final = "not valid JSON"
+"""What the native code says of a text that breaks the grammar, without the place."""
+_JSON_FAULT: Final = re.compile(r"JSON is malformed: (.+) \(byte (\d+)\)")
+"""What msgspec says of it."""
 _JSON_SPACE = b" \t\n\r"
 
 _ALLOWED: Final[dict[str, str]] = {
@@ -365,9 +413,9 @@ _ALLOWED: Final[dict[str, str]] = {
     "since.epoch": "a string",
     "since.offset": "an integer from 0 to 2^53-1",
 }
-"""What a command may hold in each field, in the words of the protocol."""
+"""The allowed values of each field of a command, in the words of the protocol."""
 
-# How msgspec says what is wrong. A test goes through every field, so that a change of these words is noticed.
+# The error messages of msgspec. A test checks them for every field, so a change in msgspec is noticed.
 _MISSING = re.compile(r"missing required field `(\w+)`")
 _GOT = re.compile(r", got `(\w+)`")
 _PATH = re.compile(r" - at `\$\.([\w.]+)`$")
@@ -389,7 +437,7 @@ class _WithId(msgspec.Struct):
 _IDS = msgspec.json.Decoder(_WithId)
 
 
-def _id_of(payload: bytes) -> int | str | None:
+def id_of(payload: bytes) -> int | str | None:
     """Read the `id` of a command of which something else is wrong, so that the error can be told apart by it."""
     try:
         return _IDS.decode(payload).id

@@ -15,14 +15,19 @@ import msgspec
 import structlog
 
 from broker import __version__, messages
-from broker._speedups import Connection, LoopContext, Subscription, TokenBucket
-from broker.config import Config, parse_address
+from broker._speedups import Connection, IntakeLimit, LoopContext, PermittedRoutes, Subscription, TokenBucket
+from broker.auth.authenticator import OPEN, Authenticator
+from broker.auth.permissions import Rights
+from broker.config import Config
 from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHistory, Position, Unavailable
-from broker.errors import CLOSE_REASONS, CloseCode, CommandError, ConfigError
+from broker.errors import CLOSE_REASONS, CloseCode, CommandError
 from broker.hub import UNLIMITED, Hub
+from broker.identities import Identities, check_right
+from broker.identity import Credentials, Identified, Identity
 from broker.interests import Interests
 from broker.messages import BadCommand
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
 from broker.rules import Rules, SubscriptionPolicy
 from broker.session import Done, Published, Session, SubscriptionStats
 from broker.topics import check_pattern, check_topic
@@ -42,7 +47,7 @@ POLL = 0.02
 
 
 class PendingPublish(msgspec.Struct, eq=False):
-    """What a node knows of a publish that the engine has not answered. It stays on this node."""
+    """A publish that the engine has not answered. It stays on this node."""
 
     token: int
     others: dict[int, PendingPublish]
@@ -73,7 +78,9 @@ class PendingPublish(msgspec.Struct, eq=False):
 class Node:
     """Connects sessions, hub and engine. The listeners call `connect`; daemon and sessions call the rest."""
 
-    def __init__(self, config: Config, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, config: Config, engine: Engine, loop: asyncio.AbstractEventLoop, authenticator: Authenticator = OPEN
+    ) -> None:
         limits = config.limits
         self.draining = False
         self.memory_pressure = False
@@ -86,18 +93,20 @@ class Node:
         """Unlike those of other nodes: a node looks up only tokens that it has pending."""
         self.context = LoopContext(loop, limits, encode_gap=messages.encode_gap, close_reasons=CLOSE_REASONS)
         self.sessions: dict[str, Session] = {}
-        self.reconfigure(config)
         self.context.on_lagging = self._log_lagging
         self.hub = Hub(self.context)
-        self.on_disconnect: Callable[[str], None] | None = None
+        self.identities = Identities(authenticator, self.sessions, self.hub.routes, loop, self._end_subscription_of)
+        self.reconfigure(config)
+        self.on_disconnect: Callable[[Peer], None] | None = None
         """Called with the address of each client that disconnects."""
         self._bye_sent: set[str] = set()
         """Sessions that got `bye` and have not disconnected yet."""
         self.metrics = Metrics()
 
-    def reconfigure(self, config: Config) -> None:
-        """Apply these limits and topic rules from now on. Connections keep the `max_size` of their `welcome`, and
-        subscriptions their bounds.
+    def reconfigure(self, config: Config, authenticator: Authenticator | None = None) -> None:
+        """Apply these limits, topic rules, and keys and roles where they are given, from now on.
+
+        Connections keep the `max_size` of their `welcome`, and subscriptions their bounds.
 
         The timers of the keep-alive sweep and the socket options stay as they were at the start. Raises ConfigError for
         invalid rules.
@@ -105,8 +114,7 @@ class Node:
         limits = config.limits
         self.rules = Rules(config.topics, limits)
         self.limits = limits
-        for session in self.sessions.values():
-            self._apply_publish_rate(session.connection)
+        self.identities.reconfigure(authenticator, limits)
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
         context = self.context
@@ -118,7 +126,7 @@ class Node:
         self.memory_pressure = memory_pressure
         self.hub.routes.clear()  # the fast path does not throttle
 
-    def peers(self) -> Iterator[str]:
+    def peers(self) -> Iterator[Peer]:
         """Give the addresses of all clients."""
         return (session.peer for session in self.sessions.values())
 
@@ -131,24 +139,31 @@ class Node:
         """Start the engine and the keep-alive sweep."""
         await self.engine.start(self.deliver, self.lost)
         self.context.start()
+        self.identities.start()
 
     # For the listeners.
 
     def connect(
-        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self,
+        transport: asyncio.Transport,
+        upgrade_response: bytes,
+        rest: bytes,
+        peer: Peer,
+        window_bits: int = 0,
+        identity: Identity | None = None,
     ) -> None:
         """Take over a transport whose handshake is done.
 
         `upgrade_response` is the answer to the handshake, sent first; `rest` is what came behind the request; `peer`
-        is the client's address for the log; `window_bits` what was agreed on compression, see
-        `Connection.start`.
+        is the client's address; `window_bits` what was agreed on compression, see `Connection.start`; `identity` what
+        the handshake has shown.
         """
         limits = self.limits
         connection = Connection(self.context)
         session = Session(self, connection, secrets.token_urlsafe(9), peer)
         connection.session = session
-        connection.routes = self.hub.routes
-        self._apply_publish_rate(connection)
+        self.identities.admit(session, identity, limits)
+        name = None if session.identity is None else session.identity.name
         self.sessions[session.id] = session
         self.metrics.connected += 1
         connection.start(transport, upgrade_response, window_bits)
@@ -159,21 +174,24 @@ class Node:
                 ping=limits.ping_interval,
                 max_size=limits.max_size,
                 max_queue=limits.max_queue,
+                identity=name,
+                expires_in=None if name is None or identity is None else self.identities.expires_in(identity),
             )
         )
         log.debug("session opened", session=session.id, peer=peer)
         connection.feed(rest)
 
-    def _apply_publish_rate(self, connection: Connection) -> None:
-        """Apply the current publish rate to a connection."""
-        rate, burst = self.limits.publish_rate, self.limits.publish_burst
-        token_bucket = connection.token_bucket
-        if token_bucket is not None and rate:
-            token_bucket.change(rate, burst)
-        elif token_bucket is not None:
-            connection.token_bucket, connection.routes = None, token_bucket.routes
-        elif rate:
-            connection.token_bucket, connection.routes = TokenBucket(rate, burst, connection.routes), None
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        """Find out who shows this in a handshake. `done` may be called before this returns."""
+        self.identities.identify(credentials, done)
+
+    def authenticate(self, session: Session, token: str, done: Done[Identity]) -> None:
+        """Identify a session by a token, or renew its identity. `done` may be called before this returns."""
+        self.identities.authenticate(session, token, self.limits, done)
+
+    def expires_in(self, identity: Identity) -> int | None:
+        """Give the seconds until an identity expires; None: it never does."""
+        return self.identities.expires_in(identity)
 
     # The use cases. Each raises CommandError where it refuses a command; then `done` is never called.
 
@@ -186,6 +204,7 @@ class Node:
         check_pattern(topic)
         if self.draining:
             raise _draining()
+        check_right(session.rights, "subscribe", topic)
         policy = self.rules.policy(topic)
         self._check_policy(session, command, policy)
         subscription = (session.subscriptions or {}).get(topic)
@@ -213,9 +232,7 @@ class Node:
     def unsubscribe(self, session: Session, topic: str) -> None:
         """End a subscription of a session."""
         check_pattern(topic)
-        subscription = _find_subscription(session, topic)
-        _detach(session, subscription)
-        self._end_subscription(subscription)
+        self._end_subscription_of(session, topic)
 
     def credit(self, session: Session, topic: str, add: int) -> None:
         """Let `add` more events of a subscription come."""
@@ -232,14 +249,17 @@ class Node:
         key: str | None,
         done: Done[Published],
         origin: Connection | None = None,
+        rights: Rights | None = None,
     ) -> None:
-        """Publish an event. `origin` is the connection that it came by, if it came by one.
+        """Publish an event. `origin` is the connection that it came by, if it came by one; `rights` None: any topic.
 
         While `memory_pressure` is set the caller slows its publisher down.
         """
         check_topic(topic)
         if self.draining:
             raise _draining()
+        if rights is not None:
+            check_right(rights, "publish", topic)
         if origin is not None and origin.token_bucket is not None:
             _check_rate(origin.token_bucket)
         if len(self._pending) >= MAX_PENDING:
@@ -256,10 +276,15 @@ class Node:
             if self._pending.pop(token, None) is not None:
                 raise
             log.exception("engine failed after its answer")
+        if rights is not None and origin is not None:
+            _permit(origin, topic)
 
-    def history(self, topic: str, since: Position | None, limit: int, done: Done[HistoryPage]) -> None:
-        """Read kept events of a topic: the oldest after `since`, or the newest without it."""
+    def history(
+        self, topic: str, since: Position | None, limit: int, done: Done[HistoryPage], rights: Rights | None = None
+    ) -> None:
+        """Read kept events of a topic: the oldest after `since`, or the newest without it. `rights` None: of any."""
         check_topic(topic)
+        check_right(rights, "history", topic)
         if not self.rules.retention(topic).events:
             raise CommandError("no_history", f"`{topic}` keeps no history")
 
@@ -275,7 +300,7 @@ class Node:
         self.engine.history(topic, since, limit, answer)
 
     def disconnect(self, id: str) -> bool:
-        """Close the connection of a session, on an operator's behalf. False: there is no such session."""
+        """Close the connection of a session for an operator. Returns False if there is no such session."""
         session = self.sessions.get(id)
         if session is None:
             return False
@@ -288,6 +313,7 @@ class Node:
         for subscription in (subscriptions or {}).values():
             self._end_subscription(subscription)
         self._bye_sent.discard(session.id)
+        self.identities.remove(session)
         if self.sessions.pop(session.id, None) is not None and self.on_disconnect is not None:
             self.on_disconnect(session.peer)
 
@@ -303,16 +329,20 @@ class Node:
             raise _not_allowed(policy)
         if command.overflow == "replay":
             raise CommandError("no_history", f"`{command.topic}` keeps no history")
-        if command.overflow == "block" and policy.overflow != "block" and not self._may_block(session):
+        if command.overflow == "block" and policy.overflow != "block" and not self._may_block(session, command.topic):
             raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
 
-    def _may_block(self, session: Session) -> bool:
-        return self.block == "all" or (self.block == "local" and is_local(session.peer))
+    def _may_block(self, session: Session, topic: str) -> bool:
+        if session.rights is not None:
+            return self.block != "none" and session.rights.allows("block", topic)
+        return self.block == "all" or (self.block == "local" and session.peer.local)
 
     def _subscribe(self, session: Session, command: messages.Subscribe, policy: SubscriptionPolicy) -> Subscription:
         if session.subscriptions is None:
             session.subscriptions = {}
-        limit = self.limits.max_subscriptions
+        rights = session.rights
+        own = None if rights is None else rights.max_subscriptions
+        limit = self.limits.max_subscriptions if own is None else own
         if len(session.subscriptions) >= limit:
             raise CommandError("limit", f"a connection may have at most {limit} subscriptions here")
         overflow = command.overflow or policy.overflow
@@ -336,14 +366,24 @@ class Node:
         """Give what takes the engine's answer about an interest. Where that is an error, the subscription ends."""
 
         def answer(result: Unavailable | None) -> None:
-            if result is None:
-                done(None)
+            if isinstance(result, Unavailable):
+                if _detach(session, subscription):
+                    self.hub.unsubscribe(subscription)
+                done(CommandError("unavailable", result.message))
                 return
-            if _detach(session, subscription):
-                self.hub.unsubscribe(subscription)
-            done(CommandError("unavailable", result.message))
+            try:  # the rights may have changed meanwhile, and the subscription have ended with them
+                check_right(session.rights, "subscribe", subscription.filter.topic)
+            except CommandError as error:
+                done(error)
+                return
+            done(None)
 
         return answer
+
+    def _end_subscription_of(self, session: Session, topic: str) -> None:
+        subscription = _find_subscription(session, topic)
+        _detach(session, subscription)
+        self._end_subscription(subscription)
 
     def _end_subscription(self, subscription: Subscription) -> None:
         self.hub.unsubscribe(subscription)
@@ -466,6 +506,7 @@ class Node:
         for session in list(self.sessions.values()):
             session.connection.abort()
         await asyncio.sleep(0)
+        await self.identities.stop()
         self.context.stop()
         await self.engine.stop()
 
@@ -490,6 +531,15 @@ def _detach(session: Session, subscription: Subscription) -> bool:
     return True
 
 
+def _permit(origin: Connection, topic: str) -> None:
+    """Let the next publish to this topic take the fast path, if there is a route by now."""
+    path = origin.routes.path if isinstance(origin.routes, IntakeLimit) else origin.routes
+    bucket = path if isinstance(path, TokenBucket) else origin.token_bucket
+    routes = path if bucket is None else bucket.routes
+    if isinstance(routes, PermittedRoutes):
+        routes.permit(topic)
+
+
 def _check_rate(token_bucket: TokenBucket) -> None:
     """Raise CommandError if a connection publishes more than it may."""
     if wait := token_bucket.take():
@@ -501,14 +551,6 @@ def _not_allowed(policy: SubscriptionPolicy) -> CommandError:
     if not policy.overflows:
         return CommandError("forbidden", "the rules for these topics have no `overflow` in common")
     return CommandError("forbidden", f"`overflow` must be one of {', '.join(policy.overflows)} here")
-
-
-def is_local(peer: str) -> bool:
-    """Whether a client, by its address in the log, is on this machine."""
-    try:
-        return peer.startswith("unix:") or parse_address(peer).local
-    except ConfigError:  # "unknown": it was gone before it was asked
-        return False
 
 
 def _outbox(session: Session) -> int:

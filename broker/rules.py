@@ -1,4 +1,4 @@
-"""The rules for topics: what the configuration says of subscriptions to some of them, and of the age of their events.
+"""The rules for topics: defaults and limits of subscriptions to some topics, and the maximum age of their events.
 
 Of the rules that match, the most specific one applies, and it alone: what it does not say is as in the limits, not as
 in a rule that is less specific. Defaults go by the rule that matches all topics of a pattern; what may be asked for by
@@ -99,12 +99,12 @@ def _policy(rule: TopicRule | None, limits: Limits) -> SubscriptionPolicy:
 
 
 def _strictest(policy: SubscriptionPolicy, others: Sequence[SubscriptionPolicy]) -> SubscriptionPolicy:
-    """Find what nobody forbids. Defaults stay where they are allowed."""
+    """Combine rules: the result allows only what all of them allow. Allowed defaults stay."""
     ceiling = min(each.max_queue_limit for each in (policy, *others))
     allowed = tuple(name for name in policy.overflows if all(name in each.overflows for each in others))
     overflow = policy.overflow
     if overflow not in allowed:
-        # Nobody gets by default what makes publishers wait, unless a rule for all of the topics says so.
+        # `block` makes publishers wait: it is a default only if a rule for all of the topics says so.
         overflow = next((name for name in allowed if name not in ("block", "replay")), None)
     return SubscriptionPolicy(min(policy.max_queue, ceiling), ceiling, overflow, allowed)
 

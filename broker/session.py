@@ -6,6 +6,7 @@ the same. Invariant: every command with an id is answered exactly once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar, get_args
@@ -14,16 +15,21 @@ import msgspec
 import structlog
 
 from broker import messages
-from broker._speedups import Connection, Subscription
+from broker._speedups import Connection, IntakeLimit, Subscription
+from broker.auth.permissions import Rights
 from broker.config import Limits
 from broker.engines.base import Position
 from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
 from broker.hub import UNLIMITED
+from broker.identity import Identity
 from broker.messages import BadCommand, Command
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
 
 log = structlog.get_logger(__name__)
 
+MOST_REFUSED = 20
+"""Commands in a row that may be refused as too many before the connection is closed; the burst, where that is more."""
 THROTTLE_SECONDS = 0.1
 """Seconds for which a publish pauses its connection while publishers are throttled."""
 SLOW_CLIENT_CODES = (CloseCode.SLOW_CONSUMER, CloseCode.NOT_READING)
@@ -46,7 +52,7 @@ Done = Callable[[T | CommandError], None]
 
 
 class Node(Protocol):
-    """What a session needs of `broker.node.Node`. A use case that raises never calls `done`."""
+    """The part of `broker.node.Node` that a session uses. A use case that raises never calls `done`."""
 
     limits: Limits
     metrics: Metrics
@@ -68,8 +74,15 @@ class Node(Protocol):
         key: str | None,
         done: Done[Published],
         origin: Connection | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """Publish an event that came by the connection `origin`."""
+
+    def authenticate(self, session: Session, token: str, done: Done[Identity]) -> None:
+        """Identify a session, or renew its identity."""
+
+    def expires_in(self, identity: Identity) -> int | None:
+        """Give the seconds until an identity expires; None: it never does."""
 
     def remove(self, session: Session) -> None:
         """Remove a session whose connection is closed, and end its subscriptions."""
@@ -95,44 +108,71 @@ class SubscriptionStats(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """What the broker knows of one client. `id` stands for it in the log and in `welcome`."""
+    """One client, as the broker knows it. `id` is its name in the log and in `welcome`."""
 
-    __slots__ = ("connection", "id", "inflight", "node", "peer", "subscriptions")
+    __slots__ = (
+        "connection",
+        "id",
+        "identifying",
+        "identity",
+        "inflight",
+        "intake",
+        "node",
+        "peer",
+        "rights",
+        "shares_bucket",
+        "subscriptions",
+    )
 
-    def __init__(self, node: Node, connection: Connection, id: str, peer: str) -> None:
+    def __init__(self, node: Node, connection: Connection, id: str, peer: Peer) -> None:
         self.node = node
         self.connection = connection
         self.id = id
         self.peer = peer
-        """The client's address, for the log."""
+        """The client's address."""
         self.subscriptions: dict[str, Subscription] | None = None
         """By topic or pattern. None for the many that have none yet: it saves 64 bytes on each."""
         self.inflight = 0
         """Commands that the engine has not answered."""
+        self.identity: Identity | None = None
+        """None: the client must show one before it may do anything."""
+        self.rights: Rights | None = None
+        """What it may do; None: everything. Set with the identity."""
+        self.identifying = False
+        """Whether a token is being verified. Until then nothing more is read."""
+        self.intake: IntakeLimit | None = None
+        """How much it may send, where that is limited."""
+        self.shares_bucket = False
+        """Whether its token bucket is not its own, but that of its role."""
 
     # Callbacks of the connection.
 
     def message(self, payload: bytes, text: bool) -> None:
         """Execute one command (broker._speedups.Session)."""
         connection = self.connection
+        if self.intake is not None and (wait := self.intake.take(len(payload))):
+            self._refuse_too_many(self.intake, payload, wait)
+            return
         command: Command | None = None
         try:
             command = messages.decode(payload, self.node.limits.max_depth)
             kind = type(command)
             self.node.metrics.commands[OPS[kind]] += 1
             handle = HANDLERS.get(kind)
+            if self.identity is None and kind not in WITHOUT_IDENTITY:
+                raise CommandError("unauthorized", "there is no identity yet: send `auth` with a token first")
             if handle is None:
                 what = f"`{OPS[kind]}` comes with a later version of the broker"
                 raise BadCommand("bad_command", what)
+            if self.intake is not None:
+                self.intake.refused = 0
             handle(self, command)
-            connection.mistakes = 0
+            if kind is not messages.Auth:  # whose outcome may come later
+                connection.mistakes = 0
         except BadCommand as error:
             if command is None:
                 self.node.metrics.commands[""] += 1
-            self._refuse(error, error.id if command is None else command.id)
-            connection.mistakes += 1
-            if connection.mistakes >= BAD_COMMANDS_IN_A_ROW:
-                connection.close(CloseCode.BAD_COMMANDS, CloseCode.BAD_COMMANDS.reason)
+            self._refuse_bad(error, error.id if command is None else command.id)
         except CommandError as error:
             connection.mistakes = 0
             self._refuse(error, None if command is None else command.id)
@@ -202,12 +242,33 @@ class Session:
         self.node.credit(self, command.topic, command.add)
         self._ok(command.id, topic=command.topic)
 
+    def _auth(self, command: messages.Auth) -> None:
+        self.inflight += 1
+        self.identifying = True
+        self.connection.pause()  # what follows may need the identity
+        self.node.authenticate(self, command.token, partial(self._authenticated, command.id))
+
+    def _authenticated(self, id: int | str | None, result: Identity | CommandError) -> None:
+        self.inflight -= 1
+        self.identifying = False
+        if isinstance(result, BadCommand):
+            self._refuse_bad(result, id)
+        elif isinstance(result, CommandError):
+            self.connection.mistakes = 0
+            self._refuse(result, id)
+        else:
+            self.connection.mistakes = 0
+            expires_in = self.node.expires_in(result)
+            extra: dict[str, object] = {} if expires_in is None else {"expires_in": expires_in}
+            self._ok(id, identity=result.name, **extra)
+        self._read_on()
+
     def _publish(self, command: messages.Publish) -> None:
         node = self.node
         done = partial(self._published, command.id)
         self.inflight += 1
         try:
-            node.publish(command.topic, command.data, command.key, done, self.connection)
+            node.publish(command.topic, command.data, command.key, done, self.connection, self.rights)
         except Exception:
             self.inflight -= 1
             raise
@@ -230,7 +291,7 @@ class Session:
         """Read more commands, if few enough are under way."""
         # Half of them at once: to go on for one command and stop again costs more than the command. And less than half,
         # whatever a reload has made of the limit.
-        if self.inflight <= self.node.limits.max_inflight // 2:
+        if self.inflight <= self.node.limits.max_inflight // 2 and not self.identifying:
             self.connection.resume()
 
     def _ping(self, command: messages.Ping) -> None:
@@ -238,9 +299,30 @@ class Session:
 
     # The answers.
 
+    def end_subscription(self, topic: str, error: CommandError) -> None:
+        """Tell the client that the broker has ended a subscription."""
+        self.node.metrics.errors[error.code] += 1
+        self.connection.answer(messages.encode_error(None, error.code, error.message, topic=topic))
+
     def _ok(self, id: int | str | None, **fields: object) -> None:
         if id is not None:
             self.connection.answer(messages.encode_ok(id, **fields))
+
+    def _refuse_too_many(self, intake: IntakeLimit, payload: bytes, wait: float) -> None:
+        """Refuse a command without decoding more of it than its id; close a connection that goes on."""
+        after = math.ceil(1000 * wait)
+        error = CommandError("rate_limited", "too many commands, or too many bytes", retry_after_ms=after)
+        self._refuse(error, messages.id_of(payload))
+        intake.refused += 1
+        if intake.refused > max(MOST_REFUSED, intake.command_burst):  # those that were under way are forgiven
+            self.connection.close(CloseCode.RATE_LIMITED, CloseCode.RATE_LIMITED.reason)
+
+    def _refuse_bad(self, error: BadCommand, id: int | str | None) -> None:
+        """Answer a command that could not be understood, and close the connection after too many of them."""
+        self._refuse(error, id)
+        self.connection.mistakes += 1
+        if self.connection.mistakes >= BAD_COMMANDS_IN_A_ROW:
+            self.connection.close(CloseCode.BAD_COMMANDS, CloseCode.BAD_COMMANDS.reason)
 
     def _refuse(self, error: CommandError, id: int | str | None) -> None:
         self.node.metrics.errors[error.code] += 1
@@ -248,7 +330,10 @@ class Session:
 
 
 OPS: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(Command)}
+WITHOUT_IDENTITY = (messages.Auth, messages.Ping)
+"""The commands of a client that has no identity yet."""
 HANDLERS: dict[type, Callable[[Session, Any], None]] = {
+    messages.Auth: Session._auth,
     messages.Subscribe: Session._subscribe,
     messages.Unsubscribe: Session._unsubscribe,
     messages.Publish: Session._publish,

@@ -15,7 +15,7 @@ MAX_BYTES = 255
 """The longest topic or pattern, in bytes of UTF-8. Precedents: Kafka allows 249, TIBCO Rendezvous 255."""
 
 RESERVED = "$"
-"""What the broker's own topics begin with."""
+"""The first character of the broker's own topics."""
 
 
 def matches(pattern: str, topic: str) -> bool:
@@ -75,6 +75,15 @@ def overlap(one: str, other: str) -> bool:
 def is_pattern(name: str) -> bool:
     """Whether `name`, which is valid, may match more than the one topic of that name."""
     return "*" in name or ">" in name
+
+
+def is_token(text: str) -> bool:
+    """Whether `text` can be one token of a topic."""
+    try:
+        _check_name(text)
+    except CommandError:
+        return False
+    return "." not in text and not is_pattern(text)
 
 
 def check_topic(topic: str) -> None:

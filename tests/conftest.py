@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 
+import pytest
 import uvloop
 from hypothesis import settings
 
@@ -20,3 +21,8 @@ settings.load_profile("wsbroker")
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests run on the loop that the broker runs on: the native connection relies on how uvloop's transports write."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker of tests that need programs beside Python; tests/needs.py has their table."""
+    config.addinivalue_line("markers", "needs(name, ...): programs that the test needs")

@@ -15,9 +15,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close, Frame, Opcode
 
+from broker.auth.authenticator import Authenticator
 from broker.config import Config, Limits, Server, TopicRule, parse_address
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
+from broker.net.handshake import Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import Listener
 from broker.net.tls import Tls
@@ -35,33 +37,37 @@ async def serving(
     engine: Engine | None = None,
     *,
     pair: Pair | None = None,
+    server: Server | None = None,
     block: Any = "local",
     topics: Sequence[TopicRule] = (),
+    authenticator: Authenticator | None = None,
     **limits: Any,
 ) -> AsyncIterator[Harness]:
-    """A node that serves on loopback, under `limits` other than the defaults, with a certificate by TLS. At the end
-    nothing is left of anybody."""
-    server = Server(listen=["127.0.0.1:0"], block=block)
+    """A node that serves on loopback, or as `server` says, under `limits` other than the defaults, with a certificate
+    by TLS. At the end nothing is left of anybody."""
+    server = server or Server(listen=["127.0.0.1:0"], block=block)
     config = Config(server=server, limits=Limits(**limits), topics=list(topics))
     loop = asyncio.get_running_loop()
-    node = Node(config, engine or MemoryEngine(), loop)
-    limiter = ConnectionLimiter(config, node, Capacity(1000, 100), loop)
+    node = Node(config, engine or MemoryEngine(), loop, authenticator or Authenticator())
+    limiter = ConnectionLimiter(config.limits, node, Capacity(1000, 100))
+    handshakes = Handshakes(config, node, limiter, loop)
     tls = None if pair is None else Tls(loaded(pair))
-    listener = Listener(limiter, notsent_lowat=config.limits.notsent_lowat, tls=tls)
+    listener = Listener(handshakes, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await node.start()
-    await listener.open(parse_address("127.0.0.1:0"))
+    await listener.open(parse_address(server.listen[0]))
     harness = Harness(node, listener.addresses[0], None if pair is None else trusting(pair))
-    harness.limiter = limiter
+    harness.handshakes = handshakes
     try:
         yield harness
     finally:
         listener.close()
         await asyncio.gather(*(client.close() for client in harness.clients))
-        limiter.close()
-        await limiter.wait_empty(PATIENCE)
+        handshakes.close()
+        await handshakes.wait_empty(PATIENCE)
         await until(lambda: not node.connections)
         await node.stop()
     assert node.sessions == {}
+    assert len(node.identities) == 0
     assert node.hub.filters == 0
     assert node.context.subscriptions == 0
     assert node.context.queued == 0
@@ -70,7 +76,7 @@ async def serving(
 class Harness:
     """A node, and who is connected to it."""
 
-    limiter: ConnectionLimiter
+    handshakes: Handshakes
 
     def __init__(self, node: Node, address: str, context: ssl.SSLContext | None = None) -> None:
         self.node = node
@@ -83,11 +89,12 @@ class Harness:
     def url(self) -> str:
         return f"{'ws' if self.context is None else 'wss'}://{self.address}/"
 
-    async def connect(self) -> Client:
-        """A client that has been welcomed."""
-        client = Client(
-            await connect(self.url, ssl=self.context, proxy=None, compression=None, max_size=None, max_queue=None)
-        )
+    async def connect(self, token: str | None = None, **options: Any) -> Client:
+        """A client that has been welcomed; it shows a token in a header. `options` are for websockets."""
+        if token is not None:
+            options["additional_headers"] = {"Authorization": f"Bearer {token}"}
+        unlimited: dict[str, Any] = {"max_size": None, "max_queue": None}
+        client = Client(await connect(self.url, ssl=self.context, proxy=None, compression=None, **unlimited, **options))
         self.clients.append(client)
         client.welcome = await client.next()
         assert client.welcome["op"] == "welcome"

@@ -27,6 +27,8 @@ from tests.fixtures_command import start, wsbroker
 from tests.fixtures_daemon import OWN_NETWORK, TIMEOUT, Daemon, has_networks, launched, mute, serving
 from tests.net.harness import until
 
+pytestmark = pytest.mark.needs("openssl")
+
 
 async def ask(client: ClientConnection, op: str, **fields: Any) -> dict[str, Any]:
     """The next message after a command."""
@@ -477,6 +479,24 @@ async def test_replaced_certificate_is_loaded_without_a_signal(tmp_path: Path) -
         other.certificate.replace(pair.certificate)
         other.key.replace(pair.key)
         await daemon.until("certificate reloaded")
+        async with connect(f"wss://{daemon.addresses[0]}/", ssl=trusting(pair)) as client:
+            await client.recv()
+
+
+async def test_replaced_certificate_with_a_mistake_is_reported_and_the_old_one_stays(tmp_path: Path) -> None:
+    pair, other = make_pair(tmp_path), make_pair(tmp_path, "other")
+    config = f'[server]\nlisten = ["127.0.0.1:0"]\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"'
+    async with launched(folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        old = trusting(pair)
+        other.certificate.replace(pair.certificate)
+        line = await daemon.until("certificate not reloaded")
+        assert "[error" in line
+        assert f"{pair.key} is a private key, but of another certificate than {pair.certificate}" in line
+        async with connect(f"wss://{daemon.addresses[0]}/", ssl=old) as client:
+            await client.recv()
+        other.key.replace(pair.key)
+        assert "certificate reloaded" in await daemon.until("certificate ")
         async with connect(f"wss://{daemon.addresses[0]}/", ssl=trusting(pair)) as client:
             await client.recv()
 

@@ -5,21 +5,40 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import fcntl
 import json
+import logging
 import os
 import re
+import select
 import signal
 import socket
+import ssl
+import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import structlog
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect, unix_connect
+from websockets.exceptions import InvalidMessage
 
 from broker.health import MEMORY_EVENTS
-from broker.log import PRIORITIES, LogRateLimiter, StandardError, add_priority, is_journal, render_json
+from broker.log import (
+    PRIORITIES,
+    LoggingHandler,
+    LogRateLimiter,
+    StandardError,
+    add_priority,
+    is_journal,
+    log_unhandled,
+    render_json,
+)
 from tests.fixtures_daemon import TIMEOUT, is_served, launched
 from tests.net.harness import until
 
@@ -320,6 +339,33 @@ def entries() -> dict[str, str]:
     return found
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_each_mistake_is_written_to_a_small_pipe_that_is_read_late(form: str, tmp_path: Path) -> None:
+    file = tmp_path / "wsbroker.toml"
+    file.write_text("[limits]\n" + "".join(f"wrong{number} = 1\n" for number in range(100)))
+    ours, its = os.pipe()
+    fcntl.fcntl(its, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    command = [sys.executable, "-m", "broker", "serve", "--log-format", form, "--config", str(file)]
+    with os.fdopen(ours) as reader, subprocess.Popen(command, stderr=its) as process:
+        os.close(its)
+        # Once there is no room, it sleeps until somebody reads, or has ended.
+        while process.poll() is None and not (waiting_bytes(ours) and is_sleeping(process.pid)):
+            time.sleep(0.01)
+        assert reader.read().count("there is no such key") == 100
+    assert process.returncode == 78
+
+
+def waiting_bytes(pipe: int) -> int:
+    """How many bytes are in a pipe."""
+    answer = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, answer)
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def is_sleeping(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def test_each_entry_is_documented() -> None:
     text = (ROOT / "docs" / "logs.md").read_text()
     assert dict(re.findall(r"^\| `([^`]+)` \| (debug|info|warning|error) \|", text, re.MULTILINE)) == entries()
@@ -359,3 +405,30 @@ async def test_startup_failure_under_systemd_has_priority_error(
             assert (entry["level"], entry["event"]) == ("error", "cannot start")
         else:
             assert line.startswith("<3>wsbroker: ")
+
+
+class Refused(InvalidMessage):
+    """What a library raises for a client, in a subclass."""
+
+
+@pytest.mark.parametrize(
+    "error", [BadHttpMessage("SECRET"), LineTooLong(b"SECRET"), Refused("SECRET"), ssl.SSLError(1, "SECRET")]
+)
+@pytest.mark.parametrize("name", ["aiohttp.server", "asyncio", "websockets.server", "some.library"])
+def test_client_error_of_a_library_is_at_debug_and_without_its_text(error: Exception, name: str) -> None:
+    with capture_logs() as logs:
+        handler = LoggingHandler()
+        record = logging.LogRecord(name, logging.ERROR, "", 0, "from %s", ("SECRET",), (type(error), error, None))
+        handler.emit(record)
+        log_unhandled(cast(asyncio.AbstractEventLoop, None), {"message": "SECRET", "exception": error})
+    assert [entry["log_level"] for entry in logs] == ["debug", "debug"]
+    assert [entry["event"] for entry in logs] == ["client error", "client error"]
+    assert "SECRET" not in str(logs)
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), ConnectionResetError("a"), KeyError("a")])
+def test_other_errors_of_a_library_stay_errors(error: Exception) -> None:
+    with capture_logs() as logs:
+        record = logging.LogRecord("a", logging.ERROR, "", 0, "b", (), (type(error), error, None))
+        LoggingHandler().emit(record)
+    assert [(entry["log_level"], entry["event"]) for entry in logs] == [("error", "b")]

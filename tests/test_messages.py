@@ -184,6 +184,19 @@ class TestBadJson:
         assert (error.code, error.id) == ("bad_json", None)
         assert error.message
 
+    @pytest.mark.parametrize(
+        ("payload", "message"),
+        [
+            (b'{"op":"ping","id":01}', "not valid JSON at character 20: invalid number"),
+            ('{"op":"ping","é":x}'.encode(), "not valid JSON at character 18: invalid character"),
+            (b'{"op":"ping",}', "not valid JSON at character 14: trailing comma in object"),
+            (b'{"op":"ping"} {}', "not valid JSON at character 15: trailing characters"),
+            (b'{"op":"ping"', "not valid JSON: it ends too early"),
+        ],
+    )
+    def test_message_says_where_text_stops_being_json(self, payload: bytes, message: str) -> None:
+        assert refusal(payload).message == message
+
     @pytest.mark.parametrize("payload", [b"[]", b"1", b'"op"', b"null", b" true", b'[{"op":"ping"}]'])
     def test_json_that_is_not_an_object_is_refused(self, payload: bytes) -> None:
         error = refusal(payload)

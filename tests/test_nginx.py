@@ -24,7 +24,10 @@ from tests.fixtures_daemon import OWN_NETWORK, TIMEOUT, Daemon, has_networks, la
 from tests.net.harness import until
 from tests.test_systemd import activated, bound
 
-SITE = Path(__file__).parent.parent / "nginx" / "wsbroker.conf"
+pytestmark = pytest.mark.needs("nginx", "openssl")
+
+ROOT = Path(__file__).parent.parent
+SITE = ROOT / "nginx" / "wsbroker.conf"
 
 MAIN = """
 daemon off;
@@ -89,7 +92,7 @@ async def nginx(
     changes = {
         r"listen 80;\n": "",
         r"listen \[::\]:(80|443 ssl( default_server)?);\n": "",
-        r"server \{\n\s*server_name broker.example;\n\s*return 301[^\n]*\n\}\n": "",
+        r"server \{\n\s*server_name broker.example;\n\n    # Renewals.*?\n\}\n": "",
         r"443 ssl": f"127.0.0.1:{port} ssl",
         r"broker\.example;": "localhost;",
         r"/etc/letsencrypt/live/broker\.example/fullchain\.pem": str(pair.certificate),
@@ -99,7 +102,7 @@ async def nginx(
         **(replaced or {}),
     }
     for pattern, text in changes.items():
-        site, count = re.subn(pattern, text, site)
+        site, count = re.subn(pattern, text, site, flags=re.DOTALL)
         assert count, pattern
     (folder / "site.conf").write_text(site)
     # Its workers would be somebody else's, who may not look into the folder of the test.
@@ -161,6 +164,102 @@ def test_nginx_accepts_the_site_configuration(tmp_path: Path) -> None:
     command = f"ip link set lo up; exec nginx -t -q -p {tmp_path} -c {tmp_path}/nginx.conf"
     done = subprocess.run([*OWN_NETWORK, command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+DEBIAN = """
+user root;
+worker_processes auto;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+include {folder}/modules-enabled/*.conf;
+
+events {{
+	worker_connections 768;
+	# multi_accept on;
+}}
+
+http {{
+	client_body_temp_path {folder}/body;
+	proxy_temp_path {folder}/proxy;
+	fastcgi_temp_path {folder}/fastcgi;
+	uwsgi_temp_path {folder}/uwsgi;
+	scgi_temp_path {folder}/scgi;
+	sendfile on;
+	ssl_protocols TLSv1 TLSv1.1 TLSv1.2 TLSv1.3;
+	ssl_prefer_server_ciphers on;
+	access_log {folder}/access.log;
+	gzip on;
+	include {folder}/conf.d/*.conf;
+	include {folder}/sites-enabled/*;
+}}
+"""
+"""What matters of the nginx.conf of Debian 12."""
+
+DEFAULT_SITE = """
+server {{
+	listen 80 default_server;
+	listen [::]:80 default_server;
+	root {folder}/html;
+	server_name _;
+	location / {{
+		try_files $uri $uri/ =404;
+	}}
+}}
+"""
+
+
+def debian(folder: Path) -> None:
+    """Lay out /etc/nginx as Debian does, with a module, as far as this system has one."""
+    for name in ("modules-enabled", "conf.d", "sites-enabled", "html/.well-known/acme-challenge"):
+        (folder / name).mkdir(parents=True)
+    (folder / "nginx.conf").write_text(DEBIAN.format(folder=folder))
+    (folder / "sites-enabled" / "default").write_text(DEFAULT_SITE.format(folder=folder))
+    (folder / "html/.well-known/acme-challenge/token").write_text("answer")
+    for module in sorted(Path("/usr/lib/nginx/modules").glob("*.so"))[:1]:
+        (folder / "modules-enabled" / "50-mod.conf").write_text(f"load_module {module};\n")
+
+
+def in_own_network(command: str) -> tuple[int, str]:
+    """Run a command where all ports are free; gives its status and all it says."""
+    done = subprocess.run([*OWN_NETWORK, f"ip link set lo up; {command}"], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not has_networks(), reason="this system allows no network namespaces")
+def test_commands_of_the_docs_fit_the_configuration_of_debian(tmp_path: Path) -> None:
+    folder, live = tmp_path / "nginx", tmp_path / "live"
+    debian(folder)
+    # One process: workers would change their user, which this network of its own does not allow.
+    serve = f"nginx -p {folder} -c {folder}/nginx.conf -g 'master_process off;'"
+    stop = f"kill -QUIT $(cat {folder}/nginx.pid); while [ -e {folder}/nginx.pid ]; do sleep 0.01; done"
+    # The first certificate: the default site answers the challenge.
+    challenge = "curl -sS -H 'Host: localhost' http://127.0.0.1/.well-known/acme-challenge/token"
+    assert in_own_network(f"{serve}; {challenge}; {stop}") == (0, "answer")
+
+    live.mkdir()
+    pair = make_pair(live)
+    pair.certificate.rename(live / "fullchain.pem")
+    pair.key.rename(live / "privkey.pem")
+    text = (ROOT / "docs" / "deploy-nginx.md").read_text()
+    (commands,) = (block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "nginx -t" in block)
+    replaced = {
+        "nginx -t\n": f"{serve} -t -q\n",
+        "cp nginx/": f"cp {ROOT}/nginx/",
+        "/etc/nginx": str(folder),
+        "www.broker.example": "localhost",
+    }
+    for old, new in replaced.items():
+        assert old in commands
+        commands = commands.replace(old, new)
+    site = folder / "conf.d" / "wsbroker.conf"
+    elsewhere = f"sed -i 's|/etc/letsencrypt/live/localhost|{live}|; s|/var/www/html|{folder}/html|' {site}\n"
+    commands = commands.replace(f"{serve} -t", f"{elsewhere}{serve} -t")
+    # Renewals of the certificate come the same way; everything else goes to TLS.
+    other = "curl -sS -o /dev/null -w '%{http_code} %{redirect_url}' -H 'Host: localhost' http://127.0.0.1/a"
+    status, said = in_own_network(f"{commands}\n{serve}; {challenge}; {other}; {stop}")
+    assert (status, said) == (0, "answer301 https://localhost/a")
+    whole = (folder / "nginx.conf").read_text()
+    assert whole.count("worker_connections 65536;") == whole.count("worker_rlimit_nofile 131072;") == 1
 
 
 async def test_clients_connect_through_nginx_with_their_address(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ async def test_each_connection_is_counted_and_has_a_session() -> None:
         clients = [await harness.connect() for _ in range(5)]
         assert harness.node.connections == 5
         assert set(harness.node.sessions) == {client.session for client in clients}
-        assert all(harness.session(client).peer.startswith("127.0.0.1:") for client in clients)
+        assert all(str(harness.session(client).peer).startswith("127.0.0.1:") for client in clients)
         await clients[0].close()
         await until(lambda: harness.node.connections == 4)
         assert set(harness.node.sessions) == {client.session for client in clients[1:]}

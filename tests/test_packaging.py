@@ -18,6 +18,8 @@ import pytest
 import broker
 from tests.fixtures_daemon import is_served
 
+pytestmark = pytest.mark.needs("systemd")
+
 ROOT = Path(__file__).parent.parent
 # The command line is made of the client, which comes along.
 MODULES = {
@@ -206,6 +208,12 @@ def test_the_wheel_is_installed_as_a_service_upgraded_and_run_by_the_units_comma
     assert command == f"{place.prefix}/bin/wsbroker serve --listen systemd"
     path = tmp_path / "ws.sock"
     activate = ["systemd-socket-activate", "-l", str(path), "--fdname=ws", "-E", "WSBROKER_SERVER__ADMIN="]
+    token = {}
+    if place.is_real:  # the installation has made a configuration, and a secret for it
+        secret = Path("/etc/wsbroker/secret")
+        assert (secret.stat().st_mode & 0o777, secret.group()) == (0o640, "wsbroker")
+        made = run(place.prefix / "bin/wsbroker", "token", "make", "--identity", "me", "--role", "backend")
+        token = {"WSBROKER_TOKEN": made.stdout.strip()}
     with subprocess.Popen(
         [*activate, *place.user, *command.split()],
         cwd="/",
@@ -218,8 +226,10 @@ def test_the_wheel_is_installed_as_a_service_upgraded_and_run_by_the_units_comma
             while not is_served(path):
                 assert process.poll() is None
                 time.sleep(0.01)
-            published = run(place.prefix / "bin/wsbroker", "pub", "a", "1", "--url", f"unix:{path}")
-            assert published.stderr == ""
+            publish: list[str | Path] = [place.prefix / "bin/wsbroker", "pub", "a", "1", "--url", f"unix:{path}"]
+            if place.is_real:
+                assert "unauthorized" in run(*publish, status=os.EX_NOPERM).stderr
+            assert run(*publish, env=token).stderr == ""
             status = Path(f"/proc/{process.pid}/status").read_text()
             (uid,) = re.findall(r"^Uid:\t(\d+)", status, re.MULTILINE)
             assert (int(uid) != os.geteuid()) == place.is_real

@@ -6,17 +6,18 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from websockets.asyncio.client import unix_connect
 from websockets.frames import Close
 
 from broker.config import Config, Limits, Server, TopicRule
 from broker.engines.base import Event, PublishDone, Unavailable
 from broker.engines.memory import MemoryEngine
 from broker.errors import ERRORS, CloseCode
-from broker.node import is_local
 from broker.rules import Retention
 from tests.engines.late import LateServer
 from tests.fixtures_node import Client, Harness, serving
@@ -381,7 +382,7 @@ ERROR_CASES: list[tuple[str, str, str]] = [
     ('{ID"op":"credit","topic":"a","add":0}', "bad_command", "`add` must be an integer from 1"),
 ]
 LATER: list[tuple[str, str, str]] = [
-    ('{ID"op":"auth","token":"t"}', "bad_command", "`auth` comes with a later version"),
+    ('{ID"op":"auth","token":"t"}', "unauthorized", "this broker accepts no tokens"),
     ('{ID"op":"history","topic":"a","last":1}', "bad_command", "`history` comes with a later version"),
     ('{ID"op":"presence","topic":"a"}', "bad_command", "`presence` comes with a later version"),
     (
@@ -477,7 +478,8 @@ async def test_the_tenth_bad_command_in_a_row_closes_the_connection(client: Clie
         await client.send(BAD[n % len(BAD)].encode() if binary else BAD[n % len(BAD)])
     assert await client.closed() == Close(CloseCode.BAD_COMMANDS, "bad_commands")
     errors = await client.remaining_messages()
-    assert [error["code"] for error in errors] == ["bad_json", *["bad_command"] * 3, "bad_json"] * 2
+    codes = ["bad_json", "bad_command", "unauthorized", "bad_command", "bad_json"]
+    assert [error["code"] for error in errors] == codes * 2
 
 
 @pytest.mark.parametrize(
@@ -750,15 +752,40 @@ async def test_permission_for_block_is_configured(block: str, rule: Any, allowed
 
 
 @pytest.mark.parametrize(
-    ("peer", "local"),
+    ("header", "fields", "allowed"),
     [
-        *[("127.0.0.1:5", True), ("[::1]:5", True), ("unix:", True), ("192.0.2.1:5", False), ("unknown", False)],
-        # As a proxy that is believed gives them, without a port.
-        *[("203.0.113.7", False), ("2001:db8::1", False), ("127.0.0.1", False), ("::1", False)],
+        ("X-Forwarded-For", {}, True),
+        ("X-Forwarded-For", {"X-Forwarded-For": "203.0.113.7"}, False),
+        ("X-Forwarded-For", {"X-Forwarded-For": "unknown"}, False),
+        ("X-Forwarded-For", {"X-Forwarded-For": ""}, False),
+        ("X-Forwarded-For", {"X-Forwarded-For": "127.0.0.1"}, False),
+        ("Forwarded", {"Forwarded": "for=_hidden"}, False),
+        ("Forwarded", {"Forwarded": 'for="'}, False),
     ],
 )
-def test_local_clients_are_recognized_by_their_address(peer: str, local: bool) -> None:
-    assert is_local(peer) == local
+async def test_block_is_not_for_clients_that_a_proxy_speaks_for(
+    tmp_path: Path, header: Any, fields: dict[str, str], allowed: bool
+) -> None:
+    path = f"{tmp_path}/ws.sock"
+    server = Server(listen=[f"unix:{path}"], forwarded_header=header)
+    async with serving(server=server) as harness, unix_connect(path, additional_headers=fields) as client:
+        assert json.loads(await client.recv())["op"] == "welcome"
+        await client.send('{"op":"subscribe","id":1,"topic":"a","overflow":"block"}')
+        answer = json.loads(await client.recv())
+        assert answer.get("code") == (None if allowed else "forbidden")
+        assert harness.node.connections == 1
+
+
+async def test_message_beyond_16_mib_passes_in_fragments_of_4_kb() -> None:
+    async with serving(max_size=18 * 2**20, max_outbox=2**26, ping_interval=0) as harness:
+        subscriber, publisher = await harness.subscriber("a"), await harness.connect()
+        command = '{"op":"publish","id":1,"topic":"a","data":"%s"}' % ("x" * 17 * 2**20)
+        fragments = [command[at : at + 4096] for at in range(0, len(command), 4096)]
+        assert len(fragments) > 4096
+        await publisher.socket.send(fragments)
+        assert (await publisher.answer(1))["op"] == "ok"
+        [data] = await subscriber.data(1)
+        assert len(data) == 17 * 2**20
 
 
 async def test_rules_give_defaults_and_ceilings() -> None:

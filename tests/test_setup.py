@@ -27,12 +27,12 @@ class Checkout:
         self.calls = folder.parent / "calls"
 
     def setup(self, for_whom: str) -> str:
-        """Run it, and give what it did: `venv`, `install`, `build`."""
+        """Run it, and give what it did: `venv`, `install`, `build`, `mkdocs`."""
         self.calls.write_text("")
         python = self.folder.parent / "python"
         environ = {**os.environ, "PYTHON": str(python), "CC": "true", "CALLS": str(self.calls)}
         subprocess.run([self.folder / "tools" / "setup", for_whom], env=environ, check=True, capture_output=True)
-        words = {"-m venv": "venv", "--editable": "install", "build_ext": "build"}
+        words = {"-m venv": "venv", "--editable": "install", "build_ext": "build", "--requirement": "mkdocs"}
         calls = self.calls.read_text().splitlines()
         return " ".join(done for call in calls for word, done in words.items() if word in call)
 
@@ -44,9 +44,15 @@ def checkout(tmp_path: Path) -> Checkout:
     python.write_text(PYTHON)
     python.chmod(0o755)
     folder = tmp_path / "one"
-    for name in ("tools/setup", "tools/packages", "pyproject.toml", "setup.py"):
+    for name in ("tools/setup", "tools/packages", "tools/site/requirements.txt", "pyproject.toml", "setup.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
+    # The assets of the site are there, with their checksums.
+    asset = folder / ".tools" / "site" / "mermaid.min.js"
+    asset.parent.mkdir(parents=True)
+    asset.write_text("")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    (folder / "tools/site/assets.sha256").write_text(f"{empty}  .tools/site/mermaid.min.js\n")
     for name in ("_speedups/speedups.pyx", "bench/load/load.c", "broker/_speedups.x.so", "broker/_load.x.so"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -65,6 +71,13 @@ def test_setup_does_only_missing_steps(checkout: Checkout) -> None:
     assert checkout.setup("dev") == "install"
     assert checkout.setup("dev") == ""
     assert checkout.setup("run") == ""
+
+
+def test_docs_need_mkdocs_but_not_the_broker(checkout: Checkout) -> None:
+    assert checkout.setup("docs") == "venv mkdocs"
+    assert checkout.setup("docs") == ""
+    assert checkout.setup("run") == "install"
+    assert checkout.setup("docs") == ""
 
 
 def test_dev_dependencies_include_bench_dependencies(checkout: Checkout) -> None:

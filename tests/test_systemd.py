@@ -24,6 +24,8 @@ from broker.systemd import Systemd, status
 from tests.fixtures_daemon import TIMEOUT, Daemon, launched
 from tests.net.harness import request, until
 
+pytestmark = pytest.mark.needs("systemd")
+
 
 class Manager:
     """The datagram socket on which a service says how it goes."""
@@ -225,10 +227,10 @@ MemoryEngine.start = signalled
 FAULTY = """
 reconfigure = Node.reconfigure
 
-def faulty(self, config):
+def faulty(self, config, *more):
     if hasattr(self, "metrics"):  # not at the start
         raise LookupError("planted")
-    reconfigure(self, config)
+    reconfigure(self, config, *more)
 
 Node.reconfigure = faulty
 """

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 
-from broker.config import load
+from broker.auth.configured import load_authenticator, requires_identity
+from broker.config import Reading, load
 from tests.fixtures_certificates import make_pair, trusting
 from tests.test_systemd import activated, bound
+
+pytestmark = pytest.mark.needs("openssl", "systemd")
 
 ROOT = Path(__file__).parent.parent
 UNITS = ROOT / "systemd"
@@ -85,8 +88,28 @@ def test_user_and_directory_are_created(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted(UNITS.rglob("*.service")) + sorted(UNITS.rglob("*.conf")), ids=lambda p: p.name)
 def test_settings_in_the_units_exist(file: Path) -> None:
     found = dict(re.findall(r"^Environment=(WSBROKER_\w+)=(.*)$", file.read_text(), re.MULTILINE))
-    config = load(Path(os.devnull), found, {})
-    assert config.server.path == "/"
+    reading = Reading(Path(os.devnull), found, {})
+    # The file has the keys that a required identity needs.
+    assert {problem.key for problem in reading.problems} <= {"auth.required"}
+    assert reading.config.server.path == "/"
+
+
+def test_clients_of_the_service_must_show_a_token(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("c2VjcmV0IG9mIDMyIGJ5dGVzIGF0IGxlYXN0LCByYW5kb20=\n")
+    text = (UNITS / "wsbroker.toml").read_text()
+    assert text.count("/etc/wsbroker/secret") == 1
+    file = tmp_path / "wsbroker.toml"
+    unit = (UNITS / "wsbroker.service").read_text()
+    environ = dict(re.findall(r"^Environment=(WSBROKER_\w+)=(.*)$", unit, re.MULTILINE))
+    for written in (text.replace("/etc/wsbroker/secret", str(secret)), "", "[auth]\nrequired = false\n"):
+        file.write_text(written)
+        reading = Reading(file, environ, {"server.listen": ["unix:/run/wsbroker/ws.sock"]})
+        assert requires_identity(reading.config)
+        # Without a key nobody could connect, and the broker says so and does not start.
+        assert bool(reading.problems) is ("secret" not in written)
+    file.write_text(text.replace("/etc/wsbroker/secret", str(secret)))
+    assert load_authenticator(load(file, environ, {}), {}).anonymous is None
 
 
 async def test_credentials_are_read_from_the_credentials_directory(tmp_path: Path) -> None:
@@ -121,7 +144,13 @@ def test_install_puts_the_files_in_place(tmp_path: Path) -> None:
     assert {name: path.read_text() for name, path in installed.items()} == {
         "etc/systemd/system/wsbroker.service": (UNITS / "wsbroker.service").read_text(),
         "etc/systemd/system/wsbroker.socket": (UNITS / "wsbroker.socket").read_text(),
+        "etc/wsbroker/wsbroker.toml": (UNITS / "wsbroker.toml").read_text(),
         "etc/sysusers.d/wsbroker.conf": (UNITS / "wsbroker.sysusers").read_text(),
         "etc/tmpfiles.d/wsbroker.conf": (UNITS / "wsbroker.tmpfiles").read_text(),
     }
-    assert all(path.stat().st_mode & 0o777 == 0o644 for path in installed.values())
+    modes = {name: path.stat().st_mode & 0o777 for name, path in installed.items()}
+    assert modes.pop("etc/wsbroker/wsbroker.toml") == 0o640
+    assert set(modes.values()) == {0o644}
+    installed["etc/wsbroker/wsbroker.toml"].write_text("mine")
+    subprocess.run([ROOT / "tools" / "install-service"], env=environ, check=True)
+    assert installed["etc/wsbroker/wsbroker.toml"].read_text() == "mine"

@@ -18,6 +18,7 @@ from broker import messages
 from broker._speedups import Connection
 from broker.config import Config, Limits
 from broker.engines.memory import MemoryEngine
+from broker.net.addresses import UNKNOWN
 from broker.node import Node
 
 TEXT = 1
@@ -89,7 +90,7 @@ class Harness:
 
     def connect(self) -> Connection:
         """A client that was told `welcome`."""
-        self.node.connect(self._wire, b"", b"", "case")
+        self.node.connect(self._wire, b"", b"", UNKNOWN)
         return next(reversed(self.node.sessions.values())).connection
 
     def subscribe(self, topic: str, **options: Any) -> Connection:

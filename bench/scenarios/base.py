@@ -20,12 +20,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of a scenario: `lines` over what `x` takes from a load, `bars` for each load, `samples` over time."""
+    """A picture of a scenario: `lines` over what `x` takes from a load, `bars` for each load, `pairs` of two loads for
+    each server, `samples` over time."""
 
     name: str
     """Of the file, behind the scenario's."""
     title: str
-    kind: Literal["lines", "bars", "samples"]
+    kind: Literal["lines", "bars", "pairs", "samples"]
     axis: str
     """What is shown, with its unit."""
     value: Value = lambda result: 0.0
@@ -36,6 +37,8 @@ class Plot:
     logarithmic: bool = False
     label: Callable[[Any], str] = str
     """Of a load, where there are bars of several."""
+    metric: str = ""
+    """What is shown, in words for the title. Empty: as `axis`."""
 
 
 @dataclass(frozen=True)

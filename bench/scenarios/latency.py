@@ -31,12 +31,13 @@ LATENCY = Scenario(
     plots=(
         Plot(
             "p99",
-            "1,000 subscribers",
+            "1,000 subscribers, fixed rates of publishes",
             "lines",
-            "p99 of a delivery, ms",
+            "ms, p99",
             lambda result: result.delivery_us.p99 / 1e3,
             x=lambda load: load.rate,
             x_axis="publishes/s",
+            metric="99th percentile of the time to a delivery",
         ),
     ),
 )

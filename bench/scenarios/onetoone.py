@@ -14,7 +14,16 @@ ONETOONE = Scenario(
     PUBLISHING,
     deliveries,
     repetitions=lambda load, peer: GOAL if peer in (BROKER, NATS, PICOWS, SOCKETIFY) else 2,
-    plots=(Plot("rate", "1,000 topics, window 256", "bars", "messages/s", deliveries),),
+    plots=(
+        Plot(
+            "rate",
+            "1,000 topics with one subscriber each, window 256",
+            "bars",
+            "messages/s",
+            deliveries,
+            metric="messages per second",
+        ),
+    ),
 )
 
 PIPELINED = Scenario(
@@ -26,5 +35,14 @@ PIPELINED = Scenario(
     PUBLISHING,
     deliveries,
     repetitions=lambda load, peer: GOAL if peer in (BROKER, FLOOR, NATS) else 2,
-    plots=(Plot("rate", "one topic, window 256", "bars", "messages/s", deliveries),),
+    plots=(
+        Plot(
+            "rate",
+            "1 topic, 1 subscriber, 256 publishes under way",
+            "bars",
+            "messages/s",
+            deliveries,
+            metric="messages per second",
+        ),
+    ),
 )

@@ -21,7 +21,13 @@ PATTERNS = Scenario(
     deliveries,
     plots=(
         Plot(
-            "rate", "window 64", "bars", "messages/s", deliveries, label=lambda load: f"{load.subscribers:,} patterns"
+            "rate",
+            "One subscriber for each pattern, window 64",
+            "bars",
+            "messages/s",
+            deliveries,
+            label=lambda load: f"{load.subscribers:,} patterns",
+            metric="messages per second",
         ),
     ),
 )

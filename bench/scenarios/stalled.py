@@ -38,11 +38,14 @@ STALLED = Scenario(
     plots=(
         Plot(
             "p99",
-            "900 healthy subscribers",
-            "bars",
-            "p99 of a delivery, ms",
+            "900 subscribers that read, 75 events of 2 kB per second",
+            "pairs",
+            "ms, p99",
             lambda result: result.delivery_us.p99 / 1e3,
-            label=lambda load: f"{load.stalled or 'none'} stalled",
+            label=lambda load: (
+                f"{load.stalled} stalled subscribers beside them" if load.stalled else "no stalled subscribers"
+            ),
+            metric="99th percentile of the time to a delivery",
         ),
     ),
 )
@@ -124,6 +127,14 @@ FLOOD = Scenario(
     growth,
     repetitions=lambda load, peer: 1,
     less_is_better=True,
-    plots=(Plot("rss", "100 stalled subscribers", "samples", "RSS, MB"),),
+    plots=(
+        Plot(
+            "rss",
+            "100 stalled subscribers, a publisher at full speed, 1 kB",
+            "samples",
+            "MB",
+            metric="memory of the server (RSS) over time",
+        ),
+    ),
     remarks=_remarks,
 )

@@ -24,7 +24,17 @@ UNIX = Scenario(
     PUBLISHING,
     deliveries,
     alternate=True,
-    plots=(Plot("rate", "1,000 subscribers", "bars", "deliveries/s", deliveries, label=_over, logarithmic=True),),
+    plots=(
+        Plot(
+            "rate",
+            "1,000 subscribers, 128 bytes",
+            "bars",
+            "deliveries/s",
+            deliveries,
+            label=_over,
+            metric="deliveries per second",
+        ),
+    ),
 )
 
 TLS = Scenario(
@@ -40,7 +50,17 @@ TLS = Scenario(
     PUBLISHING,
     deliveries,
     repetitions=lambda load, peer: 2 if peer in (BROKER, SOCKETIFY) else 1,
-    plots=(Plot("rate", "500 subscribers", "bars", "deliveries/s", deliveries, label=_over, logarithmic=True),),
+    plots=(
+        Plot(
+            "rate",
+            "500 subscribers, 128 bytes",
+            "bars",
+            "deliveries/s",
+            deliveries,
+            label=_over,
+            metric="deliveries per second",
+        ),
+    ),
 )
 
 DEFLATE = Scenario(
@@ -52,5 +72,14 @@ DEFLATE = Scenario(
     (BROKER, WEBSOCKETS, SOCKETIFY, NCHAN),
     (*PUBLISHING, Column("on the wire", lambda result: result.event_bytes, size)),
     deliveries,
-    plots=(Plot("rate", "1,000 subscribers, 1 kB of prose", "bars", "deliveries/s", deliveries),),
+    plots=(
+        Plot(
+            "rate",
+            "1,000 subscribers, 1 kB of prose, window 16",
+            "bars",
+            "deliveries/s",
+            deliveries,
+            metric="deliveries per second",
+        ),
+    ),
 )

@@ -96,7 +96,7 @@ Values = (
 
 
 class Source(Protocol):
-    """What the collector reads from: `broker.daemon.Daemon`."""
+    """The source of the metrics: `broker.daemon.Daemon`."""
 
     node: Node
     limiter: ConnectionLimiter

@@ -13,10 +13,11 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from broker.admin.sessions import NO_STORE, Sessions
+from broker.admin.answers import NO_STORE, respond
+from broker.admin.sessions import Sessions
 from broker.config import Address
 from broker.net.limiter import ADMIN_CONNECTIONS
-from broker.net.listener import ACCEPT_RETRY_DELAY, Acceptor, BaseListener, SocketAcceptor, describe_error
+from broker.net.listener import ACCEPT_RETRY_DELAY, UNIX_MODE, Acceptor, BaseListener, SocketAcceptor, describe_error
 from broker.node import Node
 
 SPARE_FDS: Final = 4
@@ -50,8 +51,11 @@ class Admin:
         self._registry = registry
         self._unready_reason = unready_reason
         self._sessions = Sessions(node)
+        self._identities = node.identities
         self._max_connections = max_connections
-        app = web.Application(middlewares=[_check_host])
+        self.is_remote = False
+        """Whether other machines can reach it. Set before it serves."""
+        app = web.Application(middlewares=[_check_host, self._check_key])
         app.add_routes(
             [
                 web.get("/livez", self._livez),
@@ -121,17 +125,37 @@ class Admin:
         except OSError:
             self._refilling = asyncio.get_running_loop().call_later(ACCEPT_RETRY_DELAY, self._refill_spare_fds)
 
+    @web.middleware
+    async def _check_key(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Serve what tells of clients and topics to API keys with the role `admin` alone, as soon as there are any."""
+        if request.path.startswith("/v1/"):
+            values = request.headers.getall("Authorization", [])
+            key = values[0][7:].strip() if len(values) == 1 and values[0][:7].lower() == "bearer " else None
+            denied = self._identities.refuse_admin(key, remote=self.is_remote)
+            if denied is not None:
+                code = "unauthorized" if denied.status == 401 else "forbidden"
+                answer = respond({"code": code, "message": denied.reason, "retry": False}, denied.status)
+                if denied.status == 401:
+                    answer.headers["WWW-Authenticate"] = 'Bearer realm="wsbroker"'
+                return answer
+        return await handler(request)
+
     async def _livez(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "alive"}, headers=NO_STORE)
+        return respond({"status": "alive"})
 
     async def _readyz(self, request: web.Request) -> web.Response:
         reason = self._unready_reason()
         if reason is None:
-            return web.json_response({"status": "ready"}, headers=NO_STORE)
-        return web.json_response({"status": "not ready", "reason": reason}, status=503, headers=NO_STORE)
+            return respond({"status": "ready"})
+        return respond({"status": "not ready", "reason": reason}, 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        accept = request.headers.get("Accept", "")
+        try:
+            # It repeats the version that it was asked for.
+            encode, content_type = choose_encoder(accept if accept.isascii() else "")
+        except (TypeError, ValueError):  # a version that is none
+            encode, content_type = choose_encoder("")
         return web.Response(body=encode(self._registry), headers={**NO_STORE, "Content-Type": content_type})
 
 
@@ -158,8 +182,8 @@ async def _set_server_header(request: web.Request, response: web.StreamResponse)
 class AdminListener(BaseListener):
     """One address of the admin listener."""
 
-    def __init__(self, admin: Admin) -> None:
-        super().__init__()
+    def __init__(self, admin: Admin, *, unix_mode: int = UNIX_MODE, unix_group: int | None = None) -> None:
+        super().__init__(unix_mode=unix_mode, unix_group=unix_group)
         self._admin = admin
 
     def _make_acceptor(self, sock: socket.socket) -> Acceptor:

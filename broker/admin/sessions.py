@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-import msgspec
 from aiohttp import web
 
+from broker.admin.answers import respond
 from broker.node import Node
 from broker.session import Session, SubscriptionStats
 
@@ -16,8 +16,6 @@ DEFAULT_LIMIT: Final = 100
 
 MAX_LIMIT: Final = 1000
 """Upper bound of `limit`."""
-
-NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 class Sessions:
@@ -32,26 +30,26 @@ class Sessions:
         if not (
             given.isascii() and given.isdecimal() and len(given) <= len(str(MAX_LIMIT)) and 1 <= int(given) <= MAX_LIMIT
         ):
-            return _respond({"error": f"limit must be from 1 to {MAX_LIMIT}"}, 400)
+            return respond({"error": f"limit must be from 1 to {MAX_LIMIT}"}, 400)
         found = []
         for session, subscription_stats in self._node.subscription_stats(int(given)):
             found.append(_summarize(session, subscription_stats))
             await asyncio.sleep(0)  # one may have a thousand subscriptions, and there are clients to serve
-        return _respond({"total": len(self._node.sessions), "sessions": found})
+        return respond({"total": len(self._node.sessions), "sessions": found})
 
     async def show(self, request: web.Request) -> web.Response:
         """Describe one session with each of its subscriptions."""
         session = self._node.sessions.get(request.match_info["id"])
         if session is None:
-            return _respond({"error": "there is no such session"}, 404)
+            return respond({"error": "there is no such session"}, 404)
         subscription_stats = session.subscription_stats()
-        return _respond({**_summarize(session, subscription_stats), "subscriptions": subscription_stats})
+        return respond({**_summarize(session, subscription_stats), "subscriptions": subscription_stats})
 
 
 def _summarize(session: Session, subscription_stats: list[SubscriptionStats]) -> dict[str, Any]:
     return {
         "session": session.id,
-        "peer": session.peer,
+        "peer": str(session.peer),
         "outbox_bytes": session.connection.queued_bytes,
         "queued": sum(stats.queued for stats in subscription_stats),
         "oldest_queued_seconds": max((stats.oldest_queued_seconds for stats in subscription_stats), default=0.0),
@@ -64,8 +62,3 @@ def _summarize(session: Session, subscription_stats: list[SubscriptionStats]) ->
 
 def _rank(stats: SubscriptionStats) -> tuple[int, int]:
     return stats.queued, stats.dropped
-
-
-def _respond(content: object, status: int = 200) -> web.Response:
-    body = msgspec.json.encode(content)
-    return web.Response(body=body, status=status, headers={**NO_STORE, "Content-Type": "application/json"})

@@ -15,7 +15,16 @@ import msgspec
 
 from broker.cli.pipe import Lines, Output
 from broker.errors import CommandError
-from broker.messages import Credit, EventMessage, Publish, decode, decode_server, encode_command
+from broker.messages import (
+    NOT_JSON,
+    Credit,
+    EventMessage,
+    Publish,
+    decode,
+    decode_server,
+    encode_command,
+    explain_json,
+)
 from broker.overflow import Overflow
 from broker.topics import matches, rank
 from wsbroker_client import ClientError, CommandRefused
@@ -142,9 +151,14 @@ def check_publish(command: bytes, value: bytes) -> None:
     """
     from broker.config import Limits  # most commands do not need it
 
-    publish = decode(command, Limits().max_depth)
+    try:
+        publish = decode(command, Limits().max_depth)
+    except CommandError as error:
+        # The place is one of the value, not one of the command around it.
+        message = explain_json(value) if error.message.startswith(NOT_JSON) else error.message
+        raise CommandError(error.code, message) from None
     if not isinstance(publish, Publish) or bytes(publish.data) != value.strip(_SPACE):
-        raise CommandError("bad_json", "not one JSON value")
+        raise CommandError("bad_json", explain_json(value))
 
 
 def check_line(command: bytes, value: bytes) -> None:

@@ -1,4 +1,4 @@
-"""`wsbroker bench`, apart from the command line and what is shown: loads a running broker and measures it.
+"""`wsbroker bench` without its command line and output: loads a running broker and measures it.
 
 First one ordinary client connects: whatever keeps this program from using the broker is found out by it, the
 certificate is verified, and one event is published. Then the load program (broker.cli.load) does the rest, at the
@@ -45,7 +45,7 @@ OPEN_TIMEOUT: Final = 10.0
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is to be done. `window` publishes are kept under way, or `rate` are sent a second where it is not None.
+    """The load. `window` publishes are kept under way, or `rate` are sent per second if it is not None.
 
     `payload` is the bytes of data of an event, quotes included; `subscribers` a multiple of `topics`.
     """
@@ -72,7 +72,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far the load program has come. The rate and the latencies are those since its last report."""
+    """Progress of the load program. The rate and the latencies are those since its last report."""
 
     phase: str
     seconds: float
@@ -85,7 +85,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What the load program measured, in its words. CPU shares are of one core."""
+    """The results of the load program. CPU shares are of one core."""
 
     seconds: float
     connect_seconds: float
@@ -108,7 +108,7 @@ class Broker(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The figures of a run, and of what broker: what `welcome` said of itself, and its process."""
+    """The figures of a run, and the broker: its `welcome` and its process."""
 
     plan: Plan
     server: str
@@ -117,12 +117,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def publishes_per_second(self) -> float:
-        """Publishes of which every delivery has come, a second."""
+        """Publishes per second that all subscribers have received."""
         return self.measured.publishes / self.measured.seconds
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where the load program connects to."""
+    """The address that the load program connects to."""
 
     address: str
     host: str
@@ -137,7 +137,7 @@ Show = Callable[[Progress], object]
 
 
 def missing_files(subscribers: int) -> str | None:
-    """Say why so many connections are too many for this process's limit of open files; None if they are not."""
+    """Explain why the limit of open files does not allow so many connections; None if it does."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = subscribers + 1 + SPARE_FILES
     if most in (resource.RLIM_INFINITY, -1) or needed <= most:
@@ -247,7 +247,7 @@ _CODE: Final = re.compile(r"closed by the server: (\d{4})")
 
 
 def _fail(complaint: str, plan: Plan, last: Progress | None) -> NoReturn:
-    """Raise what the load program's last words mean."""
+    """Raise the error that the last line of the load program reports."""
     words = complaint.strip().rpartition("\n")[2].removeprefix("load: ") or "the load program ended without a word"
     opened = f"with {last.open if last else 0} of {plan.subscribers + 1} connections open"
     if refused := _REFUSED.search(words):
@@ -264,7 +264,7 @@ def _fail(complaint: str, plan: Plan, last: Progress | None) -> NoReturn:
     raise LoadFailed(f"{opened}: {words}")
 
 
-# What is sent
+# The data
 
 
 def _data(size: int) -> str:
@@ -276,7 +276,7 @@ def _publish(topic: str, payload: int) -> str:
     return f'{{"op":"publish","topic":"{topic}","data":{_data(payload)}}}'
 
 
-# Where it is sent
+# The address
 
 
 def _refuse_proxy(url: str) -> None:
@@ -304,16 +304,16 @@ def _named(sock: socket.socket) -> str:
 
 
 def _host(uri: WebSocketURI) -> str:
-    """What stands in Host: the name, and the port where it is not the usual one."""
+    """The header Host: the name, and the port unless it is the default."""
     name = f"[{uri.host}]" if ":" in uri.host else uri.host
     return name if uri.port == (443 if uri.secure else 80) else f"{name}:{uri.port}"
 
 
-# Who answers there
+# The process of the broker
 
 
 def find_broker(sock: socket.socket, proc: Path = Path("/proc")) -> Broker:
-    """Find the process at the other end of a connection, if it is on this machine and may be looked at.
+    """Find the process at the other end of a connection, if it is on this machine and this user may inspect it.
 
     Behind a proxy it is the proxy.
     """

@@ -1,4 +1,4 @@
-"""What `wsbroker bench` shows: how far it has come, and at the end a table.
+"""The output of `wsbroker bench`: the progress, and a table at the end.
 
 On a terminal a bar with the rate of the moment; elsewhere a plain line a second. Both go to standard error, the table
 to standard output.
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import msgspec
+import orjson
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -152,7 +153,7 @@ def as_line(outcome: Outcome) -> str:
         "broker_rss": measured.server_rss if watched else None,
         "warnings": warnings(outcome),
     }
-    return msgspec.json.encode(found).decode() + "\n"
+    return orjson.dumps(found, default=msgspec.to_builtins).decode() + "\n"
 
 
 def rate(value: float) -> str:

@@ -1,21 +1,25 @@
 """The configuration: what can be set (`schema`), from where it comes (`sources`), what is wrong with it (`checks`), and
 its description (`describe`)."""
 
-from broker.config.addresses import Address, parse_address
+from broker.config.addresses import Address, find_group, parse_address
 from broker.config.checks import too_open
 from broker.config.keys import RESTART_KEYS
-from broker.config.schema import Config, Limits, Log, Server, TopicRule
+from broker.config.schema import ApiKey, Auth, Config, Limits, Log, Role, Server, TopicRule
 from broker.config.sources import Reading, load
 
 __all__ = [
     "RESTART_KEYS",
     "Address",
+    "ApiKey",
+    "Auth",
     "Config",
     "Limits",
     "Log",
     "Reading",
+    "Role",
     "Server",
     "TopicRule",
+    "find_group",
     "load",
     "parse_address",
     "too_open",

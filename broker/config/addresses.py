@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
+import grp
 import ipaddress
 import os
 import re
 from typing import Final
 
-import msgspec
-
 from broker.errors import ConfigError
+from broker.net.addresses import Address
 
-
-class Address(msgspec.Struct, frozen=True):
-    """What to listen on: a TCP address (`host` without brackets, `port` 0 for any free), a Unix socket's path, or the
-    sockets that systemd passes."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-    systemd: bool = False
-
-    @property
-    def local(self) -> bool:
-        """Whether only this machine can connect: a Unix socket, or a host that stands for loopback (RFC 6761, 6.3).
-
-        Of `systemd` nobody knows before its sockets are there; it is looked at then.
-        """
-        if self.systemd or self.path or self.host.lower() == "localhost" or self.host.lower().endswith(".localhost"):
-            return True
-        try:
-            ip = ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-        return (mapped or ip).is_loopback
-
-    def __str__(self) -> str:
-        if self.systemd:
-            return "systemd"
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+__all__ = ["Address", "find_group", "parse_address", "printable"]
 
 
 def parse_address(text: str) -> Address:
@@ -74,6 +44,16 @@ def parse_address(text: str) -> Address:
         hint = "; for every interface say 0.0.0.0 or [::]" if host in ("", "*") else ""
         raise ConfigError([f"`{shown}`: the host must be a name or an IP address{hint}"])
     return Address(host=host, port=int(port))
+
+
+def find_group(group: str) -> int:
+    """Give the number of a group, by its name or number. Raises KeyError."""
+    if re.fullmatch(r"[0-9]{1,9}", group):
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except ValueError as error:  # a NUL, or text that is not UTF-8
+        raise KeyError(group) from error
 
 
 def printable(text: str) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from broker.config.keys import KEYS, RULE_KEYS, SECTIONS, Key
-from broker.config.schema import RELOADS, Config, TopicRule
+from broker.config import toml
+from broker.config.keys import KEYS, SECTIONS, TABLE_KEYS, TABLES, Key
+from broker.config.schema import RELOADS, Config
 
 
 def default_toml() -> str:
@@ -20,11 +21,12 @@ def default_toml() -> str:
             if key.section != section:
                 continue
             lines += _comment(key)
-            example = f"# {key.name} = {_toml(key.example)}"
-            lines += [example if key.default is None else f"{key.name} = {_toml(key.default)}", ""]
-    lines += [f"# {TopicRule.__doc__}", "# [[topics]]", ""]
-    for key in RULE_KEYS.values():
-        lines += [*_comment(key), f"# {key.name} = {_toml('prices.>' if key.name == 'match' else key.example)}", ""]
+            example = f"# {key.name} = {toml.dump(key.example)}"
+            lines += [example if key.default is None else f"{key.name} = {toml.dump(key.default)}", ""]
+    for table, struct in TABLES.items():
+        lines += [f"# {struct.__doc__}", f"# [[{table}]]", ""]
+        for key in TABLE_KEYS[table].values():
+            lines += [*_comment(key), f"# {key.name} = {toml.dump(key.example)}", ""]
     return "\n".join(lines)
 
 
@@ -40,8 +42,3 @@ def schema() -> dict[str, Any]:
         if key.default is not None:  # msgspec leaves out defaults that are lists
             result["$defs"][SECTIONS[key.section].__name__]["properties"][key.name]["default"] = key.default
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **result}
-
-
-def _toml(value: object) -> str:
-    """Write a default in TOML; JSON is TOML for numbers, booleans, and the strings and lists that occur."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=0).decode()

@@ -4,13 +4,12 @@ the Structs of `schema`, so that none is written twice."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple, get_args, get_type_hints
+from typing import Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import inspect
 
-from broker.config.schema import Limits, Log, Reload, Server, TopicRule
-from broker.overflow import OVERFLOWS
+from broker.config.schema import ApiKey, Auth, Limits, Log, Reload, Role, Server, TopicRule
 
 
 class Key(NamedTuple):
@@ -24,6 +23,10 @@ class Key(NamedTuple):
     example: Any
     """For a key that has no default of its own."""
     reload: Reload
+    secret: bool
+    """Whether no message may show the value."""
+
+    is_required: bool
 
     @property
     def is_list(self) -> bool:
@@ -37,26 +40,36 @@ def _read_keys() -> dict[str, Key]:
     return keys
 
 
-def _keys_of(section: str, struct: type[msgspec.Struct], defaults: msgspec.Struct) -> Iterator[Key]:
+def _keys_of(section: str, struct: type[msgspec.Struct], defaults: msgspec.Struct | None = None) -> Iterator[Key]:
     types = get_type_hints(struct, include_extras=True)
+    required = {field.name for field in msgspec.structs.fields(struct) if field.required}
     for name in struct.__struct_fields__:
         kind = inspect.type_info(types[name])
         assert isinstance(kind, inspect.Metadata)  # every field has a description
-        # msgspec sorts the choices of a Literal; people expect them in the order that they were written in.
-        choices = get_args(get_args(types[name])[0]) if isinstance(kind.type, inspect.LiteralType) else ()
         about, extra = kind.extra_json_schema or {}, kind.extra or {}
         unit = extra["unit"]
         yield Key(
             section=section,
             name=name,
             type=types[name],
-            default=getattr(defaults, name),
+            default=getattr(defaults, name, None),
             description=about["description"],
-            allowed=_allowed(kind.type, choices or OVERFLOWS),
+            allowed=_allowed(kind.type, _choices(types[name])),
             unit=f" ({unit})" if unit else "",
             example=about.get("examples", [None])[0],
             reload=extra["reload"],
+            secret=extra["secret"],
+            is_required=name in required,
         )
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """Find the choices of a Literal within a type. msgspec sorts them; people expect the order that they are written
+    in."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    inner = (_choices(part) for part in get_args(hint) if not isinstance(part, msgspec.Meta))
+    return next((found for found in inner if found), ())
 
 
 def _allowed(kind: inspect.Type, choices: tuple[str, ...] = ()) -> str:
@@ -77,7 +90,7 @@ def _allowed(kind: inspect.Type, choices: tuple[str, ...] = ()) -> str:
             return ("one of " if len(choices) > 1 else "") + ", ".join(f'"{choice}"' for choice in choices)
         case inspect.ListType(item_type=inspect.LiteralType()):
             return "a list, not empty, of " + ", ".join(f'"{choice}"' for choice in choices)
-        case inspect.ListType(min_length=low):
+        case inspect.ListType(min_length=low) | inspect.VarTupleType(min_length=low):
             return "a list of strings" + (", not empty" if low else "")
         case _:
             return "a string"
@@ -91,8 +104,12 @@ def convert(key: Key, value: object, is_text: bool) -> Any:
     return msgspec.convert(value, key.type, strict=not is_text)
 
 
-SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {"server": Server, "limits": Limits, "log": Log}
+SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {"server": Server, "limits": Limits, "auth": Auth, "log": Log}
+TABLES: Final[dict[str, type[msgspec.Struct]]] = {"keys": ApiKey, "roles": Role, "topics": TopicRule}
+"""The tables of which there may be several, like [[topics]]."""
 KEYS: Final = _read_keys()
-RULE_KEYS: Final = {key.name: key for key in _keys_of("topics", TopicRule, TopicRule(match=""))}
+TABLE_KEYS: Final = {
+    section: {key.name: key for key in _keys_of(section, struct)} for section, struct in TABLES.items()
+}
 RESTART_KEYS: Final = tuple(name for name, key in KEYS.items() if key.reload == "restart")
 """The settings that a reload does not change."""

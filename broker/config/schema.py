@@ -33,15 +33,16 @@ def _key(
     example: Any = None,
     *,
     reload: Reload,
+    secret: bool = False,
 ) -> Meta:
     """Describe a key: what it is for, the range that it allows, its unit, an example where it has no default, and what
-    a reload does to it.
+    a reload does to it. The value of a `secret` is shown in no message.
 
     Ranges are wide. They are there to catch a slip of the unit, like milliseconds for seconds.
     """
     examples = None if example is None else [example]
     about += f" In {unit}." if unit else ""
-    extra = {"unit": unit, "reload": reload}
+    extra = {"unit": unit, "reload": reload, "secret": secret}
     return Meta(
         ge=low, le=high, description=about, examples=examples, extra=extra, extra_json_schema={"x-reload": reload}
     )
@@ -53,18 +54,25 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[
         Annotated[list[str], Meta(min_length=1)],
         _key(
-            "Addresses to listen on, each host:port, [v6]:port, unix:/path (a socket with mode 0660), or systemd for "
+            "Addresses to listen on, each host:port, [v6]:port, unix:/path, or systemd for "
             "the sockets that it passes. "
             "In the environment they are separated by commas.",
             reload="restart",
         ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8765"])
-    path: Annotated[str, _key("Path of the WebSocket. Whatever follows a ? is not looked at.", reload="restart")] = "/"
+    path: Annotated[
+        str,
+        _key(
+            "Path of the WebSocket. Whatever follows a ? is not looked at; a slash at the end makes no difference.",
+            reload="restart",
+        ),
+    ] = "/"
     origins: Annotated[
         list[str],
         _key(
             "Origins whose pages may connect besides the broker's own host, written as browsers send them, like "
-            '"https://example.org". "null" and "*" (every origin) must be listed in so many words.',
+            '"https://example.org"; "https://*.example.org" stands for any subdomain. "null" and "*" (every origin) '
+            "must be listed in so many words.",
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
@@ -72,7 +80,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bool | None,
         _key(
             "Whether clients without an identity may connect. Left out: only where all addresses of listen are on "
-            "loopback or are Unix sockets.",
+            "loopback or are Unix sockets, and auth.required does not say otherwise.",
             example=True,
             reload="restart",
         ),
@@ -81,8 +89,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["local", "all", "none"],
         _key(
             "Which clients may subscribe with the overflow policy block, which parks publishers. local: "
-            "clients on loopback and Unix sockets, but nobody for whom a proxy says in X-Forwarded-For who it is and "
-            "is believed. Behind a proxy on this machine that is not believed it is everybody.",
+            "clients on loopback and Unix sockets, except those for which a trusted proxy speaks. "
+            "Behind a proxy on this machine that is not trusted, every client is local.",
             reload="new_subscriptions",
         ),
     ] = "local"
@@ -104,11 +112,45 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trusted_proxies: Annotated[
         list[str],
         _key(
-            "Networks whose proxies are believed when they say in X-Forwarded-For from where a client comes, like "
-            "10.0.0.0/8. Unix sockets are always trusted.",
+            "Networks whose proxies are trusted when they name the client's address in the header of "
+            "forwarded_header, like 10.0.0.0/8. Unix sockets are always trusted.",
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
+    forwarded_header: Annotated[
+        Literal["X-Forwarded-For", "Forwarded"],
+        _key(
+            "The header in which trusted proxies name the client's address. It must be the one that they set: the "
+            "other one is not read, because a client could have sent it. Forwarded is that of RFC 7239.",
+            reload="new_connections",
+        ),
+    ] = "X-Forwarded-For"
+    proxy_protocol: Annotated[
+        list[str],
+        _key(
+            "Networks of load balancers whose connections begin with the header of the PROXY protocol, version 1 or 2, "
+            "like 10.0.0.0/8; unix stands for Unix sockets. A connection from there without the header is refused. "
+            "It is about the addresses of listen, not about the admin listener.",
+            reload="new_connections",
+        ),
+    ] = msgspec.field(default_factory=list)
+    unix_mode: Annotated[
+        str,
+        _key(
+            "Mode of the Unix sockets that the broker makes, three octal digits as for chmod. Who may write may "
+            "connect.",
+            reload="restart",
+        ),
+    ] = "660"
+    unix_group: Annotated[
+        str | None,
+        _key(
+            "Group of the Unix sockets that the broker makes, by name or number. The broker's user must be in it. Left "
+            "out: the group of the broker.",
+            example="www-data",
+            reload="restart",
+        ),
+    ] = None
     certificate: Annotated[
         str | None,
         _key(
@@ -167,8 +209,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=1, le=10**7)] | None,
         _key(
             "Connections of one client address at one time, or of one IPv6 network of 64 bits; beyond it the answer is "
-            "429. The address is the forwarded one where a proxy is believed; who comes by a Unix socket without one "
-            "is not counted, nor who is being closed. Left out: any number.",
+            "429. Behind a trusted proxy it is the forwarded address. Clients of a Unix socket without one, and "
+            "connections that are being closed, do not count. Left out: any number.",
             example=100,
             reload="new_connections",
         ),
@@ -222,10 +264,31 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_depth: Annotated[
         int, _key("Levels that the JSON of a command may be nested, its own object included.", 2, 512, reload="at_once")
     ] = 64
+    max_head: Annotated[
+        int,
+        _key(
+            "Longest head of a request: its request line and all header lines together. One line may be as long; "
+            "browsers send the cookies of all programs on localhost in one.",
+            1024,
+            2**20,
+            "bytes",
+            reload="new_connections",
+        ),
+    ] = 16 * 1024
     open_timeout: Annotated[
         float,
         _key(
             "Time from connecting to the end of the opening handshake.", 0.1, 3600, "seconds", reload="new_connections"
+        ),
+    ] = 10.0
+    auth_timeout: Annotated[
+        float,
+        _key(
+            "Time for a client to show a token, where one is required; beyond it the connection is closed with 4500.",
+            0.1,
+            3600,
+            "seconds",
+            reload="new_connections",
         ),
     ] = 10.0
     ping_interval: Annotated[
@@ -288,6 +351,45 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="at_once",
         ),
     ] = 100
+    command_rate: Annotated[
+        float,
+        _key(
+            "Commands a second that one connection may send, on the average; beyond it the answer is rate_limited, and "
+            "who goes on is closed with 4002. 0: any number.",
+            0,
+            10**7,
+            reload="at_once",
+        ),
+    ] = 0.0
+    command_burst: Annotated[
+        int, _key("Commands that one connection may send at once.", 1, 10**7, reload="at_once")
+    ] = 200
+    byte_rate: Annotated[
+        float,
+        _key(
+            "Bytes of commands a second that one connection may send, on the average; beyond it as with command_rate. "
+            "0: any number.",
+            0,
+            2**40,
+            reload="at_once",
+        ),
+    ] = 0.0
+    byte_burst: Annotated[
+        int, _key("Bytes of commands that one connection may send at once.", 64, 2**40, "bytes", reload="at_once")
+    ] = 4 * 2**20
+    handshake_rate: Annotated[
+        float,
+        _key(
+            "Connections a second that one client address may begin, or one IPv6 network of 64 bits, on the average; "
+            "beyond it the answer is 429. Who comes by a Unix socket without an address is not counted. 0: any number.",
+            0,
+            10**6,
+            reload="new_connections",
+        ),
+    ] = 0.0
+    handshake_burst: Annotated[
+        int, _key("Connections that one client address may begin at once.", 1, 10**6, reload="new_connections")
+    ] = 50
     drain_timeout: Annotated[
         float,
         _key(
@@ -339,6 +441,122 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(4096, -(-self.max_size // 2048)) if self.max_fragments is None else self.max_fragments
 
 
+Algorithm = Literal[
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+"""The algorithms of JSON Web Signatures that the broker verifies (RFC 7518, section 3.1; RFC 8037)."""
+
+
+class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who clients are: the tokens that identify them, JSON Web Tokens (RFC 7519)."""
+
+    required: Annotated[
+        bool | None,
+        _key(
+            "Whether a client must show a valid token or API key. Left out: not on loopback and Unix sockets, and "
+            "everywhere else.",
+            example=True,
+            reload="restart",
+        ),
+    ] = None
+    algorithms: Annotated[
+        Annotated[list[Algorithm], Meta(min_length=1)],
+        _key(
+            "Algorithms that a token may be signed with. What a token itself says never adds to them.",
+            reload="at_once",
+        ),
+    ] = msgspec.field(default_factory=lambda: ["EdDSA"])
+    key_file: Annotated[
+        str | None,
+        _key(
+            "File with the public keys that tokens are verified with: PEM, one or several, or a JSON Web Key Set. "
+            "credential:NAME stands for a credential that systemd passes.",
+            example="/etc/wsbroker/jwt.pub",
+            reload="at_once",
+        ),
+    ] = None
+    key: Annotated[
+        str | None,
+        _key(
+            "The same keys themselves, for the environment.",
+            example="-----BEGIN PUBLIC KEY-----…",
+            reload="at_once",
+        ),
+    ] = None
+    jwks_url: Annotated[
+        str | None,
+        _key(
+            "URL of the JSON Web Key Set of a login service, instead of a file: https, or http on loopback.",
+            example="https://login.example/.well-known/jwks.json",
+            reload="at_once",
+        ),
+    ] = None
+    secret_file: Annotated[
+        str | None,
+        _key(
+            "File with the secret for HS256, HS384 and HS512, which the broker shares with those who make tokens. A "
+            "newline at its end does not belong to it. credential:NAME stands for a credential that systemd passes.",
+            example="credential:jwt-secret",
+            reload="at_once",
+        ),
+    ] = None
+    secret: Annotated[
+        str | None,
+        _key(
+            "The same secret itself, for the environment.",
+            example="at least 32 bytes, at random, for HS256",
+            reload="at_once",
+            secret=True,
+        ),
+    ] = None
+    url: Annotated[
+        str | None,
+        _key(
+            "URL of a backend that says who a client without a token is, asked with headers of its request when it "
+            "connects: https, or http on loopback.",
+            example="http://127.0.0.1:8000/wsbroker",
+            reload="at_once",
+        ),
+    ] = None
+    url_headers: Annotated[
+        Annotated[list[str], Meta(min_length=1)],
+        _key(
+            "Headers of the client's request that the backend gets. A client that sends none of them has no identity, "
+            "and the backend is not asked.",
+            reload="new_connections",
+        ),
+    ] = msgspec.field(default_factory=lambda: ["Cookie"])
+    url_timeout: Annotated[float, _key("Time for an answer of the backend.", 0.1, 60, "seconds", reload="at_once")] = (
+        3.0
+    )
+    url_concurrency: Annotated[
+        int, _key("Requests to the backend that are under way at one time.", 1, 10_000, reload="at_once")
+    ] = 64
+    issuer: Annotated[
+        str | None,
+        _key("The `iss` that a token must have. Left out: any.", example="https://login.example", reload="at_once"),
+    ] = None
+    audience: Annotated[
+        str | None,
+        _key("The `aud` that a token must have. Left out: any.", example="wsbroker", reload="at_once"),
+    ] = None
+    identity_claim: Annotated[
+        str, _key("The claim with the name of the identity. A dot leads into a claim.", reload="at_once")
+    ] = "sub"
+    roles_claim: Annotated[
+        str,
+        _key(
+            "The claim with the roles, a list or a string with spaces in between, like realm_access.roles or scope. A "
+            "token without it has the role default.",
+            reload="at_once",
+        ),
+    ] = "roles"
+    leeway: Annotated[
+        float, _key("How far clocks may differ, for `exp` and `nbf`.", 0, 300, "seconds", reload="at_once")
+    ] = 10.0
+    expiry_required: Annotated[bool, _key("Whether a token must have `exp`.", reload="at_once")] = True
+
+
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the broker writes to standard error."""
 
@@ -354,7 +572,12 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings for some topics: one [[topics]] table. If several match a topic, only the most specific one applies."""
 
     match: Annotated[
-        str, _key("The topic or pattern that the rule is for. `*` and `>` are as in subscriptions.", reload="at_once")
+        str,
+        _key(
+            "The topic or pattern that the rule is for. `*` and `>` are as in subscriptions.",
+            example="prices.>",
+            reload="at_once",
+        ),
     ]
     max_queue: Annotated[
         Annotated[int, Meta(ge=1, le=2**24)] | None,
@@ -391,10 +614,119 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
+_Patterns = Annotated[tuple[str, ...], Meta(max_length=1000)]
+
+
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An API key of a backend: one [[keys]] table. `wsbroker key make` makes one."""
+
+    name: Annotated[str, _key("The identity of those who show the key.", example="shop", reload="at_once")]
+    hash: Annotated[
+        str,
+        _key(
+            "The hash of the key; the key itself is written nowhere.",
+            example=f"sha256:{64 * '0'}",
+            reload="at_once",
+            secret=True,
+        ),
+    ]
+    roles: Annotated[
+        Annotated[tuple[str, ...], Meta(min_length=1)],
+        _key("What it may do. admin stands for the admin listener.", example=["publisher"], reload="at_once"),
+    ]
+
+
+class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What those who have this role may do, and how much of it: one [[roles]] table. A list left out grants nothing."""
+
+    name: Annotated[
+        str,
+        _key(
+            "Name of the role, as tokens have it. anonymous is for those who show none, default for tokens that name "
+            "no role.",
+            example="user",
+            reload="at_once",
+        ),
+    ]
+    publish: Annotated[
+        _Patterns,
+        _key(
+            "Topics and patterns that events may be published to. {identity} stands for the name of the identity.",
+            example=["chat.*"],
+            reload="at_once",
+        ),
+    ] = ()
+    subscribe: Annotated[
+        _Patterns,
+        _key(
+            "What may be subscribed to: a pattern, too, if each topic that it matches is allowed.",
+            example=["prices.>", "user.{identity}.>"],
+            reload="at_once",
+        ),
+    ] = ()
+    presence: Annotated[
+        _Patterns, _key("Where it may be asked who is subscribed.", example=["chat.*"], reload="at_once")
+    ] = ()
+    history: Annotated[_Patterns, _key("Whose kept events may be read.", example=["prices.>"], reload="at_once")] = ()
+    block: Annotated[
+        _Patterns,
+        _key(
+            "Where a subscription may have the overflow policy block, which parks publishers.",
+            example=["orders.>"],
+            reload="new_subscriptions",
+        ),
+    ] = ()
+    max_connections: Annotated[
+        Annotated[int, Meta(ge=1, le=10**7)] | None,
+        _key(
+            "Connections of one identity at one time. Left out: any number.",
+            example=10,
+            reload="new_connections",
+        ),
+    ] = None
+    connect_rate: Annotated[
+        Annotated[float, Meta(ge=0.001, le=10**6)] | None,
+        _key(
+            "Connections a second that one identity may begin, on the average, and ten times as many at once. Left "
+            "out: any number.",
+            example=1.0,
+            reload="at_once",
+        ),
+    ] = None
+    max_subscriptions: Annotated[
+        Annotated[int, Meta(ge=1, le=10**6)] | None,
+        _key(
+            "Subscriptions of one connection. Left out: limits.max_subscriptions.",
+            example=100,
+            reload="new_subscriptions",
+        ),
+    ] = None
+    publish_rate: Annotated[
+        Annotated[float, Meta(ge=0, le=10**7)] | None,
+        _key(
+            "Events a second that one identity may publish, by all its connections together. 0: any number. Left out: "
+            "limits.publish_rate, which is for each connection.",
+            example=10.0,
+            reload="at_once",
+        ),
+    ] = None
+    publish_burst: Annotated[
+        Annotated[int, Meta(ge=1, le=10**7)] | None,
+        _key(
+            "Events that it may publish at once. Left out: limits.publish_burst.",
+            example=20,
+            reload="at_once",
+        ),
+    ] = None
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The configuration of one broker."""
 
     server: Server = msgspec.field(default_factory=Server)
     limits: Limits = msgspec.field(default_factory=Limits)
+    auth: Auth = msgspec.field(default_factory=Auth)
     log: Log = msgspec.field(default_factory=Log)
+    keys: list[ApiKey] = msgspec.field(default_factory=list)
+    roles: list[Role] = msgspec.field(default_factory=list)
     topics: list[TopicRule] = msgspec.field(default_factory=list)

@@ -15,9 +15,9 @@ from typing import Any, Final
 import msgspec
 
 from broker.config import toml
-from broker.config.checks import Setting, check, check_value, contradictions, converted
-from broker.config.keys import KEYS, RULE_KEYS, SECTIONS
-from broker.config.schema import Config, TopicRule
+from broker.config.checks import Setting, check, check_table, contradictions, converted
+from broker.config.keys import KEYS, SECTIONS, TABLE_KEYS, TABLES, Key
+from broker.config.schema import ApiKey, Config, Role, TopicRule
 from broker.errors import ConfigError, Place, Problem
 
 DEFAULT_FILE: Final = Path("/etc/wsbroker/wsbroker.toml")
@@ -38,20 +38,25 @@ class Reading:
         self.problems: list[Problem] = []
         self.rules: dict[int, TopicRule] = {}
         """The rules without mistakes, by their number in the file."""
+        self.keys: dict[int, ApiKey] = {}
+        self.roles: dict[int, Role] = {}
         self._file = str(file or DEFAULT_FILE)
         self._lines: dict[toml.Path, int] = {}
         self._wrong: set[str] = set()
         """Keys of which some value is wrong."""
         self._settings: dict[str, Setting] = {}
+        self._tables: set[str] = set()
+        """The kinds of tables that there are, also with mistakes."""
         self._read_file(file)
         for layer in (self._of_environment(environ), self._of_flags(flags)):
             self._take(layer)
-        self.problems += contradictions(self._settings, self._wrong)
+        self.problems += contradictions(self._settings, self._wrong, self._tables)
         sections: dict[str, Any] = {}
         for key, setting in self._settings.items():
             section, _, name = key.partition(".")
             sections.setdefault(section, {})[name] = converted(setting)
-        self.config = msgspec.structs.replace(msgspec.convert(sections, Config), topics=list(self.rules.values()))
+        tables = {name: list(getattr(self, attribute).values()) for name, attribute in _ATTRIBUTES.items()}
+        self.config = msgspec.structs.replace(msgspec.convert(sections, Config), **tables)
 
     def locate(self, problem: Problem | str) -> Problem:
         """Say where the value comes from that a problem is about."""
@@ -59,8 +64,8 @@ class Reading:
             return Problem(problem)
         if problem.place is not None or not problem.key:
             return problem
-        if problem.key.startswith("topics["):
-            return msgspec.structs.replace(problem, place=self._line(*_rule_path(problem.key)))
+        if "[" in problem.key:
+            return msgspec.structs.replace(problem, place=self._line(*_table_path(problem.key)))
         setting = self._settings.get(problem.key)
         return problem if setting is None else msgspec.structs.replace(problem, place=setting.place)
 
@@ -71,9 +76,9 @@ class Reading:
 
     def _take(self, layer: Iterable[Setting]) -> None:
         for setting in layer:
-            if mistakes := check(setting):
+            if problems := check(setting):
                 self._wrong.add(setting.key)
-                self.problems += [Problem(mistake, setting.key, setting.place) for mistake in mistakes]
+                self.problems += problems
             else:
                 self._settings[setting.key] = setting
 
@@ -87,8 +92,9 @@ class Reading:
                 return
             document, self._lines = found
             for section, table in document.items():
-                if section == "topics":
-                    self._read_rules(table)
+                if section in TABLES:
+                    self._tables.add(section)
+                    self._read_tables(section, table)
                 else:
                     self._take(self._of_section(section, table))
         except OSError as error:
@@ -105,7 +111,7 @@ class Reading:
     def _of_section(self, section: str, table: object) -> Iterator[Setting]:
         if section not in SECTIONS:
             what = "section" if isinstance(table, dict) else "key"
-            message = f"there is no such {what}{_suggest(section, [*SECTIONS, 'topics', *KEYS])}"
+            message = f"there is no such {what}{_suggest(section, [*SECTIONS, *TABLES, *KEYS])}"
             self.problems.append(Problem(message, section, self._line(section)))
         elif not isinstance(table, dict):
             self.problems.append(Problem(f"must be a table, [{section}]", section, self._line(section)))
@@ -114,27 +120,32 @@ class Reading:
                 key = f"{section}.{name}"
                 place = self._line(section, name)
                 if key in KEYS:
-                    yield Setting(key, value, place)
+                    count = len(value) if isinstance(value, list) else 0
+                    elements = [self._line(section, name, number) for number in range(1, count + 1)]
+                    yield Setting(key, value, place, elements=elements)
                 else:
                     self.problems.append(Problem(f"there is no such key{_suggest(key, KEYS)}", key, place))
 
-    def _read_rules(self, tables: object) -> None:
-        """Read the [[topics]] tables."""
+    def _read_tables(self, section: str, tables: object) -> None:
+        """Read tables like [[topics]]."""
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            self.problems.append(Problem("must be tables, each [[topics]]", "topics", self._line("topics")))
+            self.problems.append(Problem(f"must be tables, each [[{section}]]", section, self._line(section)))
             return
+        keys = TABLE_KEYS[section]
         for number, table in enumerate(tables, 1):
             problems = [
-                Problem(mistake, f"topics[{number}].{name}", self._line("topics", number, name))
-                for name, value in table.items()
-                for mistake in _check_rule_key(name, value)
+                Problem(f"is missing: {_describe(key)}", f"{section}[{number}].{key.name}", self._line(section, number))
+                for key in keys.values()
+                if key.is_required and key.name not in table
             ]
-            if "match" not in table:
-                message = 'is missing: the topic or pattern that the rule is for, like match = "prices.>"'
-                problems.insert(0, Problem(message, f"topics[{number}].match", self._line("topics", number)))
+            problems += [
+                Problem(mistake, f"{section}[{number}].{name}", self._line(section, number, name))
+                for name, value in table.items()
+                for mistake in _check_table_key(section, name, value)
+            ]
             self.problems += problems
             if not problems:
-                self.rules[number] = msgspec.convert(table, TopicRule)
+                getattr(self, _ATTRIBUTES[section])[number] = msgspec.convert(table, TABLES[section])
 
     # The environment and the command line
 
@@ -189,15 +200,22 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     return reading.config
 
 
-def _check_rule_key(name: str, value: object) -> list[str]:
-    key = RULE_KEYS.get(name)
-    return [f"there is no such key{_suggest(name, RULE_KEYS)}"] if key is None else check_value(key, value)
+def _check_table_key(section: str, name: str, value: object) -> list[str]:
+    key = TABLE_KEYS[section].get(name)
+    return [f"there is no such key{_suggest(name, TABLE_KEYS[section])}"] if key is None else check_table(key, value)
 
 
-def _rule_path(key: str) -> toml.Path:
+def _describe(key: Key) -> str:
+    """Say what a key is for, with an example, behind a colon."""
+    about = key.description.partition(". ")[0].removesuffix(".")
+    return f"{about[:1].lower()}{about[1:]}, like {key.name} = {toml.dump(key.example)}"
+
+
+def _table_path(key: str) -> toml.Path:
     """Split `topics[2].match` as the lines of the file are named."""
-    number, _, name = key.removeprefix("topics[").partition("]")
-    return ("topics", int(number), *([name[1:]] if name else []))
+    section, _, rest = key.partition("[")
+    number, _, name = rest.partition("]")
+    return (section, int(number), *([name[1:]] if name else []))
 
 
 def _of_kubernetes(name: str, value: str) -> bool:
@@ -228,6 +246,8 @@ def flag_of(key: str) -> str:
     return "--" + key.removeprefix("server.").replace(".", "-").replace("_", "-")
 
 
+_ATTRIBUTES: Final = {"keys": "keys", "roles": "roles", "topics": "rules"}
+"""Where a Reading keeps the tables of each kind."""
 _ALIKE: Final = 0.65
 _VARIABLES: Final = {variable_of(key): key for key in KEYS}
 CLIENT_VARIABLES: Final = frozenset({"WSBROKER_URL", "WSBROKER_TOKEN", "WSBROKER_CA"})

@@ -6,6 +6,8 @@ import re
 import tomllib
 from typing import Any, Final
 
+import msgspec
+
 from broker.errors import Place, Problem
 
 Path = tuple[str | int, ...]
@@ -34,6 +36,11 @@ def parse(data: bytes, file: str) -> tuple[dict[str, Any], dict[Path, int]] | Pr
         message = f"is not valid TOML: {message[:1].lower()}{message[1:]}"
         return Problem(message, place=Place(file=file, line=line, column=column))
     return values, _Scanner(text.replace("\r\n", "\n")).lines  # as the parser does
+
+
+def dump(value: object) -> str:
+    """Write a default in TOML; JSON is TOML for numbers, booleans, and the strings and lists that occur."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=0).decode()
 
 
 def _position(text: str, index: int) -> tuple[int, int]:

@@ -88,7 +88,7 @@ Lost = Callable[[str], None]
 
 
 class Engine(ABC):
-    """What a node asks of its engine; see the promises at the head of this file."""
+    """The calls of a node to its engine; see the promises at the head of this file."""
 
     @abstractmethod
     async def start(self, deliver: Deliver, lost: Lost) -> None:
@@ -148,7 +148,7 @@ MembersDone = Callable[[MemberPage | Unavailable], None]
 
 
 class Presence(ABC):
-    """Who is subscribed to a topic, on any node. Calls answer as those of an engine do (3, 5, 6, 8). In addition:
+    """The subscribers of a topic, on all nodes. Calls answer as those of an engine do (3, 5, 6, 8). In addition:
 
     1. **Listed until left.** After `done(None)` of `join` the member is listed on every node, until `leave` or the end
        of the lease. Joining again replaces the member of this session.

@@ -1,90 +1,234 @@
-"""The opening handshake: one accepted socket until the upgrade, or until an HTTP refusal (RFC 6455, section 4.2).
+"""The opening handshake: one accepted socket until the upgrade, or until an HTTP refusal has been read.
 
-Bytes are collected until the head of the request is complete; bytes after it are passed on unchanged. websockets parses
-the head, and its `ServerProtocol` checks what RFC 6455 requires; path, Host, Origin and capacity are checked here.
+What a request means and how it is answered is in `http`; this file has the socket around it. `Handshakes` is what all
+of them share, with their deadlines.
 Invariant: nothing of a handshake outlives the upgrade, not even a reference cycle for the garbage collector.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import random
 import socket
 import ssl
-from collections.abc import Generator, Mapping, Sequence
-from email.utils import formatdate
-from io import BytesIO
-from typing import Any, cast
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, cast
 
 import structlog
-from websockets.exceptions import (
-    InvalidHandshake,
-    InvalidHeader,
-    InvalidHeaderValue,
-    InvalidMethod,
-    InvalidProtocol,
-    InvalidUpgrade,
-    NegotiationError,
-    SecurityError,
-)
-from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.http11 import Request
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
 
-from broker import messages
-from broker.errors import REFUSALS
-from broker.net.limiter import REFUSED_TIMEOUT, ConnectionLimiter
-
-HEALTH_PATH = "/healthz"
-HEALTH_METHODS = ("GET", "HEAD")
-SUBPROTOCOL = Subprotocol(messages.SUBPROTOCOL)
-SERVER = "wsbroker"
-
-MAX_HEAD = 16 * 1024
-"""Bytes of a request's head. Apache and nginx take 8 kB in a line, Node 16 kB in all; a browser with a full cookie
-jar sends some 8 kB."""
-
-HEAD_END = b"\r\n\r\n"
-BARE_LF = re.compile(rb"(?<!\r)\n")
-BODY_HEADERS = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:[^\n]*\n", re.IGNORECASE | re.MULTILINE)
-HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]/?#@:\s]*)(?::[0-9]*)?")
-# The first byte of a method is one of a token (RFC 9110, section 5.6.2). TLS, SSH and the like begin with others.
-TOKEN_CHARACTERS = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-
-UPGRADE_RESPONSE = (
-    b"HTTP/1.1 101 Switching Protocols\r\n"
-    b"Upgrade: websocket\r\n"
-    b"Connection: Upgrade\r\n"
-    b"Sec-WebSocket-Accept: %s\r\n"
-    b"Server: wsbroker\r\n"
-    b"%s"
-    b"\r\n"
+from broker.config import Config
+from broker.identity import Credentials, Denied, Identified, Identity
+from broker.metrics import Metrics
+from broker.net.addresses import UNIX, UNKNOWN, Peer, peer_of
+from broker.net.http import (
+    PLAIN_ON_TLS_PORT,
+    TOKEN_CHARACTERS,
+    HeadReader,
+    HealthCheck,
+    HTTPResponse,
+    Site,
+    Upgrade,
+    answer_request,
+    parse_head,
 )
-EXTENSIONS_HEADER = b"Sec-WebSocket-Extensions: %s\r\n"
-PROTOCOL_V1 = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode()
+from broker.net.limiter import ConnectionLimiter, Place
+from broker.net.origin import Origins
+from broker.net.proxy import Proxies
+from broker.net.proxy_protocol import HeaderReader, ProxyProtocol, ProxyProtocolError
 
-MALFORMED = (ValueError, EOFError, NotImplementedError)
-"""What websockets raises for a request that it cannot parse."""
-
-REFUSAL_REASONS = {
-    200: "",
-    400: "malformed",
-    401: "unauthorized",
-    403: "origin",
-    404: "not_found",
-    426: "upgrade_required",
-    429: "address_limit",
-    431: "header_too_large",
-}
-"""Reasons of refusals in the metrics, by HTTP status."""
+REFUSED_TIMEOUT = 2.0
+"""Seconds that a refused client has to read its answer and close. nginx gives 5 (lingering_timeout) and 30 in all;
+here it is one answer of a few hundred bytes, and each second holds a descriptor."""
 
 UNAVAILABLE = {"full": "the broker is full", "memory": "the broker is out of memory"}
 
-NO_HEADERS: Mapping[str, str] = {}
-UPGRADE: Mapping[str, str] = {"Upgrade": "websocket"}
+INVALID_TOKEN = {"WWW-Authenticate": 'Bearer realm="wsbroker", error="invalid_token"'}
+"""RFC 6750, section 3."""
+DENIED = {403: "forbidden", 429: "identity_limit", 503: "auth_unavailable"}
+"""Reasons of refusals in the metrics where it is the identity that is refused."""
+
+PEEKED_BYTES = 4096
+"""Bytes of a TLS connection that are looked at before TLS begins."""
 
 log = structlog.get_logger(__name__)
+
+
+class Node(Protocol):
+    """What handshakes need of `broker.node.Node`."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the broker is shutting down."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """The counters of the node."""
+
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        """Find out who shows this. `done` may be called before this returns."""
+
+    def connect(
+        self,
+        transport: asyncio.Transport,
+        upgrade_response: bytes,
+        rest: bytes,
+        peer: Peer,
+        window_bits: int = 0,
+        identity: Identity | None = None,
+    ) -> None:
+        """Take over a socket after a valid request.
+
+        Must give the transport another protocol and send `upgrade_response`, the answer with status 101. `rest` is what
+        the client sent behind its request, `peer` its address. `window_bits` is 0 unless compression was agreed to,
+        then the largest window that the client has for messages from the broker. `identity` is what the token of the
+        request has shown.
+        """
+
+
+class Handshakes:
+    """The handshakes of all listeners: what they share, and one sweep for the deadlines of all."""
+
+    def __init__(self, config: Config, node: Node, limiter: ConnectionLimiter, loop: asyncio.AbstractEventLoop) -> None:
+        self.node = node
+        self.limiter = limiter
+        self.closing = False
+        self.reconfigure(config)
+        self._loop = loop
+        # Both are in the order of their deadlines: each has one timeout for all its members.
+        self._opening: dict[Handshake, float] = {}
+        self._refused: dict[Handshake, float] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Future[None] | None = None
+        self._opened: asyncio.Future[None] | None = None
+
+    def reconfigure(self, config: Config) -> None:
+        """Apply these settings from now on. Established connections stay."""
+        server = config.server
+        self.site = Site(
+            server.path,
+            Origins(server.origins),
+            config.limits.max_head,
+            compression=server.compression,
+            passed_on=() if config.auth.url is None else tuple(config.auth.url_headers),
+        )
+        self.proxies = Proxies(server.trusted_proxies, server.forwarded_header)
+        self.proxy_protocol = ProxyProtocol(server.proxy_protocol)
+        self.open_timeout = config.limits.open_timeout
+        self._spread = config.limits.reconnect_spread
+        self._tick = min(self.open_timeout, REFUSED_TIMEOUT) / 4
+
+    @property
+    def draining(self) -> bool:
+        """Whether all new connections are refused."""
+        return self.closing or self.node.draining
+
+    def close(self) -> None:
+        """Refuse all new connections and all pending handshakes. Idempotent."""
+        self.closing = True
+        for handshake in list(self._opening):
+            handshake.refuse_draining()
+
+    async def wait_empty(self, timeout: float) -> None:
+        """Wait until the last handshake has ended, at most `timeout` seconds; then abort the others."""
+        if self._opening or self._refused:
+            self._empty = self._loop.create_future()
+            await asyncio.wait([self._empty], timeout=timeout)
+        for handshake in [*self._opening, *self._refused]:
+            handshake.expire()
+
+    async def wait_handshakes(self, timeout: float) -> None:
+        """Wait until no handshake is pending, at most `timeout` seconds. A connection that was just accepted counts."""
+        deadline = self._loop.time() + timeout
+        # A listener that was closed in this turn of the loop may have accepted in it.
+        await asyncio.sleep(0)
+        while self._opening and (left := deadline - self._loop.time()) > 0:
+            self._opened = self._loop.create_future()
+            await asyncio.wait([self._opened], timeout=left)
+
+    # For one handshake.
+
+    def track(self, handshake: Handshake) -> bool:
+        """Track an accepted socket, and give it a place.
+
+        False: there is none, and the caller must close the socket at once.
+        """
+        limiter = self.limiter
+        handshake.place = limiter.admit()
+        if handshake.place is not Place.SLOT:
+            limiter.reject()
+        if handshake.place is Place.NONE:
+            limiter.count_refusal(0, limiter.unavailable_reason or "full")
+            return False
+        handshake.began = time.monotonic()  # the loop's own clock has milliseconds
+        self._opening[handshake] = self._loop.time() + self.open_timeout
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._tick, self._sweep)
+        return True
+
+    def untrack(self, handshake: Handshake) -> None:
+        """Stop tracking a handshake that has ended, for any reason. Idempotent."""
+        if self._opening.pop(handshake, None) is None:
+            self._refused.pop(handshake, None)
+        self.limiter.release(handshake.place)
+        handshake.place = Place.NONE
+        self._wake_waiters()
+
+    def refuse(self, handshake: Handshake) -> bool:
+        """Move a handshake to those that are refused and still read their answer.
+
+        False: there is no capacity for it, and the caller must close the connection without waiting.
+        """
+        del self._opening[handshake]
+        handshake.place = self.limiter.give_up_slot(handshake.place)
+        if handshake.place is not Place.NONE:
+            self._refused[handshake] = self._loop.time() + REFUSED_TIMEOUT
+        self._wake_waiters()
+        return handshake.place is not Place.NONE
+
+    def retry_after(self) -> dict[str, str]:
+        """Make a header Retry-After, with seconds at random, so that clients do not all reconnect at once."""
+        return {"Retry-After": str(1 + int(random.random() * self._spread))}
+
+    def too_often_response(self) -> HTTPResponse:
+        """Make the answer to an address that begins too many connections."""
+        return HTTPResponse(429, "this address connects too often", self.retry_after(), "handshake_rate")
+
+    def draining_response(self) -> HTTPResponse:
+        """Make the answer while the broker shuts down."""
+        return HTTPResponse(503, "the broker is shutting down", self.retry_after(), "draining")
+
+    def denied_response(self, denied: Denied) -> HTTPResponse:
+        """Make the answer to a client whose credentials do not let it in."""
+        if denied.status == 401:
+            return HTTPResponse(401, denied.reason, INVALID_TOKEN)
+        if denied.status == 403:
+            return HTTPResponse(403, denied.reason, label=DENIED[403])
+        return HTTPResponse(denied.status, denied.reason, self.retry_after(), DENIED[denied.status])
+
+    def _wake_waiters(self) -> None:
+        """Wake `wait_handshakes` and `wait_empty` if their condition holds."""
+        if self._opening:
+            return
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
+        if self._empty is not None and not self._refused and not self._empty.done():
+            self._empty.set_result(None)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for group in (self._opening, self._refused):
+            late = []
+            for handshake, deadline in group.items():
+                if deadline > now:
+                    break
+                late.append(handshake)
+            for handshake in late:
+                handshake.expire()
+        waiting = self._opening or self._refused
+        self._sweeper = self._loop.call_later(self._tick, self._sweep) if waiting else None
 
 
 class Handshake(asyncio.Protocol):
@@ -93,49 +237,81 @@ class Handshake(asyncio.Protocol):
     `loopback`: the listener is on loopback; `unix`: it is a Unix socket.
     """
 
-    __slots__ = ("_forwarded", "_head", "_limiter", "_loopback", "_transport", "_unix", "began", "has_slot")
+    __slots__ = (
+        "_head",
+        "_is_counted",
+        "_loopback",
+        "_peer",
+        "_proxied",
+        "_shared",
+        "_transport",
+        "_unix",
+        "_waiting",
+        "began",
+        "place",
+    )
 
-    def __init__(self, limiter: ConnectionLimiter, loopback: bool = False, unix: bool = False) -> None:
-        self.has_slot = False
-        """Whether the limiter has reserved a slot for this connection; set by the limiter."""
+    def __init__(self, shared: Handshakes, loopback: bool = False, unix: bool = False) -> None:
+        self.place = Place.NONE
+        """What it holds of the capacity; set by `Handshakes`."""
         self.began = 0.0
-        """When it was accepted; set by the limiter."""
-        self._limiter = limiter
+        """When it was accepted; set by `Handshakes`."""
+        self._shared = shared
         self._loopback = loopback
         self._unix = unix
-        # The client's address from a trusted proxy.
-        self._forwarded: str | None = None
-        # The head received so far; None once all further bytes are discarded.
-        self._head: bytes | bytearray | None = b""
+        self._peer: Peer | None = UNIX if unix else None
+        # The header of the PROXY protocol while it is read.
+        self._proxied: HeaderReader | None = None
+        # Whether the limiter has counted it among those of its address.
+        self._is_counted = False
+        # What came behind the request while its token is verified.
+        self._waiting: bytes | None = None
+        # None once all further bytes are discarded.
+        self._head: HeadReader | None = HeadReader(shared.site.max_head)
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if not self._limiter.track(self):
+        if not self._shared.track(self):
             self._transport.abort()
+        elif self._shared.proxy_protocol.enabled:
+            peer = self._peer_now()
+            if peer == UNKNOWN:
+                # A health check that was reset after its header. Who it was cannot be told, and nobody reads an answer.
+                self._transport.abort()
+            elif self._shared.proxy_protocol.expects_header(peer):
+                self._proxied = HeaderReader()
 
     def data_received(self, data: bytes) -> None:
-        head = self._head
-        if head is None:
+        if self._head is None:
             return
-        seen = len(head)
-        if seen:
-            # Grows in place, so that a head that comes byte by byte is not copied with each.
-            self._head = head = head if isinstance(head, bytearray) else bytearray(head)
-            head += data
-        else:
-            self._head = head = data
-        end = head.find(HEAD_END, max(0, seen - 3))
-        try:
-            if end < 0:
-                check_start(head, seen)
+        if self._waiting is not None:
+            self._wait_longer(data)
+            return
+        if self._proxied is not None:
+            try:
+                data = data[self._proxied.feed(data) :]
+            except ProxyProtocolError as exc:
+                self._send_response(HTTPResponse(400, str(exc), label="proxy_protocol"))
                 return
-            end += len(HEAD_END)
-            if end > MAX_HEAD:
-                raise HTTPResponse(431, f"the head of the request is longer than {MAX_HEAD} bytes")
-            self._handle_request(bytes(head[:end]), bytes(head[end:]))
-        except HTTPResponse as answer:
+            if not self._proxied.done:
+                return
+            self._take_proxied(self._proxied)
+            self._proxied = None
+        found = self._head.feed(data)
+        if found is None:
+            return
+        answer = found if isinstance(found, HTTPResponse) else self._handle_request(*found)
+        if answer is not None:
             self._send_response(answer)
+
+    def _wait_longer(self, data: bytes) -> None:
+        """Keep what TLS had read before it was told to stop."""
+        assert self._waiting is not None
+        assert self._transport is not None
+        self._waiting += data
+        if len(self._waiting) > self._shared.site.max_head:  # clients wait for the answer (RFC 6455, section 4.1)
+            self._transport.abort()
 
     def eof_received(self) -> None:
         """Let the transport close itself after it has sent its buffer."""
@@ -143,67 +319,102 @@ class Handshake(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._head = None
         self._transport = None
-        self._limiter.untrack(self)
+        self._shared.untrack(self)
 
     def expire(self) -> None:
         """Abort: the time for the handshake, or for reading the answer, is over."""
         if self._head is not None:
-            self._limiter.count_refusal(0, "timeout")
-            log.debug("handshake timeout", peer=self._peer_name())
-        self._limiter.untrack(self)
+            self._shared.limiter.count_refusal(0, "timeout")
+            log.debug("handshake timeout", peer=self._peer_now())
+        self._waiting = None
+        self._shared.untrack(self)
         if self._transport is not None:
             self._transport.abort()
 
     def refuse_draining(self) -> None:
         """Refuse it, because the broker shuts down before the request is complete."""
-        self._send_response(draining_response(self._limiter))
+        self._send_response(self._shared.draining_response())
 
-    def _handle_request(self, head: bytes, rest: bytes) -> None:
-        limiter = self._limiter
-        request = parse_request(head)
-        if forwarded := request.headers.get_all("X-Forwarded-For"):
-            self._forwarded = limiter.proxies.resolve_client(self._peer_host(), forwarded)
-        hosts = request.headers.get_all("Host")
-        check_host(hosts, request.protocol)
-        path = extract_path(request.path)
-        if path == HEALTH_PATH:
-            if request.method not in HEALTH_METHODS:
-                raise HTTPResponse(426, "only GET and HEAD are answered here", UPGRADE)
-            raise draining_response(limiter) if limiter.draining else HTTPResponse(200, "ok")
-        if path != limiter.path:
-            raise HTTPResponse(404, f"there is nothing at this path; the WebSocket is at {limiter.path}")
-        if limiter.draining:
-            raise draining_response(limiter)
-        peer = self._peer_name()
+    def _handle_request(self, head: bytes, rest: bytes) -> HTTPResponse | None:
+        """Establish the connection, or give the answer that refuses it."""
+        shared, limiter = self._shared, self._shared.limiter
+        request = parse_head(head)
+        if isinstance(request, HTTPResponse):
+            return request
+        peer = self._peer_now()
+        if forwarded := request.headers.get_all(shared.proxies.header):
+            peer = self._peer = shared.proxies.resolve_client(peer, forwarded) or peer
+        if not self._is_counted and limiter.over_rate(peer):
+            return shared.too_often_response()
+        answer = answer_request(request, shared.site, loopback=self._loopback)
+        if isinstance(answer, HTTPResponse):
+            if answer.reason == "origin":
+                log_refused_origin(request, peer)
+            return answer
+        if shared.draining:
+            return shared.draining_response()
+        if isinstance(answer, HealthCheck):
+            return HTTPResponse(200, "ok")
         if limiter.over_address_limit(peer):
-            raise HTTPResponse(429, "there are too many connections of this address", retry_after(limiter))
-        if not limiter.reserve_slot(self):
+            return HTTPResponse(429, "there are too many connections of this address", shared.retry_after())
+        self.place = limiter.take_slot(self.place)
+        if self.place is not Place.SLOT:
             limiter.reject()
             reason = limiter.unavailable_reason or "full"
-            raise HTTPResponse(503, UNAVAILABLE[reason], retry_after(limiter), reason)
-        upgrade_response, window_bits = make_upgrade_response(
-            request, NEGOTIATION_WITH_COMPRESSION if limiter.compression else NEGOTIATION
-        )
-        origins = request.headers.get_all("Origin")
-        if origins and not limiter.origins.allow(origins[0], hosts[0], loopback=self._loopback):
-            log.info("origin refused", origin=origins[0], host=hosts[0], peer=self._peer_name())
-            raise HTTPResponse(403, "pages of this origin may not connect; those that may are listed in server.origins")
+            return HTTPResponse(503, UNAVAILABLE[reason], shared.retry_after(), reason)
+        if answer.token is None and not answer.headers:
+            self._establish(answer, rest, peer, None)
+        else:
+            self._identify(answer, rest, peer)
+        return None
+
+    def _identify(self, upgrade: Upgrade, rest: bytes, peer: Peer) -> None:
+        """Find out who has sent the request, and establish the connection or refuse it then."""
+        self._waiting = rest
+        credentials = Credentials(upgrade.token, upgrade.headers, "" if peer.ip is None else str(peer.ip))
+        self._shared.node.identify(credentials, partial(self._on_identified, upgrade, peer))
+        if self._is_identifying() and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _is_identifying(self) -> bool:
+        """Whether it waits for the answer about its token."""
+        return self._waiting is not None
+
+    def _on_identified(self, upgrade: Upgrade, peer: Peer, result: Identified) -> None:
+        rest, self._waiting = self._waiting, None
+        if self._transport is None or self._head is None or rest is None:
+            return  # it has ended meanwhile
+        self._transport.resume_reading()
+        shared = self._shared
+        if isinstance(result, Denied):
+            log.info("identity refused", reason=result.reason, peer=peer)
+            self._send_response(shared.denied_response(result))
+        elif shared.draining:
+            self._send_response(shared.draining_response())
+        else:
+            self._establish(upgrade, rest, peer, result)
+
+    def _establish(self, upgrade: Upgrade, rest: bytes, peer: Peer, identity: Identity | None) -> None:
+        """Hand the socket over to the node, which counts the connection from now on."""
+        shared = self._shared
         transport = self._transport
         assert transport is not None
         self._head = None
         self._transport = None
-        limiter.establish(self, peer)
-        limiter.node.connect(transport, upgrade_response, rest, peer, window_bits)
+        shared.limiter.count_address(peer)
+        shared.node.metrics.handshakes.observe(time.monotonic() - self.began)
+        shared.untrack(self)
+        shared.node.connect(transport, upgrade.response, rest, peer, upgrade.window_bits, identity)
 
     def _send_response(self, answer: HTTPResponse) -> None:
         transport = self._transport
         assert transport is not None
-        bodiless = self._head is not None and self._head[:5] == b"HEAD "
+        bodiless = self._head is not None and self._head.is_bodiless
         self._head = None
         if answer.status >= 400:
-            self._limiter.count_refusal(answer.status, answer.reason)
-            log.debug("request refused", status=answer.status, reason=answer.text, peer=self._peer_name())
-        lingers = self._limiter.drain_refused(self)
+            self._shared.limiter.count_refusal(answer.status, answer.reason)
+            log.debug("request refused", status=answer.status, reason=answer.text, peer=self._peer_now())
+        lingers = self._shared.refuse(self)
         transport.write(answer.serialize(bodiless=bodiless))
         # A socket that is closed while bytes from the client are unread answers with a reset, and the reset destroys
         # what the client has not read yet (RFC 9112, section 9.6). So say that nothing more comes, and read until the
@@ -216,40 +427,45 @@ class Handshake(asyncio.Protocol):
         else:
             transport.close()
 
-    def _peer_host(self) -> str | None:
-        """The IP address of the peer; None for a Unix socket."""
-        name = None if self._unix or self._transport is None else self._transport.get_extra_info("peername")
-        return None if name is None else str(name[0])
+    def _take_proxied(self, header: HeaderReader) -> None:
+        """Take the client from a complete header of the PROXY protocol; it has none for the proxy's own connection."""
+        if header.peer is not None:
+            # A client whose address is not told counts as the proxy.
+            hidden = header.peer.ip is None
+            self._peer = Peer(self._peer_now().ip, forwarded=True) if hidden else header.peer
 
-    def _peer_name(self) -> str:
+    def _peer_now(self) -> Peer:
+        """The client, as far as it is known by now."""
         # For the peer of a Unix socket, uvloop would create a socket object and keep it as long as the connection.
-        if self._forwarded is not None:
-            return self._forwarded
-        if self._unix:
-            return "unix:"
-        name = self._transport.get_extra_info("peername") if self._transport is not None else None
-        if name is None:
-            return "unknown"
-        return format_peer(name)
+        if self._peer is None:
+            if self._transport is None:
+                return UNKNOWN
+            self._peer = peer_of(self._transport.get_extra_info("peername"))
+        return self._peer
 
 
-def format_peer(name: Sequence[Any]) -> str:
-    """Format the address of a TCP socket as in a URL."""
-    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+def log_refused_origin(request: Request, peer: Peer) -> None:
+    """Log that a page may not connect."""
+    origin, host = request.headers.get_all("Origin")[0], request.headers.get_all("Host")[0]
+    log.info("origin refused", origin=origin, host=host, peer=peer)
 
 
 class TlsHandshake(Handshake):
-    """A handshake over TLS. The limiter counts it from the accept on."""
+    """A handshake over TLS. The limiter counts it from the accept on.
 
-    __slots__ = ("_tls_task",)
+    A client that does not speak TLS gets its answer without it.
+    """
 
-    def __init__(self, limiter: ConnectionLimiter, loopback: bool = False) -> None:
-        super().__init__(limiter, loopback)
+    __slots__ = ("_is_plain", "_tls_task")
+
+    def __init__(self, shared: Handshakes, loopback: bool = False) -> None:
+        super().__init__(shared, loopback)
         self._tls_task: asyncio.Task[None] | None = None
+        self._is_plain = False
 
     def start_tls(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
         """Take over an accepted socket; the TLS handshake may take `timeout` seconds."""
-        if self._limiter.track(self):
+        if self._shared.track(self):
             self._tls_task = asyncio.get_running_loop().create_task(self._start_tls(sock, context, timeout))
         else:
             sock.close()
@@ -266,189 +482,86 @@ class TlsHandshake(Handshake):
     def refuse_draining(self) -> None:
         """Refuse it, or abort it during the TLS handshake, when no answer can be sent yet."""
         if self._transport is None:
-            self._limiter.count_refusal(0, "draining")
+            self._shared.limiter.count_refusal(0, "draining")
             self._head = None
             self.expire()
         else:
             super().refuse_draining()
 
+    def _handle_request(self, head: bytes, rest: bytes) -> HTTPResponse | None:
+        if self._is_plain:
+            return HTTPResponse(400, PLAIN_ON_TLS_PORT, label="tls")
+        return super()._handle_request(head, rest)
+
     async def _start_tls(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
         loop = asyncio.get_running_loop()
+        limiter = self._shared.limiter
         try:
-            peer = format_peer(sock.getpeername())
-        except OSError:  # it has gone already
-            peer = "unknown"
-        try:
+            try:
+                self._peer = peer_of(sock.getpeername())
+                self._is_plain = await self._read_start(sock)
+            except OSError as exc:  # reset before TLS began, as health checks do
+                raise EOFError from exc
+            if not self._is_plain and not self._shared.proxies.trusts(self._peer_now()):
+                self._is_counted = True
+                if limiter.over_rate(self._peer_now()):  # before the handshake of TLS, which costs a millisecond
+                    limiter.count_refusal(0, "handshake_rate")
+                    return
+            tls = None if self._is_plain else context
             await loop.connect_accepted_socket(
-                lambda: self, sock, ssl=context, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=REFUSED_TIMEOUT
+                lambda: self,
+                sock,
+                ssl=tls,
+                ssl_handshake_timeout=timeout if tls else None,
+                ssl_shutdown_timeout=REFUSED_TIMEOUT if tls else None,
             )
+        except ProxyProtocolError as exc:
+            limiter.count_refusal(0, "proxy_protocol")
+            log.debug("PROXY protocol failed", reason=str(exc), peer=self._peer_now())
+        except EOFError:
+            pass  # the client has disconnected
         except OSError as exc:  # ssl.SSLError is one
-            self._limiter.count_refusal(0, "tls")
-            log.debug("TLS handshake failed", reason=getattr(exc, "reason", None) or str(exc), peer=peer)
+            limiter.count_refusal(0, "tls")
+            log.debug("TLS handshake failed", reason=getattr(exc, "reason", None) or str(exc), peer=self._peer_now())
         finally:
             self._tls_task = None
             # A disconnect during the TLS handshake causes neither an exception nor `connection_lost`.
             if self._transport is None:
-                self._limiter.untrack(self)
+                sock.close()
+                self._shared.untrack(self)
 
+    async def _read_start(self, sock: socket.socket) -> bool:
+        """Read the header of the PROXY protocol, if there has to be one, and return whether plain HTTP follows.
 
-class Negotiation(ServerProtocol):
-    """The negotiation of websockets, with the broker's choice of subprotocols."""
-
-    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
-        """Choose `wsbroker.v1` where it is offered, none where nothing is. `bearer.<token>` is a token.
-
-        Raises NegotiationError when only others are offered.
+        Raises OSError, ProxyProtocolError, or EOFError when the client disconnects.
         """
-        if SUBPROTOCOL in subprotocols:
-            return SUBPROTOCOL
-        if all(subprotocol.startswith("bearer.") for subprotocol in subprotocols):
-            return None
-        raise NegotiationError(f"none of the subprotocols is known; this broker speaks {SUBPROTOCOL}")
+        header = HeaderReader() if self._shared.proxy_protocol.expects_header(self._peer_now()) else None
+        while True:
+            data = await peek(sock)
+            if not data:
+                raise EOFError
+            if header is None:
+                return data[0] in TOKEN_CHARACTERS
+            sock.recv(header.feed(data))
+            if header.done:
+                self._take_proxied(header)
+                header = None
 
 
-NEGOTIATION = Negotiation()
-"""Shared by all requests: a negotiation keeps no state."""
+async def peek(sock: socket.socket) -> bytes:
+    """Wait for bytes of a socket that does not block, and give them without taking them; b"" at the end.
 
-NEGOTIATION_WITH_COMPRESSION = Negotiation(
-    extensions=[ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)]
-)
-"""The same with compression. No side keeps its window between messages, so an event is deflated once for all
-subscribers, and a connection holds no deflate state."""
-
-
-class HTTPResponse(Exception):  # noqa: N818 -- no error, but the end of the handshake
-    """An HTTP answer in place of the upgrade; the connection ends with it. `text` is for people."""
-
-    def __init__(self, status: int, text: str, headers: Mapping[str, str] = NO_HEADERS, reason: str = "") -> None:
-        super().__init__(status)
-        self.status = status
-        self.text = text
-        self.headers = headers
-        self.reason = reason or REFUSAL_REASONS[status]
-        """The reason in the metrics."""
-
-    def serialize(self, *, bodiless: bool) -> bytes:
-        """Give the bytes of the answer; `bodiless` for a HEAD request (RFC 9110, section 9.3.2)."""
-        body = f"{self.text}\n".encode()
-        reason = "OK" if self.status == 200 else REFUSALS[self.status].name
-        lines = [
-            f"HTTP/1.1 {self.status} {reason}",
-            f"Date: {formatdate(usegmt=True)}",
-            f"Server: {SERVER}",
-            # "A sender of Upgrade MUST also send an Upgrade connection option" (RFC 9110, section 7.8).
-            "Connection: close, Upgrade" if "Upgrade" in self.headers else "Connection: close",
-            "Content-Type: text/plain; charset=utf-8",
-            f"Content-Length: {len(body)}",
-            "Cache-Control: no-store",
-            *(f"{name}: {value}" for name, value in self.headers.items()),
-        ]
-        head = "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n"
-        return head if bodiless else head + body
-
-
-def check_start(head: bytes | bytearray, seen: int) -> None:
-    """Detect early that the bytes are no HTTP request, instead of waiting for the end of the head.
-
-    The first `seen` bytes were checked before. Raises HTTPResponse.
+    Raises OSError.
     """
-    if len(head) > MAX_HEAD:
-        raise HTTPResponse(431, f"the head of the request is longer than {MAX_HEAD} bytes")
-    if head[0] not in TOKEN_CHARACTERS or BARE_LF.search(head, max(0, seen - 1)):
-        raise HTTPResponse(400, "this is not HTTP/1.1")
-
-
-def parse_request(head: bytes) -> Request:
-    """Parse the head of a request. Raises HTTPResponse."""
-    try:
-        return read_request(head)
-    except SecurityError:
-        raise HTTPResponse(431, "the head of the request has a line that is too long, or too many of them") from None
-    except MALFORMED:
-        pass
-    # websockets refuses a request with a body. It is valid HTTP, and gets a proper answer, such as 404.
-    try:
-        request = read_request(BODY_HEADERS.sub(b"", head))
-    except (*MALFORMED, SecurityError):
-        raise HTTPResponse(400, "the request is malformed") from None
-    if "Upgrade" in request.headers:
-        raise HTTPResponse(400, "a request for a WebSocket has no body")
-    return request
-
-
-def read_request(head: bytes) -> Request:
-    """Parse a complete head with websockets. Raises SecurityError if it is too long, or one of MALFORMED."""
-    readline = BytesIO(head).readline
-
-    def read_line(limit: int, too_long: type[Exception]) -> Generator[None, None, bytes]:
-        yield from ()  # It never has to wait, but has to be a generator.
-        line = readline(limit + 1)
-        if len(line) > limit:
-            raise too_long
-        return line
-
-    # ServerProtocol would call the same, over a buffer and a state machine for the frames that are none of its business
-    # here: 31 µs in place of 22.
-    try:
-        next(Request.parse(read_line))
-    except StopIteration as done:
-        return cast(Request, done.value)
-    raise AssertionError("the head was complete")
-
-
-def check_host(hosts: list[str], version: str) -> None:
-    """Ask for exactly one valid Host (RFC 9112, section 3.2); HTTP/1.0 may do without. Raises HTTPResponse."""
-    if len(hosts) == 1 and HOST.fullmatch(hosts[0]):
-        return
-    if hosts or version != "HTTP/1.0":
-        raise HTTPResponse(400, "the header Host is missing, doubled or malformed")
-
-
-def extract_path(target: str) -> str:
-    """Give the path in a request's target, without the query; a target may be a whole URL (RFC 9112, section 3.2.2)."""
-    if target.startswith(("http://", "https://")):
-        target = "/" + target.split("/", 3)[3] if target.count("/") > 2 else "/"
-    return target.partition("?")[0]
-
-
-def make_upgrade_response(request: Request, negotiation: Negotiation) -> tuple[bytes, int]:
-    """Give the answer with status 101, and the window of the client for compressed messages, in bits: 0 where
-    compression is not agreed to (RFC 7692, section 7.1.2.1).
-
-    Raises HTTPResponse if RFC 6455, section 4.2.1, asks for more.
-    """
-    # `accept` would do the same, and wrap it in objects, with a date that status 101 does not need (RFC 9110, section
-    # 6.6.1): 42 µs in place of 22.
-    try:
-        key, agreed, subprotocol = negotiation.process_request(request)
-    except InvalidHandshake as exc:
-        raise response_for(exc) from None
-    more = b"" if subprotocol is None else PROTOCOL_V1
-    window_bits = 0
-    if agreed is not None:
-        more += EXTENSIONS_HEADER % agreed.encode()
-        window_bits = cast(PerMessageDeflate, negotiation.extensions[0]).local_max_window_bits
-    return UPGRADE_RESPONSE % (key.encode(), more), window_bits
-
-
-def response_for(exc: InvalidHandshake) -> HTTPResponse:
-    """Map an exception of websockets to the response."""
-    match exc:
-        case InvalidMethod() | InvalidProtocol() | InvalidUpgrade():
-            return HTTPResponse(426, "this is a WebSocket; a plain request has nothing to find here", UPGRADE)
-        case InvalidHeaderValue(name="Sec-WebSocket-Version"):
-            headers = {**UPGRADE, "Sec-WebSocket-Version": "13"}
-            return HTTPResponse(426, "this version of WebSocket is not spoken here", headers)
-        case InvalidHeader(name=name):
-            return HTTPResponse(400, f"the header {name} is missing, doubled or malformed")
-        case NegotiationError():
-            return HTTPResponse(400, str(exc))
-    return HTTPResponse(400, "the request is malformed")
-
-
-def draining_response(limiter: ConnectionLimiter) -> HTTPResponse:
-    return HTTPResponse(503, "the broker is shutting down", retry_after(limiter), "draining")
-
-
-def retry_after(limiter: ConnectionLimiter) -> dict[str, str]:
-    return {"Retry-After": str(limiter.retry_after())}
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return sock.recv(PEEKED_BYTES, socket.MSG_PEEK)
+        except BlockingIOError:
+            pass
+        readable = asyncio.Event()
+        loop.add_reader(sock, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(sock)

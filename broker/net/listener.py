@@ -15,9 +15,9 @@ from typing import Protocol
 
 import structlog
 
-from broker.config import Address
-from broker.net.handshake import Handshake, TlsHandshake
-from broker.net.limiter import ACCEPTS_PER_TURN, ConnectionLimiter
+from broker.net.addresses import Address
+from broker.net.handshake import Handshake, Handshakes, TlsHandshake
+from broker.net.limiter import ACCEPTS_PER_TURN
 from broker.net.tls import Tls
 
 # During a burst, a listening socket accepts ACCEPTS_PER_TURN connections in one turn of the event loop.
@@ -40,7 +40,7 @@ ACCEPT_RETRY_DELAY = 1.0
 """Seconds without accepting after `accept` failed, as in asyncio."""
 
 UNIX_MODE = 0o660
-"""A Unix socket is for its owner and group: the broker, and a proxy in front of it."""
+"""By default a Unix socket is for its owner and group: the broker, and a proxy in front of it."""
 
 log = structlog.get_logger(__name__)
 
@@ -66,12 +66,14 @@ class Acceptor(Protocol):
 class BaseListener(abc.ABC):
     """One configured address. A host name may need several sockets, one for each of its IP addresses."""
 
-    def __init__(self, *, notsent_lowat: int = 0) -> None:
+    def __init__(self, *, notsent_lowat: int = 0, unix_mode: int = UNIX_MODE, unix_group: int | None = None) -> None:
         """`notsent_lowat` (bytes, 0: the kernel's own) is set here because accepted TCP sockets inherit it, which
-        saves a system call."""
+        saves a system call. `unix_mode` and `unix_group` are those of the file of a Unix socket."""
         self.addresses: list[str] = []
         """What is really listened on, as clients would write it: with the port that the system chose for port 0."""
         self._notsent_lowat = notsent_lowat
+        self._unix_mode = unix_mode
+        self._unix_group = unix_group
         self._acceptors: list[Acceptor] = []
         self._file: tuple[Path, int] | None = None
 
@@ -133,8 +135,9 @@ class BaseListener(abc.ABC):
         port = address.port
         missing: OSError | None = None
         for family, *_, name in dict.fromkeys(found):
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = None
             try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     # [::] and 0.0.0.0 are two addresses, on every system.
@@ -145,8 +148,9 @@ class BaseListener(abc.ABC):
                 # The kernel lets two sockets bind to one address as long as neither of them listens.
                 sock.listen(BACKLOG)
             except OSError as exc:
-                sock.close()
-                # Many a machine has the name of ::1 without having the address.
+                if sock is not None:
+                    sock.close()
+                # Many a machine has the name of ::1 without having the address, or a kernel without IPv6.
                 if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     missing = exc
                     continue
@@ -162,8 +166,9 @@ class BaseListener(abc.ABC):
     def _bind_unix(self, path: Path) -> socket.socket:
         remove_stale_socket(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mode = self._unix_mode
         # The mode must be right from the first moment, not only after a chmod.
-        umask = os.umask(0o777 & ~UNIX_MODE)
+        umask = os.umask(0o777 & ~(mode if self._unix_group is None else mode & 0o700))
         try:
             sock.bind(str(path))
         except OSError:
@@ -172,29 +177,45 @@ class BaseListener(abc.ABC):
         finally:
             os.umask(umask)
         self._file = path, path.stat().st_ino
+        if self._unix_group is not None:
+            try:
+                os.chown(path, -1, self._unix_group)
+                path.chmod(mode)
+            except OSError as exc:
+                sock.close()
+                reason = f"its group cannot be {self._unix_group} (server.unix_group): {describe_error(exc)}"
+                raise CannotListenError(f"cannot listen on unix:{path}: {reason}") from exc
         return sock
 
 
 class Listener(BaseListener):
     """One address for clients. With `tls`, those on TCP have to speak TLS."""
 
-    def __init__(self, limiter: ConnectionLimiter, *, notsent_lowat: int = 0, tls: Tls | None = None) -> None:
-        super().__init__(notsent_lowat=notsent_lowat)
-        self._limiter = limiter
+    def __init__(
+        self,
+        handshakes: Handshakes,
+        *,
+        notsent_lowat: int = 0,
+        unix_mode: int = UNIX_MODE,
+        unix_group: int | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        super().__init__(notsent_lowat=notsent_lowat, unix_mode=unix_mode, unix_group=unix_group)
+        self._handshakes = handshakes
         self._tls = tls
 
     def _make_acceptor(self, sock: socket.socket) -> Acceptor:
         if self._tls is None or sock.family == socket.AF_UNIX:
-            return ServerAcceptor(self._limiter, sock)
-        return TlsAcceptor(self._limiter, sock, self._tls)
+            return ServerAcceptor(self._handshakes, sock)
+        return TlsAcceptor(self._handshakes, sock, self._tls)
 
 
 class ServerAcceptor:
     """Accepts by asyncio servers, creates a handshake for each connection, and duplicates the socket during a burst."""
 
-    def __init__(self, limiter: ConnectionLimiter, sock: socket.socket) -> None:
+    def __init__(self, handshakes: Handshakes, sock: socket.socket) -> None:
         self.address = bound_address(sock)
-        self._limiter = limiter
+        self._handshakes = handshakes
         self._sock = sock
         self._unix = sock.family == socket.AF_UNIX
         self._loopback = not self._unix and ipaddress.ip_address(self.address.host).is_loopback
@@ -218,7 +239,7 @@ class ServerAcceptor:
             if self._quiet_length == BURST_END and len(self._servers) > 1:
                 # Not now: uvloop is about to take the connection out of one of them.
                 asyncio.get_running_loop().call_soon(self._remove_servers)
-        return Handshake(self._limiter, self._loopback, self._unix)
+        return Handshake(self._handshakes, self._loopback, self._unix)
 
     async def open(self) -> None:
         """Start accepting. Raises OSError."""
@@ -239,7 +260,7 @@ class ServerAcceptor:
 
     async def _add_servers(self) -> None:
         try:
-            while len(self._servers) < self._limiter.capacity.accepts_per_turn:
+            while len(self._servers) < self._handshakes.limiter.capacity.accepts_per_turn:
                 await self._add_server(self._sock.dup())
         except OSError as exc:
             log.warning("cannot duplicate listening socket", address=str(self.address), reason=describe_error(exc))
@@ -308,15 +329,15 @@ class TlsAcceptor(SocketAcceptor):
     """Accepts on one bound socket with TLS. asyncio's server would not report a connection whose TLS handshake fails,
     and the limiter has to count all of them."""
 
-    def __init__(self, limiter: ConnectionLimiter, sock: socket.socket, tls: Tls) -> None:
+    def __init__(self, handshakes: Handshakes, sock: socket.socket, tls: Tls) -> None:
         super().__init__(sock)
-        self._limiter = limiter
+        self._handshakes = handshakes
         self._tls = tls
         self._loopback = ipaddress.ip_address(self.address.host).is_loopback
 
     def handle(self, sock: socket.socket) -> None:
         """Start the TLS handshake."""
-        TlsHandshake(self._limiter, self._loopback).start_tls(sock, self._tls.context, self._limiter.open_timeout)
+        TlsHandshake(self._handshakes, self._loopback).start_tls(sock, self._tls.context, self._handshakes.open_timeout)
 
 
 def remove_stale_socket(path: Path) -> None:

@@ -1,69 +1,114 @@
-"""The client's address behind a proxy, from `X-Forwarded-For`.
+"""The client's address behind a proxy, from the header `X-Forwarded-For` or `Forwarded` (RFC 7239).
 
 A proxy appends the address of its client to this header. Any client can send the header, so it is trusted only from a
 Unix socket, which only programs of this machine can reach, and from the networks in `server.trusted_proxies`. The last
 of its addresses that is not a trusted proxy is the client.
+
+Only one of the two headers is read, the one that the proxy sets: the other one a client could have sent.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+from broker.net.addresses import IP, Network, Peer, parse_node
+
+X_FORWARDED_FOR: Final = "X-Forwarded-For"
+FORWARDED: Final = "Forwarded"
+
+MAX_ELEMENT: Final = 512
+"""Characters of one element of Forwarded. Proxies write less than a hundred."""
+
+MAX_ELEMENTS: Final = 100
+"""Elements of Forwarded that are read; empty ones count."""
+
+# RFC 7239, section 4. The quantifiers with a plus do not backtrack.
+PAIR = r"""(?:([!#$%&'*+.^_`|~0-9A-Za-z-]++)=(?:"((?:[^"\\]|\\.)*+)"|([^",;\s]++)))"""
+PARAMETER = re.compile(PAIR)
+ELEMENT = re.compile(rf"[ \t]*+{PAIR}?+[ \t]*+(?:;[ \t]*+{PAIR}?+[ \t]*+)*+")
 
 
-class Proxies:
-    """The trusted proxies; `networks` as in the configuration, like 10.0.0.0/8."""
+class Networks:
+    """A set of IP networks; `networks` as in the configuration, like 10.0.0.0/8."""
 
     __slots__ = ("_networks",)
 
     def __init__(self, networks: Iterable[str]) -> None:
-        self._networks = [ipaddress.ip_network(network) for network in networks]
+        self._networks: list[Network] = [ipaddress.ip_network(network) for network in networks]
 
-    def resolve_client(self, host: str | None, forwarded: Sequence[str]) -> str | None:
-        """Give the forwarded address of the client, or None if the header is absent or not trusted.
+    def __bool__(self) -> bool:
+        return bool(self._networks)
 
-        `host` is the IP address of the peer, None for a Unix socket; `forwarded` are the values of all headers
-        X-Forwarded-For of the request, in order.
+    def __contains__(self, ip: IP | None) -> bool:
+        return ip is not None and any(ip in network for network in self._networks)
+
+
+class Proxies:
+    """The trusted proxies, and the header that they set."""
+
+    __slots__ = ("_networks", "header")
+
+    def __init__(self, networks: Iterable[str], header: str = X_FORWARDED_FOR) -> None:
+        self.header = header
+        """The name of the header: `X-Forwarded-For` or `Forwarded`."""
+        self._networks = Networks(networks)
+
+    def trusts(self, peer: Peer) -> bool:
+        """Whether this peer is a proxy whose header says who the client is."""
+        return peer.unix or peer.ip in self._networks
+
+    def resolve_client(self, peer: Peer, values: Sequence[str]) -> Peer | None:
+        """Give the client that a proxy speaks for, or None if the header is absent or not trusted.
+
+        `values` are those of all headers of this name in the request, in order.
         """
-        if not forwarded or not (host is None or self._trusts(parse_address(host))):
+        if not values or not self.trusts(peer):
             return None
-        found: Address | None = None
-        for hop in reversed(",".join(forwarded).split(",")):
-            address = parse_address(hop.strip())
-            if address is None:
+        text = ",".join(values)
+        found: IP | None = None
+        for hop in forwarded_hops(text) if self.header == FORWARDED else reversed(text.split(",")):
+            ip = parse_node(hop.strip())
+            if ip is None:
                 break  # entries before one that is no address cannot be trusted
-            found = address
-            if not self._trusts(address):
+            found = ip
+            if ip not in self._networks:
                 break
-        return None if found is None else str(found)
+        # Of a client without an address it is known that it came through the proxy: it counts as the proxy, and has no
+        # rights of a client on this machine.
+        return Peer(found or peer.ip, forwarded=True)
 
-    def _trusts(self, address: Address | None) -> bool:
-        return address is not None and any(address in network for network in self._networks)
 
+def forwarded_hops(text: str) -> Iterator[str]:
+    """Give `for` of each element of a Forwarded header, the last one first; "" where an element has none.
 
-def address_key(peer: str) -> str | None:
-    """Give the address by which a client is counted, or None if it has none. For IPv6 that is the network of 64 bits,
-    since a host usually has a whole network (RFC 6177).
-
-    `peer` is an address, with or without a port, as in the log.
+    The elements are read from the end: the last ones are of proxies, and a client could begin the header with a
+    quotation mark that it does not close. Where no valid element is found, "" comes and nothing more.
     """
-    address = parse_address(peer)
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return None if address is None else str(address)
+    end = len(text)
+    for _ in range(MAX_ELEMENTS):
+        start, floor = end, max(0, end - MAX_ELEMENT)
+        while True:
+            start = text.rfind(",", floor, start)
+            if start < 0 and floor:
+                yield ""
+                return
+            if ELEMENT.fullmatch(text, start + 1, end):
+                break
+            if start < 0:
+                yield ""
+                return
+        if text[start + 1 : end].strip():  # empty elements are ignored (RFC 9110, section 5.6.1.2)
+            yield _for_parameter(text[start + 1 : end])
+        if start < 0:
+            return
+        end = start
 
 
-def parse_address(text: str) -> Address | None:
-    """Parse an address, which some proxies write with a port. None if it is invalid."""
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        # A scope (fe80::1%eth0) has a meaning only on the machine that wrote it.
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
+def _for_parameter(element: str) -> str:
+    for name, quoted, token in PARAMETER.findall(element):
+        if name.lower() == "for":
+            return token or re.sub(r"\\(.)", r"\1", quoted)
+    return ""

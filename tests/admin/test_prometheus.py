@@ -18,7 +18,8 @@ from websockets.exceptions import InvalidStatus
 from broker.admin.prometheus import FAMILIES, PREFIX, MetricsCollector
 from broker.health import HealthMonitor
 from broker.metrics import KNOWN_CODES, Metrics
-from broker.net.handshake import REFUSAL_REASONS
+from broker.net.handshake import DENIED
+from broker.net.http import REFUSAL_REASONS
 from broker.net.limiter import ConnectionLimiter
 from broker.node import Node
 from tests.engines.late import LateServer
@@ -37,7 +38,7 @@ class Broker:
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
         self.node: Node = harness.node
-        self.limiter: ConnectionLimiter = harness.limiter
+        self.limiter: ConnectionLimiter = harness.handshakes.limiter
         self.health = HealthMonitor(asyncio.get_running_loop(), harness.node.context, lambda level: None)
         self.started = time.time()
         self.draining = False
@@ -96,7 +97,7 @@ async def connections_opened(broker: Broker) -> None:
 
 
 async def connections_refused(broker: Broker) -> None:
-    broker.limiter.close()
+    broker.harness.handshakes.close()
     with pytest.raises(InvalidStatus):
         await broker.harness.connect()
     assert broker.value("connections_refused_total", reason="draining") == 1
@@ -367,7 +368,16 @@ def test_docs_list_every_metric() -> None:
 
 
 def test_docs_list_every_refusal_reason() -> None:
-    reasons = set(REFUSAL_REASONS.values()) - {""} | {"full", "memory", "draining", "timeout", "tls"}
+    reasons = set(REFUSAL_REASONS.values()) - {""} | {
+        "full",
+        "memory",
+        "draining",
+        "timeout",
+        "tls",
+        "proxy_protocol",
+        "handshake_rate",
+    }
+    reasons |= {"handshake_rate", *DENIED.values()}
     assert (
         set(re.findall(r"^\| `([a-z_]+)` \| (?!counter|gauge|histogram)", DOCUMENT.read_text(), re.MULTILINE))
         == reasons

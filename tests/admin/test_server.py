@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from broker.admin import server
 from broker.admin.server import SPARE_FDS
+from broker.auth.api_keys import hash_key, make_key
 from broker.config import Config, parse_address
 from broker.engines.memory import MemoryEngine
 from broker.node import Node
@@ -94,6 +95,56 @@ async def test_sessions_are_refused_under_other_names(name: str) -> None:
         assert (await get(daemon.admin, "/v1/sessions", Host=name)).status in (400, 421)
         assert (await get(daemon.admin, "/v1/sessions/x", Host=name)).status in (400, 421)
         assert (await get(daemon.admin, "/readyz", Host=name or "x")).status == 200
+
+
+MALFORMED = {
+    "space before the colon": b"GET /livez HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer SECRET\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nSECRET",
+    "TLS": b"\x16\x03\x01\x02\0\1\0\1\xfc\3\3SECRET",
+    "long header": b"GET /livez HTTP/1.1\r\nHost: x\r\nCookie: SECRET" + b"a" * 9000 + b"\r\n\r\n",
+    "long target": b"GET /livez?SECRET" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "many headers": b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"A: SECRET\r\n" * 200 + b"\r\n",
+    "second request": b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nSECRET\r\n\r\n",
+    "chunk": b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nSECRET\r\n\r\n",
+    "length": b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: SECRET\r\n\r\n",
+    "gzip": b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 6\r\n\r\nSECRET",
+    "target": b"GET http://[SECRET/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "CONNECT": b"CONNECT SECRET:99999 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "version": b"GET / HTTP/9.9SECRET\r\nHost: x\r\n\r\n",
+    "line feeds": b"GET / HTTP/1.1\nHost: x\nSECRET\n\n",
+    "folded": b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n SECRET\r\n\r\n",
+    "expectation": b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: SECRET\r\n\r\n",
+    "host": b"GET /v1/sessions HTTP/1.1\r\nHost: [SECRET:\r\n\r\n",
+    "query": b"GET /v1/sessions?limit=%ff%zzSECRET HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "format of metrics": b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+    b"Accept: application/openmetrics-text;version=SECRET;escaping=\xe9\r\n\r\n",
+    "version of metrics": b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+    b"Accept: application/openmetrics-text;version=1.1.SECRET\xe9\r\n\r\n",
+    "no version of metrics": b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
+    b"Accept: application/openmetrics-text;version=SECRET\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+async def test_malformed_request_is_no_error_and_its_text_is_not_logged(level: str) -> None:
+    async with launched(*LOOPBACK, "--log-level", level) as daemon:
+        await daemon.started()
+        there = parse_address(daemon.admin)
+        for data in MALFORMED.values():
+            reader, writer = await asyncio.open_connection(there.host, there.port)
+            writer.write(data)
+            answer = await asyncio.wait_for(reader.readline(), TIMEOUT)
+            writer.close()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+            assert answer.startswith(b"HTTP/1."), data[:60]
+            assert b" 500 " not in answer, data[:60]
+        assert (await get(daemon.admin, "/livez")).status == 200
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+        assert "SECRET" not in daemon.said
+        assert "Traceback" not in daemon.said
+        assert "[error" not in daemon.said
+        assert ("client error" in daemon.said) == (level == "debug")
 
 
 async def test_admin_endpoints_are_not_on_the_client_listener() -> None:
@@ -294,3 +345,32 @@ async def test_stuck_admin_client_does_not_delay_the_shutdown() -> None:
             half.sendall(b"GET /metrics HTT")
             daemon.signal(signal.SIGTERM)
             assert await daemon.ended() == 0
+
+
+async def test_sessions_need_an_api_key_as_soon_as_one_is_configured(tmp_path: Path) -> None:
+    keys = {role: make_key() for role in ("admin", "publisher")}
+    config = "".join(
+        f"[[keys]]\nname = '{role}'\nhash = '{hash_key(key)}'\nroles = ['{role}']\n[[roles]]\nname = '{role}'\n"
+        for role, key in keys.items()
+    )
+    async with launched(*LOOPBACK, folder=tmp_path, config=config) as daemon:
+        await daemon.started()
+        for path in ("/v1/sessions", "/v1/sessions/x", "/v1/nothing"):
+            refused = await get(daemon.admin, path)
+            assert (refused.status, refused.json["code"]) == (401, "unauthorized")
+            assert refused.headers["www-authenticate"] == 'Bearer realm="wsbroker"'
+            for wrong in ("Bearer wsb_wrong", f"Basic {keys['admin']}", keys["admin"]):
+                assert (await get(daemon.admin, path, Authorization=wrong)).status == 401
+            less = await get(daemon.admin, path, Authorization=f"Bearer {keys['publisher']}")
+            assert (less.status, less.json["code"]) == (403, "forbidden")
+        good = await get(daemon.admin, "/v1/sessions", Authorization=f"Bearer {keys['admin']}")
+        assert (good.status, good.json["sessions"]) == (200, [])
+        assert [(await get(daemon.admin, path)).status for path in ("/livez", "/readyz", "/metrics")] == [200] * 3
+
+
+async def test_sessions_need_an_api_key_beyond_loopback() -> None:
+    environ = {"WSBROKER_SERVER__ANONYMOUS": "true"}
+    async with launched("--listen", "127.0.0.1:0", "--admin", "0.0.0.0:0", environ=environ) as daemon:
+        await daemon.started()
+        assert (await get(daemon.admin, "/v1/sessions")).status == 401
+        assert (await get(daemon.admin, "/metrics")).status == 200

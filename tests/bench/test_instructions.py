@@ -14,6 +14,8 @@ from bench.instructions.cases import CASES, Case
 from bench.instructions.count import CountError, costs, count, missing_tool, read_dumps
 from bench.instructions.record import Comparison, Record
 
+pytestmark = pytest.mark.needs("valgrind")
+
 ROOT = Path(__file__).parent.parent.parent
 TOOLS = {"compiler": "gcc 12", "python": "3.11.7"}
 

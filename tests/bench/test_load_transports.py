@@ -18,6 +18,8 @@ from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFact
 from bench.peers import Talk, event
 from tests.bench.loading import RELAY, load, relay
 
+pytestmark = pytest.mark.needs("openssl")
+
 SHORT = {"subscribers": 6, "topics": 3, "window": 5, "warmup": 0.02, "duration": 0.1}
 
 

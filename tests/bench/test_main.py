@@ -13,6 +13,8 @@ import pytest
 from bench import record
 from bench.scenarios import SCENARIOS
 
+pytestmark = pytest.mark.needs("peers")
+
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -10,6 +10,8 @@ import pytest
 from bench.measure import MeasureError, Opening, Publishing, missing_ability, server
 from bench.peers import ABILITIES, BROKER, FLOOR, LACKS, PEERS, Dialogue, Peer, Setting, Talk, base
 
+pytestmark = pytest.mark.needs("peers")
+
 REACHED = [(name, way) for name, peer in PEERS.items() for way in ("tcp", "unix", "tls") if way in peer.abilities]
 
 

@@ -79,6 +79,16 @@ def test_every_plot_is_small_and_shown_in_the_document(document: Path) -> None:
         assert ET.fromstring(file.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
 
 
+def test_a_plot_can_be_read_alone(document: Path) -> None:
+    for name, scenario in SCENARIOS.items():
+        for plot in scenario.plots:
+            svg = (document.parent / "benchmarks" / f"{name}-{plot.name}.svg").read_text()
+            assert f">{scenario.title}: {plot.metric}<" in svg
+            assert f"{'Lower' if scenario.less_is_better else 'Higher'} is better." in svg
+            assert ("C floor, " in svg) == ("C floor: a C program" in svg)
+            assert not (plot.kind == "bars" and plot.logarithmic), "a bar has no length on a logarithmic axis"
+
+
 def test_a_plot_suits_light_and_dark_pages(document: Path) -> None:
     for file in (document.parent / "benchmarks").iterdir():
         svg = file.read_text().lower()

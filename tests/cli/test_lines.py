@@ -138,10 +138,10 @@ async def test_invalid_line_is_reported_and_the_rest_is_published() -> None:
         result = await wsbroker("pub", "t", "--url", fake.url, stdin=lines)
         assert result.status == 1
         assert sorted(result.err.splitlines()) == [
-            "wsbroker: line 2: bad_json: not valid JSON",
+            "wsbroker: line 2: bad_json: not valid JSON at character 2: invalid character",
             "wsbroker: line 3: forbidden: not even",
             "wsbroker: line 4: bad_json: not valid UTF-8",
-            "wsbroker: line 5: bad_json: not one JSON value",
+            "wsbroker: line 5: bad_json: not valid JSON at character 2: trailing characters",
             "wsbroker: line 6: limit: the line is longer than any message that the broker takes",
             "wsbroker: line 8: limit: the command has 4,135 bytes, the broker takes at most 4,096",
         ]
@@ -159,7 +159,12 @@ async def test_errors_can_be_printed_as_json() -> None:
     async with running(refusing_even) as fake:
         result = await wsbroker("pub", "t", "--json", "--url", fake.url, stdin=b"x\n2\n")
         assert [json.loads(line) for line in result.err.splitlines()] == [
-            {"error": "bad_json", "message": "not valid JSON", "retry": False, "line": 1},
+            {
+                "error": "bad_json",
+                "message": "not valid JSON at character 1: invalid character",
+                "retry": False,
+                "line": 1,
+            },
             {"error": "forbidden", "message": "not even", "retry": False, "line": 2},
         ]
 

@@ -26,6 +26,8 @@ from tests.fixtures_broker import ROOT, RunningBroker, start_broker
 from tests.fixtures_certificates import make_pair
 from wsbroker_client.errors import ClientError, Closed, LoadFailed, Refused, Unreachable
 
+pytestmark = pytest.mark.needs("openssl")
+
 PATIENCE = 60.0
 PLAN = Plan("ws://127.0.0.1:1", subscribers=10, topics=2, window=16, rate=None, payload=128, seconds=0.2)
 

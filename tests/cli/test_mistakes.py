@@ -75,9 +75,19 @@ COMMAND_LINES = [
     ),
     ("pub a..b 1", 65, "bad_topic: `a..b`: a token is empty; tokens are joined by single dots"),
     ("pub a.* 1", 65, "bad_topic: `a.*`: `*` and `>` are for subscriptions, a topic holds neither"),
-    ("pub t hello", 65, "bad_json: not valid JSON (with --text, DATA is a plain string)"),
-    ("pub t {", 65, "bad_json: not valid JSON (with --text, DATA is a plain string)"),
-    ("pub t [1,", 65, "bad_json: not valid JSON (with --text, DATA is a plain string)"),
+    (
+        "pub t hello",
+        65,
+        "bad_json: not valid JSON at character 1: invalid character (with --text, DATA is a plain string)",
+    ),
+    ("pub t {", 65, "bad_json: not valid JSON: it ends too early (with --text, DATA is a plain string)"),
+    ("pub t [1,", 65, "bad_json: not valid JSON: it ends too early (with --text, DATA is a plain string)"),
+    ('pub t {"ä"1}', 65, "bad_json: not valid JSON at character 5: expected ':' (with --text, DATA is a plain string)"),
+    (
+        "pub t 1}",
+        65,
+        "bad_json: not valid JSON at character 2: trailing characters (with --text, DATA is a plain string)",
+    ),
     ("pub  1", 65, "bad_topic: a topic must not be empty"),
     ("sub", 2, "Missing argument 'TOPIC...'; see wsbroker sub --help"),
     (
@@ -209,11 +219,24 @@ FILES = [
     ),
     (
         "[server]\nlisten = [\n  '127.0.0.1:1',\n  '127.0.0.1:1',\n]\n",
-        "server.listen (FILE:2): 127.0.0.1:1 is listed twice",
+        "server.listen (FILE:4): 127.0.0.1:1 is listed twice",
+    ),
+    (
+        "[server]\norigins = [\n  'https://a.example', # one\n  'b.example',\n]\n",
+        "server.origins (FILE:4): `b.example` is no origin: it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain",
+    ),
+    (
+        "[server]\nproxy_protocol = [\n  'unix',\n  'tcp',\n]\n",
+        "server.proxy_protocol (FILE:4): `tcp` is no network, as 10.0.0.0/8: 'tcp' does not appear to be an IPv4 or IPv6 network",
+    ),
+    (
+        "[server]\nlisten = [\n  'localhost:80',\n  '0.0.0.0:80',\n]\n",
+        "server.listen (FILE:4): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; require tokens ([auth]), listen on 127.0.0.1:8765 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
     ),
     (
         "[server]\nlisten = ['0.0.0.0:80']\n",
-        "server.listen (FILE:2): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; listen on 127.0.0.1:8765 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
+        "server.listen (FILE:2): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; require tokens ([auth]), listen on 127.0.0.1:8765 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
     ),
     (
         "[server]\nlisten = [':80']\n",
@@ -229,7 +252,7 @@ FILES = [
     ),
     (
         "[server]\nadmin = '0.0.0.0:80'\n",
-        "server.admin (FILE:2): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; listen on 127.0.0.1:8766 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
+        "server.admin (FILE:2): 0.0.0.0:80 can be reached from other machines, and everybody is allowed; configure an API key ([[keys]]), listen on 127.0.0.1:8766 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
     ),
     (
         "[server]\nadmin = 'x'\n",
@@ -239,10 +262,24 @@ FILES = [
         "[server]\npath = 'ws'\n",
         "server.path (FILE:2): must begin with / and hold only visible ASCII characters (others as %XX), no ? and no #",
     ),
+    (
+        "[server]\nforwarded_header = 'Via'\n",
+        'server.forwarded_header (FILE:2): must be one of "X-Forwarded-For", "Forwarded", not "Via"',
+    ),
+    (
+        "[server]\nunix_mode = '0o660'\n",
+        'server.unix_mode (FILE:2): must be three octal digits, like "660", not "0o660"',
+    ),
+    (
+        "[server]\nunix_group = 'no such group'\n",
+        "server.unix_group (FILE:2): there is no group `no such group` on this machine",
+    ),
+    ("[limits]\nmax_head = 1\n", "limits.max_head (FILE:2): must be an integer from 1024 to 1048576 (bytes), not 1"),
     ("[server]\npath = '/healthz'\n", "server.path (FILE:2): must not be /healthz, which answers load balancers"),
     (
         "[server]\norigins = ['a.example']\n",
-        "server.origins (FILE:2): `a.example` is no origin: it must be scheme://host or scheme://host:port, without a path",
+        "server.origins (FILE:2): `a.example` is no origin: it must be scheme://host or scheme://host:port, without a path; "
+        "https://*.example.com stands for any subdomain",
     ),
     (
         "[server]\ntrusted_proxies = ['10.0.0.1/8']\n",
@@ -250,7 +287,7 @@ FILES = [
     ),
     (
         "[server]\nanonymous = false\n",
-        "server.anonymous (FILE:2): false is not supported yet: nobody could connect, as there are no tokens",
+        "server.anonymous (FILE:2): nobody could connect: it needs a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url or [[keys]]",
     ),
     ("[server]\nengine = 'redis'\n", 'server.engine (FILE:2): must be "memory", not "redis"'),
     ("[server]\nblock = 'some'\n", 'server.block (FILE:2): must be one of "local", "all", "none", not "some"'),
@@ -353,7 +390,7 @@ VARIABLES = [
     (
         "WSBROKER_SERVER__ADMIN",
         "0.0.0.0:1",
-        "server.admin (WSBROKER_SERVER__ADMIN): 0.0.0.0:1 can be reached from other machines, and everybody is allowed; listen on 127.0.0.1:8766 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
+        "server.admin (WSBROKER_SERVER__ADMIN): 0.0.0.0:1 can be reached from other machines, and everybody is allowed; configure an API key ([[keys]]), listen on 127.0.0.1:8766 or a Unix socket (unix:/path) behind a proxy, or write anonymous = true under [server] (WSBROKER_SERVER__ANONYMOUS=true) to allow it",
     ),
 ]
 

@@ -23,9 +23,15 @@ async def test_a_key_that_is_not_utf8_is_refused() -> None:
         (["pub", "a..b", "1"], "bad_topic: `a..b`: a token is empty; tokens are joined by single dots"),
         (["pub", "a.*", "1"], "bad_topic: `a.*`: `*` and `>` are for subscriptions, a topic holds neither"),
         (["sub", "a", ">.b"], "bad_topic: `>.b`: `>` must be the last token"),
-        (["pub", "t", "hello"], "bad_json: not valid JSON (with --text, DATA is a plain string)"),
-        (["pub", "t", ""], "bad_json: not valid JSON (with --text, DATA is a plain string)"),
-        (["pub", "t", '1,"topic":"u"'], "bad_json: not one JSON value (with --text, DATA is a plain string)"),
+        (
+            ["pub", "t", "hello"],
+            "bad_json: not valid JSON at character 1: invalid character (with --text, DATA is a plain string)",
+        ),
+        (["pub", "t", ""], "bad_json: not valid JSON: it ends too early (with --text, DATA is a plain string)"),
+        (
+            ["pub", "t", '1,"topic":"u"'],
+            "bad_json: not valid JSON at character 2: trailing characters (with --text, DATA is a plain string)",
+        ),
         (["pub", "t", "\udcff", "--text"], "bad_json: the text is not UTF-8: invalid start byte"),
     ],
 )

@@ -17,8 +17,12 @@ from websockets.asyncio.server import ServerConnection
 
 from broker.errors import CloseCode
 from tests.client.fake import Behaviour, FakeBroker, closing, refusing, running, saying
+from tests.fixtures_certificates import make_pair
+from tests.fixtures_node import serving
 from wsbroker_client.errors import ClientError, Closed, NotABroker, Refused, Unreachable
 from wsbroker_client.stream import Stream, check_url, open_stream
+
+pytestmark = pytest.mark.needs("openssl")
 
 
 class Kept:
@@ -448,3 +452,15 @@ async def test_close_does_not_wait_for_the_tcp_end(
         fake.subscribed.set()
         assert isinstance(failure, Closed)
         assert failure.close_code == 1000
+
+
+async def test_url_for_tls_on_a_port_without_it_says_so() -> None:
+    async with serving() as harness:
+        with pytest.raises(ClientError, match="it does not speak TLS; the URL must begin with ws:// instead of wss://"):
+            await open_stream(harness.url.replace("ws://", "wss://"))
+
+
+async def test_url_without_tls_on_a_port_with_it_says_so(tmp_path: Path) -> None:
+    async with serving(pair=make_pair(tmp_path)) as harness:
+        with pytest.raises(ClientError, match="the URL must begin with wss:// instead of ws://"):
+            await open_stream(harness.url.replace("wss://", "ws://"))

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from broker.config import Config, Limits, Log, Server, TopicRule, load
+from broker.config import Config, load
 from broker.config.describe import schema
+from broker.config.keys import SECTIONS, TABLES
 from broker.config.schema import Reload
 from broker.errors import ConfigError
 
 DOCUMENTATION = (Path(__file__).parent.parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
 
-SECTIONS: dict[str, type[msgspec.Struct]] = {"server": Server, "limits": Limits, "log": Log}
 KEYS = [f"{section}.{name}" for section, struct in SECTIONS.items() for name in struct.__struct_fields__]
 
 
@@ -35,7 +34,7 @@ def setting(loaded: Config, key: str) -> Any:
 
 def reload_of(section: str, name: str) -> Reload:
     """What the JSON Schema says about a reload."""
-    struct = SECTIONS.get(section, TopicRule)
+    struct = {**SECTIONS, **TABLES}[section]
     found: Reload = schema()["$defs"][struct.__name__]["properties"][name]["x-reload"]
     return found
 

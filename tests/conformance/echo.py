@@ -11,7 +11,10 @@ import uvloop
 
 from broker._speedups import Audience, Connection, Filter, LoopContext, Subscription
 from broker.config import Address, Config, Limits, Server
+from broker.identity import Credentials, Identified, Identity
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
+from broker.net.handshake import Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import Listener
 
@@ -59,9 +62,9 @@ class EchoNode:
     def __init__(self, context: LoopContext) -> None:
         self.context = context
         self.metrics = Metrics()
-        self.on_disconnect: Callable[[str], None] | None = None
+        self.on_disconnect: Callable[[Peer], None] | None = None
 
-    def peers(self) -> list[str]:
+    def peers(self) -> list[Peer]:
         """Nobody counts addresses here."""
         return []
 
@@ -70,8 +73,18 @@ class EchoNode:
         """How many connections are established."""
         return self.context.connections
 
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        """Nobody is anybody here."""
+        done(None)
+
     def connect(
-        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self,
+        transport: asyncio.Transport,
+        upgrade_response: bytes,
+        rest: bytes,
+        peer: Peer,
+        window_bits: int = 0,
+        identity: Identity | None = None,
     ) -> None:
         """Begin to echo on a socket whose handshake was taken."""
         connection = Connection(self.context, None)
@@ -95,7 +108,9 @@ async def serve() -> None:
         encode_gap=lambda topic, missed, reason: b"",
     )
     context.start()
-    listener = Listener(ConnectionLimiter(config, EchoNode(context), Capacity(connections=100, extra=10), loop))
+    node = EchoNode(context)
+    limiter = ConnectionLimiter(config.limits, node, Capacity(connections=100, extra=10))
+    listener = Listener(Handshakes(config, node, limiter, loop))
     await listener.open(Address(host="127.0.0.1", port=0))
     print(f"ws://{listener.addresses[0]}/", flush=True)
     await loop.create_future()

@@ -18,6 +18,8 @@ from bench import native
 from bench.instructions.count import ENVIRON, MARKS, ROOT, missing_tool, read_dumps
 from tests.faults.costs import CASES, Case
 
+pytestmark = pytest.mark.needs("valgrind")
+
 PROCESSES = 2
 """How many valgrinds run at one time."""
 

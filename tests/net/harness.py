@@ -6,10 +6,13 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from broker.config import Config, Limits, Server, parse_address
+from broker.identity import Credentials, Identified, Identity
 from broker.metrics import Metrics
+from broker.net.addresses import Peer
+from broker.net.handshake import Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.net.listener import Listener
 from broker.net.tls import Tls
@@ -51,7 +54,7 @@ class Taken(NamedTuple):
 
     upgrade_response: bytes
     rest: bytes
-    peer: str
+    peer: Peer
     window_bits: int
 
 
@@ -62,23 +65,49 @@ class Node:
         self.draining = False
         self.metrics = Metrics()
         self.taken: list[Taken] = []
+        self.identities: list[Identity | None] = []
+        """Of those that were taken."""
+        self.credentials: list[Credentials] = []
+        """What it was asked about."""
+        self.answers_later = False
+        """Whether the test gives the answers about tokens."""
+        self.answers: list[Callable[[Identified], None]] = []
+        """What takes its answers."""
         self.established: list[Connection] = []
         self.heard = asyncio.Event()
         self.left = asyncio.Event()
-        self.on_disconnect: Callable[[str], None] | None = None
+        self.on_disconnect: Callable[[Peer], None] | None = None
 
-    def peers(self) -> list[str]:
+    @property
+    def tokens(self) -> list[str | None]:
+        return [credentials.token for credentials in self.credentials]
+
+    def peers(self) -> list[Peer]:
         return []
 
     @property
     def connections(self) -> int:
         return len(self.established)
 
+    def identify(self, credentials: Credentials, done: Callable[[Identified], None]) -> None:
+        self.credentials.append(credentials)
+        if self.answers_later:
+            self.answers.append(done)
+        else:
+            done(None)
+
     def connect(
-        self, transport: asyncio.Transport, upgrade_response: bytes, rest: bytes, peer: str, window_bits: int = 0
+        self,
+        transport: asyncio.Transport,
+        upgrade_response: bytes,
+        rest: bytes,
+        peer: Peer,
+        window_bits: int = 0,
+        identity: Identity | None = None,
     ) -> None:
         connection = Connection(self, transport)
         self.established.append(connection)
+        self.identities.append(identity)
         self.taken.append(Taken(upgrade_response, rest, peer, window_bits))
         transport.set_protocol(connection)
         transport.write(upgrade_response)
@@ -133,10 +162,11 @@ class Client:
 
 
 class Harness:
-    """A listener, its limiter, and its node."""
+    """A listener, its handshakes with their limiter, and its node."""
 
-    def __init__(self, limiter: ConnectionLimiter, node: Node, listener: Listener) -> None:
-        self.limiter = limiter
+    def __init__(self, handshakes: Handshakes, node: Node, listener: Listener) -> None:
+        self.handshakes = handshakes
+        self.limiter = handshakes.limiter
         self.node = node
         self.listener = listener
         self.clients: list[Client] = []
@@ -189,17 +219,20 @@ async def harness(
     open_timeout: float = TIMEOUT,
     tls: Tls | None = None,
     compression: bool = False,
+    max_head: int = 16_384,
+    **server: Any,
 ) -> AsyncIterator[Harness]:
     """A harness that listens, and is empty again at the end."""
     config = Config(
-        server=Server(listen=[listen], origins=origins or [], path=path, compression=compression),
-        limits=Limits(open_timeout=open_timeout),
+        server=Server(listen=[listen], origins=origins or [], path=path, compression=compression, **server),
+        limits=Limits(open_timeout=open_timeout, max_head=max_head),
     )
     node = Node()
-    limiter = ConnectionLimiter(config, node, capacity or Capacity(1000, 100), asyncio.get_running_loop())
-    listener = Listener(limiter, notsent_lowat=config.limits.notsent_lowat, tls=tls)
+    limiter = ConnectionLimiter(config.limits, node, capacity or Capacity(1000, 100))
+    handshakes = Handshakes(config, node, limiter, asyncio.get_running_loop())
+    listener = Listener(handshakes, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await listener.open(parse_address(listen))
-    opened = Harness(limiter, node, listener)
+    opened = Harness(handshakes, node, listener)
     try:
         yield opened
     finally:
@@ -208,8 +241,8 @@ async def harness(
             await client.close()
         for connection in list(node.established):
             connection.transport.abort()
-        limiter.close()
-        await limiter.wait_empty(TIMEOUT)
+        handshakes.close()
+        await handshakes.wait_empty(TIMEOUT)
         await until(lambda: not node.established)
 
 

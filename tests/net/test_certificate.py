@@ -12,6 +12,8 @@ from broker.config import Server
 from broker.net.certificate import DAY, CertificateMonitor, check_validity, read_validity
 from tests.fixtures_certificates import make_pair
 
+pytestmark = pytest.mark.needs("openssl")
+
 
 @pytest.mark.parametrize("kind", ["ec", "rsa"])
 @pytest.mark.parametrize("days", [2, 20_000])  # as UTCTime and, from 2050 on, as GeneralizedTime

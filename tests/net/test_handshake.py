@@ -19,16 +19,16 @@ from websockets.protocol import OPEN
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from broker.config import Config
+from broker.config import Config, Limits
 from broker.engines.memory import MemoryEngine
 from broker.errors import REFUSALS
 from broker.net import handshake as handshakes
-from broker.net import limiter as limiters
-from broker.net.handshake import MAX_HEAD, Handshake
+from broker.net.handshake import Handshake, Handshakes
 from broker.net.limiter import Capacity, ConnectionLimiter
 from broker.node import Node as RealNode
 from tests.net.harness import Harness, Reply, harness, request, until
 
+MAX_HEAD = Limits().max_head
 FRAMES = Frame(Opcode.TEXT, b"first").serialize(mask=True) + Frame(Opcode.TEXT, b"second").serialize(mask=True)
 
 
@@ -90,7 +90,7 @@ async def test_valid_request_gets_the_answer_of_the_rfc_example() -> None:
         [taken] = opened.node.taken
         assert taken.rest == b""
         name = client.writer.get_extra_info("sockname")
-        assert taken.peer == f"127.0.0.1:{name[1]}"
+        assert str(taken.peer) == f"127.0.0.1:{name[1]}"
 
 
 async def test_websockets_client_accepts_the_answer() -> None:
@@ -157,6 +157,10 @@ AGREED = "permessage-deflate; server_no_context_takeover; client_no_context_take
         (["permessage-deflate; client_no_context_takeover; client_no_context_takeover"], None, 0),
         (["permessage-deflate; level=9"], None, 0),
         (["permessage-bzip2", "x-webkit-deflate-frame"], None, 0),
+        # Empty elements, and lists of nothing else, are ignored (RFC 9110, section 5.6.1.2).
+        ([""], None, 0),
+        ([" ,, "], None, 0),
+        (["", ", permessage-deflate,,"], AGREED, 15),
         ([], None, 0),
     ],
 )
@@ -279,6 +283,11 @@ async def test_many_bytes_after_the_request_are_passed_on() -> None:
         (["bearer.abc.def, wsbroker.v1"], "wsbroker.v1"),
         (["bearer.abc.def"], None),
         ([], None),
+        # Empty elements, and lists of nothing else, are ignored (RFC 9110, section 5.6.1.2).
+        ([""], None),
+        ([",", " , "], None),
+        (["", "wsbroker.v1"], "wsbroker.v1"),
+        ([", wsbroker.v1,, other,"], "wsbroker.v1"),
     ],
 )
 async def test_subprotocol_is_wsbroker_or_none(offered: list[str], chosen: str | None) -> None:
@@ -398,6 +407,24 @@ async def test_invalid_websocket_headers_are_refused(data: bytes) -> None:
         assert "the header " in reply.body
 
 
+@pytest.mark.parametrize("host", ["[fe80::1%eth0]:8765", "[fe80::1%25eth0]", "[fe80::1%1]:", "[::1]", "bücher.example"])
+async def test_host_may_have_a_zone_or_other_letters(host: str) -> None:
+    async with harness() as opened:
+        await opened.upgrade(request(host=host.encode().decode("latin-1")))
+
+
+@pytest.mark.parametrize("host", ["[fe80::1%]", "[fe80::1%a b]", "[fe80::1%a/b]", "fe80::1%eth0/", "[%eth0]"])
+async def test_malformed_zone_is_refused(host: str) -> None:
+    async with harness() as opened:
+        await refused(opened, request(host=host), 400)
+
+
+async def test_empty_elements_between_options_are_ignored() -> None:
+    async with harness() as opened:
+        data = request(without="Connection")[:-2] + b"Connection: , keep-alive,, Upgrade,\r\nConnection:\r\n\r\n"
+        await opened.upgrade(data)
+
+
 @pytest.mark.parametrize("length", ["Content-Length: 5", "Transfer-Encoding: chunked"])
 async def test_websocket_request_with_a_body_is_refused(length: str) -> None:
     async with harness() as opened:
@@ -429,6 +456,30 @@ async def test_bytes_that_are_not_http_get_400(data: bytes) -> None:
         await refused(opened, data, 400)
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "ws:// instead of wss://"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n", "PROXY protocol"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), "PROXY protocol"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "malformed"),
+    ],
+)
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_other_protocols_are_named(data: bytes, told: str, pieces: int, arrivals: asyncio.Queue[int]) -> None:
+    async with harness() as opened:
+        client = await opened.connect()
+        if pieces == 2 and data[:1].isalpha():
+            client.send(data[:3])
+            await arrivals.get()
+            data = data[3:]
+        client.send(data)
+        reply = await client.reply()
+        check(reply, 400)
+        assert told in reply.body
+
+
 async def test_bytes_that_are_not_http_in_a_later_segment_get_400(arrivals: asyncio.Queue[int]) -> None:
     async with harness() as opened:
         client = await opened.connect()
@@ -444,8 +495,8 @@ async def test_bytes_that_are_not_http_in_a_later_segment_get_400(arrivals: asyn
 @pytest.mark.parametrize(
     "data",
     [
-        b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        request("GET / HTTP/1.1", "A: " + "a" * 8200),
+        b"GET /" + b"a" * MAX_HEAD + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        request("GET / HTTP/1.1", "A: " + "a" * MAX_HEAD),
         request("GET / HTTP/1.1", *["A: a"] * 129),
         request("GET / HTTP/1.1", *["A: " + "a" * 1000] * 17),
         b"A" * (MAX_HEAD + 1),
@@ -457,14 +508,16 @@ async def test_head_over_the_limit_is_refused(data: bytes) -> None:
         await refused(opened, data, 431)
 
 
-async def test_head_of_exactly_the_limit_is_accepted() -> None:
-    start = request("GET / HTTP/1.1", "A: " + "a" * 8100)
-    capacity = MAX_HEAD - len(start) - len(b"B: \r\n")
-    for size, status in ((capacity, 101), (capacity + 1, 431)):
-        async with harness() as opened:
+@pytest.mark.parametrize("max_head", [1024, MAX_HEAD, 100_000])
+async def test_one_line_may_be_as_long_as_the_head(max_head: int) -> None:
+    room = max_head - len(request("GET / HTTP/1.1", "Cookie: "))
+    for size, status in ((room, 101), (room + 1, 431)):
+        async with harness(max_head=max_head) as opened:
             client = await opened.connect()
-            client.send(start[:-2] + b"B: " + b"b" * size + b"\r\n\r\n" + FRAMES)
+            client.send(request("GET / HTTP/1.1", "Cookie: " + "c" * size) + FRAMES)
             assert (await client.head()).startswith(f"HTTP/1.1 {status} ".encode())
+            if status == 431:
+                assert f"longer than {max_head} bytes (limits.max_head)" in (await client.rest()).decode()
 
 
 async def test_unknown_path_gets_404() -> None:
@@ -479,6 +532,16 @@ async def test_unknown_path_gets_404() -> None:
         await opened.upgrade(request("GET /ws?a=/b HTTP/1.1"))
 
 
+async def test_slash_at_the_end_of_the_path_makes_no_difference() -> None:
+    for path, other in (("/ws", "/ws/"), ("/ws/", "/ws"), ("/", "/?a")):
+        async with harness(path=path) as opened:
+            await opened.upgrade(request(f"GET {other} HTTP/1.1"))
+            await opened.upgrade(request(f"GET {path} HTTP/1.1"))
+    for path in ("/ws//", "/ws/a", "//ws", "/"):
+        async with harness(path="/ws") as opened:
+            await refused(opened, request(f"GET {path} HTTP/1.1"), 404)
+
+
 async def test_cross_origin_page_is_refused() -> None:
     async with harness() as opened:
         with capture_logs() as logs:
@@ -488,10 +551,25 @@ async def test_cross_origin_page_is_refused() -> None:
 
 async def test_same_host_loopback_and_listed_origins_are_allowed_on_loopback() -> None:
     async with harness(origins=["https://app.example"]) as opened:
-        for origin in ("http://broker.example", "http://localhost:5173", "https://app.example"):
-            client = await opened.upgrade(request("GET / HTTP/1.1", f"Origin: {origin}"))
+        for origin, host in (
+            ("http://127.0.0.1:8765", "127.0.0.1:8765"),
+            ("http://localhost:5173", "localhost:8765"),
+            ("https://app.example", "[::1]:8765"),
+            ("https://app.example/", "localhost"),
+            ("https://app.example", "app.example"),
+        ):
+            client = await opened.upgrade(request("GET / HTTP/1.1", f"Origin: {origin}", host=host))
             await client.close()
-        check(await opened.ask(request("GET / HTTP/1.1", "Origin: null")), 403)
+        check(await opened.ask(request("GET / HTTP/1.1", "Origin: null", host="localhost")), 403)
+
+
+async def test_page_whose_name_resolves_to_loopback_is_refused() -> None:
+    async with harness() as opened:
+        with capture_logs() as logs:
+            reply = await refused(opened, request("GET / HTTP/1.1", "Origin: http://broker.example"), 403)
+        assert "server.origins" in reply.body
+        [entry] = [entry for entry in logs if entry["event"] == "origin refused"]
+        assert (entry["origin"], entry["host"]) == ("http://broker.example", "broker.example")
 
 
 async def test_a_request_with_two_origins_is_refused() -> None:
@@ -617,7 +695,7 @@ async def test_half_closed_client_gets_its_answer() -> None:
 
 
 async def test_refused_client_that_does_not_close_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limiters, "REFUSED_TIMEOUT", 0.05)
+    monkeypatch.setattr(handshakes, "REFUSED_TIMEOUT", 0.05)
     async with harness() as opened:
         client = await opened.connect()
         client.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -632,13 +710,13 @@ async def test_shutdown_refuses_pending_handshakes() -> None:
         midway = await opened.connect()
         midway.send(request()[:50])
         await until(lambda: opened.limiter.connections == 2)
-        opened.limiter.close()
+        opened.handshakes.close()
         for client in (silent, midway):
             reply = await client.reply()
             check(reply, 503)
             assert 1 <= int(reply.headers["retry-after"]) <= 6
             await client.close()
-        await opened.limiter.wait_empty(10)
+        await opened.handshakes.wait_empty(10)
         assert opened.limiter.connections == 0
 
 
@@ -653,8 +731,8 @@ async def test_shutdown_wait_for_refused_clients_is_bounded() -> None:
     async with harness() as opened:
         client = await opened.connect()
         await until(lambda: opened.limiter.connections == 1)
-        opened.limiter.close()
-        await opened.limiter.wait_empty(0)
+        opened.handshakes.close()
+        await opened.handshakes.wait_empty(0)
         await until(lambda: opened.limiter.connections == 0)
         await client.close()
 
@@ -734,7 +812,8 @@ async def test_nothing_of_the_handshake_is_alive_after_the_upgrade(pieces: int) 
         assert left() == []
         gc.disable()
         try:
-            data = request("GET / HTTP/1.1", "Sec-WebSocket-Protocol: wsbroker.v1", "Origin: http://broker.example")
+            lines = ("Sec-WebSocket-Protocol: wsbroker.v1", "Origin: http://localhost")
+            data = request("GET / HTTP/1.1", *lines, host="localhost")
             for _ in range(10):
                 client = await opened.connect()
                 for piece in range(pieces):
@@ -754,7 +833,7 @@ async def test_nothing_of_the_handshake_is_alive_with_the_real_node() -> None:
     node = RealNode(Config(), MemoryEngine(), loop)
     await node.start()
     async with harness() as opened:
-        opened.limiter.node = node
+        opened.handshakes.node = opened.limiter.node = node
         gc.collect()
         gc.disable()
         try:
@@ -775,23 +854,24 @@ async def test_nothing_is_scheduled_for_a_connection_once_it_is_established() ->
         await opened.upgrade(request())
         assert opened.limiter.connections == 1
         assert len(asyncio.all_tasks()) == before
-        await until(lambda: opened.limiter._sweeper is None)
+        await until(lambda: opened.handshakes._sweeper is None)
 
 
-def test_head_limit_fits_the_limits_of_websockets() -> None:
-    # Environment variables may set others when websockets is imported; larger ones would only be cut at MAX_HEAD.
+def test_number_of_header_lines_is_that_of_websockets() -> None:
+    # An environment variable may set another one when websockets is imported.
     assert http11.MAX_NUM_HEADERS == 128
-    assert 2 * http11.MAX_LINE_LENGTH == handshakes.MAX_HEAD
 
 
 async def test_limiter_counts_each_connection_once() -> None:
     loop = asyncio.get_running_loop()
     async with harness() as opened:
-        limiter = ConnectionLimiter(Config(), opened.node, Capacity(1, 0), loop)
-        handshake = Handshake(limiter)
-        assert limiter.track(handshake)
-        assert limiter.reserve_slot(handshake)
-        limiter.untrack(handshake)
-        limiter.untrack(handshake)
-        assert limiter.track(Handshake(limiter))
-        assert not limiter.track(Handshake(limiter))
+        limiter = ConnectionLimiter(Limits(), opened.node, Capacity(1, 0))
+        shared = Handshakes(Config(), opened.node, limiter, loop)
+        handshake = Handshake(shared)
+        assert shared.track(handshake)
+        shared.untrack(handshake)
+        shared.untrack(handshake)
+        assert limiter.connections == 0
+        assert shared.track(Handshake(shared))
+        assert not shared.track(Handshake(shared))
+        assert limiter.connections == 1

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from broker.config import Config, parse_address
+from broker.net.handshake import Handshakes
 from broker.net.limiter import ACCEPTS_PER_TURN, Capacity, ConnectionLimiter
 from broker.net.listener import BURST_END, CannotListenError, Listener, ServerAcceptor
 from tests.net.harness import Harness, Node, harness, request, until
 
 
-def nowhere() -> Listener:
+def nowhere(**options: Any) -> Listener:
     """A listener that is not open yet."""
-    return Listener(ConnectionLimiter(Config(), Node(), Capacity(10, 10), asyncio.get_running_loop()))
+    node, config = Node(), Config()
+    limiter = ConnectionLimiter(config.limits, node, Capacity(10, 10))
+    return Listener(Handshakes(config, node, limiter, asyncio.get_running_loop()), **options)
 
 
 def acceptor(opened: Harness) -> ServerAcceptor:
@@ -32,7 +37,7 @@ async def test_listens_on_ipv4() -> None:
     async with harness("127.0.0.1:0") as opened:
         client = await opened.upgrade(request())
         host, port = client.writer.get_extra_info("sockname")
-        assert opened.node.taken[0].peer == f"{host}:{port}"
+        assert str(opened.node.taken[0].peer) == f"{host}:{port}"
         assert opened.address == "{}:{}".format(*client.writer.get_extra_info("peername"))
 
 
@@ -40,7 +45,7 @@ async def test_listens_on_ipv6() -> None:
     async with harness("[::1]:0") as opened:
         client = await opened.upgrade(request())
         assert opened.address.startswith("[::1]:")
-        assert opened.node.taken[0].peer == f"[::1]:{client.writer.get_extra_info('sockname')[1]}"
+        assert str(opened.node.taken[0].peer) == f"[::1]:{client.writer.get_extra_info('sockname')[1]}"
 
 
 async def test_host_name_listens_on_all_its_addresses_with_one_port() -> None:
@@ -66,9 +71,59 @@ async def test_listens_on_a_unix_socket(tmp_path: Path) -> None:
     async with harness(f"unix:{path}") as opened:
         await opened.upgrade(request())
         assert opened.address == f"unix:{path}"
-        assert opened.node.taken[0].peer == "unix:"
+        assert str(opened.node.taken[0].peer) == "unix:"
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert not path.exists()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o777])
+@pytest.mark.parametrize("with_group", [False, True])
+async def test_unix_socket_has_the_configured_mode_and_group(tmp_path: Path, mode: int, with_group: bool) -> None:
+    path = tmp_path / "broker.sock"
+    group = max(os.getgroups() or [os.getgid()])
+    listener = nowhere(unix_mode=mode, unix_group=group if with_group else None)
+    await listener.open(parse_address(f"unix:{path}"))
+    found = path.stat()
+    assert stat.S_IMODE(found.st_mode) == mode
+    assert found.st_gid == (group if with_group else os.getegid())
+    listener.close()
+    assert not path.exists()
+
+
+async def test_group_that_cannot_be_given_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", refuse)
+    path = tmp_path / "broker.sock"
+    with pytest.raises(CannotListenError, match=r"group cannot be 4242 .*: operation not permitted"):
+        await nowhere(unix_group=4242).open(parse_address(f"unix:{path}"))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("step", ["socket", "bind"])
+async def test_name_is_listened_on_without_ipv6(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    class WithoutIPv6(socket.socket):
+        def __init__(self, family: int = -1, *args: Any, **options: Any) -> None:
+            if family == socket.AF_INET6 and step == "socket":
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            super().__init__(family, *args, **options)
+
+        def bind(self, address: Any) -> None:
+            if self.family == socket.AF_INET6:
+                raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+            super().bind(address)
+
+    async def resolve(*args: object, **options: object) -> list[Any]:
+        kind = (socket.SOCK_STREAM, 6, "")
+        return [(socket.AF_INET6, *kind, ("::1", 0, 0, 0)), (socket.AF_INET, *kind, ("127.0.0.1", 0))]
+
+    monkeypatch.setattr("broker.net.listener.socket.socket", WithoutIPv6)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    listener = nowhere()
+    await listener.open(parse_address("localhost:0"))
+    assert [address.partition(":")[0] for address in listener.addresses] == ["127.0.0.1"]
+    listener.close()
 
 
 async def test_unix_socket_mode_does_not_change_the_umask(tmp_path: Path) -> None:
@@ -80,7 +135,7 @@ async def test_unix_socket_mode_does_not_change_the_umask(tmp_path: Path) -> Non
 
 
 async def test_loopback_origins_are_allowed_on_loopback_only(tmp_path: Path) -> None:
-    page = request("GET / HTTP/1.1", "Origin: http://localhost:5173")
+    page = request("GET / HTTP/1.1", "Origin: http://localhost:5173", host="localhost")
     for listen in ("127.0.0.1:0", "127.9.9.9:0", "[::1]:0"):
         async with harness(listen) as opened:
             await opened.upgrade(page)

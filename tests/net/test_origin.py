@@ -19,10 +19,14 @@ from broker.net.origin import Origins
         ("HTTP://Broker.Example", "bROKER.eXAMPLE"),
         ("http://[2001:db8::1]:8765", "[2001:DB8::1]:8765"),
         ("http://127.0.0.1:8765", "127.0.0.1:8765"),
+        ("http://broker.example/", "broker.example"),
+        ("http://[fe80::1%25eth0]:8765", "[fe80::1%eth0]:8765"),
+        ("https://xn--bcher-kva.example", "bücher.example"),
+        ("https://Bücher.example", "xn--bcher-kva.example"),
     ],
 )
 def test_same_host_origin_is_allowed(origin: str, host: str) -> None:
-    assert Origins([]).allow(origin, host, loopback=False)
+    assert Origins([]).refusal(origin, host, loopback=False) is None
 
 
 @pytest.mark.parametrize(
@@ -40,8 +44,10 @@ def test_same_host_origin_is_allowed(origin: str, host: str) -> None:
         ("ws://broker.example", "broker.example"),
         ("chrome-extension://broker.example", "broker.example"),
         ("broker.example", "broker.example"),
-        ("http://broker.example/", "broker.example"),
+        ("http://broker.example//", "broker.example"),
+        ("http://broker.example/a", "broker.example"),
         ("http://broker.example ", "broker.example"),
+        ("file://", ""),
         ("http://", ""),
         ("", "broker.example"),
         ("null", "broker.example"),
@@ -50,7 +56,7 @@ def test_same_host_origin_is_allowed(origin: str, host: str) -> None:
     ],
 )
 def test_other_origins_are_refused(origin: str, host: str) -> None:
-    assert not Origins([]).allow(origin, host, loopback=False)
+    assert Origins([]).refusal(origin, host, loopback=False) is not None
 
 
 @pytest.mark.parametrize(
@@ -66,8 +72,8 @@ def test_other_origins_are_refused(origin: str, host: str) -> None:
     ],
 )
 def test_loopback_origin_is_allowed_on_a_loopback_listener(origin: str) -> None:
-    assert Origins([]).allow(origin, "127.0.0.1:8765", loopback=True)
-    assert not Origins([]).allow(origin, "127.0.0.1:8765", loopback=False)
+    assert Origins([]).refusal(origin, "127.0.0.1:8765", loopback=True) is None
+    assert Origins([]).refusal(origin, "127.0.0.1:8765", loopback=False) is not None
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,7 @@ def test_loopback_origin_is_allowed_on_a_loopback_listener(origin: str) -> None:
     ],
 )
 def test_cross_origin_page_is_refused_on_a_loopback_listener(origin: str) -> None:
-    assert not Origins([]).allow(origin, "127.0.0.1:8765", loopback=True)
+    assert Origins([]).refusal(origin, "127.0.0.1:8765", loopback=True) is not None
 
 
 @pytest.mark.parametrize(
@@ -97,16 +103,75 @@ def test_cross_origin_page_is_refused_on_a_loopback_listener(origin: str) -> Non
         ("https://App.example", "https://app.example"),
         ("null", "null"),
         ("chrome-extension://abc", "chrome-extension://abc"),
+        ("https://app.example/", "https://app.example"),
+        ("https://app.example", "https://app.example/"),
+        ("file://", "file://"),
+        ("file:///", "file://"),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("ionic://localhost", "ionic://localhost/"),
+        ("qrc://", "qrc://"),
+        ("tauri://localhost", "tauri://localhost"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("https://xn--bcher-kva.example", "https://BÜCHER.example"),
+        ("https://faß.example", "https://xn--fa-hia.example"),
+        ("https://*.example.com", "https://a.example.com"),
+        ("https://*.example.com", "https://a.b.example.com:443"),
+        ("https://*.Example.com:8443/", "https://a.example.com:8443"),
+        ("https://*.bücher.example", "https://a.xn--bcher-kva.example"),
         ("*", "https://any.example"),
         ("*", "null"),
     ],
 )
 def test_listed_origin_is_allowed(listed: str, origin: str) -> None:
-    assert Origins([listed]).allow(origin, "broker.example", loopback=False)
+    assert Origins([listed]).refusal(origin, "broker.example", loopback=False) is None
 
 
 @pytest.mark.parametrize(
     "origin", ["http://app.example", "https://app.example:8443", "https://www.app.example", "null"]
 )
 def test_listed_origin_matches_exactly(origin: str) -> None:
-    assert not Origins(["https://app.example"]).allow(origin, "broker.example", loopback=False)
+    assert Origins(["https://app.example"]).refusal(origin, "broker.example", loopback=False) is not None
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://example.com",
+        "https://.example.com.evil.example",
+        "https://badexample.com",
+        "http://a.example.com",
+        "https://a.example.com:8443",
+        "https://a.example.com@evil.example",
+        "https://evil.example/.example.com",
+        "null",
+    ],
+)
+def test_wildcard_stands_for_subdomains_only(origin: str) -> None:
+    assert Origins(["https://*.example.com"]).refusal(origin, "broker.example", loopback=False) is not None
+
+
+@pytest.mark.parametrize("origin", ["capacitor://evil", "capacitor://", "http://localhost", "file://localhost", "null"])
+def test_listed_origin_of_another_scheme_matches_exactly(origin: str) -> None:
+    rule = Origins(["capacitor://localhost", "file://"])
+    assert rule.refusal(origin, "broker.example", loopback=False) is not None
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", "", "192.0.2.1", "[::2]"]
+)
+@pytest.mark.parametrize("origin", ["http://evil.example:8765", "http://localhost", "http://app.example", "null"])
+def test_loopback_listener_takes_pages_under_its_own_names_only(origin: str, host: str) -> None:
+    # DNS rebinding: the page's own name resolves to this machine, and the browser takes the broker for its server.
+    assert Origins(["http://app.example", "null"]).refusal(origin, host, loopback=True) is not None
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8765", "a.localhost:1", "127.0.0.1", "127.5.6.7:8765", "[::1]:8765", "app.example"]
+)
+@pytest.mark.parametrize("origin", ["http://localhost:5173", "http://app.example"])
+def test_loopback_listener_takes_pages_under_loopback_and_listed_names(origin: str, host: str) -> None:
+    assert Origins(["http://app.example"]).refusal(origin, host, loopback=True) is None
+
+
+def test_any_origin_takes_any_host() -> None:
+    assert Origins(["*"]).refusal("http://evil.example", "evil.example", loopback=True) is None

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from websockets.frames import Close
 from websockets.sync.client import connect as connect_sync
 
@@ -23,6 +27,8 @@ from broker.net.tls import Tls, load
 from tests.fixtures_certificates import Pair, encrypt_key, loaded, make_pair, trusting
 from tests.fixtures_node import PATIENCE, masked, serving
 from tests.net.harness import TIMEOUT, Harness, harness, request, until
+
+pytestmark = pytest.mark.needs("openssl")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,60 @@ def test_swapped_certificate_and_key_are_reported(pair: Pair) -> None:
     assert mistakes(pair.key, pair.certificate) == [
         f"server.certificate: {pair.key} is a private key, not a certificate",
         f"server.key: {pair.certificate} is a certificate, not a private key",
+    ]
+
+
+def test_kinds_of_wrong_files_are_named(pair: Pair, tmp_path: Path) -> None:
+    def made(name: str, *command: str) -> str:
+        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
+        return name
+
+    def written(name: str, data: bytes) -> str:
+        (tmp_path / name).write_bytes(data)
+        return name
+
+    certificate, key = str(pair.certificate), str(pair.key)
+    ssh_key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    not_a_certificate = {
+        made("csr", "openssl", "req", "-new", "-key", key, "-subj", "/CN=x", "-out"): "is a certificate request",
+        written("ssh", ssh_key): "is a key for SSH",
+        made("public", "openssl", "pkey", "-in", key, "-pubout", "-out"): "is a public key",
+        made("pkcs7", "openssl", "crl2pkcs7", "-nocrl", "-certfile", certificate, "-out"): "is PKCS #7",
+        made("trusted", "openssl", "x509", "-in", certificate, "-trustout", "-out"): (
+            "is a certificate in a format of OpenSSL alone"
+        ),
+    }
+    for name, said in not_a_certificate.items():
+        file = tmp_path / name
+        assert mistakes(file, pair.key) == [f"server.certificate: {file} {said}, not a certificate"]
+    for name in ("csr", "ssh", "public"):
+        file = tmp_path / name
+        assert mistakes(pair.certificate, file) == [f"server.key: {file} {not_a_certificate[name]}, not a private key"]
+    der = "is in the binary format DER or PKCS #12; convert it to PEM with openssl"
+    bundle = ("openssl", "pkcs12", "-export", "-in", certificate, "-inkey", key, "-passout", "pass:", "-out")
+    other = {
+        made("cert.der", "openssl", "x509", "-in", certificate, "-outform", "DER", "-out"): der,
+        made("key.der", "openssl", "pkey", "-in", key, "-outform", "DER", "-out"): der,
+        made("both.p12", *bundle): der,
+        written("bom", b"\xef\xbb\xbf" + pair.certificate.read_bytes() + pair.key.read_bytes()): (
+            "begins with a byte order mark; save it without"
+        ),
+    }
+    for name, said in other.items():
+        file = tmp_path / name
+        assert mistakes(file, file) == [f"server.certificate: {file} {said}", f"server.key: {file} {said}"]
+    for name, data, said in (("empty", b" \n", "is empty, not %s"), ("text", b"hello", "holds no %s in PEM format")):
+        file = tmp_path / written(name, data)
+        article = "a " if name == "empty" else ""
+        assert mistakes(file, file) == [
+            f"server.certificate: {file} {said % f'{article}certificate'}",
+            f"server.key: {file} {said % f'{article}private key'}",
+        ]
+
+
+def test_certificate_in_place_of_the_key_is_named(pair: Pair) -> None:
+    assert mistakes(pair.certificate, pair.certificate) == [
+        f"server.key: {pair.certificate} is a certificate, not a private key"
     ]
 
 
@@ -123,7 +183,7 @@ async def test_refusal_over_tls_is_an_http_answer(pair: Pair) -> None:
 
 
 async def test_refused_tls_client_that_does_not_close_is_aborted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.net.limiter.REFUSED_TIMEOUT", 0.1)
+    monkeypatch.setattr("broker.net.handshake.REFUSED_TIMEOUT", 0.1)
     async with harness(tls=Tls(loaded(pair))) as opened:
         silent = await asyncio.to_thread(raw_tls, opened, pair)
         silent.sendall(request("GET /elsewhere HTTP/1.1"))
@@ -142,17 +202,33 @@ async def test_open_timeout_covers_the_tls_handshake(pair: Pair, sent: bytes) ->
         assert opened.limiter.refused == {0: 1}
 
 
-async def test_client_without_tls_is_closed_and_counted(pair: Pair) -> None:
+async def test_client_without_tls_is_told_so(pair: Pair) -> None:
+    async with harness(tls=Tls(loaded(pair))) as opened:
+        reply = await opened.ask(request())
+        assert reply.status == 400
+        assert reply.body == "this port takes TLS only: the URL must begin with wss:// instead of ws://\n"
+        await until(lambda: opened.limiter.connections == 0)
+        assert opened.limiter.refused == {400: 1}
+        assert opened.limiter.reasons == {"tls": 1}
+
+
+async def test_bytes_on_a_tls_port_that_are_neither_tls_nor_http_are_counted(pair: Pair) -> None:
     async with harness(tls=Tls(loaded(pair))) as opened:
         client = await opened.connect()
-        client.send(request())
-        try:
-            answer = await client.rest()
-        except ConnectionResetError:
-            answer = b""
-        assert b"HTTP/" not in answer
+        client.send(b"\0" * 100)
+        with contextlib.suppress(ConnectionResetError):
+            assert b"HTTP/" not in await client.rest()
         await until(lambda: opened.limiter.connections == 0)
-        assert opened.limiter.refused == {0: 1}
+        assert opened.limiter.reasons == {"tls": 1}
+
+
+async def test_plain_client_on_a_tls_port_that_sends_no_request_is_bounded(pair: Pair) -> None:
+    async with harness(tls=Tls(loaded(pair)), open_timeout=0.1) as opened:
+        client = await opened.connect()
+        client.send(b"GET / HTTP/1.1\r\n")
+        assert await client.rest() == b""
+        await until(lambda: opened.limiter.connections == 0)
+        assert opened.limiter.reasons == {"timeout": 1}
 
 
 async def test_disconnect_during_the_tls_handshake_is_cleaned_up(pair: Pair) -> None:
@@ -186,7 +262,7 @@ async def test_shutdown_aborts_pending_tls_handshakes(pair: Pair) -> None:
         in_tls = await opened.connect()
         reader, writer = await open_tls(opened, trusting(pair))
         await until(lambda: opened.limiter.connections == 2)
-        opened.limiter.close()
+        opened.handshakes.close()
         assert await in_tls.rest() == b""
         assert (await asyncio.wait_for(reader.read(), TIMEOUT)).startswith(b"HTTP/1.1 503 ")
         await close(writer)
@@ -245,7 +321,7 @@ async def test_commands_events_and_close_work_over_tls(pair: Pair) -> None:
             await publisher.tell("publish", topic="a", data=n)
         assert await subscriber.data(300) == list(range(300))
         assert harness.node.context.fast_publishes > 0
-        assert harness.session(subscriber).peer.startswith("127.0.0.1:")
+        assert str(harness.session(subscriber).peer).startswith("127.0.0.1:")
         await subscriber.close()
         await until(lambda: harness.node.connections == 1)
 

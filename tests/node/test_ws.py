@@ -12,6 +12,8 @@ import pytest
 
 from tests.fixtures_broker import PATIENCE, RunningBroker, start_broker
 
+pytestmark = pytest.mark.needs("node")
+
 HERE = Path(__file__).parent
 
 

@@ -18,6 +18,7 @@ import broker._speedups
 from broker._speedups import CONNECTION_STATES, Audience, Connection, Filter, LoopContext, Subscription
 from broker.config import Config
 from broker.engines.memory import MemoryEngine
+from broker.net.addresses import UNKNOWN
 from broker.node import Node
 from tests.speedups.sockets import PATIENCE, Client, running
 from tests.speedups.turns import Loop, Pipe
@@ -600,13 +601,9 @@ def test_data_received_during_a_pause_is_kept() -> None:
 
 def test_slow_commands_of_a_client_yield_to_others() -> None:
     connection, pipe, loop = _on_a_pipe()
-    other = Connection(connection.context)
-    other.session = Remember(other)
-    assert isinstance(connection.session, Remember)
-    slow, quick = connection.session.messages, other.session.messages
-    other_pipe = Pipe()
-    other.start(other_pipe)
-    connection.context.command_time = 0.0  # each is one too many
+    other, other_pipe = _beside(connection, Quick)
+    connection.session = Slow(connection)
+    slow, quick = _messages(connection), _messages(other)
     commands = [b"%d" % number for number in range(10)]
     stream = b"".join(map(client_frame, [TEXT] * 10, commands))
     connection.data_received(stream[:-1])
@@ -615,18 +612,80 @@ def test_slow_commands_of_a_client_yield_to_others() -> None:
     connection.data_received(stream[-1:])
     for turn in range(2, 11):
         other.data_received(client_frame(TEXT, b"quick"))
-        assert len(quick) == turn - 1
+        assert len(quick) == turn - 2, "this turn has no time left"
         loop.turn_once()
+        assert len(quick) == turn - 1
+        assert other_pipe.is_reading()
         assert slow == commands[:turn]
     loop.turn()
     assert pipe.is_reading()
-    assert other_pipe.is_reading()
-    connection.context.command_time = 3600.0
+    connection.session = Quick(connection)
     connection.data_received(stream)
-    assert slow == commands * 2
+    assert _messages(connection) == commands
     assert pipe.is_reading()
     for each in (pipe, other_pipe):
         each.lose()
+
+
+def test_a_turn_carries_out_one_slow_command_however_many_connections_send_one() -> None:
+    connection, _, loop = _on_a_pipe()
+    crowd = [_beside(connection, Slow)[0] for _ in range(20)]
+    for each in crowd:
+        each.data_received(client_frame(TEXT, b"a") + client_frame(TEXT, b"b"))
+
+    def messages() -> list[int]:
+        return [len(_messages(each)) for each in crowd]
+
+    assert sum(messages()) == 1
+    while sum(messages()) < 40:
+        before = messages()
+        loop.turn_once()
+        # One that has waited for its first turn, and one of those with more commands.
+        assert 1 <= sum(messages()) - sum(before) <= 2
+        assert max(messages()) - min(messages()) <= 2
+    loop.turn()
+    assert messages() == [2] * 20
+
+
+def test_a_client_waits_one_turn_beside_any_number_with_long_queues_of_slow_commands() -> None:
+    connection, _, loop = _on_a_pipe()
+    crowd = [_beside(connection, Slow)[0] for _ in range(20)]
+    for each in crowd:
+        each.data_received(client_frame(TEXT, b"slow") * 50)
+    other, _ = _beside(connection, Quick)
+    while any(not _messages(each) for each in crowd):
+        loop.turn_once()
+    for number in range(20):
+        other.data_received(client_frame(TEXT, b"quick"))
+        loop.turn_once()
+        assert len(_messages(other)) == number + 1
+
+
+def test_those_that_wait_for_their_turn_get_it_though_new_ones_come_all_the_time() -> None:
+    connection, _, loop = _on_a_pipe()
+    crowd = [_beside(connection, Slow)[0] for _ in range(5)]
+    for each in crowd:
+        each.data_received(client_frame(TEXT, b"slow") * 3)
+    for _ in range(30):
+        new, _ = _beside(connection, Slow)
+        new.data_received(client_frame(TEXT, b"new"))
+        loop.turn_once()
+    assert [len(_messages(each)) for each in crowd] == [3] * 5
+
+
+def test_a_connection_that_is_lost_while_it_waits_for_its_turn_is_not_read() -> None:
+    connection, pipe, loop = _on_a_pipe()
+    connection.session = Slow(connection)
+    connection.data_received(client_frame(TEXT, b"a") * 3)
+    other, other_pipe = _beside(connection, Quick)
+    messages = _messages(other)
+    other.data_received(client_frame(TEXT, b"b"))
+    other_pipe.lose()
+    pipe.lose()
+    del other, connection, pipe, other_pipe
+    gc.collect()
+    loop.turn()
+    assert messages == []
 
 
 def test_close_after_slow_commands_is_handled() -> None:
@@ -866,6 +925,36 @@ class Remember:
         pass
 
 
+class Slow(Remember):
+    """A session whose commands each take more time than a turn has, whatever the clock says."""
+
+    def message(self, payload: bytes, text: bool) -> None:
+        super().message(payload, text)
+        self.connection.context.command_time = 0.0
+
+
+class Quick(Remember):
+    """A session whose commands take no time to speak of, whatever the clock says."""
+
+    def message(self, payload: bytes, text: bool) -> None:
+        super().message(payload, text)
+        self.connection.context.command_time = 3600.0
+
+
+def _beside(connection: Connection, kind: type[Remember]) -> tuple[Connection, Pipe]:
+    """Another connection of the same loop."""
+    other, pipe = Connection(connection.context), Pipe()
+    other.session = kind(other)
+    other.start(pipe)
+    return other, pipe
+
+
+def _messages(connection: Connection) -> list[bytes]:
+    """What has come for its session, which is a Remember."""
+    assert isinstance(connection.session, Remember)
+    return connection.session.messages
+
+
 def _on_a_pipe(**limits: float) -> tuple[Connection, Pipe, Loop]:
     loop, pipe = Loop(), Pipe()
     connection = Connection(loop.context(**limits))  # type: ignore[arg-type]
@@ -881,4 +970,4 @@ class _Join(asyncio.Protocol):
         self.node = node
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.node.connect(cast(asyncio.Transport, transport), b"", b"", "test")
+        self.node.connect(cast(asyncio.Transport, transport), b"", b"", UNKNOWN)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker import messages
-from broker._speedups import Connection, LoopContext, Subscription, TokenBucket
+from broker._speedups import Connection, IntakeLimit, LoopContext, Subscription, TokenBucket
 from broker.config import Limits
 from broker.errors import CLOSE_REASONS
 from broker.hub import Hub
@@ -928,6 +928,34 @@ def test_token_bucket_allows_a_burst_and_then_gives_the_wait() -> None:
         token_bucket.change(0, 1)
     with pytest.raises(ValueError, match="positive"):
         TokenBucket(0, 1)
+
+
+def test_intake_limit_counts_commands_and_bytes() -> None:
+    intake = IntakeLimit(0.001, 3, 0, 1)
+    assert [intake.take(10**9) for _ in range(3)] == [0, 0, 0], "no limit of bytes"
+    assert 900 < intake.take(1) <= 1000
+    intake = IntakeLimit(0, 1, 0.001, 100)
+    assert [intake.take(60) for _ in range(2)] == [0, 0], "the last one may be larger than what is left"
+    assert 20_000 < intake.take(1) <= 21_000
+    intake.change(0, 1, 0, 1)
+    assert intake.take(10**9) == 0
+    for wrong in ((-1, 1, 0, 1), (0, 0.5, 0, 1), (0, 1, -1, 1), (0, 1, 0, 0), (float("nan"), 1, 0, 1)):
+        with pytest.raises(ValueError, match="a rate is not negative"):
+            IntakeLimit(*wrong)
+
+
+def test_fast_path_obeys_the_intake_limit(place: Place) -> None:
+    peer = place.client()
+    intake = IntakeLimit(0.001, 3, 0, 1)
+    intake.path, intake.refused = place.hub.routes, 7
+    peer.connection.routes = intake
+    route(place, "a")
+    for n in range(5):
+        peer.send(op="publish", id=n, topic="a", data=n)
+    place.turn()
+    assert peer.seen() == ["ok", "ok", "ok"]
+    assert len(peer.commands) == 2
+    assert (place.context.fast_publishes, intake.refused) == (3, 0)
 
 
 def test_fast_path_obeys_the_token_bucket(place: Place) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from broker._speedups import Audience, Filter, RouteCache
 from broker.config import Config, Limits
 from broker.engines.memory import MemoryEngine
+from broker.net.addresses import UNKNOWN
 from broker.node import Node
 from tests.speedups.documents import SOUP, SPACE, VALUES, mutated
 from tests.speedups.turns import Loop, Pipe
@@ -50,7 +51,7 @@ class Harness:
         _finish(self.node.engine.start(self.node.deliver, self.node.lost))
         self.pipes = [Pipe() for _ in range(clients)]
         for pipe in self.pipes:
-            self.node.connect(pipe, b"", b"", "test")
+            self.node.connect(pipe, b"", b"", UNKNOWN)
             if not fast:
                 assert pipe.connection is not None
                 pipe.connection.routes = None
@@ -261,7 +262,7 @@ def test_bytes_after_a_message_are_not_read(message: bytes) -> None:
     before = harness.node.context.fast_publishes
     for size in range(len(message.rstrip())):
         pipe = Pipe()
-        harness.node.connect(pipe, b"", b"", "test")
+        harness.node.connect(pipe, b"", b"", UNKNOWN)
         assert pipe.connection is not None
         pipe.connection.data_received(client_frame(BINARY, message[:size], key=bytes(4)) + message[size:])
         pipe.lose()

@@ -323,6 +323,9 @@ def _reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
+        # "Wrong version" is what OpenSSL says of bytes that are no TLS.
+        if error.reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG"):
+            return "it does not speak TLS; the URL must begin with ws:// instead of wss://"
         return f"TLS: {error.reason or error}"
     # A host with several addresses gives one error that holds the texts of all.
     numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))}

@@ -1,0 +1,109 @@
+"""The backends of examples/tokens, and the broker that takes their tokens; the page in a browser."""
+
+from __future__ import annotations
+
+import http.cookiejar
+import json
+import re
+import secrets
+import socket
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from websockets.sync.client import connect
+
+from tests.fixtures_broker import Program, start_broker, start_program
+
+ROOT = Path(__file__).parents[2]
+SECRET, PASSWORD = secrets.token_hex(32), secrets.token_hex(16)
+CONFIG = """
+[auth]
+required = true
+algorithms = ["HS256"]
+secret_file = "{secret}"
+
+[[roles]]
+name = "user"
+subscribe = ["public.>", "user.{{identity}}.>"]
+"""
+OPEN = re.compile(r"open (?P<address>http://\S+/)")
+
+
+@pytest.fixture
+def broker_url(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    (tmp_path / "wsbroker.toml").write_text(CONFIG.format(secret=tmp_path / "secret"))
+    with start_broker("--config", str(tmp_path / "wsbroker.toml"), "--admin", "") as broker:
+        yield broker.url
+
+
+@contextmanager
+def backend(name: str) -> Iterator[tuple[Program, str]]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    environ = {"TOKEN_SECRET": SECRET, "PASSWORD": PASSWORD, "PYTHONWARNINGS": "default"}
+    with start_program("-m", f"examples.tokens.{name}", "--port", str(port), environ=environ) as program:
+        address = program.wait_for(OPEN)["address"]
+        yield program, address
+        program.terminate()
+
+
+def fetch(opener: urllib.request.OpenerDirector, url: str, data: dict[str, str] | None = None) -> str:
+    body = None if data is None else urllib.parse.urlencode(data).encode()
+    for _ in range(300):  # until it listens
+        try:
+            with opener.open(url, body, timeout=30) as answer:
+                text: str = answer.read().decode()
+                return text
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            time.sleep(0.05)
+    raise AssertionError(f"{url} does not answer")
+
+
+def check_token(text: str, url: str) -> None:
+    token = json.loads(text)["token"]
+    with connect(url, subprotocols=["wsbroker.v1", f"bearer.{token}"], proxy=None) as client:  # type: ignore[list-item]
+        welcome = json.loads(client.recv())
+        assert (welcome["identity"], 890 <= welcome["expires_in"] <= 900) == ("alice", True)
+        for topic, code in (("user.alice.>", None), ("user.bob.>", "forbidden")):
+            client.send(json.dumps({"op": "subscribe", "id": 1, "topic": topic}))
+            assert json.loads(client.recv()).get("code") == code
+
+
+def test_fastapi_hands_a_token_to_whoever_is_logged_in(broker_url: str) -> None:
+    with backend("fastapi_app") as (_, address):
+        opener = urllib.request.build_opener()
+        for wrong in (None, "Basic " + b64encode(b"alice:wrong").decode()):
+            opener.addheaders = [] if wrong is None else [("Authorization", wrong)]
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                fetch(opener, f"{address}token")
+        opener.addheaders = [("Authorization", "Basic " + b64encode(f"alice:{PASSWORD}".encode()).decode())]
+        assert "new WebSocket(" in fetch(opener, address)
+        check_token(fetch(opener, f"{address}token"), broker_url)
+
+
+def test_django_hands_a_token_to_whoever_is_logged_in(broker_url: str) -> None:
+    with backend("django_app") as (_, address):
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+        form = fetch(opener, f"{address}token")
+        found = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', form)
+        assert found, "it asks for a login"
+        data = {"csrfmiddlewaretoken": found[1], "username": "alice", "password": PASSWORD}
+        assert "new WebSocket(" in fetch(opener, f"{address}login", data)
+        check_token(fetch(opener, f"{address}token"), broker_url)
+
+
+def test_five_lines_of_the_readme_are_those_of_the_example() -> None:
+    source = (ROOT / "examples" / "tokens" / "fastapi_app.py").read_text()
+    (shown,) = re.findall(r"```python\n(@app\.get.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown in source

@@ -302,6 +302,8 @@ export class Client extends EventTarget {
   #nextId = 1;
   #attempts = 0; // connections that failed since the last one that lasted
   #tokenRefusals = 0;
+  #renewalFailures = 0;
+  #tokenAfterOpen = false; // the last handshake failed, maybe for its token: `auth` would tell why
   #connectedAt = 0;
   #heardAt = 0;
   #retryAfter = null; // what `bye` asked for
@@ -466,16 +468,18 @@ export class Client extends EventTarget {
       }
       if (!current()) return;
     }
+    const inHandshake = !this.#tokenAfterOpen && /^[\w.~+-]+$/.test(token ?? "");
     let socket;
     try {
-      socket = this.#socket = new this.#WebSocket(this.#url, [SUBPROTOCOL]);
+      // A page cannot set headers: the token is a second subprotocol, which the broker does not echo.
+      socket = this.#socket = new this.#WebSocket(this.#url, [SUBPROTOCOL, ...(inHandshake ? [`bearer.${token}`] : [])]);
     } catch (error) {
       this.#end(error); // an address that is none
       return;
     }
     const mine = (work) => (event) => socket === this.#socket && work(event);
     // A socket that was given up may still speak. Nobody listens then.
-    socket.onmessage = mine(({ data }) => this.#receive(data, token));
+    socket.onmessage = mine(({ data }) => this.#receive(data, inHandshake ? null : token));
     socket.onclose = mine(({ code, reason }) => this.#lose(code, reason));
     socket.onerror = () => {}; // `close` follows
     this.#timer = setTimeout(() => this.#lose(1006, "the broker did not answer"), this.#timeout);
@@ -485,6 +489,7 @@ export class Client extends EventTarget {
     if (this.#state !== "connecting" && this.#state !== "connected") return;
     const socket = this.#socket;
     this.#socket = null;
+    this.#tokenAfterOpen = this.#state === "connecting";
     if (this.#state === "connected" && performance.now() - this.#connectedAt >= LASTED) {
       this.#attempts = this.#tokenRefusals = 0;
     }
@@ -609,10 +614,12 @@ export class Client extends EventTarget {
 
   #planRenewal(expiresIn) {
     clearTimeout(this.#renewal);
+    this.#renewalFailures = 0;
     if (expiresIn === undefined || typeof this.#token !== "function") return;
     // Some time before, and not all clients whose tokens are of one moment at once. A longer timer would be none.
     const early = Math.min(30, expiresIn * (0.1 + Math.random() / 10));
-    this.#renewal = setTimeout(() => this.#renew(), Math.min((expiresIn - early) * 1000, 2 ** 31 - 1));
+    const delay = Math.max(FIRST_DELAY, (expiresIn - early) * 1000);
+    this.#renewal = setTimeout(() => this.#renew(), Math.min(delay, 2 ** 31 - 1));
   }
 
   async #renew() {
@@ -623,7 +630,7 @@ export class Client extends EventTarget {
     } catch (error) {
       if (socket !== this.#socket) return;
       this.report(error);
-      this.#renewal = setTimeout(() => this.#renew(), backOff(4));
+      this.#renewal = setTimeout(() => this.#renew(), backOff(++this.#renewalFailures));
     }
   }
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fixtures_broker import start_broker
 from wsbroker_client import Changed, Client, State
-from wsbroker_client.machine import FIRST_DELAY
+from wsbroker_client.reconnection import FIRST_DELAY
 
 CLIENTS = 2000
 

@@ -113,7 +113,9 @@ class Broker:
 
     def process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         header = request.headers.get("Authorization", "")
-        token = header.removeprefix("Bearer ") or None
+        offered = [entry.strip() for entry in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+        shown = [entry.removeprefix("bearer.") for entry in offered if entry.startswith("bearer.")]
+        token = header.removeprefix("Bearer ") or next(iter(shown), None)
         self.tokens.append(token)
         if token is not None and self.valid_tokens is not None and token not in self.valid_tokens:
             return connection.respond(HTTPStatus.UNAUTHORIZED, "the token does not verify")

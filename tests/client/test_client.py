@@ -44,8 +44,8 @@ async def broker() -> AsyncIterator[Broker]:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reconnections are tried soon, so that no test waits for one."""
-    monkeypatch.setattr("wsbroker_client.machine.FIRST_DELAY", 0.01)
-    monkeypatch.setattr("wsbroker_client.machine.MAX_DELAY", 0.05)
+    monkeypatch.setattr("wsbroker_client.reconnection.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("wsbroker_client.reconnection.MAX_DELAY", 0.05)
 
 
 async def take(subscription: Subscription[Any], count: int) -> list[Any]:

@@ -14,26 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.client.model import Broker, Peer
+from wsbroker_client.actions import Changed, Close, FetchToken, Finished, Open, Send
 from wsbroker_client.errors import ClientError, Closed, NotABroker, Refused, TimedOut, TokenFailed, Unreachable
-from wsbroker_client.machine import (
-    FIRST_DELAY,
-    MAX_DELAY,
+from wsbroker_client.machine import Machine
+from wsbroker_client.model import Event, Gap, Live
+from wsbroker_client.reconnection import FIRST_DELAY, MAX_DELAY, is_permanent
+from wsbroker_client.states import (
     TRANSITIONS,
-    Changed,
-    Close,
-    FetchToken,
-    Finished,
-    Machine,
-    Open,
     Request,
     RequestState,
-    Send,
     State,
     SubscriptionCore,
     SubscriptionState,
-    is_permanent,
 )
-from wsbroker_client.model import Event, Gap, Live
 
 LOST = Closed("lost", close_code=1006, retry=True)
 WELCOME = {"op": "welcome", "version": 1, "session": "s", "server": "f", "ping": 25, "max_size": 4096, "max_queue": 256}
@@ -46,7 +39,7 @@ def encoded(message: dict[str, Any]) -> bytes:
 
 def connected(now: float = 0.0, **options: Any) -> Machine:
     machine = Machine(**options)
-    machine.connect(now)
+    machine.connect()
     machine.received([encoded(WELCOME)], now)
     machine.take_actions()
     return machine
@@ -81,7 +74,7 @@ def test_wait_is_anything_up_to_a_bound_that_doubles(losses: int) -> None:
         return high
 
     machine = Machine(rng=highest)
-    machine.connect(0.0)
+    machine.connect()
     now = 0.0
     for _ in range(losses):
         machine.lost(Unreachable("nobody"), now)
@@ -94,13 +87,13 @@ def test_wait_is_anything_up_to_a_bound_that_doubles(losses: int) -> None:
 @pytest.mark.parametrize(("lasted", "attempts"), [(4.9, 4), (5.0, 1)])
 def test_connection_that_lasted_begins_the_waits_anew(lasted: float, attempts: int) -> None:
     machine = Machine()
-    machine.connect(0.0)
+    machine.connect()
     for _ in range(3):
         machine.lost(Unreachable("nobody"), 0.0)
-        machine.connect(0.0)
+        machine.connect()
     machine.received([encoded(WELCOME)], 0.0)
     machine.lost(LOST, lasted)
-    assert machine.attempts == attempts
+    assert machine._reconnection.attempts == attempts
 
 
 @pytest.mark.parametrize(
@@ -127,7 +120,7 @@ def test_what_is_permanent(failure: ClientError, at_first: bool, later: bool) ->
 
 def test_retry_after_of_a_refusal_is_waited_for() -> None:
     machine = Machine()
-    machine.connect(0.0)
+    machine.connect()
     machine.lost(Refused("full", status=503, retry_after=7), 0.0)
     assert machine.deadline is not None
     assert 7.0 <= machine.deadline <= 7.0 + 4 * FIRST_DELAY
@@ -144,7 +137,7 @@ def test_invalid_message_ends_the_connection_and_not_the_client() -> None:
 
 def test_token_is_fetched_in_time_and_again_after_a_failure() -> None:
     machine = Machine(token_function=True)
-    machine.connect(0.0)
+    machine.connect()
     machine.received([encoded(WELCOME | {"expires_in": 100})], 0.0)
     machine.take_actions()
     assert machine.deadline is not None
@@ -162,7 +155,7 @@ def test_timers_of_answered_requests_do_not_pile_up() -> None:
         request = machine.publish("t", b"1", 0.0, timeout=10.0)
         machine.received([encoded({"op": "ok", "id": request.id})], 0.0)
         assert request.state is RequestState.DONE
-        assert len(machine._timers) < 100, number
+        assert len(machine._requests._timers) < 100, number
     assert machine.deadline is None
 
 
@@ -190,7 +183,7 @@ class Everything(RuleBasedStateMachine):
         self.reliable: list[tuple[Request, int]] = []
         self.numbers = 0
         self.published: dict[str, list[int]] = {"h.t": [], "t.a": []}
-        self.machine.connect(self.now)
+        self.machine.connect()
         self.act()
 
     def act(self) -> None:

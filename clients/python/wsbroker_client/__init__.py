@@ -9,6 +9,7 @@
 `wsbroker_client.sync` is the same for threads, `wsbroker_client.http` publishes from backends without a connection.
 """
 
+from wsbroker_client.actions import Changed
 from wsbroker_client.client import Client
 from wsbroker_client.errors import (
     AlreadySubscribed,
@@ -26,8 +27,8 @@ from wsbroker_client.errors import (
     TokenFailed,
     Unreachable,
 )
-from wsbroker_client.machine import Changed, State, SubscriptionState
 from wsbroker_client.model import Event, Gap, Join, Leave, Live, Member, Position, Receipt
+from wsbroker_client.states import State, SubscriptionState
 from wsbroker_client.subscription import Subscription
 from wsbroker_client.wire import DEFAULT_URL
 

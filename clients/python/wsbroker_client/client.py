@@ -12,27 +12,25 @@ from typing import Any, TypeVar, Union, overload
 
 from websockets.exceptions import InvalidState
 
-from wsbroker_client.errors import ClientError, Closed, CommandRefused, TokenFailed, Unreachable
-from wsbroker_client.machine import (
-    RELIABLE_AGE,
-    WINDOW,
-    Action,
-    Changed,
-    Close,
-    FetchToken,
-    Finished,
-    Machine,
-    Open,
-    Report,
-    Request,
-    Send,
-    State,
-    Wake,
+from wsbroker_client.actions import Action, Changed, Close, FetchToken, Finished, Open, Report, Send, Wake
+from wsbroker_client.errors import ClientError, CommandRefused, TokenFailed, Unreachable
+from wsbroker_client.machine import RELIABLE_AGE, Machine
+from wsbroker_client.model import (
+    Event,
+    Gap,
+    Join,
+    Leave,
+    Live,
+    Member,
+    Position,
+    Receipt,
+    decoder_for,
     receipt_of,
 )
-from wsbroker_client.model import Event, Gap, Join, Leave, Live, Member, Position, Receipt, decoder_for
-from wsbroker_client.stream import LOST, Stream, check_url, open_stream
+from wsbroker_client.states import Request, State
+from wsbroker_client.stream import Stream, check_url, open_stream
 from wsbroker_client.subscription import Subscription
+from wsbroker_client.subscriptions import WINDOW
 from wsbroker_client.wire import DEFAULT_URL, Default, encode_data
 
 T = TypeVar("T")
@@ -109,7 +107,7 @@ class Client:
 
         Raises TimeoutError (asyncio's) with the last failure as its cause, or what closed the client for good.
         """
-        self._machine.connect(_now())
+        self._machine.connect()
         self._flush()
         try:
             await asyncio.wait_for(self._until_connected(), timeout)
@@ -129,7 +127,7 @@ class Client:
 
     async def __aenter__(self) -> Client:  # noqa: PYI034 -- Self is of Python 3.11
         """Begin to connect. It is not waited for: what is asked meanwhile is done when the connection is there."""
-        self._machine.connect(_now())
+        self._machine.connect()
         self._flush()
         return self
 
@@ -496,6 +494,3 @@ class _Receiver:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-__all__ = ["LOST", "Client", "Closed", "Token"]

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from wsbroker_client.errors import ClientError, Closed, CommandRefused, NotABroker, Unreachable
-from wsbroker_client.machine import receipt_of
-from wsbroker_client.model import Receipt
+from wsbroker_client.model import Receipt, receipt_of
 from wsbroker_client.stream import LOST, Stream, open_stream
 from wsbroker_client.wire import (
     DEFAULT_URL,

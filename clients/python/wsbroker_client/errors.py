@@ -1,6 +1,6 @@
 """One exception for each way to fail. All are a `ClientError`, with a `code` for programs and `retry`.
 
-A failure of the connection ends the client only where it is permanent (`machine.is_permanent`); otherwise it is the
+A failure of the connection ends the client only if it is permanent (`reconnection.is_permanent`). Otherwise it is the
 reason of the state `waiting`. The tables at the end are those of the protocol.
 """
 

@@ -24,8 +24,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from wsbroker_client.errors import CommandRefused, ConnectionLost, NotABroker, Unreachable
-from wsbroker_client.machine import receipt_of
-from wsbroker_client.model import Receipt
+from wsbroker_client.model import Receipt, receipt_of
 from wsbroker_client.wire import Default, encode_data
 
 MAX_BATCH = 1000

@@ -83,6 +83,18 @@ class Receipt(NamedTuple):
     duplicate: bool = False
 
 
+def receipt_of(answer: dict[str, Any]) -> Receipt:
+    """Make the receipt from the `ok` of a publish."""
+    return Receipt(
+        answer.get("receivers", 0),
+        answer.get("queued", 0),
+        answer.get("dropped", 0),
+        answer.get("epoch"),
+        answer.get("offset"),
+        bool(answer.get("duplicate")),
+    )
+
+
 class Event(Generic[T]):
     """An event. `raw` is the JSON of its data as it was published; `data` is decoded from it on first use.
 

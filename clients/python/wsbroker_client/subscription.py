@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, Optional, TypeVar
 
 from wsbroker_client.errors import ClientClosed, ClientError
-from wsbroker_client.machine import Machine, Message, SubscriptionCore, SubscriptionState
+from wsbroker_client.machine import Machine
 from wsbroker_client.model import Event, Gap, Join, Leave, Live, Position
+from wsbroker_client.states import Message, SubscriptionCore, SubscriptionState
 
 T = TypeVar("T")
 

@@ -21,9 +21,10 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from wsbroker_client import client as asynchronous
+from wsbroker_client.actions import Changed
 from wsbroker_client.errors import ClientClosed, ClientError
-from wsbroker_client.machine import Changed, State, SubscriptionState
 from wsbroker_client.model import Event, Member, Position, Receipt
+from wsbroker_client.states import State, SubscriptionState
 from wsbroker_client.subscription import Subscription as AsyncSubscription
 from wsbroker_client.wire import DEFAULT_URL, Default
 

@@ -13,7 +13,7 @@ export interface Gap {
   topic: string;
   /** null where it is not known. */
   missed: number | null;
-  /** The broker's word; or "disconnected", "unsubscribed". */
+  /** The broker's word; or "disconnected", "unsubscribed", "overlap". */
   reason: string;
   from?: number;
   to?: number;

@@ -151,6 +151,7 @@ export class Subscription {
       window: credit,
       granted: 0, // events that the broker may still send
       held: 0, // events that came and were not taken
+      doubt: 0, // events counted for a more specific subscription, that the broker may have counted for this one
       inbox: [],
       epoch: undefined,
       offset: undefined, // of the newest event that came
@@ -297,6 +298,7 @@ export class Client extends EventTarget {
   #welcome = {};
   #socket = null;
   #subscriptions = new Map();
+  #ending = new Set(); // ended here, while the broker has confirmed no `unsubscribe` yet: it still sends their events
   #requests = new Map();
   #routes = new Map();
   #nextId = 1;
@@ -430,18 +432,26 @@ export class Client extends EventTarget {
   // For Subscription
 
   unsubscribe(subscription) {
-    if (subscription.state === "ended") return;
-    const asked = subscription.state !== "offline";
+    const { state, live, topic } = subscription;
+    if (state === "ended") return;
+    if (live) this.#ending.add(subscription);
     this.#finish(subscription, null);
     for (const item of subscription.core.inbox.splice(0)) this.taken(item);
-    if (asked && this.#state === "connected") this.#send({ op: "unsubscribe", topic: subscription.topic });
+    if (state === "offline" || this.#state !== "connected") return;
+    const done = () => {
+      // The broker has forgotten what it had queued, and broader subscriptions were to get that too.
+      if (!this.#ending.delete(subscription)) return;
+      this.#routes.clear();
+      this.#putBroader(gap(topic, "unsubscribed"));
+    };
+    this.#start({ op: "unsubscribe", topic }, { timeout: Infinity }, done, done);
   }
 
   /** Gives the credit of an event back to its owner, when all that got it have taken it. */
   taken({ owner, shares }) {
     if (!owner || --shares.left > 0) return;
     owner.core.held -= 1;
-    this.#grant(owner);
+    this.#settle(owner, shares.matching);
   }
 
   report(error) {
@@ -506,6 +516,7 @@ export class Client extends EventTarget {
       return;
     }
     this.#routes.clear();
+    this.#ending.clear();
     this.#move("waiting", { delay, code, reason, ...(error && { error }) });
     for (const subscription of this.#subscriptions.values()) {
       clearTimeout(subscription.core.timer);
@@ -698,7 +709,6 @@ export class Client extends EventTarget {
   }
 
   #subscribed(subscription, { epoch, offset = 0 }, replays) {
-    if (subscription.state !== "asked") return;
     const { core } = subscription;
     const replaying = replays && epoch !== undefined;
     const missed = core.confirmed && !replaying;
@@ -707,11 +717,18 @@ export class Client extends EventTarget {
     core.epoch = epoch;
     if (epoch === undefined) Object.assign(core, { offset: undefined, start: {} });
     else if (!replays) core.offset = offset;
-    Object.assign(core, { top: replaying ? offset : -1, refusals: 0, confirmed: true });
+    core.top = replaying ? offset : -1;
     this.#routes.clear();
+    if (subscription.state !== "asked") {
+      this.#ending.add(subscription); // its `unsubscribe` is on its way
+      return;
+    }
+    Object.assign(core, { refusals: 0, confirmed: true });
     subscription.move(replaying ? "replaying" : "live");
     core.resolve();
     if (missed) this.#put(subscription, { message: gap(subscription.topic, "disconnected") });
+    // What the broker has queued for broader subscriptions cannot be told from the replay, and is not given to them.
+    if (replaying) this.#putBroader(gap(subscription.topic, "overlap"));
     this.#grant(subscription);
   }
 
@@ -731,8 +748,6 @@ export class Client extends EventTarget {
   }
 
   #finish(subscription, error) {
-    // The broker forgets what it had queued, and broader subscriptions were to get that too.
-    if (subscription.live && this.#state === "connected") this.#putBroader(gap(subscription.topic, "unsubscribed"));
     this.#subscriptions.delete(subscription.topic);
     this.#routes.clear();
     clearTimeout(subscription.core.timer);
@@ -742,31 +757,33 @@ export class Client extends EventTarget {
   #event(message) {
     const route = this.#routes.get(message.topic) ?? this.#route(message.topic);
     if (!route) return; // it was on its way when the subscription ended
-    const { owner } = route;
-    let { receivers } = route;
+    const { owner, matching } = route;
+    let receivers = matching;
     const { core } = owner;
-    core.granted = Math.max(0, core.granted - 1);
+    core.granted -= 1;
     if (message.offset !== undefined && core.epoch !== undefined) {
-      if (message.offset <= core.offset) {
-        this.#grant(owner);
-        return;
-      }
-      core.offset = message.offset;
+      if (message.offset <= core.offset) receivers = [];
       // For the others a replay is not new: it was published before the owner subscribed.
-      if (message.offset <= core.top) receivers = [owner];
+      else if (message.offset <= core.top) receivers = owner.live ? [owner] : [];
+      core.offset = Math.max(message.offset, core.offset ?? 0);
+    }
+    if (receivers.length === 0) {
+      this.#settle(owner, matching);
+      return;
     }
     core.held += 1;
-    const shares = { left: receivers.length };
+    const shares = { left: receivers.length, matching };
     for (const receiver of receivers) this.#put(receiver, { message: { ...message }, owner, shares });
   }
 
   /** Under which subscription the broker sends the events of a topic, and which get them. */
   #route(topic) {
-    const receivers = [...this.#subscriptions.values()].filter((each) => each.live && matches(each.topic, topic));
-    if (receivers.length === 0) return null;
-    const owner = receivers.reduce((best, each) => (rank(each.topic) < rank(best.topic) ? each : best));
+    const matching = [...this.#subscriptions.values()].filter((each) => each.live && matches(each.topic, topic));
+    const known = matching.concat([...this.#ending].filter((each) => matches(each.topic, topic)));
+    if (known.length === 0) return null;
+    const owner = known.reduce((best, each) => (rank(each.topic) < rank(best.topic) ? each : best));
     if (this.#routes.size >= MAX_ROUTES) this.#routes.clear();
-    this.#routes.set(topic, { owner, receivers });
+    this.#routes.set(topic, { owner, matching });
     return this.#routes.get(topic);
   }
 
@@ -777,6 +794,7 @@ export class Client extends EventTarget {
       // Or it would come after all, by recovery.
       if (core.epoch !== undefined && message.to >= 0) core.offset = Math.max(message.to, core.offset ?? 0);
       this.#put(owner, { message: { ...message } });
+      if (owner.state === "replaying" && (message.to ?? 0) <= core.top) return; // it is not new for the others
     }
     this.#putBroader(message);
   }
@@ -801,6 +819,20 @@ export class Client extends EventTarget {
     if (!live || add < Math.max(1, core.window >> 1)) return;
     core.granted += add;
     this.#send({ op: "credit", topic, add });
+  }
+
+  /**
+   * An event is dealt with, and more may come. Events that were queued for a broader subscription when a more specific one
+   * began come after its `ok`, and cannot be told from those of the specific one. The broker counts them for the broader
+   * one, which would run out of credit. So now and then `subscribe` sets what remains of the credit.
+   */
+  #settle(owner, matching) {
+    this.#grant(owner);
+    for (const { core, live, topic } of matching.filter((each) => each !== owner)) {
+      if (!live || ++core.doubt < core.window >> 1) continue;
+      core.doubt = 0;
+      if (core.granted > 0) this.#send({ op: "subscribe", topic, credit: core.granted });
+    }
   }
 
   // Commands

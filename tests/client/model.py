@@ -178,10 +178,12 @@ class Broker:
 
     def do_subscribe(self, peer: Peer, command: Message) -> Message:
         name = command["topic"]
-        old = peer.subscriptions.get(name)
+        if (old := peer.subscriptions.get(name)) is not None:
+            old.options = {**old.options, **command}
+            old.credit = command.get("credit", old.credit)
+            peer.pump(old)
+            return {"op": "ok", "topic": name}
         subscription = peer.subscriptions[name] = Subscription(command)
-        if old is not None:
-            subscription.waiting = old.waiting
         for broader, each in peer.subscriptions.items():
             if rank(broader) > rank(name) and overlap(broader, name):
                 subscription.barrier[each] = len(each.waiting)

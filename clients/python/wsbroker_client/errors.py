@@ -161,8 +161,8 @@ REFUSALS: Final = {
     403: "a page of this origin may not connect",
     404: "there is nothing at this path",
     426: "the path is a WebSocket's, and the request does not ask for one",
-    429: "there are too many connections of the client's address; `Retry-After` says when to come back",
+    429: "there are too many connections of the client's address or identity; `Retry-After` says when to come back",
     431: "the head of the request is too long or has too many lines",
-    503: "the broker is full or shuts down; `Retry-After` says when to come back",
+    503: "the broker is full or shuts down, or nobody can tell who the client is; `Retry-After` says when to come back",
 }
 """When the broker answers with which HTTP status instead of opening a WebSocket."""

@@ -78,9 +78,9 @@ class Machine:
         self._subscriptions.add(subscription, now)
         return subscription
 
-    def unsubscribe(self, subscription: SubscriptionCore) -> None:
+    def unsubscribe(self, subscription: SubscriptionCore, now: float) -> None:
         """End a subscription. The messages in its inbox are dropped."""
-        self._subscriptions.end(subscription)
+        self._subscriptions.end(subscription, now)
 
     def take(self, subscription: SubscriptionCore) -> Message | None:
         """Take the next message out of the inbox; None if it is empty. Gives the credit of an event back."""

@@ -18,11 +18,14 @@ Decoder = Callable[[bytes], Any]
 class Gap(NamedTuple):
     """Events that a subscription missed, at their place in the stream.
 
-    `topic` is the one that the broker named: of this subscription, or of a more specific one of the same client, which
-    gets the events of both. `missed` is None where it is not known. `reason` is the broker's word, or one
-    of this library: `disconnected` (the connection was lost, and the topic keeps no history), `unsubscribed` (the more
-    specific one has ended, and with it what the broker had queued for both). `start` and `stop` are the first and last
-    offset.
+    `topic` is that of this subscription, or of a more specific one of the same client, under which the broker sends the
+    events of both. `missed` is None if the number is not known. `start` and `stop` are the first and last offset.
+    `reason` is the broker's word, or one of this library:
+
+    - `disconnected`: the connection was lost, and the topic keeps no history.
+    - `unsubscribed`: the more specific subscription has ended, and with it what the broker had queued for both.
+    - `overlap`: a more specific subscription has begun with a replay. Events that were queued for this one at that
+      moment cannot be told from the replay.
     """
 
     topic: str

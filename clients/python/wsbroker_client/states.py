@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Union
 
 from wsbroker_client.errors import ClientError, CommandRefused
@@ -108,6 +108,7 @@ class SubscriptionCore:
     __slots__ = (
         "confirmed",
         "decode",
+        "doubt",
         "epoch",
         "error",
         "granted",
@@ -150,6 +151,8 @@ class SubscriptionCore:
         self.refusals = 0
         self.granted = 0
         """Events that the broker may still send."""
+        self.doubt = 0
+        """Events that were counted for a more specific subscription, and that the broker may have counted for this."""
         self.held = 0
         """Events that came and were not taken."""
         self.inbox: deque[Item] = deque()
@@ -167,15 +170,22 @@ class SubscriptionCore:
         return self.state in (SubscriptionState.LIVE, SubscriptionState.REPLAYING)
 
 
-class Delivery(NamedTuple):
-    """An event in an inbox. Several inboxes may have it; `shares` counts those that did not give it out yet.
+class Shares:
+    """One event in several inboxes: `left` of them did not give it out yet. At 0 the credit goes back to `owner`."""
 
-    The credit goes back to `owner`, under which the broker sent the event, when `shares` comes to 0.
-    """
+    __slots__ = ("left", "matching", "owner")
+
+    def __init__(self, owner: SubscriptionCore, matching: Sequence[SubscriptionCore], left: int) -> None:
+        self.left = left
+        self.owner = owner
+        self.matching = matching
+
+
+class Delivery(NamedTuple):
+    """An event in an inbox."""
 
     event: Event[Any]
-    owner: SubscriptionCore
-    shares: list[int]
+    shares: Shares
 
 
 Message = Union[Event[Any], Gap, Live, Join, Leave]

@@ -73,7 +73,7 @@ class Subscription(Generic[T]):
 
     async def unsubscribe(self) -> None:
         """End it: iterations end, and what was not taken is dropped."""
-        self._machine.unsubscribe(self._core)
+        self._machine.unsubscribe(self._core, asyncio.get_running_loop().time())
         self._flush()
 
     def __aiter__(self) -> AsyncIterator[Event[T]]:

@@ -6,6 +6,7 @@ each subscription that matches gets it. The credit goes back to the owner when a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from wsbroker_client.actions import Outbox
@@ -13,7 +14,7 @@ from wsbroker_client.errors import AlreadySubscribed, ClientError, CommandRefuse
 from wsbroker_client.model import Event, Gap, Join, Leave, Live
 from wsbroker_client.reconnection import Backoff
 from wsbroker_client.requests import Requests, retry_delay
-from wsbroker_client.states import Delivery, Item, Message, SubscriptionCore, SubscriptionState, move
+from wsbroker_client.states import Delivery, Item, Message, Shares, SubscriptionCore, SubscriptionState, move
 from wsbroker_client.wire import decode_event, encode_command, matches, overlap, rank
 
 WINDOW: Final = 256
@@ -39,6 +40,8 @@ class Subscriptions:
         self._requests = requests
         self._backoff = backoff
         self._token_function = token_function
+        self._ending: list[SubscriptionCore] = []
+        """Ended here, while the broker has confirmed no `unsubscribe` yet: it still sends their events."""
         self._routes: dict[str, tuple[SubscriptionCore, list[SubscriptionCore]]] = {}
 
     # What the application does
@@ -52,16 +55,23 @@ class Subscriptions:
         if self._connected:
             self._ask(subscription, now)
 
-    def end(self, subscription: SubscriptionCore) -> None:
+    def end(self, subscription: SubscriptionCore, now: float) -> None:
         """End a subscription. The messages in its inbox are dropped."""
         if subscription.state is SubscriptionState.ENDED:
             return
+        if subscription.live:
+            self._ending.append(subscription)
         asked = subscription.state is not SubscriptionState.OFFLINE
         self.finish(subscription, None)
         while subscription.inbox:
             self._release(subscription.inbox.popleft())
-        if asked and self._connected:
-            self._outbox.send(encode_command("unsubscribe", topic=subscription.topic))
+        if not asked or not self._connected:
+            return
+        request = self._requests.new("`unsubscribe`", now, float("inf"), repeat=False)
+        request.payload = encode_command("unsubscribe", id=request.id, topic=subscription.topic)
+        request.answered = lambda _answer, _now: self._unsubscribed(subscription)
+        request.refused = lambda _error, _now: self._unsubscribed(subscription)
+        self._requests.submit(request, now)
 
     def take(self, subscription: SubscriptionCore) -> Message | None:
         """Take the next message out of the inbox; None if it is empty. Gives the credit of an event back."""
@@ -88,6 +98,7 @@ class Subscriptions:
         """The connection has ended, and with it what the broker knew."""
         self.due = None
         self._routes.clear()
+        self._ending.clear()
         for subscription in self.by_topic.values():
             if subscription.state is not SubscriptionState.OFFLINE:
                 move(subscription, SubscriptionState.OFFLINE)
@@ -102,9 +113,6 @@ class Subscriptions:
 
     def finish(self, subscription: SubscriptionCore, error: ClientError | None) -> None:
         """A subscription has ended, for `error` or by the application. What is in its inbox can still be taken."""
-        if subscription.live and self._connected:
-            # The broker forgets what it had queued, and broader subscriptions were to get that too.
-            self._put_broader(Gap(subscription.topic, None, "unsubscribed"))
         move(subscription, SubscriptionState.ENDED)
         subscription.error = error
         self.by_topic.pop(subscription.topic, None)
@@ -119,20 +127,25 @@ class Subscriptions:
         route = self._routes.get(raw.topic) or self._find_route(raw.topic)
         if route is None:
             return  # it was on its way when the subscription ended
-        owner, receivers = route
-        owner.granted = max(0, owner.granted - 1)
+        owner, matching = route
+        receivers = matching
+        owner.granted -= 1
         if raw.offset is not None and owner.epoch is not None:
             if owner.offset is not None and raw.offset <= owner.offset:
-                self._grant(owner)
+                self._settle(owner, matching)
                 return
             owner.offset = raw.offset
             if raw.offset <= owner.replay_top:
-                receivers = [owner]  # for the others it is not new: it was published before the owner subscribed
+                # For the others it is not new: it was published before the owner subscribed.
+                receivers = [owner] if owner.live else []
+        if not receivers:
+            self._settle(owner, matching)
+            return
         owner.held += 1
-        shares = [len(receivers)]
+        shares = Shares(owner, matching, len(receivers))
         for each in receivers:
             event: Event[Any] = Event(raw.topic, raw.key, raw.data, raw.offset, each.decode)
-            self._put(each, Delivery(event, owner, shares))
+            self._put(each, Delivery(event, shares))
 
     def gap(self, message: dict[str, Any]) -> None:
         """The broker announces missed events."""
@@ -142,6 +155,8 @@ class Subscriptions:
             self._put(owner, gap)
             if gap.stop is not None and owner.epoch is not None:
                 owner.offset = max(gap.stop, owner.offset or 0)  # or it would come after all, by recovery
+            if owner.state is SubscriptionState.REPLAYING and (gap.stop or 0) <= owner.replay_top:
+                return  # what the replay lacks is not new for the others
         self._put_broader(gap)
 
     def live(self, message: dict[str, Any]) -> None:
@@ -191,8 +206,6 @@ class Subscriptions:
         self.due = min(subscription.not_before, self.due or subscription.not_before)
 
     def _subscribed(self, subscription: SubscriptionCore, answer: dict[str, Any], replays: bool) -> None:
-        if subscription.state is not SubscriptionState.ASKED:
-            return
         epoch, top = answer.get("epoch"), int(answer.get("offset") or 0)
         replaying = replays and epoch is not None
         missed = subscription.confirmed and not replaying
@@ -206,13 +219,20 @@ class Subscriptions:
         elif not replays:
             subscription.offset = top
         subscription.replay_top = top if replaying else -1
+        self._routes.clear()
+        if subscription.state is not SubscriptionState.ASKED:
+            self._ending.append(subscription)  # its `unsubscribe` is on its way
+            return
         subscription.refusals = 0
         subscription.confirmed = True
-        self._routes.clear()
         move(subscription, SubscriptionState.REPLAYING if replaying else SubscriptionState.LIVE)
         self._outbox.wake(subscription)
         if missed:
             self._put(subscription, Gap(subscription.topic, None, "disconnected"))
+        if replaying:
+            # What the broker has queued for broader subscriptions cannot be told from the replay, and is not given to
+            # them.
+            self._put_broader(Gap(subscription.topic, None, "overlap"))
         self._grant(subscription)
 
     def _not_subscribed(self, subscription: SubscriptionCore, error: CommandRefused, now: float) -> None:
@@ -232,6 +252,13 @@ class Subscriptions:
         else:
             self.finish(subscription, error)
 
+    def _unsubscribed(self, subscription: SubscriptionCore) -> None:
+        """The broker has forgotten a subscription, and the events that it had queued for it."""
+        if subscription in self._ending:
+            self._ending.remove(subscription)
+            self._routes.clear()
+            self._put_broader(Gap(subscription.topic, None, "unsubscribed"))
+
     # Inboxes and credit
 
     def _put_broader(self, gap: Gap) -> None:
@@ -243,11 +270,12 @@ class Subscriptions:
     def _find_route(self, topic: str) -> tuple[SubscriptionCore, list[SubscriptionCore]] | None:
         """Find the owner of the events of a topic, and all subscriptions that get them."""
         receivers = [each for each in self.by_topic.values() if each.live and matches(each.topic, topic)]
-        if not receivers:
+        known = receivers + [each for each in self._ending if matches(each.topic, topic)]
+        if not known:
             return None
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
-        self._routes[topic] = route = (min(receivers, key=lambda each: rank(each.topic)), receivers)
+        self._routes[topic] = route = (min(known, key=lambda each: rank(each.topic)), receivers)
         return route
 
     def _put(self, subscription: SubscriptionCore, item: Item) -> None:
@@ -256,11 +284,13 @@ class Subscriptions:
 
     def _release(self, item: Item) -> None:
         """An inbox has given this out. The credit goes back when all have."""
-        if isinstance(item, Delivery):
-            item.shares[0] -= 1
-            if item.shares[0] == 0:
-                item.owner.held -= 1
-                self._grant(item.owner)
+        if not isinstance(item, Delivery):
+            return
+        shares = item.shares
+        shares.left -= 1
+        if shares.left == 0:
+            shares.owner.held -= 1
+            self._settle(shares.owner, shares.matching)
 
     def _grant(self, subscription: SubscriptionCore) -> None:
         """Let more events come, if half of what may be under way is free."""
@@ -268,3 +298,20 @@ class Subscriptions:
         if subscription.live and free >= max(1, subscription.window // 2):
             subscription.granted += free
             self._outbox.send(encode_command("credit", topic=subscription.topic, add=free))
+
+    def _settle(self, owner: SubscriptionCore, matching: Sequence[SubscriptionCore]) -> None:
+        """An event is dealt with, and more may come.
+
+        Events that were queued for a broader subscription when a more specific one began come after its `ok`, and
+        cannot be told from those of the specific one. The broker counts them for the broader one, which would run out
+        of credit. So now and then `subscribe` sets what remains of the credit.
+        """
+        self._grant(owner)
+        for each in matching:
+            if each is owner or not each.live:
+                continue
+            each.doubt += 1
+            if each.doubt >= max(1, each.window // 2):
+                each.doubt = 0
+                if each.granted > 0:
+                    self._outbox.send(encode_command("subscribe", topic=each.topic, credit=each.granted))

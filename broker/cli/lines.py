@@ -27,8 +27,8 @@ from broker.messages import (
 )
 from broker.overflow import Overflow
 from broker.topics import matches, rank
-from wsbroker_client import ClientError, CommandRefused
 from wsbroker_client.connection import Connection, connect
+from wsbroker_client.errors import ClientError, CommandRefused
 from wsbroker_client.publisher import Publisher
 
 Failed = Callable[[CommandError | CommandRefused, int | None], object]

@@ -27,6 +27,7 @@ from wsbroker_client.stream import LOST, Stream, open_stream
 from wsbroker_client.wire import (
     DEFAULT_URL,
     EVENT,
+    OK,
     VERSION,
     Default,
     decode_message,
@@ -76,7 +77,7 @@ class Connection:
         """Called with an error without an id. It occurs only if both sides parse JSON differently."""
         self._stream = stream
         self._ids = itertools.count(1)
-        self._pending: dict[int, Callable[[Answer], None]] = {}
+        self._pending: dict[int, Callable[[int, bytes], None]] = {}
         self._waiters: set[asyncio.Future[None]] = set()
         self._welcomed: asyncio.Future[None] | None = None
         self._bye: dict[str, Any] | None = None
@@ -172,8 +173,8 @@ class Connection:
         """Release an id from `expect_answer` for which nothing was sent."""
         self._pending.pop(number, None)
 
-    def expect_answer(self, on_answer: Callable[[Answer], None]) -> int:
-        """Reserve an id for a command to `send`; `on_answer` is called with what the broker answers."""
+    def expect_answer(self, on_answer: Callable[[int, bytes], None]) -> int:
+        """Reserve an id for a command to `send`; `on_answer(id, message)` is called with the answer, not decoded."""
         number = next(self._ids)
         self._pending[number] = on_answer
         return number
@@ -198,13 +199,22 @@ class Connection:
 
     def on_messages(self, messages: list[bytes]) -> None:
         """Sort messages: answers complete their calls, the rest goes into the batch."""
-        events = self._events
+        events, pending = self._events, self._pending
         before = len(events)
         for message in messages:
-            # The format of the broker. An event in another format is only slower to recognize.
+            # The format of the broker. A message in another format is only slower to recognize.
             if message.startswith(EVENT):
                 events.append(message)
-            elif not self._process(message):
+                continue
+            if message.startswith(OK):
+                # Up to the comma; without one up to the last brace, since `find` gives -1.
+                digits = message[len(OK) : message.find(b",", len(OK))]
+                if digits.isdigit():
+                    number = int(digits)
+                    if (on_answer := pending.pop(number, None)) is not None:
+                        on_answer(number, message)
+                    continue
+            if not self._process(message):
                 return
         if len(events) == before:
             return
@@ -233,7 +243,7 @@ class Connection:
             elif op in _ANSWERS and message.get("id") is not None:
                 on_answer = self._pending.pop(message["id"], None)
                 if on_answer is not None:
-                    on_answer(message)
+                    on_answer(message["id"], raw)
             elif op == "error":
                 self.on_error(refused(message))
             elif op == "bye":
@@ -269,9 +279,9 @@ class Connection:
         """Send a command with this id. Returns the answer, which is of this kind. Raises CommandRefused."""
         self.check_size(payload)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        answers: list[Answer] = []
+        answers: list[bytes] = []
 
-        def on_answer(answer: Answer) -> None:
+        def on_answer(_number: int, answer: bytes) -> None:
             answers.append(answer)
             if not done.done():
                 done.set_result(None)
@@ -282,7 +292,10 @@ class Connection:
             await self.wait(done)
         finally:
             self._pending.pop(number, None)
-        answer = answers[0]
+        try:
+            answer = decode_message(answers[0])
+        except ValueError as error:
+            raise NotABroker(f"not a message of the protocol: {error!r}") from error
         if answer["op"] == "error":
             raise refused(answer)
         if answer["op"] != kind:

@@ -22,6 +22,9 @@ DEFAULT_URL: Final = "ws://127.0.0.1:8765"
 EVENT: Final = b'{"op":"event",'
 """How the broker begins an event. Other messages are decoded as a whole."""
 
+OK: Final = b'{"op":"ok","id":'
+"""How the broker begins the answer to a command that was carried out."""
+
 Default = Callable[[Any], Any]
 """What orjson calls for a value that it cannot serialise."""
 
@@ -48,6 +51,12 @@ def encode_data(data: Any, default: Default | None = None) -> bytes:
 def encode_publish(id: int, fields: bytes, data: bytes) -> bytes:
     """Put a publish together from parts that are JSON already: `fields` is from `publish_fields`."""
     return b'{"op":"publish","id":%d%b%b}' % (id, fields, data)
+
+
+def encode_publish_head(topic: str, key: str | None) -> bytes:
+    """Encode many publishes to one topic: a format that takes the id and the JSON of the data."""
+    fields = publish_fields(topic, key).replace(b"%", b"%%")
+    return b'{"op":"publish","id":%d' + fields + b"%b}"
 
 
 def publish_fields(topic: str, key: str | None = None, dedup: str | None = None) -> bytes:

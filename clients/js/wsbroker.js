@@ -601,7 +601,10 @@ export class Client extends EventTarget {
       return;
     }
     this.#auth(token).then(
-      ({ expires_in }) => this.#open(expires_in),
+      ({ identity, expires_in }) => {
+        message.identity = identity;
+        this.#open(expires_in);
+      },
       (error) => {
         if (error instanceof CommandError && !error.retry) this.#lose(4500, error.message, error);
         else this.#lose(1006, error.message, error);

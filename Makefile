@@ -111,12 +111,8 @@ setup-bench:
 setup-docs:
 	@tools/setup docs
 
-tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
+NODE_MODULES := tests/node/node_modules tests/node22/node_modules clients/js/node_modules
+$(NODE_MODULES): %/node_modules: %/package.json %/package-lock.json
 	@tools/packages node=nodejs npm=npm
-	npm ci --prefix tests/node --no-audit --no-fund --loglevel=error
-	@touch $@
-
-clients/js/node_modules: clients/js/package.json clients/js/package-lock.json
-	@tools/packages node=nodejs npm=npm
-	npm ci --prefix clients/js --no-audit --no-fund --loglevel=error
+	npm ci --prefix $* --no-audit --no-fund --loglevel=error
 	@touch $@

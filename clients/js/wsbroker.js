@@ -491,7 +491,8 @@ export class Client extends EventTarget {
     // A socket that was given up may still speak. Nobody listens then.
     socket.onmessage = mine(({ data }) => this.#receive(data, inHandshake ? null : token));
     socket.onclose = mine(({ code, reason }) => this.#lose(code, reason));
-    socket.onerror = () => {}; // `close` follows
+    // `close` follows; but not in every runtime where the handshake failed (Node 22).
+    socket.onerror = mine(() => socket.readyState !== 1 && this.#lose(1006));
     this.#timer = setTimeout(() => this.#lose(1006, "the broker did not answer"), this.#timeout);
   }
 

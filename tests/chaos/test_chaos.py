@@ -12,6 +12,8 @@ from tests.chaos.proxy import MISHAPS, proxying
 from tests.chaos.rounds import EVENTS, SUBJECTS, Account, Model, Real, Target, check, check_topic, play, subject
 from tests.client import model
 
+pytestmark = pytest.mark.needs("node")
+
 ROUNDS = 5
 """For each of the two brokers."""
 

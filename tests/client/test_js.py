@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.needs("node")
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "clients" / "js"
 MAX_SIZE = 6000
@@ -23,12 +25,21 @@ def npx(*command: str, status: int = 0) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("file", ["client.test.js", "react.test.js"])
-def test_client_in_node(file: str) -> None:
+NODE22 = ROOT / "tests" / "node22" / "node_modules" / ".bin" / "node"
+
+
+@pytest.mark.parametrize(
+    ("node", "file"),
+    [("node", "client.test.js"), ("node", "react.test.js"), (str(NODE22), "client.test.js")],
+    ids=["client", "react", "client on Node 22"],
+)
+def test_client_in_node(node: str, file: str) -> None:
+    """On Node 20 with the WebSocket of `ws`, on Node 22 with its own."""
+    built_in = {"BUILT_IN_WEBSOCKET": "1"} if node == str(NODE22) else {}
     done = subprocess.run(
-        ["node", f"test/{file}"],
+        [node, f"test/{file}"],
         cwd=PACKAGE,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": sys.executable, **built_in},
         capture_output=True,
         text=True,
         timeout=300,

@@ -5,6 +5,9 @@ import { fileURLToPath } from "node:url";
 import WebSocket from "ws";
 import { Client } from "../wsbroker.js";
 
+/** The WebSocket that the clients use: the one of `ws`, or with BUILT_IN_WEBSOCKET that of Node 22 and later. */
+export const Socket = process.env.BUILT_IN_WEBSOCKET ? globalThis.WebSocket : WebSocket;
+
 const ROOT = fileURLToPath(new URL("../../..", import.meta.url));
 
 /** Errors that no call waited for, and rejections that nobody handled: every test ends with none. */
@@ -21,7 +24,7 @@ export async function model(t) {
   const broker = {
     url,
     connect(options = {}) {
-      const client = new Client(url, { WebSocket, ...options });
+      const client = new Client(url, { WebSocket: Socket, ...options });
       client.states = [];
       client.errors = [];
       client.addEventListener("state", ({ detail }) => client.states.push(detail));

@@ -165,7 +165,7 @@ async def run_node(there: Harness) -> None:
         "node",
         "test/tokens.test.js",
         cwd=PACKAGE,
-        env={**os.environ, "BROKER": there.url, "SECRET": SECRET.decode() if isinstance(SECRET, bytes) else SECRET},
+        env={**os.environ, "BROKER": there.url, "SECRET": SECRET.decode()},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -96,7 +96,7 @@ install-service:
 	@tools/install-service $(WHAT)
 
 clean:
-	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build bench/build clients/python/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f broker/_speedups.*.so broker/_load.*.so broker/_speedups.pyi _speedups/*.c _speedups/*.html
 
 setup-run:

@@ -1,5 +1,5 @@
 /**
- * A client of wsbroker: it connects, comes back after a loss, goes on where it was, and announces what was missed.
+ * A client of wsbroker: it connects, reconnects, goes on where it was, and announces missed events.
  *
  *     import { Client } from "wsbroker";
  *     const client = new Client("wss://broker.example/ws");
@@ -139,7 +139,7 @@ export class Subscription {
   #waiters = [];
   #gaps = [];
   #draining = false;
-  #watched = false; // somebody iterates, who is told of errors
+  #watched = false; // an iterator gets the errors
 
   /** For the client. */
   constructor(client, topic, { since, last, credit = WINDOW, ...options }) {
@@ -160,7 +160,7 @@ export class Subscription {
       refusals: 0,
     };
     this.ready = new Promise((resolve, reject) => Object.assign(this.core, { resolve, reject }));
-    this.ready.catch(() => {}); // who wants to know waits for it
+    this.ready.catch(() => {}); // not every application waits for it
   }
 
   /** The newest event that came, as `since` for another time; null where the topic keeps no history. */
@@ -186,7 +186,7 @@ export class Subscription {
     return () => handlers.delete(handler);
   }
 
-  /** Ends the subscription: iterators end, and what was not taken is dropped. */
+  /** Ends the subscription: iterators end, and events that were not taken are dropped. */
   unsubscribe() {
     this.#client.unsubscribe(this);
   }
@@ -308,7 +308,7 @@ export class Client extends EventTarget {
   #tokenAfterOpen = false; // the last handshake failed, maybe for its token: `auth` would tell why
   #connectedAt = 0;
   #heardAt = 0;
-  #retryAfter = null; // what `bye` asked for
+  #retryAfter = null; // milliseconds, from `bye`
   #timer; // one for each state: for `welcome`, for silence, for the next attempt
   #renewal;
   #failure = null;
@@ -341,7 +341,7 @@ export class Client extends EventTarget {
     return this.#welcome;
   }
 
-  /** Connects, at once where the client waits. The promise is for the connection, or rejected with what closed the client. */
+  /** Connects, at once where the client waits. The promise is for the connection; it is rejected if the client is closed. */
   connect() {
     if (this.#state === "idle" || this.#state === "waiting") this.#connect();
     return new Promise((resolve, reject) => {
@@ -356,7 +356,7 @@ export class Client extends EventTarget {
     });
   }
 
-  /** Says goodbye with 1000, ends iterators, rejects what is under way. The promise is for the end of the connection. */
+  /** Says goodbye with 1000, ends iterators, rejects all calls. The promise is for the end of the connection. */
   close() {
     const socket = this.#socket;
     if (this.#state !== "closed") this.#end(null);
@@ -371,7 +371,7 @@ export class Client extends EventTarget {
 
   /**
    * Subscribes to a topic or pattern, now and after each reconnection. `credit` is how many events may be under way and
-   * not taken; the other options are the protocol's. Throws AlreadySubscribed, or what closed the client.
+   * not taken; the other options are the protocol's. Throws AlreadySubscribed, or the error that closed the client.
    */
   subscribe(topic, options = {}) {
     this.#checkOpen();
@@ -439,7 +439,7 @@ export class Client extends EventTarget {
     for (const item of subscription.core.inbox.splice(0)) this.taken(item);
     if (state === "offline" || this.#state !== "connected") return;
     const done = () => {
-      // The broker has forgotten what it had queued, and broader subscriptions were to get that too.
+      // The broker has forgotten the events that it had queued. Broader subscriptions miss them too.
       if (!this.#ending.delete(subscription)) return;
       this.#routes.clear();
       this.#putBroader(gap(topic, "unsubscribed"));
@@ -511,7 +511,7 @@ export class Client extends EventTarget {
     let delay = this.#retryAfter ?? backOff(this.#attempts);
     const refused = code === 4500 || code === 4501;
     if (refused && typeof this.#token === "function" && this.#tokenRefusals++ < 1) {
-      delay = 0; // a fresh token is what may change it
+      delay = 0; // a fresh token may be accepted
     } else if (code >= 4500 && code <= 4999) {
       this.#end(error ?? new ConnectionClosed(code, reason));
       return;
@@ -555,7 +555,7 @@ export class Client extends EventTarget {
     try {
       message = JSON.parse(text);
     } catch {
-      this.#lose(1006, "the broker sent what is not JSON");
+      this.#lose(1006, "the broker sent a message that is not JSON");
       return;
     }
     const subscription = this.#subscriptions.get(message.topic);
@@ -741,7 +741,7 @@ export class Client extends EventTarget {
     const { core } = subscription;
     core.refusals += 1;
     if (error.code === "no_history" && subscription.position) {
-      core.epoch = core.offset = undefined; // what was missed becomes a gap when it goes on
+      core.epoch = core.offset = undefined; // the next answer puts a gap for the missed events
       subscription.move("offline");
       this.#ask(subscription);
     } else if (error.retry || (error.code === "unauthorized" && typeof this.#token === "function" && core.refusals < 4)) {
@@ -816,7 +816,7 @@ export class Client extends EventTarget {
     subscription.drain();
   }
 
-  /** Lets more events come, where half of what may be under way is free. */
+  /** Lets more events come, if half of the window is free. */
   #grant(subscription) {
     const { core, live, topic } = subscription;
     const add = core.window - core.granted - core.held;
@@ -828,7 +828,7 @@ export class Client extends EventTarget {
   /**
    * An event is dealt with, and more may come. Events that were queued for a broader subscription when a more specific one
    * began come after its `ok`, and cannot be told from those of the specific one. The broker counts them for the broader
-   * one, which would run out of credit. So now and then `subscribe` sets what remains of the credit.
+   * one, which would run out of credit. So `subscribe` sets the remaining credit now and then.
    */
   #settle(owner, matching) {
     this.#grant(owner);

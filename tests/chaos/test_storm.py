@@ -11,7 +11,7 @@ import pytest
 
 from tests.fixtures_broker import start_broker
 from wsbroker_client import Changed, Client, State
-from wsbroker_client.reconnection import FIRST_DELAY
+from wsbroker_client.reconnection import FIRST_DELAY, MAX_DELAY
 
 CLIENTS = 2000
 
@@ -57,14 +57,17 @@ async def test_clients_come_back_spread(how: str) -> None:
             (broker.program.kill if how == "kill" else broker.program.terminate)()
             await asyncio.to_thread(broker.program.wait)
             stack.enter_context(await asyncio.to_thread(lambda: start_again(broker.port)))
-            await asyncio.gather(*(client.connect() for client in clients))
-            assert {client.state for client in clients} == {State.CONNECTED}
+            # By themselves: `connect` would end the wait of each.
+            while {client.state for client in clients} != {State.CONNECTED}:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         finally:
             await asyncio.gather(*(client.close() for client in clients))
     first = [recorded[0] for recorded in delays.values()]
     # 1.95: one run in a thousand of a uniform distribution is further from it.
     bound = FIRST_DELAY if how == "kill" else max(first)
     assert all(0 <= delay <= bound for delay in first)
+    later = [(attempt, delay) for recorded in delays.values() for attempt, delay in enumerate(recorded[1:], 1)]
+    assert all(0 <= delay <= min(MAX_DELAY, FIRST_DELAY * 2**attempt) for attempt, delay in later)
     assert uniform_distance(first, bound) < 1.95 / math.sqrt(CLIENTS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

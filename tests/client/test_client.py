@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
 import pytest_asyncio
 
@@ -448,6 +449,21 @@ async def test_typed_events_are_decoded_and_a_misfit_is_explained(broker: Broker
             print(wrong.data)  # noqa: T201 -- to read it
         assert wrong.raw == b'{"bid":"none"}'
         assert (await anext(prices)).data.bid == 2
+
+
+async def test_events_are_decoded_into_a_pydantic_model(broker: Broker) -> None:
+    class Price(pydantic.BaseModel):
+        bid: float
+
+    async with Client(broker.url) as client:
+        prices = client.subscribe("t", type=Price)
+        await prices.ready()
+        await client.publish("t", {"bid": 1.5})
+        await client.publish("t", {"bid": "none"})
+        assert (await anext(prices)).data == Price(bid=1.5)
+        wrong = await anext(prices)
+        with pytest.raises(InvalidEvent, match="an event of t does not fit: 1 validation error for Price"):
+            print(wrong.data)  # noqa: T201 -- to read it
 
 
 # Publish

@@ -1,4 +1,4 @@
-"""A client of wsbroker for asyncio: it connects, comes back after a loss, and announces what was missed.
+"""A client of wsbroker for asyncio: it connects, reconnects, and announces missed events.
 
     from wsbroker_client import Client
 

@@ -1,4 +1,4 @@
-"""What the machine wants done. The shell around it does the actions in the order in which they are given."""
+"""The actions of the machine. The code around it carries them out, in the order in which they are given."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Outbox:
         self._woken[subscription] = None
 
     def drop_messages(self) -> None:
-        """Drop what was not sent: the connection has ended."""
+        """Drop the messages that were not sent: the connection has ended."""
         self._messages = []
 
     @property

@@ -1,4 +1,4 @@
-"""The client for asyncio: does what `machine` decides. All I/O of the library is here and in `stream`."""
+"""The client for asyncio: carries out the decisions of `machine`. All I/O of the library is here and in `stream`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Client:
     - `token`: a token, or a function or coroutine function that fetches one: it is called for each connection, and
       before the token expires.
     - `timeout`: seconds that a call waits for its answer, and a new connection for `welcome`.
-    - `default`: what orjson calls for a value that it cannot serialise.
+    - `default`: called for a value that orjson cannot serialise.
     - `on_state(Changed)` is called with each state, `on_error(exception)` with each error that no call waits for (by
       default it goes to the exception handler of the loop).
     """
@@ -99,13 +99,13 @@ class Client:
 
     @property
     def welcome(self) -> dict[str, Any]:
-        """What the broker said of itself when the last connection began; empty before the first one."""
+        """The `welcome` of the last connection: version, session, limits of the broker. Empty before the first one."""
         return self._machine.welcome
 
     async def connect(self, timeout: float | None = None) -> None:
         """Connect, and wait for it: for ever, or `timeout` seconds at most.
 
-        Raises TimeoutError (asyncio's) with the last failure as its cause, or what closed the client for good.
+        Raises TimeoutError (asyncio's) with the last failure as its cause, or the error that closed the client.
         """
         self._machine.connect()
         self._flush()
@@ -115,7 +115,7 @@ class Client:
             raise error from self.failure
 
     async def close(self) -> None:
-        """Say goodbye with 1000, end iterators, fail what is under way. The client cannot be used again."""
+        """Say goodbye with 1000, end iterators, fail all calls. The client cannot be used again."""
         self._machine.close()
         self._flush()
         if self._opening is not None:
@@ -126,7 +126,7 @@ class Client:
             self._timer.cancel()
 
     async def __aenter__(self) -> Client:  # noqa: PYI034 -- Self is of Python 3.11
-        """Begin to connect. It is not waited for: what is asked meanwhile is done when the connection is there."""
+        """Begin to connect, without waiting. Calls wait until there is a connection."""
         self._machine.connect()
         self._flush()
         return self
@@ -153,11 +153,11 @@ class Client:
 
         With `reliable` (or a `dedup` of the application's own) it is repeated until the broker answers, which does not
         deliver it twice. Without, a connection that is lost before the answer raises ConnectionLost. While there is no
-        connection it waits up to `timeout` seconds (by default the client's, a minute for what is repeated), or with
+        connection it waits up to `timeout` seconds (by default the client's, a minute for a reliable publish), or with
         `queue=False` raises NotConnected at once.
 
-        Raises CommandRefused, ConnectionLost, NotConnected, TimedOut, what closed the client, and TypeError for data
-        that cannot be serialised.
+        Raises CommandRefused, ConnectionLost, NotConnected, TimedOut, the error that closed the client, and TypeError
+        for data that cannot be serialised.
         """
         if reliable and dedup is None:
             dedup = secrets.token_urlsafe(15)
@@ -179,6 +179,7 @@ class Client:
         echo: bool | None = None,
         since: Position | None = None,
         last: int | str | None = None,
+        presence: bool | None = None,
         info: Any = None,
         on_gap: Callable[[Gap], object] | None = None,
         on_live: Callable[[Live], object] | None = None,
@@ -197,6 +198,7 @@ class Client:
         echo: bool | None = None,
         since: Position | None = None,
         last: int | str | None = None,
+        presence: bool | None = None,
         info: Any = None,
         on_gap: Callable[[Gap], object] | None = None,
         on_live: Callable[[Live], object] | None = None,
@@ -213,6 +215,7 @@ class Client:
         echo: bool | None = None,
         since: Position | None = None,
         last: int | str | None = None,
+        presence: bool | None = None,
         info: Any = None,
         type: Any = None,  # the contract's word
         on_gap: Callable[[Gap], object] | None = None,
@@ -220,19 +223,20 @@ class Client:
         on_join: Callable[[Join], object] | None = None,
         on_leave: Callable[[Leave], object] | None = None,
     ) -> Subscription[Any]:
-        """Subscribe to a topic or pattern, now and after each reconnection. Iterate over what it returns.
+        """Subscribe to a topic or pattern, now and after each reconnection. Iterate over the result.
 
         `credit` is how many events may be under way to this program and not taken from the iterator. `type` is a
         pydantic model, or a type that msgspec decodes. The callbacks are called when the iteration comes to the place.
-        The other options are those of the protocol. Raises AlreadySubscribed, ValueError, or what closed the client.
+        The other options are those of the protocol. Raises AlreadySubscribed, ValueError, or the error that closed the
+        client.
         """
         if credit < 1:
             raise ValueError("`credit` is at least 1")
         if since is not None and last is not None:
             raise ValueError("`since` and `last` exclude each other")
-        options = {"overflow": overflow, "max_queue": max_queue, "echo": echo, "info": info}
-        if on_join is not None or on_leave is not None:
-            options["presence"] = True
+        if presence is None and (on_join is not None or on_leave is not None):
+            presence = True
+        options = {"overflow": overflow, "max_queue": max_queue, "echo": echo, "presence": presence, "info": info}
         start = {"since": None if since is None else since._asdict(), "last": last}
         core = self._machine.subscribe(
             topic,
@@ -252,7 +256,7 @@ class Client:
     ) -> AsyncIterator[Event[Any]]:
         """Give the kept events of a topic, the oldest first: after `since`, or the `last` ones, or all.
 
-        Raises CommandRefused (`no_history`, …) and what `publish` raises. Where the numbering begins anew meanwhile, it
+        Raises CommandRefused (`no_history`, …) and the errors of `publish`. If the numbering begins anew meanwhile, it
         raises CommandRefused with the code `epoch`.
         """
         epoch = since.epoch if since is not None else None
@@ -272,7 +276,7 @@ class Client:
                 return
 
     async def presence(self, topic: str) -> AsyncIterator[Member]:
-        """Give who is subscribed to a topic. Raises CommandRefused (`no_presence`, …) and what `publish` raises."""
+        """Give the members of a topic. Raises CommandRefused (`no_presence`, …) and the errors of `publish`."""
         after: str | None = None
         while True:
             page = await self._ask("presence", topic=topic, after=after, limit=PAGE)
@@ -286,7 +290,7 @@ class Client:
         """Ask the broker for an answer."""
         await self._ask("ping")
 
-    # What the machine wants done
+    # The actions of the machine
 
     async def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return await self._outcome(self._machine.ask(op, _now(), timeout=self.timeout, **fields))
@@ -313,7 +317,7 @@ class Client:
                 self._state_waiters.discard(waiter)
 
     def _flush(self) -> None:
-        """Do what the machine wants done. A callback of the application may call the client again meanwhile."""
+        """Carry out the actions of the machine. A callback of the application may call the client again meanwhile."""
         if self._flushing:
             return
         self._flushing = True
@@ -400,7 +404,7 @@ class Client:
         except Exception as error:
             raise TokenFailed(f"the token function failed: {error!r}") from error
         if not (token and token.isascii() and token.isprintable() and " " not in token):
-            raise TokenFailed("the token function gave what is no token: printable ASCII without blanks")
+            raise TokenFailed("the token function returned no token: a token is printable ASCII without blanks")
         return token
 
     async def _renew(self) -> None:

@@ -49,7 +49,7 @@ async def connect(
 ) -> AsyncIterator[Connection]:
     """Connect to the broker at `url` (ws://…, wss://… or unix:/path), and close properly at the end.
 
-    `token` says who this is; `ca` is a file with the certificates to trust at a wss:// address, in place of the
+    `token` identifies the client; `ca` is a file with the certificates to trust at a wss:// address, in place of the
     system's; `timeout` is in seconds. Raises ValueError if `url` or `ca` is none, and Unreachable, Refused or
     NotABroker if no broker can be had there.
     """
@@ -70,7 +70,7 @@ class Connection:
     """
 
     welcome: dict[str, Any]
-    """What the broker said of itself: version, session, `max_size` (bytes), `ping` (seconds)."""
+    """The first message of the broker: version, session, `max_size` (bytes), `ping` (seconds)."""
 
     def __init__(self, stream: Stream) -> None:
         self.on_error: Callable[[CommandRefused], None] = self._fail_on_error
@@ -114,7 +114,7 @@ class Connection:
         return await self._request("ok", "subscribe", topic=topic, **options)
 
     async def credit(self, topic: str, add: int) -> Answer:
-        """Let `add` more events of a subscription come. `topic` is what was subscribed to."""
+        """Let `add` more events of a subscription come. `topic` is that of the subscription."""
         return await self._request("ok", "credit", topic=topic, add=add)
 
     async def unsubscribe(self, topic: str) -> Answer:
@@ -150,7 +150,7 @@ class Connection:
     async def batches(self) -> AsyncIterator[list[bytes]]:
         """Give the same as raw messages, all that have come since the last time together.
 
-        What arrived before the connection ended is given out before the end is raised.
+        Messages that arrived before the end of the connection come first; then the end is raised.
         """
         while True:
             if not self._events:
@@ -186,7 +186,7 @@ class Connection:
         await self._stream.write(commands)
 
     async def wait(self, future: asyncio.Future[None]) -> None:
-        """Wait for `future`, which what is received completes. Raises ClientError if the connection ends first."""
+        """Wait for `future`, which a received message completes. Raises ClientError if the connection ends first."""
         if self.failure is not None and not future.done():
             raise self.failure
         self._waiters.add(future)
@@ -195,7 +195,7 @@ class Connection:
         finally:
             self._waiters.discard(future)
 
-    # What the stream calls.
+    # Called by the stream.
 
     def on_messages(self, messages: list[bytes]) -> None:
         """Sort messages: answers complete their calls, the rest goes into the batch."""

@@ -33,12 +33,12 @@ class Refused(ClientError):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
-        # RFC 9110, section 15.6.4: 503 is for what will be alleviated after some delay; and so is 429 (RFC 6585).
+        # RFC 9110, section 15.6.4: 503 says that the state is temporary, as 429 does (RFC 6585).
         self.retry = status in (429, 503)
 
 
 class NotABroker(ClientError):
-    """Somebody answers at the address, but does not speak this protocol in a version that is understood here."""
+    """A program answers at the address, but does not speak this protocol, or another version of it."""
 
     code = "not_a_broker"
 

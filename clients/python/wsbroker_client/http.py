@@ -32,7 +32,7 @@ MAX_BATCH = 1000
 
 FIRST_DELAY = 0.1
 MAX_DELAY = 5.0
-"""Seconds between two attempts of what is repeated; doubling, with full jitter."""
+"""Seconds. The bounds of the wait between two attempts; it doubles, with full jitter."""
 
 
 class Publisher:

@@ -1,4 +1,4 @@
-"""What the client decides. No I/O: what happens goes in by calls, and what is to be done comes out as actions.
+"""The decisions of the client, without I/O: calls say what has happened, actions say what to do.
 
 The Machine is the state of the client and gives the work to its parts: `requests` for commands, `subscriptions`,
 `reconnection` for when to connect again and to renew the token. Their states and transitions are in `states`, the
@@ -36,7 +36,7 @@ class Machine:
         self.failure: ClientError | None = None
         """Why there is no connection, in WAITING and CLOSED; the last reason, in CONNECTING."""
         self.welcome: dict[str, Any] = {}
-        """What the broker said of itself when the last connection began."""
+        """The `welcome` of the last connection."""
         backoff = Backoff(rng)
         self._outbox = Outbox()
         self._requests = Requests(self._outbox, backoff)
@@ -72,7 +72,7 @@ class Machine:
         window: int = WINDOW,
         decode: Decoder | None = None,
     ) -> SubscriptionCore:
-        """Begin a subscription. Raises AlreadySubscribed, ClientClosed or what closed the client."""
+        """Begin a subscription. Raises AlreadySubscribed, ClientClosed or the error that closed the client."""
         self._check_open()
         subscription = SubscriptionCore(topic, options, start, window, decode)
         self._subscriptions.add(subscription, now)
@@ -112,7 +112,7 @@ class Machine:
         """Nobody waits for a request any more."""
         self._requests.cancel(request)
 
-    # What happens to the connection
+    # Events of the connection
 
     def received(self, payloads: list[bytes], now: float) -> None:
         """Messages have come, in this order."""
@@ -157,7 +157,7 @@ class Machine:
         self._submit(request, now, False)
 
     def tick(self, now: float) -> None:
-        """Do what is due by now."""
+        """Carry out everything that is due by now."""
         if self._reconnect_at is not None and self._reconnect_at <= now:
             self._connect()
         if self._renewal.is_due(now):
@@ -174,11 +174,11 @@ class Machine:
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to be done: `take_actions` gives more than nothing."""
+        """Whether `take_actions` gives any action."""
         return self._outbox.busy
 
     def take_actions(self) -> list[Action]:
-        """Give what is to be done, and forget it."""
+        """Give all actions, and forget them."""
         return self._outbox.take()
 
     # The client

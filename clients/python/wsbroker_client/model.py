@@ -1,4 +1,4 @@
-"""What the application gets: events, gaps, receipts. Plain values, without a connection behind them."""
+"""The values that the application gets: events, gaps, receipts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsbroker_client.errors import InvalidEvent
 T = TypeVar("T")
 
 Decoder = Callable[[bytes], Any]
-"""Decodes the data of an event. Raises ValueError for what does not fit."""
+"""Decodes the data of an event. Raises ValueError for data that does not fit."""
 
 
 class Gap(NamedTuple):
@@ -23,7 +23,8 @@ class Gap(NamedTuple):
     `reason` is the broker's word, or one of this library:
 
     - `disconnected`: the connection was lost, and the topic keeps no history.
-    - `unsubscribed`: the more specific subscription has ended, and with it what the broker had queued for both.
+    - `unsubscribed`: the more specific subscription has ended, and with it the events that the broker had queued for
+      both.
     - `overlap`: a more specific subscription has begun with a replay. Events that were queued for this one at that
       moment cannot be told from the replay.
     """
@@ -43,7 +44,7 @@ class Live(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Somebody subscribed to the topic."""
+    """A client has subscribed to the topic."""
 
     topic: str
     session: str
@@ -52,7 +53,7 @@ class Join(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """Somebody is no longer subscribed to the topic."""
+    """A client is no longer subscribed to the topic."""
 
     topic: str
     session: str
@@ -61,7 +62,7 @@ class Leave(NamedTuple):
 
 
 class Member(NamedTuple):
-    """Somebody who is subscribed to a topic, from `presence`."""
+    """A member of a topic, from `presence`."""
 
     session: str
     identity: str | None
@@ -76,7 +77,7 @@ class Position(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What the broker answers to a publish. `epoch` and `offset` where the topic keeps history."""
+    """The answer of the broker to a publish. `epoch` and `offset` are set on topics with history."""
 
     receivers: int
     queued: int
@@ -101,7 +102,7 @@ def receipt_of(answer: dict[str, Any]) -> Receipt:
 class Event(Generic[T]):
     """An event. `raw` is the JSON of its data as it was published; `data` is decoded from it on first use.
 
-    `gaps` are the gaps that stand directly before this event: what was missed since the one before it.
+    `gaps` are the gaps that stand directly before this event.
     """
 
     __slots__ = ("_data", "_decode", "gaps", "key", "offset", "raw", "topic")
@@ -125,7 +126,7 @@ class Event(Generic[T]):
                 self._data = (self._decode or orjson.loads)(self.raw)
             except ValueError as error:
                 raise InvalidEvent(f"an event of {self.topic} does not fit: {error}") from error
-        return self._data  # type: ignore[no-any-return]  # what a decoder gives
+        return self._data  # type: ignore[no-any-return]  # a decoder may return any type
 
     def __repr__(self) -> str:
         return f"Event(topic={self.topic!r}, key={self.key!r}, offset={self.offset!r}, raw={self.raw!r})"

@@ -20,7 +20,7 @@ class Publisher:
 
     Each event goes by a number of the caller's, under which `failed` is called if it was not published (None where the
     broker did not say which one it was). The connection may end at any time: Closed is raised, and of the numbers in
-    `unanswered` it is not known what became of them.
+    `unanswered` the outcome is not known.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Publisher:
     def _on_answer(self, name: int, answer: bytes) -> None:
         number = self._numbers.pop(name, None)
         if answer.startswith(OK) or (message := decode_message(answer))["op"] == "ok":
-            self.published += 1  # what else the receipt says is not needed
+            self.published += 1  # the counts in the receipt are not needed
         elif message["op"] == "error":
             self._failed(number, refused(message))
         self._wake()

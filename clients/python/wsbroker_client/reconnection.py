@@ -60,7 +60,7 @@ class Reconnection:
     def delay(self, failure: ClientError, now: float) -> float | None:
         """Decide how many seconds to wait before the next attempt. None: there is none.
 
-        Adds to `failure` what `bye` said.
+        Adds the time that `bye` named to `failure`.
         """
         if isinstance(failure, Closed) and self._bye_ms is not None:
             failure.retry_after_ms = self._bye_ms
@@ -75,7 +75,7 @@ class Reconnection:
         if self._bye_ms is not None:
             return self._bye_ms / 1000
         if isinstance(failure, Refused) and failure.retry_after is not None:
-            # All who were refused together were told the same.
+            # All clients that were refused at the same time got the same number.
             return failure.retry_after + self._backoff.rng(0.0, FIRST_DELAY * 4)
         return self._backoff.delay(self.attempts)
 

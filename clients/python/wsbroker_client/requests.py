@@ -1,4 +1,4 @@
-"""Commands that the broker answers: which are queued, which are sent, and which time has run out."""
+"""Commands that the broker answers: queued, sent, repeated, and timed out."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ class Requests:
             self._send(request, self.max_size, now)
 
     def cancel(self, request: Request) -> None:
-        """Forget a request that nobody waits for any more."""
+        """Forget a request."""
         if request.state is not RequestState.DONE:
             self._end(request)
 
     def connected(self, max_size: int) -> None:
-        """There is a connection. `send_queued` sends what waited for it."""
+        """There is a connection. `send_queued` sends the requests that waited for it."""
         self.max_size = max_size
 
     def send_queued(self, now: float) -> None:
-        """Send what is queued, in its order."""
+        """Send the queued requests, in their order."""
         for request in list(self._requests.values()):
             if request.state is RequestState.QUEUED and request.not_before <= now and self.max_size is not None:
                 self._send(request, self.max_size, now)
 
     def disconnected(self, failure: ClientError) -> None:
-        """The connection has ended. What may be repeated is queued again, the rest fails."""
+        """The connection has ended. Requests that may be repeated are queued again, the others fail."""
         self.max_size = None
         for request in list(self._requests.values()):
             if request.state is not RequestState.SENT:
@@ -99,7 +99,7 @@ class Requests:
         return True
 
     def tick(self, now: float, failure: ClientError | None) -> None:
-        """Fail what is out of time, and repeat what is due. `failure`: why there is no connection."""
+        """Fail requests that are out of time, and repeat those that are due. `failure`: why there is no connection."""
         while self._timers and self._timers[0][0] <= now:
             request = self._requests.get(heapq.heappop(self._timers)[1])
             if request is None:

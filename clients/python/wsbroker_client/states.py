@@ -1,4 +1,4 @@
-"""What has a state: a client, its subscriptions, its requests. TRANSITIONS says which state may follow which.
+"""The objects with a state: the client, its subscriptions, its requests. TRANSITIONS lists the allowed changes.
 
 `move` is the only function that changes the state of a subscription or a request; `Machine._change` that of the client.
 """
@@ -166,7 +166,7 @@ class SubscriptionCore:
 
     @property
     def live(self) -> bool:
-        """Whether the broker sends it what is published now."""
+        """Whether the broker sends it new events."""
         return self.state in (SubscriptionState.LIVE, SubscriptionState.REPLAYING)
 
 
@@ -189,9 +189,9 @@ class Delivery(NamedTuple):
 
 
 Message = Union[Event[Any], Gap, Live, Join, Leave]
-"""What an application takes from a subscription."""
+"""The messages that an application takes from a subscription."""
 Item = Union[Delivery, Gap, Live, Join, Leave]
-"""What an inbox holds."""
+"""The items of an inbox."""
 
 
 def move(what: Request | SubscriptionCore, state: RequestState | SubscriptionState) -> None:

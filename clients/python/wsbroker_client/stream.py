@@ -1,11 +1,11 @@
 """A WebSocket that is read and written in batches.
 
 The handshake, the frames and the close handshake are those of `websockets`. Its `send` and `recv` are not used: they
-cost a system call and a switch of coroutines for each message. Here, what is written together goes out in one call, and
-what one read from the socket brought is handed over at once, by a call instead of through a queue. Measured with small
-events on one core: 16 µs instead of 28 to publish and be on_answer, 6 µs instead of 12 to receive.
+cost a system call and a switch of coroutines for each message. Here, messages that are written together go out in one
+call, and all messages of one read are handed over at once, by a call instead of through a queue. Measured with small
+events on one core: 16 µs instead of 28 to publish and get the answer, 6 µs instead of 12 to receive.
 
-What `websockets` and the sockets raise does not leave this module: it becomes a ClientError.
+Exceptions of `websockets` and of sockets become a ClientError in this module.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Receiver(Protocol):
 
 
 class Stream(ClientConnection):
-    """One WebSocket to the broker. `attach` a receiver to it; until then, what arrives is kept."""
+    """One WebSocket to the broker. Until `attach` is called, it keeps the messages that arrive."""
 
     def __init__(self, protocol: ClientProtocol, **options: Any) -> None:
         super().__init__(protocol, **options)
@@ -97,7 +97,7 @@ class Stream(ClientConnection):
             raise self.failure
 
     def send_now(self, payloads: Iterable[bytes]) -> None:
-        """Send each payload, which is UTF-8, as a text message. What the socket does not take waits in memory.
+        """Send each payload, which is UTF-8, as a text message. Bytes that the socket does not take wait in memory.
 
         Raises InvalidState if the connection has ended.
         """
@@ -156,7 +156,7 @@ class Stream(ClientConnection):
             self.transport.abort()
             raise
 
-    # What follows replaces methods of websockets' connection.
+    # The following methods replace those of websockets' connection.
 
     def process_event(self, event: Event) -> None:
         """Collect messages; `websockets` would put each frame into a queue."""
@@ -203,7 +203,7 @@ class Stream(ClientConnection):
     def _closed_failure(self, exc: Exception | None) -> ClientError:
         wrong = self.protocol.parser_exc
         if wrong is not None and not isinstance(wrong, EOFError):
-            return NotABroker(f"what came is not a valid WebSocket stream: {wrong}")
+            return NotABroker(f"the data is not a valid WebSocket stream: {wrong}")
         if self._shutting_down:
             return Closed("this client has closed the connection", close_code=1000, retry=False)
         frame = self.protocol.close_rcvd
@@ -238,7 +238,7 @@ def check_url(url: str) -> None:
 
 
 def trust(ca: Path | None) -> ssl.SSLContext:
-    """Give what a wss:// address is verified with: the certificates in the file `ca`, or those that the system trusts.
+    """Give the context that verifies a wss:// address, by the certificates in the file `ca` or by those of the system.
 
     Raises ValueError where the file cannot be used.
     """
@@ -319,11 +319,11 @@ def _refusal(error: InvalidStatus, url: str) -> Refused:
 
 
 def _reason(error: OSError) -> str:
-    """Find the words for what the system said, without the numbers and addresses around them."""
+    """Give the text of a system error, without numbers and addresses."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        # "Wrong version" is what OpenSSL says of bytes that are no TLS.
+        # OpenSSL reports bytes that are not TLS as a wrong version.
         if error.reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG"):
             return "it does not speak TLS; the URL must begin with ws:// instead of wss://"
         return f"TLS: {error.reason or error}"

@@ -14,14 +14,14 @@ from wsbroker_client.states import Message, SubscriptionCore, SubscriptionState
 T = TypeVar("T")
 
 Callbacks = dict[type, Optional[Callable[[Any], object]]]
-"""What is called with a Gap, Live, Join or Leave when the iteration comes to it."""
+"""The callbacks for Gap, Live, Join and Leave, called when the iteration comes to one."""
 
 
 class Subscription(Generic[T]):
     """One subscription, over as many connections as it takes. `Client.subscribe` makes it.
 
     Iterate over it for the events, or over `messages()` for gaps, joins and the like as well. At most `credit` events
-    are on their way or wait here: who does not iterate gets no more, and the broker's overflow policy applies.
+    are on their way or wait here. Without an iteration no more come, and the broker's overflow policy applies.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Subscription(Generic[T]):
     async def ready(self) -> None:
         """Wait until the broker has confirmed the subscription for the first time.
 
-        Raises CommandRefused where the broker does not allow it, and what ended the client.
+        Raises CommandRefused if the broker does not allow it, or the error that ended the client.
         """
         while not self._core.confirmed:
             if self._core.state is SubscriptionState.ENDED:
@@ -72,7 +72,7 @@ class Subscription(Generic[T]):
             await self._wait()
 
     async def unsubscribe(self) -> None:
-        """End it: iterations end, and what was not taken is dropped."""
+        """End it: iterations end, and events that were not taken are dropped."""
         self._machine.unsubscribe(self._core, asyncio.get_running_loop().time())
         self._flush()
 

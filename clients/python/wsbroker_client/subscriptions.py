@@ -1,4 +1,4 @@
-"""Subscriptions over many connections: they are asked for again, go on where they were, and know what was missed.
+"""Subscriptions over many connections: subscribe again, go on at the same place, count what was missed.
 
 The broker sends an event once to a connection, under the most specific subscription that matches (its owner). Here
 each subscription that matches gets it. The credit goes back to the owner when all of them have given the event out.
@@ -44,7 +44,7 @@ class Subscriptions:
         """Ended here, while the broker has confirmed no `unsubscribe` yet: it still sends their events."""
         self._routes: dict[str, tuple[SubscriptionCore, list[SubscriptionCore]]] = {}
 
-    # What the application does
+    # Calls of the application
 
     def add(self, subscription: SubscriptionCore, now: float) -> None:
         """Begin a subscription. Raises AlreadySubscribed."""
@@ -81,7 +81,7 @@ class Subscriptions:
         self._release(item)
         return item.event if isinstance(item, Delivery) else item
 
-    # What happens to the connection
+    # Events of the connection
 
     def ask_all(self, now: float) -> None:
         """Ask for each subscription that the broker does not know and whose time has come, in their order."""
@@ -95,7 +95,7 @@ class Subscriptions:
                 self._ask_later(subscription)
 
     def disconnected(self) -> None:
-        """The connection has ended, and with it what the broker knew."""
+        """The connection has ended: the broker knows no subscription any more."""
         self.due = None
         self._routes.clear()
         self._ending.clear()
@@ -112,17 +112,17 @@ class Subscriptions:
             self.finish(subscription, error)
 
     def finish(self, subscription: SubscriptionCore, error: ClientError | None) -> None:
-        """A subscription has ended, for `error` or by the application. What is in its inbox can still be taken."""
+        """A subscription has ended, for `error` or by the application. The messages in its inbox can still be taken."""
         move(subscription, SubscriptionState.ENDED)
         subscription.error = error
         self.by_topic.pop(subscription.topic, None)
         self._routes.clear()
         self._outbox.wake(subscription)
 
-    # What the broker sends
+    # Messages of the broker
 
     def event(self, payload: bytes) -> None:
-        """An event has come. Raises ValueError for what is none."""
+        """An event has come. Raises ValueError for a message that is not an event."""
         raw = decode_event(payload)
         route = self._routes.get(raw.topic) or self._find_route(raw.topic)
         if route is None:
@@ -156,7 +156,7 @@ class Subscriptions:
             if gap.stop is not None and owner.epoch is not None:
                 owner.offset = max(gap.stop, owner.offset or 0)  # or it would come after all, by recovery
             if owner.state is SubscriptionState.REPLAYING and (gap.stop or 0) <= owner.replay_top:
-                return  # what the replay lacks is not new for the others
+                return  # events missing in the replay are old for the others
         self._put_broader(gap)
 
     def live(self, message: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ class Subscriptions:
         replaying = replays and epoch is not None
         missed = subscription.confirmed and not replaying
         if epoch != subscription.epoch:
-            # The numbering has begun anew: no event of it has come. (The broker announces what that cost.)
+            # The numbering has begun anew: no event of it has come. The broker sends a gap for it.
             subscription.offset = 0 if subscription.offset is not None else None
         subscription.epoch = epoch
         if epoch is None:
@@ -230,8 +230,8 @@ class Subscriptions:
         if missed:
             self._put(subscription, Gap(subscription.topic, None, "disconnected"))
         if replaying:
-            # What the broker has queued for broader subscriptions cannot be told from the replay, and is not given to
-            # them.
+            # Events that the broker has queued for broader subscriptions cannot be told from the replay. They are
+            # not given to them.
             self._put_broader(Gap(subscription.topic, None, "overlap"))
         self._grant(subscription)
 
@@ -241,7 +241,7 @@ class Subscriptions:
         subscription.refusals += 1
         fresh_token = self._token_function and subscription.refusals <= MAX_UNAUTHORIZED
         if error.code == "no_history" and subscription.position is not None:
-            # The topic does not keep history any more. What was missed becomes a gap when it goes on.
+            # The topic does not keep history any more. The next answer puts a gap for the missed events.
             subscription.epoch = subscription.offset = None
             move(subscription, SubscriptionState.OFFLINE)
             self._ask(subscription, now)
@@ -293,7 +293,7 @@ class Subscriptions:
             self._settle(shares.owner, shares.matching)
 
     def _grant(self, subscription: SubscriptionCore) -> None:
-        """Let more events come, if half of what may be under way is free."""
+        """Let more events come, if half of the window is free."""
         free = subscription.window - subscription.granted - subscription.held
         if subscription.live and free >= max(1, subscription.window // 2):
             subscription.granted += free
@@ -304,7 +304,7 @@ class Subscriptions:
 
         Events that were queued for a broader subscription when a more specific one began come after its `ok`, and
         cannot be told from those of the specific one. The broker counts them for the broader one, which would run out
-        of credit. So now and then `subscribe` sets what remains of the credit.
+        of credit. So `subscribe` sets the remaining credit now and then.
         """
         self._grant(owner)
         for each in matching:

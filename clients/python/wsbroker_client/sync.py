@@ -81,7 +81,7 @@ class Client:
         self._wait(self._client.connect(timeout))
 
     def close(self) -> None:
-        """Say goodbye, end iterators, fail what is under way, end the thread."""
+        """Say goodbye, end iterators, fail all calls, end the thread."""
         if self._closed:
             return
         try:
@@ -130,7 +130,7 @@ class Client:
         return self._iterate(self._client.history(topic, since=since, last=last))
 
     def presence(self, topic: str) -> Iterator[Member]:
-        """Give who is subscribed to a topic. As `wsbroker_client.Client.presence`."""
+        """Give the members of a topic. As `wsbroker_client.Client.presence`."""
         return self._iterate(self._client.presence(topic))
 
     def ping(self) -> None:
@@ -201,7 +201,7 @@ class Subscription(Generic[T]):
         self._client._wait(self._subscription.ready())
 
     def unsubscribe(self) -> None:
-        """End it: iterations end, and what was not taken is dropped."""
+        """End it: iterations end, and events that were not taken are dropped."""
         self._client._wait(self._subscription.unsubscribe())
         self._taken.clear()
 

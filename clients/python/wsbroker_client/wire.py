@@ -26,7 +26,7 @@ OK: Final = b'{"op":"ok","id":'
 """How the broker begins the answer to a command that was carried out."""
 
 Default = Callable[[Any], Any]
-"""What orjson calls for a value that it cannot serialise."""
+"""Called for a value that orjson cannot serialise."""
 
 
 class RawEvent(NamedTuple):
@@ -60,7 +60,7 @@ def encode_publish_head(topic: str, key: str | None) -> bytes:
 
 
 def publish_fields(topic: str, key: str | None = None, dedup: str | None = None) -> bytes:
-    """Encode what stands between the id and the data of a publish."""
+    """Encode the fields between the id and the data of a publish."""
     fields = b',"topic":' + orjson.dumps(topic)
     if key is not None:
         fields += b',"key":' + orjson.dumps(key)
@@ -70,7 +70,7 @@ def publish_fields(topic: str, key: str | None = None, dedup: str | None = None)
 
 
 def decode_message(payload: bytes) -> dict[str, Any]:
-    """Decode a message of the broker. Raises ValueError for what is not a JSON object with an `op`."""
+    """Decode a message of the broker. Raises ValueError if it is not a JSON object with an `op`."""
     message = orjson.loads(payload)
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):
         raise ValueError("not a message of the protocol: a JSON object with an `op` was expected")
@@ -78,7 +78,7 @@ def decode_message(payload: bytes) -> dict[str, Any]:
 
 
 def decode_event(payload: bytes) -> RawEvent:
-    """Decode an event; its data is cut out and not decoded. Raises ValueError for what is none."""
+    """Decode an event; its data is cut out and not decoded. Raises ValueError for a message that is not an event."""
     head = _HEAD.match(payload)
     if head is None or payload[-1:] != b"}":
         return _decode_event_slowly(payload)

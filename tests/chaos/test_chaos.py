@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ async def test_proxy_in_calm_forwards_everything(tmp_path: object) -> None:
         assert [(await anext(subscription)).data for _ in range(100)] == list(range(100))
 
 
-@pytest.mark.parametrize("fault", ["lost", "twice", "order", "end"])
+@pytest.mark.parametrize("fault", ["lost", "twice", "order", "end", "miscounted"])
 def test_broken_account_is_found(fault: str) -> None:
     numbers = list(range(EVENTS + 2))
     published = [(number, True) for number in numbers]
@@ -76,15 +77,19 @@ def test_broken_account_is_found(fault: str) -> None:
         numbers.insert(8, 7)
     elif fault == "order":
         numbers[7], numbers[8] = numbers[8], numbers[7]
-    else:
+    elif fault == "end":
         numbers = numbers[:20]
+    messages: list[dict[str, Any]] = [{"topic": "t", "data": number} for number in numbers]
+    if fault == "miscounted":
+        messages[5:9] = [{"gap": "t", "missed": 3}]
     with pytest.raises(AssertionError, match=r"missing|came after"):
-        check_topic([{"topic": "t", "data": number} for number in numbers], "t", published, gapless=False)
+        check_topic(messages, "t", published, gapless=False, counted=True)
 
 
 def test_gap_accounts_for_what_is_missing() -> None:
     published = [(number, True) for number in range(EVENTS + 2)]
-    messages = [{"topic": "t", "data": number} for number in range(EVENTS + 2)]
-    messages[5:9] = [{"gap": "t"}]
-    check_topic(messages, "t", published, gapless=False)
+    for missed in (4, None):
+        messages: list[dict[str, Any]] = [{"topic": "t", "data": number} for number in range(EVENTS + 2)]
+        messages[5:9] = [{"gap": "t", "missed": missed}]
+        check_topic(messages, "t", published, gapless=False, counted=True)
     assert Account().outcomes == {}

@@ -142,6 +142,16 @@ def test_client_imports_go_to_lower_layers_only(path: Path) -> None:
     assert {name.rpartition(".")[2] for name in found & modules} <= set(below)
 
 
+def test_only_the_command_line_imports_the_client_library() -> None:
+    users = {
+        name
+        for name, path in modules().items()
+        if re.search(r"^\s*(from|import) wsbroker_client", path.read_text(), re.M)
+    }
+    assert users
+    assert {package_of(name) for name in users} == {"cli"}
+
+
 def test_only_two_modules_of_the_client_do_io() -> None:
     """What decides can be tested without a network: it does not even import one."""
     for name in CLIENT_ORDER[CLIENT_ORDER.index("machine") :]:

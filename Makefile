@@ -2,6 +2,7 @@
 #
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
+#   make chaos         200 rounds of chaos for each client;   make chaos ARGS="--rounds 20 --seed 7 --client js"
 #   make lint          style, types, habits that are known to be unsafe, secrets in the sources
 #   make audit         known weaknesses of the libraries; asks the network
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
@@ -19,10 +20,10 @@
 #   make install-service   as root: into /opt/wsbroker, with units for systemd; make install-service WHAT=dist/….whl
 #   make clean         removes what a build leaves behind; .venv stays
 
-PACKAGES := broker bench examples tests
+PACKAGES := broker bench clients/python examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint audit conformance interop fuzz sanitize soak bench bench-check instructions docs
+.PHONY: help run test chaos lint audit conformance interop fuzz sanitize soak bench bench-check instructions docs
 .PHONY: install-service clean setup-run setup-dev setup-bench setup-docs
 
 # The servers of the bench, and their Debian packages.
@@ -42,6 +43,9 @@ run: setup-run
 test: setup-dev
 	@.venv/bin/python -m tests.needs $(ARGS)
 	.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+chaos: setup-dev clients/js/node_modules
+	.venv/bin/python -m tests.chaos $(ARGS)
 
 lint: setup-dev
 	.venv/bin/ruff check $(PACKAGES) _speedups setup.py
@@ -93,7 +97,7 @@ install-service:
 	@tools/install-service $(WHAT)
 
 clean:
-	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build bench/build clients/python/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f broker/_speedups.*.so broker/_load.*.so broker/_speedups.pyi _speedups/*.c _speedups/*.html
 
 setup-run:
@@ -108,7 +112,8 @@ setup-bench:
 setup-docs:
 	@tools/setup docs
 
-tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
+NODE_MODULES := tests/node/node_modules tests/node22/node_modules clients/js/node_modules
+$(NODE_MODULES): %/node_modules: %/package.json %/package-lock.json
 	@tools/packages node=nodejs npm=npm
-	npm ci --prefix tests/node --no-audit --no-fund --loglevel=error
+	npm ci --prefix $* --no-audit --no-fund --loglevel=error
 	@touch $@

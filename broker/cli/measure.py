@@ -1,7 +1,7 @@
 """`wsbroker bench` without its command line and output: loads a running broker and measures it.
 
 First one ordinary client connects: whatever keeps this program from using the broker is found out by it, the
-certificate is verified, and one event is published. Then the load program (broker.client.load) does the rest, at the
+certificate is verified, and one event is published. Then the load program (broker.cli.load) does the rest, at the
 address that this client found; it does not verify the certificate again.
 """
 
@@ -23,11 +23,11 @@ from typing import Any, Final, NoReturn
 import msgspec
 from websockets.uri import WebSocketURI, parse_uri
 
-from broker.client.connection import Client, connect
-from broker.client.failures import Closed, LoadFailed, Refused, Unreachable
-from broker.client.load import command_by_input
-from broker.client.stream import LOST
+from broker.cli.load import command_by_input
 from broker.errors import REFUSALS, CommandError
+from wsbroker_client import Closed, LoadFailed, Refused, Unreachable
+from wsbroker_client.connection import Connection, connect
+from wsbroker_client.stream import LOST
 
 MAX_PAYLOAD: Final = 65_000
 """Bytes of data in an event: the load program's frames have at most 65,535 in all."""
@@ -160,7 +160,7 @@ async def explore(plan: Plan) -> Target:
     _refuse_proxy(plan.url)
     prefix = f"bench.{secrets.token_hex(4)}."
     async with connect(plan.url, token=plan.token, ca=plan.ca, timeout=OPEN_TIMEOUT) as client:
-        size, most = len(_publish(f"{prefix}t00000", plan.payload)), client.welcome.max_size
+        size, most = len(_publish(f"{prefix}t00000", plan.payload)), client.welcome["max_size"]
         if size > most:
             raise CommandError("limit", f"a publish would have {size:,} bytes, the broker takes at most {most:,}")
         await client.subscribe(f"{prefix}t00000")
@@ -169,7 +169,7 @@ async def explore(plan: Plan) -> Target:
         address = f"unix:{plan.url.removeprefix('unix:')}" if plan.url.startswith("unix:") else _named(sock)
         uri = parse_uri("ws://localhost/" if plan.url.startswith("unix:") else plan.url)
         return Target(
-            address, _host(uri), uri.resource_name, uri.secure, client.welcome.server, find_broker(sock), prefix
+            address, _host(uri), uri.resource_name, uri.secure, client.welcome["server"], find_broker(sock), prefix
         )
 
 
@@ -258,7 +258,7 @@ def _fail(complaint: str, plan: Plan, last: Progress | None) -> NoReturn:
         raise Unreachable(f"{opened}: {words}")
     if _ENDED.search(words):
         code = _CODE.search(words)
-        raise Closed(f"{opened}: {words}", code=int(code[1]) if code else LOST, retry=False)
+        raise Closed(f"{opened}: {words}", close_code=int(code[1]) if code else LOST, retry=False)
     if '"op":"gap"' in words or "more than were published" in words:
         raise LoadFailed("subscribers were too slow, and the broker dropped events: try a lower --rate, or --window")
     raise LoadFailed(f"{opened}: {words}")
@@ -292,7 +292,7 @@ def _refuse_proxy(url: str) -> None:
         raise Unreachable(f"the environment names a proxy for {uri.host}, and a load cannot go through one: unset it")
 
 
-def client_socket(client: Client) -> socket.socket:
+def client_socket(client: Connection) -> socket.socket:
     """The socket of a connected client."""
     found: socket.socket = client._stream.transport.get_extra_info("socket")
     return found

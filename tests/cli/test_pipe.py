@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.client.pipe import CHUNK, Lines, Output
+from broker.cli.pipe import CHUNK, Lines, Output
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ async def test_lines_do_not_depend_on_read_boundaries(
     file = tmp_path / "input"
     file.write_bytes(data)
     for size in range(1, len(data) + 2):
-        monkeypatch.setattr("broker.client.pipe.CHUNK", size)
+        monkeypatch.setattr("broker.cli.pipe.CHUNK", size)
         with file.open("rb") as source:
             assert await read(source.fileno(), longest=5) == list(enumerate(lines, 1))
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.client.bench import Broker, Latency, Measured, Outcome, Plan, _fail, arguments, explore, find_broker
-from broker.client.bench_view import duration, rate, rows, table, warnings
-from broker.client.failures import ClientError, Closed, LoadFailed, Refused, Unreachable
+from broker.cli.measure import Broker, Latency, Measured, Outcome, Plan, _fail, arguments, explore, find_broker
+from broker.cli.measure_view import duration, rate, rows, table, warnings
 from tests.fixtures_broker import ROOT, RunningBroker, start_broker
 from tests.fixtures_certificates import make_pair
+from wsbroker_client.errors import ClientError, Closed, LoadFailed, Refused, Unreachable
 
 pytestmark = pytest.mark.needs("openssl")
 
@@ -331,7 +331,7 @@ async def test_a_token_is_not_on_any_command_line(broker: RunningBroker) -> None
     plan = Plan(broker.url, 2, 1, 1, None, 16, 0.1, token="secret")
     target = await explore(plan)
     assert "--header=Authorization: Bearer secret" in arguments(plan, target)
-    from broker.client.load import command_by_input
+    from broker.cli.load import command_by_input
 
     assert not any("secret" in word for word in command_by_input())
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from broker.client.bench import WARMUP, Outcome, Plan, Progress
+from broker.cli.measure import WARMUP, Outcome, Plan, Progress
 
 BUSY: Final = 0.9
 """Above this share of a core the load program may be what limits the rate."""

@@ -13,16 +13,25 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from broker.client.connection import Client, check_publish, connect
-from broker.client.failures import ClientError
-from broker.client.pipe import Lines, Output
-from broker.client.publisher import Publisher
+from broker.cli.pipe import Lines, Output
 from broker.errors import CommandError
-from broker.messages import Credit, EventMessage, decode_server, encode_command
+from broker.messages import (
+    NOT_JSON,
+    Credit,
+    EventMessage,
+    Publish,
+    decode,
+    decode_server,
+    encode_command,
+    explain_json,
+)
 from broker.overflow import Overflow
 from broker.topics import matches, rank
+from wsbroker_client.connection import Connection, connect
+from wsbroker_client.errors import ClientError, CommandRefused
+from wsbroker_client.publisher import Publisher
 
-Failed = Callable[[CommandError, int | None], object]
+Failed = Callable[[CommandError | CommandRefused, int | None], object]
 """Called for a line that is not published, with its number, or None where the broker did not say which one it was."""
 
 
@@ -38,8 +47,8 @@ async def publish_one(
     topic: str, value: bytes, *, key: str | None, url: str, token: str | None, ca: Path | None
 ) -> bool:
     """Publish one event, whose data is this JSON value, and wait for the answer. Returns True."""
-    async with connect(url, token=token, ca=ca) as client:
-        await client.publish(topic, msgspec.Raw(value), key=key)
+    async with connect(url, token=token, ca=ca) as connection:
+        await connection.publish_raw(topic, value, key=key)
     return True
 
 
@@ -52,7 +61,7 @@ async def publish_lines(
     """
     failures = 0
 
-    def report_failure(line: int | None, error: CommandError) -> None:
+    def report_failure(line: int | None, error: CommandError | CommandRefused) -> None:
         nonlocal failures
         failures += 1
         failed(error, line)
@@ -80,10 +89,12 @@ async def publish_lines(
             raise InputFailed(f"cannot read standard input: {error.strerror}") from error
         await publisher.finish()
 
-    async with connect(url, token=token, ca=ca) as client:
-        publisher = Publisher(client, topic, key=key, failed=report_failure)
+    async with connect(url, token=token, ca=ca) as connection:
+        publisher = Publisher(connection, topic, key=key, failed=report_failure, check=check_line)
         try:
-            await _run_until_first(feed(publisher, Lines(0, client.welcome.max_size)), client.raise_when_closed())
+            await _run_until_first(
+                feed(publisher, Lines(0, connection.welcome["max_size"])), connection.raise_when_closed()
+            )
         except ClientError as failure:
             failure.args = (f"{failure}; {_outcome(publisher)}",)
             raise
@@ -106,16 +117,16 @@ async def print_events(
     Does not return. Raises BrokenPipeError when nobody reads any more what is printed, and OutputFailed.
     """
 
-    async def events(client: Client) -> bool:
+    async def events(connection: Connection) -> bool:
         policy: dict[str, Any] = {"overflow": overflow, "max_queue": max_queue, "credit": credit}
-        await asyncio.gather(*(client.subscribe(topic, **policy) for topic in topics))
-        await _print_batches(client, output, Credits(client, topics, credit) if credit else None)
+        await asyncio.gather(*(connection.subscribe(topic, **policy) for topic in topics))
+        await _print_batches(connection, output, Credits(connection, topics, credit) if credit else None)
         raise AssertionError("a connection ends with an exception")
 
     try:
         output = Output(1)
-        async with connect(url, token=token, ca=ca) as client:
-            return await _run_until_first(events(client), output.wait_reader_gone())
+        async with connect(url, token=token, ca=ca) as connection:
+            return await _run_until_first(events(connection), output.wait_reader_gone())
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -129,6 +140,36 @@ def json_value(data: bytes) -> bytes:
     except CommandError as error:
         raise CommandError(error.code, f"{error.message} (with --text, DATA is a plain string)") from None
     return data
+
+
+def check_publish(command: bytes, value: bytes) -> None:
+    """Check that the broker can read `command`, an encoded publish in which `value` was put as its data.
+
+    It must be checked here. The broker answers what is not JSON without an id, because it cannot read one there; and
+    two values with a comma between them would be a valid command with one more field.
+    Raises CommandError.
+    """
+    from broker.config import Limits  # most commands do not need it
+
+    try:
+        publish = decode(command, Limits().max_depth)
+    except CommandError as error:
+        # The place is one of the value, not one of the command around it.
+        message = explain_json(value) if error.message.startswith(NOT_JSON) else error.message
+        raise CommandError(error.code, message) from None
+    if not isinstance(publish, Publish) or bytes(publish.data) != value.strip(_SPACE):
+        raise CommandError("bad_json", explain_json(value))
+
+
+def check_line(command: bytes, value: bytes) -> None:
+    """The same, for a Publisher."""
+    try:
+        check_publish(command, value)
+    except CommandError as error:
+        raise CommandRefused(error.code, error.message) from None
+
+
+_SPACE: Final = b" \t\r\n"  # RFC 8259, section 2
 
 
 def text_value(text: bytes) -> bytes:
@@ -145,8 +186,8 @@ class Credits:
     An event comes under the most specific of the topics that match it, so the account is that of the broker.
     """
 
-    def __init__(self, client: Client, topics: Sequence[str], credit: int) -> None:
-        self._client = client
+    def __init__(self, connection: Connection, topics: Sequence[str], credit: int) -> None:
+        self._connection = connection
         self._topics = sorted(set(topics), key=rank)
         self._threshold = max(1, credit // 2)
         self._used = dict.fromkeys(self._topics, 0)
@@ -164,11 +205,11 @@ class Credits:
                 self._used[topic] = 0
                 commands.append(encode_command(Credit(topic=topic, add=used)))
         if commands:
-            await self._client.send(commands)
+            await self._connection.send(commands)
 
 
-async def _print_batches(client: Client, output: Output, credits: Credits | None) -> None:
-    async for batch in client.batches():
+async def _print_batches(connection: Connection, output: Output, credits: Credits | None) -> None:
+    async for batch in connection.batches():
         text = b"\n".join(batch)
         if text.count(b"\n") >= len(batch) or b"\r" in text:
             # The data is passed on as it was published, and may have line breaks between its tokens (nowhere else:

@@ -146,7 +146,7 @@ def test_only_the_command_line_imports_the_client_library() -> None:
     users = {
         name
         for name, path in modules().items()
-        if re.search(r"^\s*(from|import) wsbroker_client", path.read_text(), re.M)
+        if re.search(r"^\s*(from|import) wsbroker_client", path.read_text(), re.MULTILINE)
     }
     assert users
     assert {package_of(name) for name in users} == {"cli"}

@@ -82,13 +82,16 @@ def check_table(key: Key, value: object) -> list[str]:
     return mistakes or ([] if checked is None else [each.message for each in checked(convert(key, value, False))])
 
 
+NOTHING: Final[Mapping[str, Setting | None]] = {}
+
+
 def contradictions(
-    settings: Mapping[str, Setting], unknown: Container[str] = (), tables: Container[str] = ()
+    settings: Mapping[str, Setting], unknown: Mapping[str, Setting | None] = NOTHING, tables: Container[str] = ()
 ) -> list[Problem]:
     """Say what is wrong with values together, each of which is right on its own.
 
-    `unknown` are keys whose values are not known, because they are wrong: nothing is said about them. `tables` are the
-    kinds of tables that there are.
+    `unknown` are keys whose values are wrong: nothing is said about them, except about the valid addresses among them.
+    `tables` are the kinds of tables that there are.
     """
 
     def value(key: str) -> Any:
@@ -111,8 +114,14 @@ def contradictions(
     for problem in _contradictions_of_access(value, known, tables):
         where = place(problem.key) if problem.key in KEYS else None
         problems.append(msgspec.structs.replace(problem, place=where))
-    for key, number, problem in _open_addresses(value, known, tables):
-        where = settings[key].place_of(number) if key in settings else Place()
+
+    def elements(key: str) -> list[Any]:
+        setting = settings.get(key) or unknown.get(key)
+        return [] if setting is None else _elements(setting)
+
+    for key, number, problem in _open_addresses(value, known, tables, elements):
+        setting = settings.get(key) or unknown.get(key)
+        where = Place() if setting is None else setting.place_of(number)
         problems.append(msgspec.structs.replace(problem, place=where))
     return problems
 
@@ -164,24 +173,28 @@ def _contradictions_of_access(
 
 
 def _open_addresses(
-    value: Callable[[str], Any], known: Callable[..., bool], tables: Container[str]
+    value: Callable[[str], Any],
+    known: Callable[..., bool],
+    tables: Container[str],
+    elements: Callable[[str], list[Any]],
 ) -> Iterator[tuple[str, int, Problem]]:
     """Find addresses that other machines can reach, and where nobody has to say who they are.
 
-    Gives the setting, the place of the first such address in it, and the problem.
+    `elements` gives the addresses of a setting, of which some may be wrong. Gives the setting, the place of the first
+    such address in it, and the problem.
     """
     required = value("auth.required")
     if value("server.anonymous") is not None or not known("server.anonymous", "auth.required"):
         return
     identifies = "keys" in tables or any(value(key) is not None or not known(key) for key in IDENTIFYING)
-    admin = value("server.admin")
     # Where an identity is required and there is nothing that could give one, that is said already.
-    for key, addresses, is_safe in (
-        ("server.listen", value("server.listen"), required or (identifies and required is not False)),
-        ("server.admin", [admin] if admin else [], "keys" in tables or (required and not identifies)),
+    for key, is_safe in (
+        ("server.listen", required or (identifies and required is not False)),
+        ("server.admin", "keys" in tables or (required and not identifies)),
     ):
-        remote = [number for number, address in enumerate(addresses) if not parse_address(address).local]
-        if remote and not is_safe and known(key):
+        addresses = elements(key)
+        remote = [number for number, address in enumerate(addresses) if _is_remote(address)]
+        if remote and not is_safe:
             yield key, remote[0], too_open(key, [addresses[number] for number in remote])
 
 
@@ -192,6 +205,23 @@ def _contradictions_of_algorithms(value: Callable[[str], Any]) -> Iterator[Probl
         yield Problem("is for HS256, HS384 and HS512, and auth.algorithms has none of these", secrets[0])
     if shared and not secrets:
         yield Problem(f"{shared[0]} needs auth.secret_file, the secret that it is signed with", "auth.algorithms")
+
+
+def _elements(setting: Setting) -> list[Any]:
+    """Give the elements of a list, or a single value as one, also where some of them are wrong."""
+    try:
+        value = converted(setting)
+    except ValueError:
+        value = setting.value
+    return value if isinstance(value, list) else [value]
+
+
+def _is_remote(address: object) -> bool:
+    """Whether other machines can reach an address; False if it is none."""
+    try:
+        return isinstance(address, str) and not parse_address(address).local
+    except ConfigError:
+        return False
 
 
 def too_open(key: str, addresses: Iterable[str], place: Place | None = None) -> Problem:

@@ -52,8 +52,8 @@ class Reading:
         self.roles: dict[int, Role] = {}
         self._file = str(file or DEFAULT_FILE)
         self._lines: dict[toml.Path, int] = {}
-        self._wrong: set[str] = set()
-        """Keys of which some value is wrong."""
+        self._wrong: dict[str, Setting | None] = {}
+        """Keys of which some value is wrong, and that value, if it could be read."""
         self._settings: dict[str, Setting] = {}
         self._wait = wait
         self._tables: set[str] = set()
@@ -88,7 +88,7 @@ class Reading:
     def _take(self, layer: Iterable[Setting]) -> None:
         for setting in layer:
             if problems := check(setting):
-                self._wrong.add(setting.key)
+                self._wrong[setting.key] = setting
                 self.problems += problems
             else:
                 self._settings[setting.key] = setting
@@ -200,7 +200,7 @@ class Reading:
             content = text.replace("\r\n", "\n").removesuffix("\n")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            self._wrong.add(key)
+            self._wrong[key] = None
             self.problems.append(Problem(f"{path} cannot be read: {reason}", key, place))
         else:
             yield Setting(key, content, place, is_text=True)

@@ -461,7 +461,7 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path, capsys: pytest.Captur
     )
     assert main(["check", "--config", str(file)]) == 78
     lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(f"({file}:")[2].partition(")")[0] for line in lines] == ["4", "3", "6", "11", "10"]
+    assert [line.partition(f"({file}:")[2].partition(")")[0] for line in lines] == ["4", "3", "6", "11", "7", "10"]
 
 
 @pytest.mark.parametrize(("name", "value", "said"), VARIABLES)

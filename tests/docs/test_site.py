@@ -68,7 +68,7 @@ def test_pages_with_diagrams_load_the_local_mermaid(checkout: Path) -> None:
 
 
 def test_tables_of_settings_are_marked_for_the_style_sheet(checkout: Path) -> None:
-    assert (checkout / "site" / "configuration.html").read_text().count("<table data-settings") == 4
+    assert (checkout / "site" / "configuration.html").read_text().count("<table data-settings") == 7
     assert "[data-settings]" in (checkout / "site" / "assets" / "site.css").read_text()
 
 

@@ -143,11 +143,8 @@ def test_client_imports_go_to_lower_layers_only(path: Path) -> None:
 
 
 def test_only_the_command_line_imports_the_client_library() -> None:
-    users = {
-        name
-        for name, path in modules().items()
-        if re.search(r"^\s*(from|import) wsbroker_client", path.read_text(), re.MULTILINE)
-    }
+    sign = re.compile(r"^\s*(from|import) wsbroker_client", re.MULTILINE)
+    users = {name for name, path in modules().items() if sign.search(path.read_text())}
     assert users
     assert {package_of(name) for name in users} == {"cli"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from bench.measure import Load, Opened, Published, Publishing, Result
-from broker.client.bench_view import BUSY, duration, rate
+from broker.cli.measure_view import BUSY, duration, rate
 
 __all__ = ["BUSY", "Figure", "Run", "Value", "duration", "figure", "micros", "pairs", "rate", "ratio", "remarks"]
 __all__ += ["run_of", "share", "size", "times"]
@@ -106,13 +106,13 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     texts: tuple[tuple[str, Callable[[Run], bool], Callable[[Run], float] | None], ...] = (
         (f"the load program was busy for more than {BUSY:.0%} of the time", lambda run: run.load_bound, None),
         (
-            f"the server waited for the load program for more than {1 - BUSY:.0%} of the time, and the rate is that of "
+            f"the server waited for the load program for more than {1 - BUSY:.0%} of the time, so the rate depends on "
             "both",
             lambda run: run.waited > 0,
             lambda run: run.waited,
         ),
         (
-            f"the server was busy for more than {QUEUEING:.0%} of the time, and latencies are those of a queue",
+            f"the server was busy for more than {QUEUEING:.0%} of the time, so most of a latency is waiting in a queue",
             lambda run: run.queueing,
             None,
         ),

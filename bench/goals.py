@@ -114,10 +114,10 @@ def _opening(loads: Sequence[Load]) -> Opening:
 
 
 GOALS = (
-    Goal("fan-out to 1,000, window 1: of the C floor", 0.90, 0.97, _against("fanout", _fanout(1), FLOOR.name)),
+    Goal("fan-out to 1,000, window 1: share of the C floor", 0.90, 0.97, _against("fanout", _fanout(1), FLOOR.name)),
     *(
         Goal(
-            f"fan-out to 1,000, window {window}: of the C floor (batching)",
+            f"fan-out to 1,000, window {window}: share of the C floor (batching)",
             0.75,
             0.95,
             _against("fanout", _fanout(window), FLOOR.name),
@@ -126,7 +126,7 @@ GOALS = (
     ),
     *(
         Goal(
-            f"fan-out to 1,000, window {window}: against uWebSockets through socketify",
+            f"fan-out to 1,000, window {window}: ratio to uWebSockets through socketify",
             1.0,
             1.25,
             _against("fanout", _fanout(window), SOCKETIFY.name),
@@ -135,16 +135,16 @@ GOALS = (
     ),
     *(
         Goal(
-            f"fan-out to 1,000, window {window}: against nats-server over WebSocket",
+            f"fan-out to 1,000, window {window}: ratio to nats-server over WebSocket",
             1.5,
             2.5,
             _against("fanout", _fanout(window), NATS.name),
         )
         for window in fanout.WINDOWS
     ),
-    Goal("one to one, 1,000 topics: against the best peer", 1.3, 1.8, _against_best("onetoone", ONETOONE.loads[0])),
+    Goal("one to one, 1,000 topics: ratio to the best peer", 1.3, 1.8, _against_best("onetoone", ONETOONE.loads[0])),
     Goal(
-        "one to one, one topic, pipelined: against nats-server",
+        "one to one, one topic, pipelined: ratio to nats-server",
         0.7,
         1.2,
         _against("pipelined", PIPELINED.loads[0], NATS.name),
@@ -166,21 +166,21 @@ GOALS = (
         less_is_better=True,
     ),
     Goal(
-        "p99 of healthy subscribers with 10 % stalled: against none stalled",
+        "p99 of healthy subscribers beside 10 % stalled ones: ratio to p99 without stalled ones",
         1.2,
         1.05,
         _beside_stalled,
         less_is_better=True,
     ),
     Goal(
-        "growth of RSS in a flood of {seconds} s at 100 stalled subscribers: of what the limits allow",
+        "memory growth in a flood of {seconds} s with 100 stalled subscribers: share of what the limits allow",
         1.0,
         1.0,
         _grown(stalled.bound),
         less_is_better=True,
     ),
     Goal(
-        "the same: of what the limits allow if all share the events",
+        "the same memory growth: share of what the limits allow if all subscribers share the stored events",
         1.0,
         1.0,
         _grown(stalled.shared),
@@ -207,7 +207,7 @@ def table(runs: Runs, all_of_them: bool = True) -> Table:
             notes = "; ".join(_notes(goal, found))
         text = goal.text.replace("{seconds}", _seconds(found))
         rows.append([text, goal.write(goal.at_least), goal.write(goal.aim), measured, reached, notes])
-    return Table("What to reach", ["", "at least", "aim", "measured", "reached", "but"], rows)
+    return Table("What to reach", ["", "at least", "aim", "measured", "reached", "remarks"], rows)
 
 
 def _notes(goal: Goal, found: Found) -> list[str]:

@@ -88,11 +88,11 @@ INTERNAL_ERROR = "internal error, see the log"
 log = structlog.get_logger(__name__)
 
 
-def run(read: Callable[[], Reading]) -> int:
+def run(read: Callable[..., Reading]) -> int:
     """Run the broker until it shuts down, and return the exit status.
 
-    `read` reads the configuration, for the start and for each reload. The status is 0 after a drain, 1 if it could not
-    start, 78 for a configuration with mistakes or one that does not fit this machine.
+    `read` reads the configuration, for the start and, with `wait=False`, for each reload. The status is 0 after a
+    drain, 1 if it could not start, 78 for a configuration with mistakes or one that does not fit this machine.
     """
     reading = read()
     config = reading.config
@@ -129,7 +129,10 @@ def check_resources(reading: Reading, before: Authenticator | None = None) -> Re
     fetched is kept.
     """
     config = reading.config
-    problems = [*check_rules(reading.rules, config.limits), *check_access(reading.keys, reading.roles)]
+    problems = [
+        *check_rules(reading.rules, config.limits, reading.other_patterns),
+        *check_access(reading.keys, reading.roles),
+    ]
 
     def attempt(load: Callable[[], T]) -> T | None:
         try:
@@ -161,7 +164,7 @@ def check_sockets(config: Config, systemd: Systemd) -> bool:
     passed = [
         str(address) for name, sock in systemd.sockets if name != ADMIN and not (address := bound_address(sock)).local
     ]
-    required = requires_identity(config, remote=True) and (identifies(config.auth) or bool(config.keys))
+    required = requires_identity(config, remote=True) and (identifies(config) or bool(config.keys))
     if passed and config.server.anonymous is None and not required:
         raise ConfigError([too_open("server.listen", [f"the socket {address} of systemd" for address in passed])])
     return remote or bool(passed)
@@ -174,7 +177,7 @@ class Daemon:
         self,
         config: Config,
         resources: Resources,
-        read: Callable[[], Reading],
+        read: Callable[..., Reading],
         systemd: Systemd,
         *,
         remote: bool,
@@ -287,7 +290,7 @@ class Daemon:
 
     def _reload(self) -> str:
         """Apply the new configuration, and return a note for the status. Raises ConfigError."""
-        reading = self._read()
+        reading = self._read(wait=False)
         resources = check_resources(reading, self.authenticator)
         wanted = reading.config
         fixed = set(RESTART_KEYS)

@@ -104,15 +104,15 @@ class CloseCode(enum.IntEnum):
     NORMAL = 1000, "the client closed the connection"
     GOING_AWAY = 1001, "the broker shuts down; a `bye` came before"
     PROTOCOL_ERROR = 1002, "a frame that breaks the rules of RFC 6455"
-    INVALID_DATA = 1007, "text that is not UTF-8, or what cannot be inflated"
+    INVALID_DATA = 1007, "text that is not UTF-8, or compressed data that cannot be decompressed"
     TOO_BIG = 1009, "a message over `max_size`, or in too many fragments"
-    INTERNAL = 1011, "a fault of the broker's own"
+    INTERNAL = 1011, "an error in the broker"
     TRY_AGAIN = 1013, "the broker cannot serve this connection now"
     SLOW_CONSUMER = 4000, "a subscription with the policy `close` or `block` fell too far behind"
     PING_TIMEOUT = 4001, "the client answered no ping in time"
-    RATE_LIMITED = 4002, "the client went on after it was told to slow down"
+    RATE_LIMITED = 4002, "the client kept sending too fast after the error `rate_limited`"
     NOT_READING = 4003, "the client sends commands and does not read the answers"
-    UNAUTHORIZED = 4500, "no valid identity came in time, or it was refused"
+    UNAUTHORIZED = 4500, "the client sent no valid token in time"
     EXPIRED = 4501, "the identity expired and was not renewed"
     BAD_COMMANDS = 4502, "ten commands in a row could not be understood"
     DISCONNECTED = 4503, "an operator ended the connection"
@@ -157,35 +157,42 @@ ERRORS: dict[str, Error] = {
         Error("unauthorized", False, "no valid identity yet, or it has expired"),
         Error("forbidden", False, "the identity may not do this on this topic"),
         Error("not_subscribed", False, "`unsubscribe` or `credit` without a subscription"),
-        Error("no_history", False, "the topic keeps none"),
-        Error("no_presence", False, "the topic has none"),
+        Error("no_history", False, "the topic keeps no history"),
+        Error("no_presence", False, "the topic has no presence"),
         Error("limit", False, "too many subscriptions, or a value over the broker's limit"),
         Error("rate_limited", True, "too much in too short a time; `retry_after_ms` says how long to wait"),
         Error("unavailable", True, "the engine, or the service that knows who clients are, does not answer"),
         Error("draining", True, "the broker is shutting down"),
-        Error("internal", True, "a fault of the broker's own; it is logged with the session's id"),
+        Error("internal", True, "an error in the broker; the log shows it with the session id"),
     )
 }
 
 REFUSALS: dict[int, Refusal] = {
     refusal.status: refusal
     for refusal in (
-        Refusal(400, "Bad Request", "the request is malformed, or offers only subprotocols that are not the broker's"),
-        Refusal(401, "Unauthorized", "the token does not verify"),
+        Refusal(
+            400, "Bad Request", "the request is malformed, or offers only subprotocols that the broker does not know"
+        ),
+        Refusal(401, "Unauthorized", "the token is not valid"),
         Refusal(403, "Forbidden", "a page of this origin may not connect"),
         Refusal(404, "Not Found", "there is nothing at this path"),
-        Refusal(426, "Upgrade Required", "the path is a WebSocket's, and the request does not ask for one"),
+        Refusal(
+            426,
+            "Upgrade Required",
+            "the path is for WebSockets, and the request is not a WebSocket handshake of version 13",
+        ),
         Refusal(
             429,
             "Too Many Requests",
-            "there are too many connections of the client's address or identity; `Retry-After` says when to come back",
+            "the client's address or identity has too many connections; `Retry-After` says after how many seconds to "
+            "try again",
         ),
         Refusal(431, "Request Header Fields Too Large", "the head of the request is too long or has too many lines"),
         Refusal(
             503,
             "Service Unavailable",
-            "the broker is full or shuts down, or nobody can tell who the client is; `Retry-After` says when to come "
-            "back",
+            "the broker is full or shuts down, or nobody can tell who the client is; `Retry-After` says after how many "
+            "seconds to try again",
         ),
     )
 }

@@ -44,7 +44,8 @@ class Identities:
     """The identities of one node's sessions.
 
     `check(session, topic)` raises CommandError for a subscription that is no longer allowed; `end_subscription` is then
-    called with the same.
+    called with the same. `check_block` raises CommandError if a subscription to this topic may not have the policy
+    `block`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Identities:
         loop: asyncio.AbstractEventLoop,
         check: Callable[[Session, str], None],
         end_subscription: Callable[[Session, str], None],
+        check_block: Callable[[Session, str], None],
     ) -> None:
         self._authenticator = authenticator
         self._sessions = sessions
@@ -62,6 +64,7 @@ class Identities:
         self._loop = loop
         self._check = check
         self._end_subscription = end_subscription
+        self._check_block = check_block
         self._deadlines = Deadlines(loop, self._on_deadline)
         self._verifications = Verifications(loop)
         self._connections: Counter[str] = Counter()
@@ -104,7 +107,15 @@ class Identities:
                 done(result)
 
         token, webhook = credentials.token, self._authenticator.webhook
-        if webhook is not None and credentials.headers and (token is None or not self._authenticator.takes_tokens):
+        certificate, certificates = credentials.certificate, self._authenticator.certificates
+        if token is None and certificate is not None and certificates is not None:
+            try:
+                identity = certificates.identify(certificate)
+            except TokenError as error:
+                answer(error)
+            else:
+                answer(identity)
+        elif webhook is not None and credentials.headers and (token is None or not self._authenticator.takes_tokens):
             webhook.ask(credentials, answer)
         elif token is not None:
             self._identify(token, answer)
@@ -390,9 +401,11 @@ class Identities:
             self._end_what_is_not_allowed(session)
 
     def _end_what_is_not_allowed(self, session: Session) -> None:
-        for topic in list(session.subscriptions or ()):
+        for topic, subscription in list((session.subscriptions or {}).items()):
             try:
                 self._check(session, topic)
+                if subscription.overflow == "block":
+                    self._check_block(session, topic)
             except CommandError as error:
                 self._end_subscription(session, topic)
                 session.end_subscription(topic, error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 ANONYMOUS_ROLE = "anonymous"
@@ -10,6 +12,10 @@ ADMIN_ROLE = "admin"
 """The role of an API key that may use the admin listener."""
 DEFAULT_ROLE = "default"
 """The role of a client whose token names no roles."""
+
+
+NameKind = Literal["cn", "dns", "email", "uri"]
+"""The name in a certificate: the common name of the subject, or a subjectAltName (RFC 5280, section 4.2.1.6)."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -22,6 +28,17 @@ class Identity(msgspec.Struct, frozen=True):
     """Seconds since the epoch; None: never."""
     key: str | None = None
     """The hash of the API key that it was shown by; None: it was shown by something else."""
+    certificate: NameKind | None = None
+    """The kind of name that was read from a client certificate; None: it was shown by something else."""
+
+
+class ClientCertificate(msgspec.Struct, frozen=True):
+    """A certificate that a client has shown in the TLS handshake, and that a configured authority has signed."""
+
+    names: tuple[tuple[NameKind, str], ...]
+    """The names in it, each with its kind."""
+    expires: float
+    """When it ends, in seconds since the epoch."""
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -33,6 +50,8 @@ class Credentials(msgspec.Struct, frozen=True):
     """Name and value of the headers that are for `auth.url`."""
     address: str = ""
     """The client's address."""
+    certificate: ClientCertificate | None = None
+    """Its certificate, if it showed one by TLS."""
 
     def __repr__(self) -> str:
         return "Credentials(…)"  # a log must not hold them

@@ -2,7 +2,7 @@
 
 Messages are compact JSON. A Struct's fields are in the order of the wire. A field that may be absent reads as None;
 null on the wire is not absence but a value of the wrong type. The session decodes commands and encodes answers, the
-client (`broker.client`) the other way round. Nothing here knows about limits that are configured: what is too much for
+command line the other way round. Nothing here knows about limits that are configured: what is too much for
 this broker, and not for the protocol, the session says.
 """
 

@@ -121,7 +121,13 @@ class Node:
         self.hub = Hub(self.context)
         self.members = Members(engine.presence(), lambda: self.rules, loop)
         self.identities = Identities(
-            authenticator, self.sessions, self.hub.routes, loop, self._check_rights, self._end_subscription_of
+            authenticator,
+            self.sessions,
+            self.hub.routes,
+            loop,
+            self._check_rights,
+            self._end_subscription_of,
+            self._check_block_stays,
         )
         self.reconfigure(config)
         self.recovery = Recovery(engine, self.context, lambda: self.rules)
@@ -386,13 +392,23 @@ class Node:
             is_pattern(command.topic) or not self.rules.retention(command.topic).events
         ):
             raise CommandError("no_history", f"`{command.topic}` keeps no history")
-        if command.overflow == "block" and policy.overflow != "block" and not self._may_block(session, command.topic):
+        if command.overflow == "block" and policy.overflow != "block":
+            self._check_block(session, command.topic)
+
+    def _check_block(self, session: Session, topic: str) -> None:
+        """Raise CommandError if this client may not subscribe with `block` here."""
+        if session.rights is not None and self.block != "none":
+            check_right(session.rights, "block", topic)
+        elif not (self.block == "all" or (self.block == "local" and session.peer.local)):
             raise CommandError("forbidden", "`overflow` block is not allowed to this client: publishers would wait")
 
-    def _may_block(self, session: Session, topic: str) -> bool:
-        if session.rights is not None:
-            return self.block != "none" and session.rights.allows("block", topic)
-        return self.block == "all" or (self.block == "local" and session.peer.local)
+    def _check_block_stays(self, session: Session, topic: str) -> None:
+        """Raise CommandError if a subscription with `block` is not allowed any more by the rights of its session.
+
+        A change of `server.block` is for new subscriptions.
+        """
+        if self.rules.policy(topic).overflow != "block":
+            check_right(session.rights, "block", topic)
 
     def _subscribe(self, session: Session, command: messages.Subscribe, policy: SubscriptionPolicy) -> Subscription:
         if session.subscriptions is None:

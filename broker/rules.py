@@ -7,7 +7,7 @@ every rule that applies to some of them, so that a wider pattern is no way aroun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -16,7 +16,7 @@ from broker.config import Limits, TopicRule
 from broker.errors import CommandError, ConfigError, Problem
 from broker.overflow import OVERFLOWS
 from broker.retention import NOTHING_KEPT, Retention, retention_mistakes, retention_of
-from broker.topics import check_pattern, covers, is_pattern, matches, overlap, rank
+from broker.topics import RESERVED, check_pattern, covers, is_pattern, overlap, rank
 
 __all__ = ["NOTHING_KEPT", "Retention", "Rules", "SubscriptionPolicy", "check_rules"]
 
@@ -53,6 +53,7 @@ class Rules:
         if problems := check_rules(dict(enumerate(rules, 1)), limits):
             raise ConfigError(problems)
         self._rules = sorted(rules, key=lambda rule: rank(rule.match))
+        self._tree = RuleTree(rules)
         self._limits = limits
         self._ages: dict[str, float | None] = {}
         self._retentions: dict[str, Retention] = {}
@@ -81,7 +82,7 @@ class Rules:
         try:
             return self._ages[topic]
         except KeyError:
-            rule = next((rule for rule in self._rules if matches(rule.match, topic)), None)
+            rule = self._tree.find(topic)
             if len(self._ages) >= _REMEMBERED:
                 self._ages.clear()
             age = self._ages[topic] = None if rule is None else rule.max_age
@@ -91,7 +92,7 @@ class Rules:
         """Whether the subscribers of a topic are its members."""
         if not self.has_presence:
             return False
-        rule = next((rule for rule in self._rules if matches(rule.match, topic)), None)
+        rule = self._tree.find(topic)
         return rule is not None and bool(rule.presence)
 
     def retention(self, topic: str) -> Retention:
@@ -101,7 +102,7 @@ class Rules:
         try:
             return self._retentions[topic]
         except KeyError:
-            rule = next((rule for rule in self._rules if matches(rule.match, topic)), None)
+            rule = self._tree.find(topic)
             if len(self._retentions) >= _REMEMBERED:
                 self._retentions.clear()
             found = self._retentions[topic] = retention_of(rule)
@@ -143,9 +144,19 @@ def _first_harmless(overflows: Sequence[str]) -> str | None:
     return next((name for name in overflows if name not in ("block", "replay")), None)
 
 
-def check_rules(rules: Mapping[int, TopicRule], limits: Limits) -> list[Problem]:
-    """Find what is wrong with rules, by their numbers in the file: each on its own, and those that can never apply."""
+def check_rules(
+    rules: Mapping[int, TopicRule], limits: Limits, other_patterns: Mapping[int, str] | None = None
+) -> list[Problem]:
+    """Find what is wrong with rules, by their numbers in the file: each on its own, and those that can never apply.
+
+    `other_patterns` are those of rules that are not among `rules`, because something else is wrong with them.
+    """
     problems, valid = [], {}
+    for number, pattern in (other_patterns or {}).items():
+        try:
+            check_pattern(pattern)
+        except CommandError as error:
+            problems.append(Problem(error.message, f"topics[{number}].match"))
     for number, rule in rules.items():
         try:
             check_pattern(rule.match)
@@ -174,37 +185,83 @@ def _mistakes(rule: TopicRule, limits: Limits) -> Iterator[tuple[str, str]]:
 def _dead(rules: Mapping[int, TopicRule]) -> Iterator[Problem]:
     """Find the rules that can never apply."""
     first: dict[str, int] = {}
-    every = list(rules.values())
     for number, rule in rules.items():
         if first.setdefault(rule.match, number) != number:
             message = f"`{rule.match}` is there twice, also in topics[{first[rule.match]}]"
             yield Problem(message, f"topics[{number}].match")
+    tree = RuleTree(rules.values())
+    samples = _Samples(rules.values())
     for number, rule in rules.items():
         # To a subscription to its very pattern each rule applies. But some keys go by the topic of the event.
         rest = msgspec.structs.replace(rule, **{name: getattr(_NO_RULE, name) for name in BY_EVENT})
-        if rest == TopicRule(match=rule.match) != rule and not _may_apply(rule, every):
-            message = f"`{rule.match}` never applies: each topic that it matches has a rule of its own"
-            yield Problem(message, f"topics[{number}].match")
+        if rest == TopicRule(match=rule.match) != rule:
+            found = (tree.find(topic) for topic in samples.of(rule.match))
+            if all(best is None or best.match != rule.match for best in found):
+                message = f"`{rule.match}` never applies: each topic that it matches has a rule of its own"
+                yield Problem(message, f"topics[{number}].match")
 
 
-def _may_apply(rule: TopicRule, rules: Sequence[TopicRule]) -> bool:
-    """Whether some topic has no rule that is more specific.
+class _Samples:
+    """Topics that show whether a rule applies to any topic.
 
-    Topics whose tokens no rule names are the least likely ones to have such a rule, so they are tried; for `>` in each
-    length up to where only rules with `>` are left.
+    Topics whose tokens no rule names are the least likely ones to have a more specific rule, so they are tried; for `>`
+    in each length up to where only rules with `>` are left.
     """
-    named = {token for other in rules for token in other.match.split(".")}
-    fresh = next(token for token in map(str, range(len(named) + 1)) if token not in named)
-    tokens = [fresh if token == "*" else token for token in rule.match.split(".")]
-    topics = [tokens]
-    if tokens[-1] == ">":
-        longest = max(len(other.match.split(".")) for other in rules)
-        topics = [[*tokens[:-1], *[fresh] * more] for more in range(1, longest + 2)]
-    for topic in map(".".join, topics):
-        best = min((other for other in rules if matches(other.match, topic)), key=lambda other: rank(other.match))
-        if best.match == rule.match:
-            return True
-    return False
+
+    def __init__(self, rules: Iterable[TopicRule]) -> None:
+        patterns = [rule.match.split(".") for rule in rules]
+        named = {token for pattern in patterns for token in pattern}
+        self._fresh = next(token for token in map(str, range(len(named) + 1)) if token not in named)
+        self._longest = max(map(len, patterns), default=0)
+
+    def of(self, pattern: str) -> Iterator[str]:
+        """Give the topics to try for a pattern."""
+        tokens = [self._fresh if token == "*" else token for token in pattern.split(".")]
+        if tokens[-1] != ">":
+            yield ".".join(tokens)
+            return
+        for more in range(1, self._longest + 2):
+            yield ".".join([*tokens[:-1], *[self._fresh] * more])
+
+
+class RuleTree:
+    """The rules by the tokens of their patterns. Finds the most specific one for a topic, however many there are."""
+
+    def __init__(self, rules: Iterable[TopicRule]) -> None:
+        self._root = _Branch()
+        for rule in rules:
+            branch = self._root
+            for token in rule.match.split("."):
+                branch = branch.branches.setdefault(token, _Branch())
+            branch.rule = rule
+
+    def find(self, topic: str) -> TopicRule | None:
+        """Give the most specific rule whose pattern matches a valid topic; None if there is none."""
+        tokens = topic.split(".")
+        if topic.startswith(RESERVED):  # no wildcard stands for its first token
+            branch = self._root.branches.get(tokens[0])
+            return None if branch is None else branch.find(tokens, 1)
+        return self._root.find(tokens, 0)
+
+
+class _Branch:
+    """The rules whose patterns begin with the same tokens."""
+
+    __slots__ = ("branches", "rule")
+
+    def __init__(self) -> None:
+        self.branches: dict[str, _Branch] = {}
+        self.rule: TopicRule | None = None
+        """The rule whose pattern ends here."""
+
+    def find(self, tokens: Sequence[str], at: int) -> TopicRule | None:
+        """Give the most specific rule for the tokens from `at` on: a name before `*` before `>` (see `topics.rank`)."""
+        if at == len(tokens):
+            return self.rule
+        for token in (tokens[at], "*"):
+            if token in self.branches and (found := self.branches[token].find(tokens, at + 1)) is not None:
+                return found
+        return self.branches[">"].rule if ">" in self.branches else None
 
 
 _NO_RULE: Final = TopicRule(match=">")

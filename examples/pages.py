@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 EXAMPLES = Path(__file__).parent
+CLIENT = EXAMPLES.parent / "clients" / "js" / "wsbroker.js"
 
 # Where `wsbroker serve` listens by default, and where a page looks for it that is not told otherwise.
 BROKER = "ws://127.0.0.1:8765/"
@@ -77,6 +78,10 @@ class Files(SimpleHTTPRequestHandler):
 
     # The browser runs a module only if it comes as JavaScript, whatever this machine's own table of types says.
     extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}  # noqa: RUF012
+
+    def translate_path(self, path: str) -> str:
+        """Every page finds the client beside this folder's own files."""
+        return str(CLIENT) if path == "/wsbroker.js" else super().translate_path(path)
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "no-cache")

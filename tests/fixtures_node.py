@@ -51,7 +51,7 @@ async def serving(
     node = Node(config, engine or MemoryEngine(), loop, authenticator or Authenticator())
     limiter = ConnectionLimiter(config.limits, node, Capacity(1000, 100))
     handshakes = Handshakes(config, node, limiter, loop)
-    tls = None if pair is None else Tls(loaded(pair))
+    tls = None if pair is None else Tls(loaded(pair, server.client_ca))
     listener = Listener(handshakes, notsent_lowat=config.limits.notsent_lowat, tls=tls)
     await node.start()
     await listener.open(parse_address(server.listen[0]))
@@ -94,7 +94,8 @@ class Harness:
         if token is not None:
             options["additional_headers"] = {"Authorization": f"Bearer {token}"}
         unlimited: dict[str, Any] = {"max_size": None, "max_queue": None}
-        client = Client(await connect(self.url, ssl=self.context, proxy=None, compression=None, **unlimited, **options))
+        options = {"ssl": self.context, "proxy": None, "compression": None, **unlimited, **options}
+        client = Client(await connect(self.url, **options))
         self.clients.append(client)
         client.welcome = await client.next()
         assert client.welcome["op"] == "welcome"

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.frames import Frame, Opcode
 
+from broker.auth.api_keys import hash_key, make_key
 from tests.auth.test_tokens import PRIVATE, pem
 from tests.fixtures_daemon import Daemon, launched
 from tests.net.harness import until
@@ -41,6 +42,10 @@ required = true
 algorithms = ["HS256", "RS256"]
 secret = "{SECRET}"
 key = '''{pem(PRIVATE["RS256"]).decode()}'''
+[[keys]]
+name = "shop"
+hash = "HASH"
+roles = ["default"]
 [[roles]]
 name = "default"
 subscribe = [">"]
@@ -48,6 +53,7 @@ publish = [">"]
 """
 UPGRADE = "GET /{query} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{more}\r\n"
 KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+API_KEY = make_key()
 TIMEOUT = 20.0
 GROWTH = 40 * 2**20
 """Bytes by which the memory of the broker may grow in an attack."""
@@ -130,7 +136,7 @@ class Victim:
 async def victim(tmp_path: Path) -> AsyncIterator[Victim]:
     """Under attack in the test; at its end the other client has had its events, and the memory has not grown."""
     arguments = ("--listen", "127.0.0.1:0", "--admin", "")
-    async with launched(*arguments, folder=tmp_path, config=CONFIG) as daemon:
+    async with launched(*arguments, folder=tmp_path, config=CONFIG.replace("HASH", hash_key(API_KEY))) as daemon:
         await daemon.started()
         log = asyncio.create_task(drain_log(daemon))
         found = Victim(daemon)
@@ -228,6 +234,17 @@ async def test_memory_before_authentication_is_bounded(victim: Victim) -> None:
     assert victim.received
     for writer in writers:
         writer.close()
+
+
+async def test_slow_frames_are_closed_in_time(victim: Victim) -> None:
+    reader, writer = await victim.upgraded()
+    ended = asyncio.create_task(reader.read())
+    for byte in masked(1, b'{"op":"auth","token":"' + b"x" * 10_000):
+        writer.write(bytes([byte]))
+        await asyncio.wait([ended], timeout=0.1)
+        if ended.done():
+            break
+    assert (await ended).endswith((4500).to_bytes(2, "big") + b"unauthorized")
 
 
 async def test_clients_without_identity_are_closed_in_time(victim: Victim) -> None:
@@ -328,6 +345,23 @@ async def test_critical_extensions_are_refused(victim: Victim) -> None:
 @pytest.mark.parametrize("kid", ["../../../../dev/null", "' OR 1=1 --", "x" * 3000, 1, ["a"], {"a": 1}, True, "\0"])
 async def test_kid_selects_among_configured_keys_only(victim: Victim, kid: Any) -> None:
     await refused(victim, signed({"alg": "HS256", "kid": kid}, b""), signed({"alg": "RS256", "kid": kid}, b""))
+
+
+async def test_guesses_of_an_api_key_are_refused_alike(victim: Victim) -> None:
+    # Which characters of a guess are right must not show. How long it takes is for tests/auth/test_api_keys.py.
+    guesses = [API_KEY[:size] + "x" * (len(API_KEY) - size) for size in range(4, len(API_KEY), 4)]
+    guesses += ["wsb_", API_KEY[:-1], API_KEY + "x", hash_key(API_KEY).removeprefix("sha256:"), API_KEY.lower()]
+    answers = set()
+    for guess in guesses:
+        reader, writer = await victim.open()
+        more = f"{KEY}Authorization: Bearer {guess}\r\n"
+        writer.write(UPGRADE.format(query="", host=f"localhost:{victim.port}", more=more).encode())
+        answer = await asyncio.wait_for(reader.read(), TIMEOUT)
+        answers.add(re.sub(rb"Date: .*?\r\n", b"", answer) if guess.startswith("wsb_") else answer[:12])
+        writer.close()
+    assert {answer[:12] for answer in answers} == {b"HTTP/1.1 401"}
+    assert len(answers) == 2, "one answer for all guesses, and that to what is no API key"
+    assert await victim.ask(f"Authorization: Bearer {API_KEY}\r\n") == 101
 
 
 async def test_malformed_tokens_are_refused(victim: Victim) -> None:

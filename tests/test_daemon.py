@@ -447,6 +447,17 @@ async def test_reload_of_an_invalid_file_changes_nothing(tmp_path: Path, broken:
         assert "Traceback" not in daemon.said
 
 
+async def test_reload_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
+    async with serving(folder=tmp_path) as daemon, connect(daemon.url) as client:
+        assert daemon.file is not None
+        daemon.file.unlink()
+        os.mkfifo(daemon.file)
+        await client.recv()
+        daemon.signal(signal.SIGHUP)
+        assert "it is a pipe or a terminal, and not a file" in await daemon.until("reload failed")
+        assert (await ask(client, "ping"))["op"] == "pong"
+
+
 async def test_reload_applies_a_new_certificate_and_closes_no_connection(tmp_path: Path) -> None:
     pair, other = make_pair(tmp_path), make_pair(tmp_path, "other")
     config = f'[server]\nlisten = ["127.0.0.1:0"]\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"'

@@ -215,6 +215,36 @@ async def test_block_needs_a_right_where_there_are_roles() -> None:
         assert (await admin.ask("subscribe", topic="prices.a", overflow="block"))["op"] == "ok"
 
 
+async def test_missing_right_to_block_is_named_and_ends_what_has_it() -> None:
+    async with serving(authenticator=authenticator()) as there:
+        user, client = await there.connect(token()), await there.connect(token("alice", "admin", "user"))
+        answer = await user.ask("subscribe", topic="prices.a", overflow="block")
+        assert error(answer) == ("forbidden", "the right `block` is missing for `prices.a`")
+        for topic, overflow in (("prices.a", "block"), ("prices.b", "drop_oldest")):
+            assert (await client.ask("subscribe", topic=topic, overflow=overflow))["op"] == "ok"
+        assert (await client.ask("auth", token=token("alice", "user")))["op"] == "ok"
+        ended = await client.next()
+        assert error(ended) == ("forbidden", "the right `block` is missing for `prices.a`")
+        assert ended["topic"] == "prices.a"
+        assert list(there.session(client).subscriptions or ()) == ["prices.b"]
+
+
+async def test_reload_without_the_right_to_block_ends_what_has_it() -> None:
+    async with serving(authenticator=authenticator()) as there:
+        client = await there.connect(token("root", "admin"))
+        assert (await client.ask("subscribe", topic="prices.a", overflow="block"))["op"] == "ok"
+        roles = (Role(name="admin", subscribe=(">",)),)
+        there.node.reconfigure(config(), authenticator(roles=roles))
+        assert (await client.next())["topic"] == "prices.a"
+        # A rule that has `block` as its default is for everybody.
+        rules = [TopicRule(match="prices.>", overflow="block")]
+        there.node.reconfigure(Config(topics=rules), authenticator())
+        assert (await client.ask("subscribe", topic="prices.a"))["op"] == "ok"
+        there.node.reconfigure(Config(topics=rules), authenticator(roles=roles))
+        assert await client.ask("ping") == {"op": "pong"}
+        assert list(there.session(client).subscriptions or ()) == ["prices.a"]
+
+
 async def test_subscriptions_are_limited_by_the_role() -> None:
     async with serving(authenticator=authenticator()) as there:
         client = await there.connect(token())

@@ -188,6 +188,25 @@ def test_rules_that_can_never_apply_are_reported() -> None:
     rules(TopicRule("a.>", max_queue=5, max_age=1.0), TopicRule("a.*"), TopicRule("a.*.>"))
 
 
+def test_many_rules_are_checked_without_comparing_each_with_all() -> None:
+    # If each of them were compared with all, this would take half an hour.
+    made = [TopicRule(f"a.b{number}.>", max_age=1.0 + number) for number in range(20_000)]
+    found = rules(*made)
+    assert found.max_age("a.b19999.c") == 20_000
+    assert found.max_age("a.b") is None
+
+
+def test_wildcard_rule_does_not_apply_to_reserved_topics() -> None:
+    found = rules(TopicRule("*.>", max_age=1), TopicRule("$sys.*", max_age=2), TopicRule(">", max_age=3))
+    assert [found.max_age(topic) for topic in ("a.b", "$sys.a", "$sys.a.b", "$other.a", "$other")] == [
+        1,
+        2,
+        None,
+        None,
+        None,
+    ]
+
+
 @given(st.lists(patterns, min_size=1, max_size=6, unique=True), topics)
 def test_rule_that_applies_to_some_topic_is_not_reported(names: list[str], topic: str) -> None:
     made = [TopicRule(name, max_age=number + 1.0) for number, name in enumerate(names)]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,8 +22,11 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed
 
 from broker.systemd import Systemd, status
+from tests.fixtures_command import wsbroker
 from tests.fixtures_daemon import TIMEOUT, Daemon, launched
 from tests.net.harness import request, until
+
+ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.needs("systemd")
 
@@ -691,3 +695,30 @@ async def test_systemd_socket_activate_starts_the_broker_with_two_named_sockets(
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+# The shipped service
+
+
+async def test_shipped_service_takes_nobody_without_a_token(tmp_path: Path) -> None:
+    text = (ROOT / "systemd" / "wsbroker.service").read_text()
+    environ = dict(re.findall(r"^Environment=(WSBROKER_\w+)=(.*)$", text, re.MULTILINE))
+    (tmp_path / "secret").write_text("s3cret" * 10)
+    config = (ROOT / "systemd" / "wsbroker.toml").read_text().replace("/etc/wsbroker/secret", f"{tmp_path}/secret")
+    path = tmp_path / "ws.sock"
+    async with launched(
+        "--listen", f"unix:{path}", "--admin", "", config=config, folder=tmp_path, environ=environ
+    ) as it:
+        await it.started()
+        made = await wsbroker("token", "make", "--identity", "me", "--role", "user", "--config", str(it.file))
+        for token, expected in ((None, "unauthorized"), (made.out.strip(), "forbidden")):
+            more = {} if token is None else {"Authorization": f"Bearer {token}"}
+            async with unix_connect(str(path), "ws://localhost/", additional_headers=more, proxy=None) as client:
+                assert ("identity" in json.loads(await client.recv())) == (token is not None)
+                await client.send('{"op":"publish","id":1,"topic":"public.a","data":1}')
+                assert json.loads(await client.recv())["code"] == expected
+    # Without its settings it does not start, rather than serve everybody.
+    (tmp_path / "empty.toml").write_text("")
+    refused = await wsbroker("serve", "--listen", f"unix:{path}", "--config", f"{tmp_path}/empty.toml", environ=environ)
+    assert refused.status == 78
+    assert "nobody could connect" in refused.err

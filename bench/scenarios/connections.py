@@ -20,9 +20,9 @@ PEERS = (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, NCHAN, REDIS)
 STORM = Scenario(
     "storm",
     "Connection storm",
-    "2,000 clients connect at the same moment and subscribe to one topic. Where the queue of connections that wait to "
-    "be accepted is full (4,096 for servers that can be told so), the kernel turns clients away, which try again after "
-    "a second.",
+    "2,000 clients connect at the same moment and subscribe to one topic. New connections wait in a queue of the "
+    "kernel until the server accepts them; the queue has 4,096 places, if the server lets its size be set. If it is "
+    "full, the kernel refuses a client, and the client tries again after a second.",
     (Opening(connections=2000, base=1, opening=2000, subscribed=True, settle=0.2, patience=10.0),),
     PEERS,
     (
@@ -49,8 +49,8 @@ STORM = Scenario(
 CONNECT = Scenario(
     "connect",
     "Connecting",
-    "The server's CPU time for a connection with its handshake, until it has nothing more to do for it. Up to 64 are "
-    "on their way at the same time, and all stay open.",
+    "The CPU time that the server needs for a connection and its handshake. Up to 64 clients connect at the same time, "
+    "and all connections stay open.",
     (Opening(connections=3000, base=500, settle=0.3),),
     PEERS,
     (
@@ -78,9 +78,9 @@ CONNECT = Scenario(
 IDLE = Scenario(
     "idle",
     "Idle connections",
-    "What each connection adds to the server's resident memory. The first 500 are not counted, so that what a server "
-    "sets up once, for any number of them, is not. What the kernel holds for the sockets is not part of resident "
-    "memory.",
+    "The memory that each connection adds to the resident memory of the server. The first 500 connections are not "
+    "counted, because during them a server also allocates what it needs only once. Socket buffers in the kernel are "
+    "not part of resident memory.",
     (Opening(connections=10_000), Opening(connections=10_000, subscribed=True)),
     PEERS,
     (

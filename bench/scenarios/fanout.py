@@ -32,8 +32,8 @@ def repetitions(load: Publishing, peer: Peer) -> int:
 FANOUT = Scenario(
     "fanout",
     "Fan-out",
-    "One publisher, one topic. Throughput over the window with 1,000 subscribers and 128 bytes, over the number of "
-    "subscribers at window 16, and over the payload at window 4.",
+    "One publisher publishes to one topic. The plots show the throughput for different windows (1,000 subscribers, 128 "
+    "bytes), for different numbers of subscribers (window 16), and for different payloads (window 4).",
     (
         *(at(window) for window in WINDOWS),
         *(at(16, subscribers) for subscribers in SUBSCRIBERS),

@@ -11,9 +11,9 @@ RATES = (15.0, 30.0, 45.0)
 LATENCY = Scenario(
     "latency",
     "Latency at fixed rates",
-    "1,000 subscribers; 15, 30 and 45 publishes a second, whatever the server does. A delivery's latency counts from "
-    "the moment at which its publish was due, so that a pause of the server is not left out. uWebSockets through "
-    "socketify keeps its core busy while it waits, too.",
+    "1,000 subscribers get 15, 30 or 45 events a second; the publisher does not wait for the server. The latency of a "
+    "delivery counts from the moment when the publish was due, so it includes pauses of the server. uWebSockets "
+    "through socketify uses its whole core, also while it waits.",
     tuple(Publishing(subscribers=1000, rate=rate, seconds=2.0) for rate in RATES),
     (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, FLOOR),
     (

@@ -7,8 +7,8 @@ from bench.scenarios.base import GOAL, PUBLISHING, Plot, Scenario, deliveries
 ONETOONE = Scenario(
     "onetoone",
     "One to one",
-    "1,000 topics with one subscriber each; the publisher goes through them in turn, with 256 publishes under way. "
-    "There is nothing to share between subscribers: this is the cost of a single event.",
+    "1,000 topics have one subscriber each. The publisher publishes to them in turn, with 256 publishes under way. "
+    "Subscribers have no event in common, so this is the cost of one event for one subscriber.",
     (Publishing(subscribers=1000, topics=1000, window=256),),
     (BROKER, WEBSOCKETS, PICOWS, SOCKETIFY, NATS, REDIS),
     PUBLISHING,
@@ -29,7 +29,8 @@ ONETOONE = Scenario(
 PIPELINED = Scenario(
     "pipelined",
     "One to one, pipelined",
-    "One topic, one subscriber, 256 publishes under way: what arrives together can leave together.",
+    "One topic has one subscriber, and 256 publishes are under way. A server can send events together that arrived "
+    "together.",
     (Publishing(subscribers=1, window=256),),
     tuple(PEERS.values()),
     PUBLISHING,

@@ -13,8 +13,8 @@ def of(count: int) -> Publishing:
 PATTERNS = Scenario(
     "patterns",
     "Patterns",
-    "Each subscriber has a pattern of its own (`p.*.t00000`, `p.*.t00001`, …); each publish goes to a topic that one "
-    "of them matches. A server that goes through all patterns for each publish is slower the more there are.",
+    "Each subscriber has its own pattern (`p.*.t00000`, `p.*.t00001`, …). Each publish goes to a topic that one of "
+    "the patterns matches. A server that compares each topic with all patterns is slower with more patterns.",
     (of(100), of(1000)),
     (BROKER, NATS, REDIS),
     PUBLISHING,

@@ -17,8 +17,8 @@ WITH = Publishing(subscribers=900, rate=75, payload=2048, warmup=4.7, seconds=3.
 STALLED = Scenario(
     "stalled",
     "Healthy beside stalled subscribers",
-    "900 subscribers that read, at 75 publishes a second of 2 kB; alone, and with 100 more that have stopped reading. "
-    "The latency is that of the 900. uWebSockets through socketify keeps its core busy while it waits, too.",
+    "900 subscribers read 75 events of 2 kB a second: first alone, then beside 100 subscribers that have stopped "
+    "reading. The latency is that of the 900. uWebSockets through socketify uses its whole core, also while it waits.",
     (WITHOUT, WITH),
     # picows is like websockets here: both hold whatever a client does not read, without a limit.
     (BROKER, WEBSOCKETS, SOCKETIFY, NATS),
@@ -80,9 +80,9 @@ def _against_bound(runs: Sequence[Run]) -> list[str]:
         if run.peer == BROKER.name and isinstance(run.result, Published):
             grown, most, least = growth(run.result), bound(run.result), shared(run.result)
             found.append(
-                f"In {run.result.seconds:.0f} s wsbroker grew by {size(grown)}, {_verdict(grown, most)} the "
-                f"{size(most)} that its limits allow, and {_verdict(grown, least)} the {size(least)} that they come to "
-                "if all share the events."
+                f"In {run.result.seconds:.0f} s the memory of wsbroker grew by {size(grown)}. Its limits allow "
+                f"{size(most)} ({_verdict(grown, most)}), or {size(least)} if all subscribers share the stored events "
+                f"({_verdict(grown, least)})."
             )
     return found
 
@@ -93,7 +93,7 @@ MOST_MEMORY = 4000
 
 def _remarks(runs: Sequence[Run]) -> list[str]:
     grown = [
-        f"{run.peer} had grown to {MOST_MEMORY / 1000:g} GB after {run.result.seconds:.1f} s and was flooded no longer."
+        f"{run.peer} had {MOST_MEMORY / 1000:g} GB of memory after {run.result.seconds:.1f} s, and the flood was ended."
         for run in runs
         if isinstance(run.result, Published) and any(rss > MOST_MEMORY * 1e6 for _, rss in run.result.samples)
     ]
@@ -101,14 +101,15 @@ def _remarks(runs: Sequence[Run]) -> list[str]:
 
 
 def _verdict(grown: float, most: float) -> str:
-    return "within" if grown <= most else "ABOVE"
+    return "kept" if grown <= most else "EXCEEDED"
 
 
 FLOOD = Scenario(
     "flood",
     "Flood at stalled subscribers",
-    "One subscriber reads, 100 have stopped, and the publisher goes as fast as the one takes it: events of 1 kB, 64 "
-    "under way. What the server holds for those that do not read must have an end: its own default, where it has one.",
+    "One subscriber reads, and 100 have stopped reading. The publisher publishes events of 1 kB as fast as the one "
+    "subscriber reads them, with 64 under way. A server must limit what it stores for subscribers that do not read. "
+    "Each server has its default limit, if it has one.",
     (
         Publishing(
             subscribers=1, window=64, payload=1024, stalled=100, seconds=5.0, sample=0.1, most_memory=MOST_MEMORY

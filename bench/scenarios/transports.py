@@ -14,7 +14,8 @@ def _over(load: Publishing) -> str:
 UNIX = Scenario(
     "unix",
     "Unix socket",
-    "Fan-out to 1,000 subscribers over a Unix socket, as behind a proxy on the same machine, and over TCP beside it.",
+    "Fan-out to 1,000 subscribers over a Unix socket, as behind a proxy on the same machine, and for comparison over "
+    "TCP.",
     (
         Publishing(subscribers=1000, window=1),
         Publishing(subscribers=1000, window=1, transport="unix"),
@@ -40,8 +41,8 @@ UNIX = Scenario(
 TLS = Scenario(
     "tls",
     "TLS",
-    "Fan-out to 500 subscribers over TLS that the server itself terminates. Every subscriber has a key of its own, so "
-    "that each delivery is encrypted by itself.",
+    "Fan-out to 500 subscribers over TLS; the server itself encrypts. Each subscriber has its own key, so the server "
+    "encrypts each delivery separately.",
     (
         Publishing(subscribers=500, window=1, transport="tls"),
         Publishing(subscribers=500, window=16, transport="tls"),
@@ -66,8 +67,8 @@ TLS = Scenario(
 DEFLATE = Scenario(
     "deflate",
     "Compression",
-    "Fan-out to 1,000 subscribers that have negotiated permessage-deflate without context takeover, so that a server "
-    "may compress an event once for all; 1 kB of prose, window 16.",
+    "Fan-out to 1,000 subscribers that have negotiated permessage-deflate without context takeover, so a server may "
+    "compress an event once for all of them. An event is 1 kB of prose, and the window is 16.",
     (Publishing(subscribers=1000, window=16, payload=1024, deflate=True),),
     (BROKER, WEBSOCKETS, SOCKETIFY, NCHAN),
     (*PUBLISHING, Column("on the wire", lambda result: result.event_bytes, size)),

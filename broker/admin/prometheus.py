@@ -55,20 +55,24 @@ FAMILIES: Final = (
         "gauge",
         "Connections with queued data: their socket is full, or a subscription has no credit.",
     ),
-    Family("publishers_parked", "gauge", "Connections not read because an event of theirs is parked (`block`)."),
-    Family("topics", "gauge", "Distinct topics and patterns with subscribers."),
+    Family(
+        "publishers_parked",
+        "gauge",
+        "Connections that the broker does not read, because one of their events is parked (`block`).",
+    ),
+    Family("topics", "gauge", "Different topics and patterns that have subscribers."),
     Family("received_bytes", "counter", "Bytes received from clients, without TLS overhead."),
     Family("sent_bytes", "counter", "Bytes sent to clients, without TLS overhead."),
-    Family("handshake_seconds", "histogram", "From accepting a connection to the answer to its handshake."),
+    Family("handshake_seconds", "histogram", "Time from accepting a connection to the answer to its handshake."),
     Family(
         "write_seconds",
         "histogram",
-        "From the first event or answer of an event loop turn to the last write of the turn.",
+        "Time from the first event or answer in a turn of the event loop to the last write in this turn.",
     ),
     Family("loop_lag_seconds", "histogram", "Delay of the event loop, sampled four times a second."),
     Family("engine_up", "gauge", "1 while the engine is available.", ("engine",)),
     Family(
-        "engine_seconds", "histogram", "From a publish to the engine's answer, where the engine is another process."
+        "engine_seconds", "histogram", "Time from a publish to the engine's answer, if the engine is another process."
     ),
     Family("history_topics", "gauge", "Topics with history, those without an event left too."),
     Family("history_bytes", "gauge", "Bytes that the history takes up, as `limits.history_bytes` counts them."),

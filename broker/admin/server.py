@@ -18,6 +18,7 @@ from broker.admin.sessions import Sessions
 from broker.config import Address
 from broker.net.limiter import ADMIN_CONNECTIONS
 from broker.net.listener import ACCEPT_RETRY_DELAY, UNIX_MODE, Acceptor, BaseListener, SocketAcceptor, describe_error
+from broker.net.origin import Origins
 from broker.node import Node
 
 SPARE_FDS: Final = 4
@@ -29,6 +30,9 @@ KEEP_ALIVE: Final = 5.0
 LIFETIME: Final = 60.0
 """Maximum age of a connection in seconds: nothing else closes a client that does not read its answer."""
 
+OWN_PAGES: Final = Origins(())
+"""The rule for origins: only the pages of the requested host itself."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = structlog.get_logger(__name__)
@@ -37,8 +41,9 @@ log = structlog.get_logger(__name__)
 class Admin:
     """The admin listener.
 
-    `unready_reason` gives the reason for not being ready, or None; `node` has the sessions. Connections over
-    `max_connections` are closed at once.
+    `unready_reason` gives the reason for not being ready, or None; `node` has the sessions. A connection over
+    `max_connections` takes the place of the oldest one. A request takes milliseconds, so that one is stuck or idle, and
+    no client can keep probes out.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class Admin:
         self._max_connections = max_connections
         self.is_remote = False
         """Whether other machines can reach it. Set before it serves."""
-        app = web.Application(middlewares=[_check_host, self._check_key])
+        app = web.Application(middlewares=[_check_host, _check_origin, self._check_key])
         app.add_routes(
             [
                 web.get("/livez", self._livez),
@@ -70,6 +75,8 @@ class Admin:
             app, handle_signals=False, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=1.0
         )
         self._spare_fds: list[int] = []
+        self._open: list[asyncio.Transport] = []
+        """The connections, the oldest first; some of them may be closed."""
         self._serving: set[asyncio.Task[None]] = set()
         self._refilling: asyncio.TimerHandle | None = None
 
@@ -91,12 +98,18 @@ class Admin:
     def handle(self, sock: socket.socket) -> None:
         """Serve an accepted connection."""
         server = self._runner.server
-        if server is None or len(server.connections) + len(self._serving) >= self._max_connections:
+        if server is None:
             sock.close()
             return
+        self._open = [transport for transport in self._open if not transport.is_closing()]
+        if len(self._open) + len(self._serving) >= self._max_connections:
+            if not self._open:
+                sock.close()
+                return
+            self._open.pop(0).abort()
         task = asyncio.get_running_loop().create_task(self._serve(sock))
         self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(self._serving.discard)  # also of a task that is cancelled before it begins
 
     def release_spare_fd(self) -> bool:
         """Close a spare descriptor, so that the process can open another. False if none is left."""
@@ -112,6 +125,10 @@ class Admin:
         assert server is not None
         try:
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(server, sock)
+            self._open.append(transport)
+            task = asyncio.current_task()
+            assert task is not None
+            self._serving.discard(task)  # now, so that no connection is counted twice
             asyncio.get_running_loop().call_later(LIFETIME, transport.abort)
         except OSError as exc:
             log.debug("admin connection lost", reason=describe_error(exc))
@@ -167,6 +184,17 @@ async def _check_host(request: web.Request, handler: Handler) -> web.StreamRespo
     here = isinstance(sockname, tuple) and Address(host=sockname[0]).local
     if here and request.path.startswith("/v1/") and not Address(host=_host_of(request)).local:
         raise web.HTTPMisdirectedRequest(text="the admin listener is on loopback, and has no other name\n")
+    return await handler(request)
+
+
+@web.middleware
+async def _check_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse /v1/ to pages of another origin. A browser sends some requests before it asks whether the page may."""
+    origins = request.headers.getall("Origin", [])
+    if origins and request.path.startswith("/v1/"):
+        host = request.headers.get("Host", "")
+        if any(OWN_PAGES.refusal(origin, host, loopback=False) is not None for origin in origins):
+            raise web.HTTPForbidden(text="the admin listener is not for pages of another origin\n")
     return await handler(request)
 
 

@@ -1,4 +1,4 @@
-"""From what a client shows, a token or an API key, to its identity and rights."""
+"""From what a client shows, a token, an API key or a certificate, to its identity and rights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from broker.auth.api_keys import PREFIX, KeyRing
+from broker.auth.certificates import ClientCertificates
 from broker.auth.key_set import KeySet
 from broker.auth.permissions import Permissions, Rights
 from broker.auth.tokens import TokenError, TokenVerifier
@@ -27,6 +28,7 @@ class Authenticator:
         verifier: TokenVerifier | None = None,
         key_set: KeySet | None = None,
         webhook: Webhook | None = None,
+        certificates: ClientCertificates | None = None,
         keys: Sequence[ApiKey] = (),
         roles: Sequence[Role] = (),
     ) -> None:
@@ -35,6 +37,8 @@ class Authenticator:
         self._verifier = verifier
         self.webhook = webhook
         """Who is asked about clients that show no token."""
+        self.certificates = certificates
+        """Who reads identities from client certificates; None: certificates identify nobody."""
         self.key_set = key_set
         """The keys of the verifier that are fetched, if there are any."""
         self._keys = KeyRing(keys)
@@ -73,6 +77,8 @@ class Authenticator:
         """Give what an identity is that another configuration has let in; None: this one would not."""
         if identity.name is None:
             return self.anonymous
+        if identity.certificate is not None:
+            return None if self.certificates is None else self.certificates.renew(identity)
         return identity if identity.key is None else self._keys.renew(identity)
 
     def identify(self, token: str) -> Identity:

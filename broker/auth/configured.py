@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from broker.auth.authenticator import Authenticator
+from broker.auth.certificates import ClientCertificates
 from broker.auth.key_set import KeySet
 from broker.auth.permissions import IDENTITY_TOKEN, RIGHTS
 from broker.auth.tokens import TokenPolicy, TokenVerifier
 from broker.auth.verification_keys import MIN_SECRET, Keys, KeySources, Secret, UnusableKeyError, read_public_keys
 from broker.auth.webhook import Webhook
-from broker.config import ApiKey, Auth, Config, Role
+from broker.config import ApiKey, Auth, Config, Role, read_file
 from broker.errors import CommandError, ConfigError, Problem
 from broker.topics import check_pattern
 
@@ -37,7 +37,7 @@ def load_authenticator(
     `before` has fetched from the same URL is kept.
     """
     auth = config.auth
-    if not (identifies(auth) or config.keys or config.roles or requires_identity(config)):
+    if not (identifies(config) or config.keys or config.roles or requires_identity(config)):
         return Authenticator()
     key_set = None
     if auth.jwks_url is not None:
@@ -48,6 +48,7 @@ def load_authenticator(
         verifier=_verifier(auth, environ, key_set),
         key_set=key_set,
         webhook=_webhook(auth, None if before is None else before.webhook),
+        certificates=_certificates(config),
         keys=config.keys,
         roles=config.roles,
     )
@@ -60,10 +61,18 @@ def requires_identity(config: Config, remote: bool = False) -> bool:
     return not config.server.anonymous if config.server.anonymous is not None else remote
 
 
-def identifies(auth: Auth) -> bool:
-    """Whether there are keys to verify tokens with, or a backend that says who a client is."""
-    sources = (auth.key_file, auth.key, auth.jwks_url, auth.secret_file, auth.secret, auth.url)
+def identifies(config: Config) -> bool:
+    """Whether there are keys to verify tokens with, a backend that says who a client is, or client certificates."""
+    auth = config.auth
+    sources = (auth.key_file, auth.key, auth.jwks_url, auth.secret_file, auth.secret, auth.url, config.server.client_ca)
     return any(source is not None for source in sources)
+
+
+def _certificates(config: Config) -> ClientCertificates | None:
+    """Give what reads identities from client certificates; None where no authority of theirs is configured."""
+    if config.server.client_ca is None:
+        return None
+    return ClientCertificates(config.auth.certificate_identity, config.auth.certificate_roles)
 
 
 def _webhook(auth: Auth, before: Webhook | None) -> Webhook | None:
@@ -167,8 +176,7 @@ def _read(path: str, environ: Mapping[str, str]) -> bytes:
             raise UnusableKeyError("a credential has a name without a slash")
         path = f"{folder}/{name}"
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_FILE + 1)
+        content = read_file(path)
     except ValueError as error:  # a NUL in the path
         raise UnusableKeyError(str(error)) from None
     if len(content) > MAX_FILE:

@@ -20,7 +20,7 @@ from broker.cli.report import Report, Status
 @connection_options
 def command(topic: str, last: int, url: str, token: str | None, ca: Path | None, as_json: bool) -> int:
     """Print the newest kept events of a topic, the oldest of them first, one JSON object a line."""
-    from broker.client.shell import print_history
+    from broker.cli.lines import print_history
     from broker.errors import CommandError
     from broker.topics import check_topic
 

@@ -17,7 +17,7 @@ from broker.cli.report import Report, Status
 @connection_options
 def command(topic: str, url: str, token: str | None, ca: Path | None, as_json: bool) -> int:
     """Print the members of a topic, one JSON object a line."""
-    from broker.client.shell import print_members
+    from broker.cli.lines import print_members
     from broker.errors import CommandError
     from broker.topics import check_topic
 

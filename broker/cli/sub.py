@@ -66,7 +66,7 @@ def command(
 
     A line with "op":"gap" stands where events were lost. Ctrl-C ends it.
     """
-    from broker.client.shell import print_events
+    from broker.cli.lines import print_events
     from broker.errors import CommandError
     from broker.topics import check_pattern
 

@@ -40,7 +40,7 @@ def parse_address(text: str) -> Address:
             raise ConfigError([f"`{shown}`: between the brackets must be an IPv6 address"]) from None
     elif ":" in host:
         raise ConfigError([f"`{shown}`: an IPv6 address is put in brackets, [{host}]:{port}"])
-    elif not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?", host):
+    elif not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?", host) or not _has_valid_labels(host):
         hint = "; for every interface say 0.0.0.0 or [::]" if host in ("", "*") else ""
         raise ConfigError([f"`{shown}`: the host must be a name or an IP address{hint}"])
     return Address(host=host, port=int(port))
@@ -54,6 +54,11 @@ def find_group(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except ValueError as error:  # a NUL, or text that is not UTF-8
         raise KeyError(group) from error
+
+
+def _has_valid_labels(host: str) -> bool:
+    """Whether each label of a name is 1 to 63 bytes long (RFC 1035, section 2.3.4). A dot may end the name."""
+    return all(0 < len(label) < 64 for label in host.removesuffix(".").split("."))
 
 
 def printable(text: str) -> str:

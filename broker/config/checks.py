@@ -43,8 +43,16 @@ class Mistake(NamedTuple):
 
 def check(setting: Setting) -> list[Problem]:
     """Say what is wrong with one value on its own."""
-    mistakes = [Mistake(message) for message in check_value(KEYS[setting.key], setting.value, setting.is_text)]
-    if not mistakes and setting.key in _CHECKS:
+    key, value = KEYS[setting.key], setting.value
+    mistakes = [Mistake(message) for message in check_value(key, value, setting.is_text)]
+    if mistakes and setting.key in _CHECKS and key.is_list and isinstance(value, list) and value:
+        # Name the elements that are wrong, and check the others.
+        wrong = [number for number, each in enumerate(value) if not isinstance(each, str)]
+        right = [number for number in range(len(value)) if number not in wrong]
+        mistakes = [Mistake(f"must be a string, not {_show(value[number])}", number) for number in wrong]
+        for message, number in _CHECKS[setting.key]([value[number] for number in right]):
+            mistakes.append(Mistake(message, None if number is None else right[number]))
+    elif not mistakes and setting.key in _CHECKS:
         mistakes = _CHECKS[setting.key](converted(setting))
     return [Problem(mistake.message, setting.key, setting.place_of(mistake.element)) for mistake in mistakes]
 
@@ -55,9 +63,14 @@ def check_value(key: Key, value: object, is_text: bool = False) -> list[str]:
     except ValueError:
         if key.secret:
             return [f"must be {key.allowed}{key.unit}; what it is is not shown"]
-        shown = json.dumps(value, default=str, ensure_ascii=False)
-        return [f"must be {key.allowed}{key.unit}, not {shown if len(shown) <= 60 else shown[:60] + '…'}"]
+        hint = f'; write "{value}"' if key.allowed == "a string" and type(value) is int else ""
+        return [f"must be {key.allowed}{key.unit}, not {_show(value)}{hint}"]
     return []
+
+
+def _show(value: object) -> str:
+    shown = json.dumps(value, default=str, ensure_ascii=False)
+    return shown if len(shown) <= 60 else shown[:60] + "…"
 
 
 def converted(setting: Setting) -> Any:
@@ -72,13 +85,16 @@ def check_table(key: Key, value: object) -> list[str]:
     return mistakes or ([] if checked is None else [each.message for each in checked(convert(key, value, False))])
 
 
+NOTHING: Final[Mapping[str, Setting | None]] = {}
+
+
 def contradictions(
-    settings: Mapping[str, Setting], unknown: Container[str] = (), tables: Container[str] = ()
+    settings: Mapping[str, Setting], unknown: Mapping[str, Setting | None] = NOTHING, tables: Container[str] = ()
 ) -> list[Problem]:
     """Say what is wrong with values together, each of which is right on its own.
 
-    `unknown` are keys whose values are not known, because they are wrong: nothing is said about them. `tables` are the
-    kinds of tables that there are.
+    `unknown` are keys whose values are wrong: nothing is said about them, except about the valid addresses among them.
+    `tables` are the kinds of tables that there are.
     """
 
     def value(key: str) -> Any:
@@ -95,19 +111,34 @@ def contradictions(
     if queue > ceiling and known("limits.max_queue", "limits.max_queue_limit"):
         message = f"{queue} must not be more than limits.max_queue_limit ({place('limits.max_queue_limit')})"
         problems.append(Problem(f"{message}, which is {ceiling}", "limits.max_queue", place("limits.max_queue")))
-    for name, other in (("server.certificate", "server.key"), ("server.key", "server.certificate")):
+    for name, other in PAIRS:
         if value(name) is not None and value(other) is None and known(name, other):
             problems.append(Problem(f"needs {other} beside it", name, place(name)))
     for problem in _contradictions_of_access(value, known, tables):
         where = place(problem.key) if problem.key in KEYS else None
         problems.append(msgspec.structs.replace(problem, place=where))
-    for key, number, problem in _open_addresses(value, known, tables):
-        where = settings[key].place_of(number) if key in settings else Place()
+
+    def elements(key: str) -> list[Any]:
+        setting = settings.get(key) or unknown.get(key)
+        return [] if setting is None else _elements(setting)
+
+    for key, number, problem in _open_addresses(value, known, tables, elements):
+        setting = settings.get(key) or unknown.get(key)
+        where = Place() if setting is None else setting.place_of(number)
         problems.append(msgspec.structs.replace(problem, place=where))
     return problems
 
 
-IDENTIFYING: Final = ("auth.key_file", "auth.key", "auth.jwks_url", "auth.secret_file", "auth.secret", "auth.url")
+PAIRS: Final = (
+    ("server.certificate", "server.key"),
+    ("server.key", "server.certificate"),
+    ("server.client_ca", "server.certificate"),
+)
+"""Settings that need another one."""
+IDENTIFYING: Final = (
+    *("auth.key_file", "auth.key", "auth.jwks_url", "auth.secret_file", "auth.secret", "auth.url"),
+    "server.client_ca",
+)
 """The settings by which clients can be identified; each is enough."""
 EXCLUSIVE: Final = (
     ("auth.key_file", "auth.key"),
@@ -137,31 +168,36 @@ def _contradictions_of_access(
         by = [key for key in IDENTIFYING if value(key) is not None]
         yield from (Problem(message, key) for key in [*by, *(["keys"] if "keys" in tables else [])])
     if (required or anonymous is False) and not identifies:
-        needed = "a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url or [[keys]]"
+        for_tokens = "auth.key_file, auth.jwks_url, auth.secret_file"
+        needed = f"a key for tokens ({for_tokens}), auth.url, server.client_ca or [[keys]]"
         yield Problem(f"nobody could connect: it needs {needed}", "auth.required" if required else "server.anonymous")
     if known("auth.algorithms"):
         yield from _contradictions_of_algorithms(value)
 
 
 def _open_addresses(
-    value: Callable[[str], Any], known: Callable[..., bool], tables: Container[str]
+    value: Callable[[str], Any],
+    known: Callable[..., bool],
+    tables: Container[str],
+    elements: Callable[[str], list[Any]],
 ) -> Iterator[tuple[str, int, Problem]]:
     """Find addresses that other machines can reach, and where nobody has to say who they are.
 
-    Gives the setting, the place of the first such address in it, and the problem.
+    `elements` gives the addresses of a setting, of which some may be wrong. Gives the setting, the place of the first
+    such address in it, and the problem.
     """
     required = value("auth.required")
     if value("server.anonymous") is not None or not known("server.anonymous", "auth.required"):
         return
     identifies = "keys" in tables or any(value(key) is not None or not known(key) for key in IDENTIFYING)
-    admin = value("server.admin")
     # Where an identity is required and there is nothing that could give one, that is said already.
-    for key, addresses, is_safe in (
-        ("server.listen", value("server.listen"), required or (identifies and required is not False)),
-        ("server.admin", [admin] if admin else [], "keys" in tables or (required and not identifies)),
+    for key, is_safe in (
+        ("server.listen", required or (identifies and required is not False)),
+        ("server.admin", "keys" in tables or (required and not identifies)),
     ):
-        remote = [number for number, address in enumerate(addresses) if not parse_address(address).local]
-        if remote and not is_safe and known(key):
+        addresses = elements(key)
+        remote = [number for number, address in enumerate(addresses) if _is_remote(address)]
+        if remote and not is_safe:
             yield key, remote[0], too_open(key, [addresses[number] for number in remote])
 
 
@@ -172,6 +208,23 @@ def _contradictions_of_algorithms(value: Callable[[str], Any]) -> Iterator[Probl
         yield Problem("is for HS256, HS384 and HS512, and auth.algorithms has none of these", secrets[0])
     if shared and not secrets:
         yield Problem(f"{shared[0]} needs auth.secret_file, the secret that it is signed with", "auth.algorithms")
+
+
+def _elements(setting: Setting) -> list[Any]:
+    """Give the elements of a list, or a single value as one, also where some of them are wrong."""
+    try:
+        value = converted(setting)
+    except ValueError:
+        value = setting.value
+    return value if isinstance(value, list) else [value]
+
+
+def _is_remote(address: object) -> bool:
+    """Whether other machines can reach an address; False if it is none."""
+    try:
+        return isinstance(address, str) and not parse_address(address).local
+    except ConfigError:
+        return False
 
 
 def too_open(key: str, addresses: Iterable[str], place: Place | None = None) -> Problem:
@@ -193,7 +246,7 @@ def _check_listen(addresses: list[str]) -> list[Mistake]:
     for number, address in enumerate(addresses):
         times = seen[address] = seen.get(address, 0) + 1
         if times == 2:
-            mistakes.append(Mistake(f"{printable(address)} is listed twice", number))
+            mistakes.append(Mistake(f"`{printable(address)}` is listed twice", number))
         if times > 1:
             continue
         try:
@@ -236,7 +289,7 @@ def _check_origins(origins: list[str]) -> list[Mistake]:
 
 
 def _is_rule(origin: Origin | None) -> bool:
-    """Whether an origin can be listed: its only star is that of `*.`, and its port is one."""
+    """Whether an origin can be listed: its only star is that of `*.`, and it has a port that exists."""
     if origin is None or not 1 <= int(origin.port or 1) <= 65_535:
         return False
     name = origin.host.removeprefix("*.")

@@ -54,16 +54,16 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[
         Annotated[list[str], Meta(min_length=1)],
         _key(
-            "Addresses to listen on, each host:port, [v6]:port, unix:/path, or systemd for "
-            "the sockets that it passes. "
-            "In the environment they are separated by commas.",
+            "Addresses to listen on: host:port, [v6]:port, unix:/path, or systemd for the sockets that systemd "
+            "passes. With port 0 the broker takes any free port. In the environment, put commas between them.",
             reload="restart",
         ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:8765"])
     path: Annotated[
         str,
         _key(
-            "Path of the WebSocket. Whatever follows a ? is not looked at; a slash at the end makes no difference.",
+            "Path of the WebSocket. The broker ignores what follows a ? in a request, and a slash at the end of "
+            "the path.",
             reload="restart",
         ),
     ] = "/"
@@ -71,16 +71,16 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         list[str],
         _key(
             "Origins whose pages may connect besides the broker's own host, written as browsers send them, like "
-            '"https://example.org"; "https://*.example.org" stands for any subdomain. "null" and "*" (every origin) '
-            "must be listed in so many words.",
+            '"https://example.org". "https://*.example.org" stands for any subdomain, "null" for pages without an '
+            'origin, and "*" for every page.',
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
     anonymous: Annotated[
         bool | None,
         _key(
-            "Whether clients without an identity may connect. Left out: only where all addresses of listen are on "
-            "loopback or are Unix sockets, and auth.required does not say otherwise.",
+            "Whether clients without an identity may connect. Left out: only where all addresses are on loopback or "
+            "are Unix sockets, and auth.required does not say otherwise.",
             example=True,
             reload="restart",
         ),
@@ -88,9 +88,9 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block: Annotated[
         Literal["local", "all", "none"],
         _key(
-            "Which clients may subscribe with the overflow policy block, which parks publishers. local: "
-            "clients on loopback and Unix sockets, except those for which a trusted proxy speaks. "
-            "Behind a proxy on this machine that is not trusted, every client is local.",
+            "Which clients may subscribe with the overflow policy block, which parks publishers. local: clients "
+            "on loopback and Unix sockets, but not clients behind a trusted proxy. Behind a proxy on this machine "
+            "that is not trusted, every client is local.",
             reload="new_subscriptions",
         ),
     ] = "local"
@@ -114,49 +114,49 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin: Annotated[
         str,
         _key(
-            "Address of the admin listener, written as those of listen; systemd stands for the socket that is named "
-            "admin there. Empty: none. It has health and metrics, in HTTP.",
+            "Address of the admin listener, which serves health and metrics over HTTP. It is written like those "
+            "of listen; systemd stands for the socket that systemd passes with the name admin. Empty: none.",
             reload="restart",
         ),
     ] = "127.0.0.1:8766"
     trusted_proxies: Annotated[
         list[str],
         _key(
-            "Networks whose proxies are trusted when they name the client's address in the header of "
-            "forwarded_header, like 10.0.0.0/8. Unix sockets are always trusted.",
+            "Networks of trusted proxies, like 10.0.0.0/8. From them the broker takes the client's address in the "
+            "header of forwarded_header. Unix sockets are always trusted.",
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
     forwarded_header: Annotated[
         Literal["X-Forwarded-For", "Forwarded"],
         _key(
-            "The header in which trusted proxies name the client's address. It must be the one that they set: the "
-            "other one is not read, because a client could have sent it. Forwarded is that of RFC 7239.",
+            "The header in which trusted proxies write the client's address. The broker does not read the other "
+            "one, because a client could have sent it. Forwarded is that of RFC 7239.",
             reload="new_connections",
         ),
     ] = "X-Forwarded-For"
     proxy_protocol: Annotated[
         list[str],
         _key(
-            "Networks of load balancers whose connections begin with the header of the PROXY protocol, version 1 or 2, "
-            "like 10.0.0.0/8; unix stands for Unix sockets. A connection from there without the header is refused. "
-            "It is about the addresses of listen, not about the admin listener.",
+            "Networks of load balancers whose connections begin with the header of the PROXY protocol, version 1 "
+            "or 2, like 10.0.0.0/8; unix stands for Unix sockets. A connection from there without the header is "
+            "refused. It applies to the addresses of listen, not to the admin listener.",
             reload="new_connections",
         ),
     ] = msgspec.field(default_factory=list)
     unix_mode: Annotated[
         str,
         _key(
-            "Mode of the Unix sockets that the broker makes, three octal digits as for chmod. Who may write may "
-            "connect.",
+            "Mode of the Unix sockets that the broker makes: three octal digits, as for chmod. A program that may "
+            "write to the socket may connect.",
             reload="restart",
         ),
     ] = "660"
     unix_group: Annotated[
         str | None,
         _key(
-            "Group of the Unix sockets that the broker makes, by name or number. The broker's user must be in it. Left "
-            "out: the group of the broker.",
+            "Group of the Unix sockets that the broker makes, by name or number. The broker's user must be in it. "
+            "Left out: the broker's group.",
             example="www-data",
             reload="restart",
         ),
@@ -164,8 +164,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     certificate: Annotated[
         str | None,
         _key(
-            "File with the certificate for TLS, in PEM format, those that lead from it to its root behind it. With it, "
-            "clients on TCP addresses have to speak TLS; those on Unix sockets do not.",
+            "File with the certificate for TLS in PEM format, followed by the intermediate certificates. With it, "
+            "clients on TCP addresses must use TLS; clients on Unix sockets do not.",
             example="/etc/wsbroker/certificate.pem",
             reload="new_connections",
         ),
@@ -178,18 +178,27 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="new_connections",
         ),
     ] = None
+    client_ca: Annotated[
+        str | None,
+        _key(
+            "File with the certificates of the authorities that sign client certificates, in PEM format. With it, "
+            "clients on TCP addresses are asked for a certificate, and one that they show identifies them.",
+            example="/etc/wsbroker/clients.pem",
+            reload="new_connections",
+        ),
+    ] = None
     compression: Annotated[
         bool,
         _key(
-            "Whether clients may agree to compressed messages (permessage-deflate, RFC 7692). It saves traffic, and "
-            "costs the broker time for each event and each command.",
+            "Whether clients may agree to compressed messages (permessage-deflate, RFC 7692). It saves traffic, "
+            "and costs CPU time for each event and each command.",
             reload="new_connections",
         ),
     ] = False
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds on what a client may ask for, and on the time that things may take."""
+    """Limits of what a client may use, and of the time that things may take."""
 
     max_size: Annotated[
         int,
@@ -200,8 +209,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_fragments: Annotated[
         Annotated[int, Meta(ge=1, le=10**6)] | None,
         _key(
-            "Fragments in one message from a client, empty ones counted. Left out: 4096, or one for each 2048 bytes of "
-            "max_size if that is more.",
+            "Fragments in one message from a client, empty ones too. Left out: 4096, or max_size divided by 2048 "
+            "if that is more.",
             example=4096,
             reload="new_connections",
         ),
@@ -209,8 +218,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_connections: Annotated[
         Annotated[int, Meta(ge=1, le=10**7)] | None,
         _key(
-            "Connections at one time; beyond it the answer is 503. Left out: as many as there are file descriptors "
-            "(RLIMIT_NOFILE), less a reserve.",
+            "Connections at one time; beyond it the answer is 503. Left out: as many as the process may have file "
+            "descriptors (RLIMIT_NOFILE), less a reserve.",
             example=10_000,
             reload="new_connections",
         ),
@@ -218,9 +227,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_connections_per_address: Annotated[
         Annotated[int, Meta(ge=1, le=10**7)] | None,
         _key(
-            "Connections of one client address at one time, or of one IPv6 network of 64 bits; beyond it the answer is "
-            "429. Behind a trusted proxy it is the forwarded address. Clients of a Unix socket without one, and "
-            "connections that are being closed, do not count. Left out: any number.",
+            "Connections of one client address at one time; beyond it the answer is 429. All addresses of an IPv6 "
+            "network of 64 bits count as one. Behind a trusted proxy the forwarded address counts. Clients of a "
+            "Unix socket without a forwarded address, and connections that are being closed, do not count. Left "
+            "out: any number.",
             example=100,
             reload="new_connections",
         ),
@@ -243,8 +253,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_outbox: Annotated[
         int,
         _key(
-            "All events queued for one connection, whatever its subscriptions allow. Counted are the events' "
-            "frames, not what a place in a queue costs beside.",
+            "All events queued for one connection. Only the bytes of the events' frames count, not the memory of "
+            "the queue itself.",
             1024,
             2**34,
             "bytes",
@@ -277,8 +287,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_head: Annotated[
         int,
         _key(
-            "Longest head of a request: its request line and all header lines together. One line may be as long; "
-            "browsers send the cookies of all programs on localhost in one.",
+            "Longest head of a request: its request line and all header lines together. One line may be as long "
+            "as the head; browsers send the cookies of all programs on localhost in one line.",
             1024,
             2**20,
             "bytes",
@@ -355,7 +365,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     publish_burst: Annotated[
         int,
         _key(
-            "Events that one connection may publish at once, after it was silent for long enough.",
+            "Events that one connection may publish at once after a pause.",
             1,
             10**7,
             reload="at_once",
@@ -413,7 +423,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reconnect_spread: Annotated[
         float,
         _key(
-            "Span over which clients are told to come back after a shutdown, so that they do not all come at once.",
+            "At a shutdown the broker tells each client to reconnect at a different time within this span.",
             0,
             3600,
             "seconds",
@@ -423,8 +433,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_memory: Annotated[
         Annotated[int, Meta(ge=2**24, le=2**50)] | None,
         _key(
-            "Memory that the process may take up. From nine tenths of it on new connections are refused, and beyond it "
-            "publishers are slowed down. Left out: no bound.",
+            "Memory that the process may use. Above nine tenths of it new connections are refused, and above all "
+            "of it publishers are slowed down. Left out: no bound.",
             unit="bytes",
             example=2**30,
             reload="at_once",
@@ -464,8 +474,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     notsent_lowat: Annotated[
         int,
         _key(
-            "What the kernel holds unsent for one TCP connection before it takes no more (TCP_NOTSENT_LOWAT). Small: a "
-            "slow client is noticed early, while its queue can still be thinned out. 0: the kernel's own, megabytes.",
+            "Unsent bytes that the kernel stores for one TCP connection before it accepts no more "
+            "(TCP_NOTSENT_LOWAT). With a small value the broker notices a slow client early, while it can still "
+            "drop events from the queue. 0: the value of the kernel, which is megabytes.",
             0,
             2**31 - 1,
             "bytes",
@@ -573,6 +584,18 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url_concurrency: Annotated[
         int, _key("Requests to the backend that are under way at one time.", 1, 10_000, reload="at_once")
     ] = 64
+    certificate_identity: Annotated[
+        Literal["cn", "dns", "email", "uri"],
+        _key(
+            "The name in a client certificate that is the identity: the common name of the subject, or the DNS name, "
+            "email address or URI in subjectAltName. A certificate must have exactly one of this kind.",
+            reload="new_connections",
+        ),
+    ] = "cn"
+    certificate_roles: Annotated[
+        Annotated[list[str], Meta(min_length=1)],
+        _key("The roles of clients that are identified by a certificate.", reload="at_once"),
+    ] = msgspec.field(default_factory=lambda: ["default"])
     issuer: Annotated[
         str | None,
         _key("The `iss` that a token must have. Left out: any.", example="https://login.example", reload="at_once"),
@@ -601,11 +624,11 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the broker writes to standard error."""
 
-    format: Annotated[Literal["text", "json"], _key("Lines for people, or a JSON object a line.", reload="restart")] = (
-        "text"
-    )
+    format: Annotated[
+        Literal["text", "json"], _key("text for people, or json: one JSON object on each line.", reload="restart")
+    ] = "text"
     level: Annotated[
-        Literal["debug", "info", "warning", "error"], _key("The least important that is written.", reload="at_once")
+        Literal["debug", "info", "warning", "error"], _key("The lowest level that is logged.", reload="at_once")
     ] = "info"
 
 
@@ -647,7 +670,7 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_age: Annotated[
         Annotated[float, Meta(ge=0.01, le=31_536_000)] | None,
         _key(
-            "Age beyond which a queued event is dropped.",
+            "Age above which a queued event is dropped.",
             unit="seconds",
             example=30.0,
             reload="at_once",
@@ -776,7 +799,7 @@ class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _key(
             "Where a subscription may have the overflow policy block, which parks publishers.",
             example=["orders.>"],
-            reload="new_subscriptions",
+            reload="at_once",
         ),
     ] = ()
     max_connections: Annotated[

@@ -16,6 +16,7 @@ import msgspec
 
 from broker.config import toml
 from broker.config.checks import Setting, check, check_table, contradictions, converted
+from broker.config.files import read_file
 from broker.config.keys import KEYS, SECTIONS, TABLE_KEYS, TABLES, Key
 from broker.config.schema import ApiKey, Config, Role, TopicRule
 from broker.errors import ConfigError, Place, Problem
@@ -27,6 +28,10 @@ PREFIX: Final = "WSBROKER_"
 """What the environment variables begin with: WSBROKER_LIMITS__MAX_SIZE is limits.max_size."""
 
 
+MAX_SUGGESTIONS: Final = 100
+"""Mistakes of which the first ones name the nearest key."""
+
+
 class Reading:
     """What was read: the configuration, and what is wrong with it.
 
@@ -34,17 +39,23 @@ class Reading:
     mistakes, not to run with.
     """
 
-    def __init__(self, file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> None:
+    def __init__(
+        self, file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object], *, wait: bool = True
+    ) -> None:
+        """`wait`: whether to wait for the writer of a pipe, as a program may that serves nobody yet."""
         self.problems: list[Problem] = []
         self.rules: dict[int, TopicRule] = {}
         """The rules without mistakes, by their number in the file."""
+        self.other_patterns: dict[int, str] = {}
+        """The patterns of the rules in which another key is wrong, by their number in the file."""
         self.keys: dict[int, ApiKey] = {}
         self.roles: dict[int, Role] = {}
         self._file = str(file or DEFAULT_FILE)
         self._lines: dict[toml.Path, int] = {}
-        self._wrong: set[str] = set()
-        """Keys of which some value is wrong."""
+        self._wrong: dict[str, Setting | None] = {}
+        """Keys of which some value is wrong, and that value, if it could be read."""
         self._settings: dict[str, Setting] = {}
+        self._wait = wait
         self._tables: set[str] = set()
         """The kinds of tables that there are, also with mistakes."""
         self._read_file(file)
@@ -77,7 +88,7 @@ class Reading:
     def _take(self, layer: Iterable[Setting]) -> None:
         for setting in layer:
             if problems := check(setting):
-                self._wrong.add(setting.key)
+                self._wrong[setting.key] = setting
                 self.problems += problems
             else:
                 self._settings[setting.key] = setting
@@ -86,7 +97,7 @@ class Reading:
 
     def _read_file(self, file: Path | None) -> None:
         try:
-            found = toml.parse((file or DEFAULT_FILE).read_bytes(), self._file)
+            found = toml.parse(read_file(file or DEFAULT_FILE, wait=self._wait), self._file)
             if isinstance(found, Problem):
                 self.problems.append(found)
                 return
@@ -111,7 +122,7 @@ class Reading:
     def _of_section(self, section: str, table: object) -> Iterator[Setting]:
         if section not in SECTIONS:
             what = "section" if isinstance(table, dict) else "key"
-            message = f"there is no such {what}{_suggest(section, [*SECTIONS, *TABLES, *KEYS])}"
+            message = f"there is no such {what}{self._suggest(section, [*SECTIONS, *TABLES, *KEYS])}"
             self.problems.append(Problem(message, section, self._line(section)))
         elif not isinstance(table, dict):
             self.problems.append(Problem(f"must be a table, [{section}]", section, self._line(section)))
@@ -124,7 +135,7 @@ class Reading:
                     elements = [self._line(section, name, number) for number in range(1, count + 1)]
                     yield Setting(key, value, place, elements=elements)
                 else:
-                    self.problems.append(Problem(f"there is no such key{_suggest(key, KEYS)}", key, place))
+                    self.problems.append(Problem(f"there is no such key{self._suggest(key, KEYS)}", key, place))
 
     def _read_tables(self, section: str, tables: object) -> None:
         """Read tables like [[topics]]."""
@@ -146,6 +157,12 @@ class Reading:
             self.problems += problems
             if not problems:
                 getattr(self, _ATTRIBUTES[section])[number] = msgspec.convert(table, TABLES[section])
+            elif section == "topics" and isinstance(match := table.get("match"), str):
+                self.other_patterns[number] = match
+
+    def _suggest(self, wrong: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
+        # It takes a millisecond, and a file for another program may have a hundred thousand keys.
+        return suggest(wrong, known, written) if len(self.problems) < MAX_SUGGESTIONS else ""
 
     # The environment and the command line
 
@@ -161,23 +178,29 @@ class Reading:
             elif name not in CLIENT_VARIABLES and not _of_kubernetes(name, value):
                 end = "_FILE" if name.endswith("_FILE") else ""
                 key = name.removeprefix(PREFIX).removesuffix(end).lower().replace("__", ".")
-                hint = _suggest(key, KEYS, lambda key, end=end: variable_of(key) + end)  # type: ignore[misc]
+                hint = self._suggest(key, KEYS, lambda key, end=end: variable_of(key) + end)  # type: ignore[misc]
                 hint = hint or "; `wsbroker config default` shows the settings"
+                if key.partition(".")[0] == "topics":
+                    hint = "; rules for topics are set in the file"
                 self.problems.append(Problem(f"there is no such key{hint}", place=place))
 
     def _of_value_file(self, name: str, path: str, environ: Mapping[str, str]) -> Iterator[Setting]:
         """Read the file that a variable with `_FILE` names."""
         variable, place = name.removesuffix("_FILE"), Place(variable=name)
         key = _VARIABLES[variable]
+        if not path:
+            self.problems.append(Problem("is empty; it must be the path of a file", key, place))
+            return
         if variable in environ:
             self.problems.append(Problem(f"{variable} is set too, only one of the two may be", key, place))
             return
         try:
             # Editors on Windows put a byte order mark before a text.
-            content = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n")
+            text = read_file(path, wait=self._wait).decode("utf-8-sig")
+            content = text.replace("\r\n", "\n").removesuffix("\n")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            self._wrong.add(key)
+            self._wrong[key] = None
             self.problems.append(Problem(f"{path} cannot be read: {reason}", key, place))
         else:
             yield Setting(key, content, place, is_text=True)
@@ -202,7 +225,7 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
 
 def _check_table_key(section: str, name: str, value: object) -> list[str]:
     key = TABLE_KEYS[section].get(name)
-    return [f"there is no such key{_suggest(name, TABLE_KEYS[section])}"] if key is None else check_table(key, value)
+    return [f"there is no such key{suggest(name, TABLE_KEYS[section])}"] if key is None else check_table(key, value)
 
 
 def _describe(key: Key) -> str:
@@ -223,7 +246,7 @@ def _of_kubernetes(name: str, value: str) -> bool:
     return bool(_SERVICE.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
 
 
-def _suggest(wrong: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
+def suggest(wrong: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
     """Name the nearest of the known words, to be put behind a message: the same key elsewhere, or one spelt like it."""
 
     def likeness(word: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from typing import Any, Final
@@ -30,12 +31,20 @@ def parse(data: bytes, file: str) -> tuple[dict[str, Any], dict[Path, int]] | Pr
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message, _, where = str(error).rpartition(" (at ")
+        message = _explain(message)
         found = re.match(r"line (\d+), column (\d+)", where)
         # The parser says "end of document" where a string or a table is not closed.
         line, column = (int(found[1]), int(found[2])) if found else _position(text, len(text))
         message = f"is not valid TOML: {message[:1].lower()}{message[1:]}"
         return Problem(message, place=Place(file=file, line=line, column=column))
     return values, _Scanner(text.replace("\r\n", "\n")).lines  # as the parser does
+
+
+def _explain(message: str) -> str:
+    """Give a message of the parser in words of the file; those of the parser name keys as tuples of Python."""
+    if message == "Cannot overwrite a value":
+        return "this key has a value already"
+    return re.sub(r"\(['\"].*\)", lambda found: f"[{'.'.join(ast.literal_eval(found[0]))}]", message)
 
 
 def dump(value: object) -> str:

@@ -103,15 +103,23 @@ UNKNOWN: Final = Peer()
 """A client that disconnected before its address was read."""
 
 
-@lru_cache(maxsize=4096)
+MAX_IP: Final = 64
+"""Characters of the longest address: 45 (INET6_ADDRSTRLEN), and a zone of 16 (IFNAMSIZ)."""
+
+
 def parse_ip(text: str) -> IP | None:
     """Parse an IP address. None if it is invalid.
 
     An IPv4 address that is mapped into IPv6 is given as IPv4. A zone (fe80::1%eth0) is left out: it has a meaning only
     on the machine that wrote it.
-
-    Few addresses have many connections each (a proxy, a NAT); the cache lets these share one object.
     """
+    # Longer text would fill the cache: it may come from a header of a client.
+    return None if len(text) > MAX_IP else _parse_short(text)
+
+
+# Few addresses have many connections each (a proxy, a NAT); the cache lets these share one object.
+@lru_cache(maxsize=4096)
+def _parse_short(text: str) -> IP | None:
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -122,7 +130,9 @@ def parse_ip(text: str) -> IP | None:
 def parse_node(text: str) -> IP | None:
     """Parse the IP address of `address`, `address:port`, `[v6]` or `[v6]:port`, as proxies write them."""
     if text.startswith("["):
-        text = text[1:].partition("]")[0]
+        text, _, port = text[1:].partition("]")
+        if port and not port.startswith(":"):
+            return None
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     return parse_ip(text)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import structlog
 
-from broker.config import Server
+from broker.config import Server, read_file
 from broker.errors import Problem
 
 DAY: Final = 86_400
@@ -37,7 +36,7 @@ def read_validity(path: str) -> Validity | None:
     from cryptography import x509  # here: a broker without TLS does without its 17 MB
 
     try:
-        found = x509.load_pem_x509_certificate(Path(path).read_bytes())
+        found = x509.load_pem_x509_certificate(read_file(path))
     except (OSError, ValueError):
         return None
     return Validity(found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())

@@ -20,7 +20,7 @@ import structlog
 from websockets.http11 import Request
 
 from broker.config import Config
-from broker.identity import Credentials, Denied, Identified, Identity
+from broker.identity import ClientCertificate, Credentials, Denied, Identified, Identity
 from broker.metrics import Metrics
 from broker.net.addresses import UNIX, UNKNOWN, Peer, peer_of
 from broker.net.http import (
@@ -33,11 +33,13 @@ from broker.net.http import (
     Upgrade,
     answer_request,
     parse_head,
+    to_unicode,
 )
 from broker.net.limiter import ConnectionLimiter, Place
 from broker.net.origin import Origins
 from broker.net.proxy import Proxies
 from broker.net.proxy_protocol import HeaderReader, ProxyProtocol, ProxyProtocolError
+from broker.net.tls import read_client_certificate
 
 REFUSED_TIMEOUT = 2.0
 """Seconds that a refused client has to read its answer and close. nginx gives 5 (lingering_timeout) and 30 in all;
@@ -52,6 +54,9 @@ DENIED = {403: "forbidden", 429: "identity_limit", 503: "auth_unavailable"}
 
 PEEKED_BYTES = 4096
 """Bytes of a TLS connection that are looked at before TLS begins."""
+
+MAX_LOGGED = 300
+"""Characters of an origin in the log."""
 
 log = structlog.get_logger(__name__)
 
@@ -342,8 +347,11 @@ class Handshake(asyncio.Protocol):
         if isinstance(request, HTTPResponse):
             return request
         peer = self._peer_now()
-        if forwarded := request.headers.get_all(shared.proxies.header):
-            peer = self._peer = shared.proxies.resolve_client(peer, forwarded) or peer
+        certificate = self._client_certificate()
+        forwarded = request.headers.get_all(shared.proxies.header)
+        if forwarded and (client := shared.proxies.resolve_client(peer, forwarded)) is not None:
+            peer = self._peer = client
+            certificate = None  # it is the proxy's
         if not self._is_counted and limiter.over_rate(peer):
             return shared.too_often_response()
         answer = answer_request(request, shared.site, loopback=self._loopback)
@@ -356,22 +364,26 @@ class Handshake(asyncio.Protocol):
         if isinstance(answer, HealthCheck):
             return HTTPResponse(200, "ok")
         if limiter.over_address_limit(peer):
-            return HTTPResponse(429, "there are too many connections of this address", shared.retry_after())
+            return HTTPResponse(429, "this address has too many connections", shared.retry_after())
         self.place = limiter.take_slot(self.place)
         if self.place is not Place.SLOT:
             limiter.reject()
             reason = limiter.unavailable_reason or "full"
             return HTTPResponse(503, UNAVAILABLE[reason], shared.retry_after(), reason)
-        if answer.token is None and not answer.headers:
+        if answer.token is None and not answer.headers and certificate is None:
             self._establish(answer, rest, peer, None)
         else:
-            self._identify(answer, rest, peer)
+            self._identify(answer, rest, peer, certificate)
         return None
 
-    def _identify(self, upgrade: Upgrade, rest: bytes, peer: Peer) -> None:
+    def _client_certificate(self) -> ClientCertificate | None:
+        """Give the certificate that the client has shown: none without TLS."""
+        return None
+
+    def _identify(self, upgrade: Upgrade, rest: bytes, peer: Peer, certificate: ClientCertificate | None) -> None:
         """Find out who has sent the request, and establish the connection or refuse it then."""
         self._waiting = rest
-        credentials = Credentials(upgrade.token, upgrade.headers, "" if peer.ip is None else str(peer.ip))
+        credentials = Credentials(upgrade.token, upgrade.headers, "" if peer.ip is None else str(peer.ip), certificate)
         self._shared.node.identify(credentials, partial(self._on_identified, upgrade, peer))
         if self._is_identifying() and self._transport is not None:
             self._transport.pause_reading()
@@ -445,9 +457,14 @@ class Handshake(asyncio.Protocol):
 
 
 def log_refused_origin(request: Request, peer: Peer) -> None:
-    """Log that a page may not connect."""
-    origin, host = request.headers.get_all("Origin")[0], request.headers.get_all("Host")[0]
-    log.info("origin refused", origin=origin, host=host, peer=peer)
+    """Log that a page may not connect. An origin is the only text of a client in the log: operators have to list it."""
+    origin, host = (to_unicode(request.headers.get_all(name)[0]) for name in ("Origin", "Host"))
+    log.info("origin refused", origin=shorten(origin), host=shorten(host), peer=peer)
+
+
+def shorten(text: str) -> str:
+    """Cut a text that is longer than any host name (RFC 1035, section 2.3.4)."""
+    return text if len(text) <= MAX_LOGGED else f"{text[:MAX_LOGGED]}…"
 
 
 class TlsHandshake(Handshake):
@@ -492,6 +509,10 @@ class TlsHandshake(Handshake):
         if self._is_plain:
             return HTTPResponse(400, PLAIN_ON_TLS_PORT, label="tls")
         return super()._handle_request(head, rest)
+
+    def _client_certificate(self) -> ClientCertificate | None:
+        shown = None if self._transport is None else self._transport.get_extra_info("peercert")
+        return read_client_certificate(shown) if shown else None
 
     async def _start_tls(self, sock: socket.socket, context: ssl.SSLContext, timeout: float) -> None:
         loop = asyncio.get_running_loop()

@@ -42,6 +42,8 @@ SERVER: Final = "wsbroker"
 
 HEAD_END: Final = b"\r\n\r\n"
 BARE_LF = re.compile(rb"(?<!\r)\n")
+# Method, target and version (RFC 9112, section 3). Other protocols are refused when their first line is complete.
+REQUEST_LINE = re.compile(rb"\S+ \S+ HTTP/[0-9]\.[0-9]")
 BODY_HEADERS = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:[^\n]*\n", re.IGNORECASE | re.MULTILINE)
 # The zone of an address (fe80::1%eth0) is for the machine that asks (RFC 6874); programs send it all the same.
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%[^\[\]/?#@:\s]+)?\]|[^\[\]/?#@:\s]*)(?::[0-9]*)?")
@@ -96,7 +98,7 @@ TLS_ON_PLAIN_PORT: Final = "this is TLS, and this port has none: the URL must be
 PLAIN_ON_TLS_PORT: Final = "this port takes TLS only: the URL must begin with wss:// instead of ws://"
 HTTP2_ON_HTTP1: Final = "this is HTTP/2; the broker speaks HTTP/1.1"
 UNEXPECTED_PROXY_HEADER: Final = (
-    "this is the PROXY protocol, and this address is not in server.proxy_protocol, whose connections begin with it"
+    "no header of the PROXY protocol is expected here; only connections from server.proxy_protocol begin with one"
 )
 
 
@@ -212,7 +214,12 @@ class HeadReader:
         if end < 0:
             if len(head) > self._limit:
                 return self._too_long()
-            return HTTPResponse(400, explain_start(head)) if BARE_LF.search(head, max(0, seen - 1)) else None
+            line_end = head.find(b"\r\n")
+            if BARE_LF.search(head, max(0, seen - 1)) or (
+                line_end > 0 and not REQUEST_LINE.fullmatch(head, 0, line_end)
+            ):
+                return HTTPResponse(400, explain_start(head))
+            return None
         end += len(HEAD_END)
         if end > self._limit:
             return self._too_long()
@@ -280,7 +287,7 @@ def answer_request(request: Request, site: Site, *, loopback: bool) -> Upgrade |
     if path == HEALTH_PATH:
         if request.method in HEALTH_METHODS:
             return HealthCheck()
-        return HTTPResponse(426, "only GET and HEAD are answered here", UPGRADE)
+        return HTTPResponse(426, "/healthz answers only GET and HEAD", UPGRADE)
     if not site.has_websocket_at(path):
         return HTTPResponse(404, f"there is nothing at this path; the WebSocket is at {site.path}")
     upgrade = negotiate(request, site.negotiation)
@@ -403,10 +410,12 @@ def response_for(exc: InvalidHandshake) -> HTTPResponse:
     """Map an exception of websockets to the response."""
     match exc:
         case InvalidMethod() | InvalidProtocol() | InvalidUpgrade():
-            return HTTPResponse(426, "this is a WebSocket; a plain request has nothing to find here", UPGRADE)
+            return HTTPResponse(
+                426, "this path is for WebSockets only, and the request is not a WebSocket handshake", UPGRADE
+            )
         case InvalidHeaderValue(name="Sec-WebSocket-Version"):
             headers = {**UPGRADE, "Sec-WebSocket-Version": "13"}
-            return HTTPResponse(426, "this version of WebSocket is not spoken here", headers)
+            return HTTPResponse(426, "the broker supports only version 13 of WebSocket", headers)
         case InvalidHeader(name=name):
             return HTTPResponse(400, f"the header {name} is missing, doubled or malformed")
         case NegotiationError():

@@ -124,9 +124,13 @@ class BaseListener(abc.ABC):
         if self._file is not None:
             path, inode = self._file
             self._file = None
-            # Another broker may have taken the path over.
-            if path.exists() and path.stat().st_ino == inode:
-                path.unlink()
+            try:
+                # Another broker may have taken the path over.
+                if path.exists() and path.stat().st_ino == inode:
+                    path.unlink()
+            except OSError as exc:
+                # The rights of its directory have changed. The next broker replaces the file, and a shutdown goes on.
+                log.warning("cannot remove Unix socket", address=f"unix:{path}", reason=describe_error(exc))
 
     async def _bind_tcp(self, address: Address) -> list[socket.socket]:
         loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ This module imports nothing of the broker, so that the configuration is checked 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -19,6 +20,7 @@ DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 # programs may have no host (file://, qrc://).
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+(?:%[^\[\]/?#@:\s]+)?\]|[^\[\]/?#@:\s]*)(?::([0-9]{1,5}))?/?")
 HOST = re.compile(r"(\[[0-9a-f:.]+(?:%[^\[\]/?#@:\s]+)?\]|[^\[\]/?#@:\s]+)(?::([0-9]{1,5}))?")
+NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?")
 LOOPBACK = re.compile(r"localhost|.+\.localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
 
 ANY: Final = "*"
@@ -104,23 +106,31 @@ def parse_origin(text: str) -> Origin | None:
         return None
     scheme, host, port = found.groups()
     name = normalize_host(host)
-    if name is None or (not name and scheme in DEFAULT_PORTS):
+    if name is None or (scheme in DEFAULT_PORTS and not _is_name(name)):
         return None
-    return Origin(scheme, name, port or DEFAULT_PORTS.get(scheme, ""))
+    return Origin(scheme, name, normalize_port(port) or DEFAULT_PORTS.get(scheme, ""))
 
 
 def parse_host(text: str) -> tuple[str, str] | None:
     """Parse the value of a header Host: the name in normal form, and the port, or "". None if it is invalid."""
     found = HOST.fullmatch(text.lower())
     name = None if found is None else normalize_host(found[1])
-    return None if found is None or name is None else (name, found[2] or "")
+    return None if found is None or name is None else (name, normalize_port(found[2]))
 
 
 def normalize_host(host: str) -> str | None:
-    """Give a host name in punycode, as browsers send it (RFC 5891 and UTS 46). None if it is no valid name."""
+    """Give a host as browsers send it: a name in punycode (RFC 5891 and UTS 46), an IPv6 address in its short form.
+
+    None if it is no valid name or address.
+    """
+    if host.startswith("["):
+        try:
+            # In a URL, the zone of an address follows an encoded percent sign (RFC 6874).
+            return f"[{ipaddress.IPv6Address(host[1:-1].replace('%25', '%', 1))}]"
+        except ValueError:
+            return None
     if host.isascii():
-        # In a URL, the zone of an address follows an encoded percent sign (RFC 6874).
-        return host.replace("%25", "%", 1)
+        return host
     import idna  # its tables take some milliseconds to load, and few need them
 
     wildcard = "*." if host.startswith("*.") else ""
@@ -128,6 +138,15 @@ def normalize_host(host: str) -> str | None:
         return wildcard + idna.encode(host.removeprefix(wildcard), uts46=True).decode()
     except idna.IDNAError:
         return None
+
+
+def normalize_port(port: str | None) -> str:
+    """Give a port without leading zeros; "" if there is none."""
+    return str(int(port)) if port else ""
+
+
+def _is_name(host: str) -> bool:
+    return host.startswith("[") or NAME.fullmatch(host) is not None
 
 
 def _is_same_host(page: Origin, here: tuple[str, str] | None) -> bool:

@@ -23,7 +23,7 @@ MAX_ELEMENT: Final = 512
 """Characters of one element of Forwarded. Proxies write less than a hundred."""
 
 MAX_ELEMENTS: Final = 100
-"""Elements of Forwarded that are read; empty ones count."""
+"""Elements of either header that are read, from the last one on; empty ones count."""
 
 # RFC 7239, section 4. The quantifiers with a plus do not backtrack.
 PAIR = r"""(?:([!#$%&'*+.^_`|~0-9A-Za-z-]++)=(?:"((?:[^"\\]|\\.)*+)"|([^",;\s]++)))"""
@@ -69,8 +69,11 @@ class Proxies:
             return None
         text = ",".join(values)
         found: IP | None = None
-        for hop in forwarded_hops(text) if self.header == FORWARDED else reversed(text.split(",")):
-            ip = parse_node(hop.strip())
+        for hop in forwarded_hops(text) if self.header == FORWARDED else reversed(text.rsplit(",", MAX_ELEMENTS - 1)):
+            hop = hop.strip()
+            if not hop and self.header == X_FORWARDED_FOR:
+                continue  # empty elements are ignored (RFC 9110, section 5.6.1.2)
+            ip = parse_node(hop)
             if ip is None:
                 break  # entries before one that is no address cannot be trusted
             found = ip

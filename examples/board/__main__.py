@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 
-from broker.client import Client
-from examples.link import stay_connected
+from examples.link import client_of, tell
 from examples.pages import main
 
 BOATS = 6
@@ -23,17 +22,11 @@ LAP = 24.0
 
 async def program(broker: str) -> None:
     """Sails, over as many connections as it takes."""
-    await stay_connected(broker, sail)
-
-
-async def sail(client: Client) -> None:
-    """Works with one connection until it is lost."""
-    async with asyncio.TaskGroup() as group:
-        group.create_task(client.raise_when_closed())
+    async with client_of(broker) as client:
         while True:
             now = asyncio.get_running_loop().time()
             for number in range(BOATS):
-                await client.publish("board.things", boat(number, now), key=f"boat-{number}")
+                await tell(client, "board.things", boat(number, now), key=f"boat-{number}")
             await asyncio.sleep(EVERY)
 
 

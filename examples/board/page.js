@@ -1,6 +1,6 @@
 /** A page of the board. It shows the newest event of each key, and changes nothing by itself: what it drags, it publishes. */
 
-import { Broker, stateIn } from "../wsbroker.js";
+import { clientIn } from "../link.js";
 
 const TOPIC = "board.things";
 const board = document.querySelector("#board");
@@ -9,11 +9,14 @@ const trouble = document.querySelector("#trouble");
 /** The things on the board: key → element. */
 const things = new Map();
 
-const broker = new Broker({ onstate: stateIn(document.querySelector("#link")) });
+const client = clientIn(document.querySelector("#link"));
 
 // `latest`: a page that is too slow skips to where the things are now.
-const options = { last: "all", overflow: "latest", ongap: begin, onlive: () => (board.dataset.live = "") };
-broker.subscribe(TOPIC, showThing, options).catch((error) => (trouble.textContent = error.message));
+const shown = client.subscribe(TOPIC, { last: "all", overflow: "latest" });
+shown.on("event", showThing);
+shown.on("gap", begin);
+shown.on("live", () => (board.dataset.live = ""));
+shown.on("error", (error) => (trouble.textContent = error.message));
 
 /** What was here may be gone by now: everything that is kept comes again. */
 function begin({ reason }) {
@@ -100,7 +103,7 @@ document.querySelector("#put").addEventListener("submit", (event) => {
 
 async function publish(key, data) {
   try {
-    await broker.publish(TOPIC, data, { key });
+    await client.publish(TOPIC, data, { key });
     trouble.textContent = "";
   } catch (error) {
     trouble.textContent = error.message;

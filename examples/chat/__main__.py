@@ -17,12 +17,10 @@ import time
 from urllib.parse import parse_qs, urlsplit
 
 import jwt
-import orjson
 
-from broker.client import Client
-from broker.messages import EventMessage
-from examples.link import stay_connected
+from examples.link import client_of
 from examples.pages import Files, main
+from wsbroker_client import ClientError
 
 NAME = re.compile(r"[\w-]{1,20}")
 MAX_TEXT = 500
@@ -60,19 +58,16 @@ HOST = "host"
 
 async def program(broker: str) -> None:
     """Puts what pages say into the room, over as many connections as it takes."""
-    await stay_connected(broker, relay, lambda: make_token(HOST, "host"))
-
-
-async def relay(client: Client) -> None:
-    """Works with one connection until it is lost, or its token expires."""
-    await client.subscribe("chat.say.*", overflow="drop_oldest")
-    async for message in client:
-        if isinstance(message, EventMessage):
-            match orjson.loads(bytes(message.data)):
-                case {"text": str(text)} if text.strip():
-                    name = message.topic.rpartition(".")[2]
-                    said = {"name": name, "text": text.strip()[:MAX_TEXT], "at": int(time.time() * 1000)}
-                    await client.publish("chat.lobby", said)
+    async with client_of(broker, lambda: make_token(HOST, "host")) as client:
+        try:
+            async for event in client.subscribe("chat.say.*", overflow="drop_oldest"):
+                match event.data:
+                    case {"text": str(text)} if text.strip():
+                        name = event.topic.rpartition(".")[2]
+                        said = {"name": name, "text": text.strip()[:MAX_TEXT], "at": int(time.time() * 1000)}
+                        await client.publish("chat.lobby", said, reliable=True)
+        except ClientError as failure:
+            raise SystemExit(str(failure)) from None
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 /** A page of the chat: it shows the kept messages of the room, what is said from then on, and who is here. */
 
-import { Broker, stateIn } from "../wsbroker.js";
+import { clientIn } from "../link.js";
 
 const ROOM = "chat.lobby";
 const COLOURS = ["#4a57d6", "#9a3fc0", "#b25e09", "#0b8577", "#17804b", "#1668d6", "#c6302b"];
 
 const byId = (id) => document.getElementById(id);
-const show = stateIn(byId("link"));
 
 /** The members by session: a person may have several pages. */
 const members = new Map();
@@ -33,26 +32,23 @@ async function token(name) {
 }
 
 function enter(name) {
-  const broker = new Broker({
-    token: () => token(name),
-    onstate(state) {
-      show(state);
-      if (state.name === "open") {
-        // The members of before are not those of now. Whoever comes while they are read is told by `join`.
-        members.clear();
-        broker.members(ROOM).then((list) => list.forEach(add), () => {});
-      }
-    },
+  const client = clientIn(byId("link"), { token: () => token(name) });
+  client.addEventListener("state", ({ detail }) => {
+    if (detail.state === "connected") queueMicrotask(() => readMembers(client).catch(console.error));
   });
   const colour = COLOURS[Math.floor(Math.random() * COLOURS.length)];
-  const room = { last: 50, presence: true, info: { colour }, onjoin: add, onleave: remove, ongap: showGap };
-  broker.subscribe(ROOM, showMessage, room).catch((error) => (byId("trouble").textContent = error.message));
+  const room = client.subscribe(ROOM, { last: 50, presence: true, info: { colour } });
+  room.on("event", showMessage);
+  room.on("gap", showGap);
+  room.on("join", add);
+  room.on("leave", remove);
+  room.on("error", (error) => (byId("trouble").textContent = error.message));
   byId("say").addEventListener("submit", async (event) => {
     event.preventDefault();
     const text = byId("text").value;
     byId("text").value = "";
     try {
-      const { receivers } = await broker.publish(`chat.say.${name}`, { text });
+      const { receivers } = await client.publish(`chat.say.${name}`, { text });
       byId("trouble").textContent = receivers ? "" : "Nobody hears: start the program with python -m examples.chat";
     } catch (error) {
       byId("text").value = text;
@@ -60,6 +56,13 @@ function enter(name) {
     }
   });
   byId("text").focus();
+}
+
+/** The members of before are not those of now. Whoever comes while they are read is told by `join`. */
+async function readMembers(client) {
+  members.clear();
+  for await (const member of client.presence(ROOM)) add(member);
+  showMembers();
 }
 
 function add({ session, identity, info }) {

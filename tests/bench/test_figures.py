@@ -58,7 +58,7 @@ def test_server_that_waits_for_the_load_is_reported_with_its_idle_time() -> None
     runs = [published("wsbroker", 1.0, server_cpu=cpu) for cpu in (0.72, 0.70, 0.74)]
     runs.append(published("floor", 1.0, server_cpu=0.95))
     assert figures.remarks(runs) == [
-        "In 3 of 4 runs the server waited for the load program for more than 10% of the time, and the rate is that of "
+        "In 3 of 4 runs the server waited for the load program for more than 10% of the time, so the rate depends on "
         "both: 1,000 subscribers, window 16, 128 B (wsbroker 28%).",
     ]
     assert not any(
@@ -72,7 +72,7 @@ def test_latency_at_saturation_is_marked_as_queueing() -> None:
     load = Publishing(subscribers=1000, rate=75.0)
     runs = [published("websockets", 1.0, load, server_cpu=0.94), published("wsbroker", 1.0, load, server_cpu=0.4)]
     assert figures.remarks(runs) == [
-        "In 1 of 2 runs the server was busy for more than 80% of the time, and latencies are those of a queue: "
+        "In 1 of 2 runs the server was busy for more than 80% of the time, so most of a latency is waiting in a queue: "
         "1,000 subscribers, 75 publishes/s, 128 B (websockets).",
     ]
 

@@ -31,7 +31,7 @@ def test_run_measures_prints_and_saves(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("pipelined: ")) == (0, 4)
     assert "One to one, pipelined" in done.stdout
     assert "wsbroker ÷ it" in done.stdout
-    assert "one to one, one topic, pipelined: against nats-server" in done.stdout
+    assert "one to one, one topic, pipelined: ratio to nats-server" in done.stdout
     saved = record.load(file)
     assert [run.peer for run in saved.runs] == ["wsbroker", "nats", "wsbroker", "nats"]
     assert saved.command.startswith("python -m bench pipelined --peer wsbroker")

@@ -57,6 +57,21 @@ COMMAND_LINES = [
         2,
         "Invalid value for --url: `http://x` is neither ws://host:port, wss://host:port nor unix:/path; see wsbroker pub --help",
     ),
+    (
+        "sub t --url ws://a..b",
+        2,
+        "Invalid value for --url: the host is no valid name: each part of it has 1 to 63 bytes; see wsbroker sub --help",
+    ),
+    (
+        f"bench --url ws://{'a' * 64}:1",
+        2,
+        "Invalid value for --url: the host is no valid name: each part of it has 1 to 63 bytes; see wsbroker bench --help",
+    ),
+    (
+        "pub t 1 --url ws://é..b",
+        2,
+        "Invalid value for --url: the host is no valid name: each part of it has 1 to 63 bytes; see wsbroker pub --help",
+    ),
     ("pub t 1 --url ws://", 2, "Invalid value for --url: hostname isn't provided; see wsbroker pub --help"),
     (
         "pub t 1 --url unix:x",
@@ -174,7 +189,11 @@ COMMAND_LINES = [
 FILES = [
     ("[limits\n", "FILE:1:8: is not valid TOML: expected ']' at the end of a table declaration"),
     ("a = \n", "FILE:1:5: is not valid TOML: invalid value"),
-    ("a = 1\na = 2\n", "FILE:2:6: is not valid TOML: cannot overwrite a value"),
+    ("a = 1\na = 2\n", "FILE:2:6: is not valid TOML: this key has a value already"),
+    ("[log]\n[log]\n", "FILE:2:5: is not valid TOML: cannot declare [log] twice"),
+    ("a.b.c = 1\n[a.b]\n", "FILE:2:5: is not valid TOML: cannot declare [a.b] twice"),
+    ("[server]\nunix_mode = 660\n", 'server.unix_mode (FILE:2): must be a string, not 660; write "660"'),
+    ("[server]\norigins = ['https://a', 5]\n", "server.origins (FILE:2): must be a string, not 5"),
     ('a = "x\n', "FILE:1:7: is not valid TOML: illegal character '\\n'"),
     ("max_size = 1\n", "max_size (FILE:1): there is no such key; did you mean limits.max_size?"),
     ("[limit]\nx = 1\n", "limit (FILE:1): there is no such section; did you mean limits?"),
@@ -219,7 +238,7 @@ FILES = [
     ),
     (
         "[server]\nlisten = [\n  '127.0.0.1:1',\n  '127.0.0.1:1',\n]\n",
-        "server.listen (FILE:4): 127.0.0.1:1 is listed twice",
+        "server.listen (FILE:4): `127.0.0.1:1` is listed twice",
     ),
     (
         "[server]\norigins = [\n  'https://a.example', # one\n  'b.example',\n]\n",
@@ -241,6 +260,14 @@ FILES = [
     (
         "[server]\nlisten = [':80']\n",
         "server.listen (FILE:2): `:80`: the host must be a name or an IP address; for every interface say 0.0.0.0 or [::]",
+    ),
+    (
+        "[server]\nlisten = ['a..localhost:80']\n",
+        "server.listen (FILE:2): `a..localhost:80`: the host must be a name or an IP address",
+    ),
+    (
+        f"[server]\nadmin = '{'a' * 64}.localhost:80'\n",
+        f"server.admin (FILE:2): `{'a' * 64}.localhost:80`: the host must be a name or an IP address",
     ),
     (
         "[server]\nlisten = ['::1:80']\n",
@@ -287,7 +314,7 @@ FILES = [
     ),
     (
         "[server]\nanonymous = false\n",
-        "server.anonymous (FILE:2): nobody could connect: it needs a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url or [[keys]]",
+        "server.anonymous (FILE:2): nobody could connect: it needs a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url, server.client_ca or [[keys]]",
     ),
     (
         "[server]\nengine = 'redis'\n",
@@ -362,6 +389,16 @@ VARIABLES = [
         "WSBROKER_LIMITS_MAX_SIZE: there is no such key; did you mean WSBROKER_LIMITS__MAX_SIZE?",
     ),
     ("WSBROKER_LISTEN", "x", "WSBROKER_LISTEN: there is no such key; did you mean WSBROKER_SERVER__LISTEN?"),
+    (
+        "WSBROKER_TOPICS__0__MATCH",
+        "a",
+        "WSBROKER_TOPICS__0__MATCH: there is no such key; rules for topics are set in the file",
+    ),
+    (
+        "WSBROKER_SERVER__PATH_FILE",
+        "",
+        "server.path (WSBROKER_SERVER__PATH_FILE): is empty; it must be the path of a file",
+    ),
     ("WSBROKER_PORT", "8765", "WSBROKER_PORT: there is no such key; `wsbroker config default` shows the settings"),
     (
         "WSBROKER_LIMITS__MAX_SISE",
@@ -435,6 +472,17 @@ def test_wrong_file(text: str, said: str, tmp_path: Path, capsys: pytest.Capture
     file.write_text(text)
     line = said.replace("FILE", str(file))
     assert (main(["check", "--config", str(file)]), *capsys.readouterr()) == (78, "", f"wsbroker: {line}\n")
+
+
+def test_every_mistake_is_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "wsbroker.toml"
+    file.write_text(
+        "[server]\nlisten = [\n'nonsense',\n3,\n'127.0.0.1:1',\n'127.0.0.1:1',\n'0.0.0.0:1',\n]\n"
+        "[[topics]]\nmatch = 'a..b'\nmax_queue = 0\n"
+    )
+    assert main(["check", "--config", str(file)]) == 78
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(f"({file}:")[2].partition(")")[0] for line in lines] == ["4", "3", "6", "11", "7", "10"]
 
 
 @pytest.mark.parametrize(("name", "value", "said"), VARIABLES)

@@ -134,7 +134,7 @@ def test_each_invalid_address_is_reported() -> None:
     assert problems(flags={"server.listen": ["nonsense", "127.0.0.1:1", "127.0.0.1:1", "systemd:ws"]}) == [
         "server.listen (--listen): `nonsense` is no address: "
         "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
-        "server.listen (--listen): 127.0.0.1:1 is listed twice",
+        "server.listen (--listen): `127.0.0.1:1` is listed twice",
         "server.listen (--listen): `systemd:ws` is no address: "
         "it must be host:port, [v6]:port, unix:/path or systemd, the port 0 to 65535",
     ]
@@ -229,6 +229,12 @@ def test_valid_origins_are_accepted(origin: str) -> None:
         "*.example",
         "a b://c",
         "//a",
+        "https://a..example",
+        "https://.example",
+        "https://a\\b.example",
+        "https://a%20b.example",
+        "http://[::::]",
+        "http://[1.2.3.4]",
     ],
 )
 def test_invalid_origins_are_refused(origin: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.config import Config, Limits, Log, TopicRule, load, sources
+from broker.config import Config, Limits, Log, Reading, TopicRule, load, sources
 from broker.config.sources import CLIENT_VARIABLES, flag_of
 from broker.errors import ConfigError
 from tests.cli.commands import commands
@@ -118,6 +120,30 @@ def test_unreadable_file_of_a_file_variable_is_a_mistake(tmp_path: Path) -> None
         assert "cannot be read" in problem
 
 
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_reload_reads_no_pipe_and_no_endless_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "pipe":
+        os.mkfifo(path)
+    reason = "it is a pipe or a terminal, and not a file" if name == "pipe" else "it is larger than 4 MiB"
+    environ = {"WSBROKER_LIMITS__MAX_SIZE_FILE": str(path)}
+    assert [str(problem) for problem in Reading(path, environ, {}, wait=False).problems] == [
+        f"{path}: cannot be read: {reason}",
+        f"limits.max_size (WSBROKER_LIMITS__MAX_SIZE_FILE): {path} cannot be read: {reason}",
+    ]
+
+
+def test_start_reads_a_pipe_to_its_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        loaded = pool.submit(load, tmp_path / "pipe", {}, {})
+        with (tmp_path / "pipe").open("w") as pipe:  # opens once there is a reader
+            pipe.write("[limits]\n")
+            pipe.flush()
+            pipe.write("max_depth = 5\n")
+        assert loaded.result().limits.max_depth == 5
+
+
 def test_a_value_and_a_file_at_once_are_a_mistake() -> None:
     environ = {"WSBROKER_LIMITS__MAX_SIZE": "100", "WSBROKER_LIMITS__MAX_SIZE_FILE": "/x"}
     assert problems(environ=environ) == [
@@ -187,6 +213,12 @@ def test_an_unknown_key_is_a_mistake() -> None:
     ]
 
 
+def test_the_nearest_key_is_looked_for_a_hundred_times(file: Path) -> None:
+    file.write_text("[log]\n" + "".join(f"levl{number} = 1\n" for number in range(200)))  # as a file of another program
+    said = problems(file)
+    assert [line.endswith("did you mean log.level?") for line in said] == [True] * 100 + [False] * 100
+
+
 def test_invalid_utf8_in_a_variable_is_reported() -> None:
     (problem,) = problems(environ={"WSBROKER_LIMITS__MAX_SIZE": "\udcff"})
     assert problem.startswith("limits.max_size (WSBROKER_LIMITS__MAX_SIZE): must be an integer")
@@ -224,7 +256,7 @@ def test_mistakes_of_all_layers_are_reported(file: Path) -> None:
         ("limits.max_depth.x = 1", 'must be an integer from 2 to 512, not {"x": 1}'),
         ('server.listen = "127.0.0.1:1"', 'must be a list of strings, not empty, not "127.0.0.1:1"'),
         ("server.listen = []", "must be a list of strings, not empty, not []"),
-        ("server.listen = [1]", "must be a list of strings, not empty, not [1]"),
+        ("server.listen = [1]", "must be a string, not 1"),
         ("server.anonymous = 1", "must be true or false, not 1"),
         (
             'server.engine = "redis"',

@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 40.0
+PATIENCE = 100.0
 """Seconds that a step may take. Far more than any needs, also on a busy machine."""
 
 ROOT = Path(__file__).resolve().parent.parent.parent

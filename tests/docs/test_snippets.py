@@ -75,7 +75,9 @@ def test_snippets_run(page: Path, tmp_path: Path) -> None:
         pytest.skip("this system allows no namespaces")
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"page": str(page), "steps": [step.as_dict() for step in read(page) if runs(step)]}))
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("WSBROKER_")}
+    # Neither settings of a broker, nor what `make test ARGS=…` hands on to each `make` that a page runs.
+    foreign = ("WSBROKER_", "MAKE", "MFLAGS", "ARGS")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     programs = f"{Path(sys.executable).parent}:{environ['PATH']}"
     done = subprocess.run(
         [*command, sys.executable, str(Path(__file__).with_name("sandbox.py")), str(plan)],

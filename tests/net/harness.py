@@ -246,9 +246,9 @@ async def harness(
         await until(lambda: not node.established)
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
     """Let the loop turn until the condition holds, for things that tell nobody when they happen."""
-    async with asyncio.timeout(TIMEOUT):
+    async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 -- see above
             await asyncio.sleep(0.001)
 

@@ -78,6 +78,11 @@ def test_peer_of_a_tcp_socket(name: tuple[str, int] | tuple[str, int, int, int] 
     assert str(peer_of(name)) == text
 
 
+def test_text_that_is_too_long_for_an_address_is_none() -> None:
+    assert str(parse_ip("fe80::1%" + "z" * 15)) == "fe80::1"
+    assert parse_ip("fe80::1%" + "z" * 100) is None  # it would be remembered with its zone
+
+
 def test_peers_are_compared_by_what_they_are() -> None:
     assert Peer(parse_ip("192.0.2.1"), 5) == Peer(parse_ip("192.0.2.1"), 5)
     assert len({Peer(parse_ip("192.0.2.1"), 5), Peer(parse_ip("192.0.2.1"), 5)}) == 1

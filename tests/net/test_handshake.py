@@ -464,6 +464,11 @@ async def test_bytes_that_are_not_http_get_400(data: bytes) -> None:
         (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n", "PROXY protocol"),
         (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), "PROXY protocol"),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "malformed"),
+        # The clients of these wait for an answer to their first line.
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "PROXY protocol"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not HTTP/1.1"),
+        (b"EHLO mail.example\r\n", "not HTTP/1.1"),
+        (b"GET /\r\n", "not HTTP/1.1"),
     ],
 )
 @pytest.mark.parametrize("pieces", [1, 2])
@@ -547,6 +552,17 @@ async def test_cross_origin_page_is_refused() -> None:
         with capture_logs() as logs:
             await refused(opened, request("GET / HTTP/1.1", "Origin: http://evil.example"), 403)
         assert [entry["origin"] for entry in logs if entry["event"] == "origin refused"] == ["http://evil.example"]
+
+
+async def test_refused_origin_is_logged_as_it_was_written_but_not_at_any_length() -> None:
+    async with harness() as opened:
+        with capture_logs() as logs:
+            written = "Origin: https://münchen.example".encode().decode("latin-1")
+            check(await opened.ask(request("GET / HTTP/1.1", written)), 403)
+            check(await opened.ask(request("GET / HTTP/1.1", f"Origin: {'x' * 5000}", host="x" * 5000)), 403)
+        first, second = [entry for entry in logs if entry["event"] == "origin refused"]
+        assert first["origin"] == "https://münchen.example"
+        assert second["origin"] == second["host"] == "x" * 300 + "…"
 
 
 async def test_same_host_loopback_and_listed_origins_are_allowed_on_loopback() -> None:

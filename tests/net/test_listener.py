@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker.config import Config, parse_address
 from broker.net.handshake import Handshakes
@@ -222,6 +223,24 @@ async def test_unix_socket_of_another_broker_is_not_removed(tmp_path: Path) -> N
 
 
 # The end
+
+
+async def test_unix_socket_that_cannot_be_removed_does_not_stop_the_shutdown(tmp_path: Path) -> None:
+    path = tmp_path / "own" / "ws.sock"
+    path.parent.mkdir()
+    user = os.geteuid()
+    async with harness(f"unix:{path}") as opened:
+        path.parent.chmod(0o555)
+        if user == 0:  # root may remove it
+            os.seteuid(65_534)
+        try:
+            with capture_logs() as logs:
+                opened.listener.close()
+        finally:
+            os.seteuid(user)
+            path.parent.chmod(0o755)
+        assert [entry["event"] for entry in logs] == ["cannot remove Unix socket"]
+        assert path.exists()
 
 
 async def test_closed_listener_accepts_nobody_and_keeps_connections() -> None:

@@ -38,6 +38,14 @@ from tests.net.harness import harness, request
         ([], None, ["203.0.113.7, unknown"], "unknown"),
         (["10.0.0.0/8"], "10.0.0.1", ["unknown"], "10.0.0.1"),
         (["10.0.0.0/8"], None, ["203.0.113.7, _hidden, 10.0.0.2"], "10.0.0.2"),
+        ([], None, ["203.0.113.7, [2001:db8::7]x"], "unknown"),
+        # Empty elements.
+        ([], None, ["203.0.113.7, ,", ""], "203.0.113.7"),
+        (["10.0.0.0/8"], None, ["203.0.113.7,, 10.0.0.2"], "203.0.113.7"),
+        ([], None, [" , "], "unknown"),
+        # A hundred elements are read.
+        (["10.0.0.0/8"], None, ["203.0.113.7" + ", 10.0.0.2" * 99], "203.0.113.7"),
+        (["10.0.0.0/8"], None, ["203.0.113.7" + ", 10.0.0.2" * 100], "10.0.0.2"),
     ],
 )
 def test_client_is_the_last_address_that_is_no_trusted_proxy(

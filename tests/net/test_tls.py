@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import resource
 import socket
 import ssl
@@ -22,6 +23,7 @@ from websockets.sync.client import connect as connect_sync
 
 from broker.config import Server, parse_address
 from broker.errors import ConfigError
+from broker.net.certificate import read_validity
 from broker.net.limiter import Capacity
 from broker.net.tls import Tls, load
 from tests.fixtures_certificates import Pair, encrypt_key, loaded, make_pair, trusting
@@ -137,11 +139,33 @@ def test_encrypted_key_is_refused_without_a_prompt(tmp_path: Path) -> None:
     ]
 
 
-def test_damaged_certificate_is_refused(pair: Pair, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["start", "all but nine bytes", "other first letter"])
+def test_damaged_certificate_or_key_is_named(pair: Pair, tmp_path: Path, part: str) -> None:
     damaged = tmp_path / "damaged.pem"
-    damaged.write_text(pair.certificate.read_text().replace("M", "N", 1))
-    [problem] = mistakes(damaged, pair.key)
-    assert problem.startswith(f"server.certificate: {damaged} and {pair.key} cannot be used: ")
+
+    def damage(text: str) -> None:
+        half = len(text) // 2
+        parts = {"start": text[:half], "all but nine bytes": text[:half] + text[half + 9 :]}
+        damaged.write_text(parts.get(part) or text.replace("M", "N", 1))
+
+    damage(pair.certificate.read_text())
+    assert mistakes(damaged, pair.key) == [
+        f"server.certificate: {damaged} holds a certificate that cannot be decoded; is the file complete?"
+    ]
+    damage(pair.key.read_text())
+    assert mistakes(pair.certificate, damaged) == [
+        f"server.key: {damaged} holds a private key that cannot be decoded; is the file complete?"
+    ]
+
+
+def test_pipe_or_endless_file_as_certificate_or_key_is_refused(pair: Pair, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    refused = f"{pipe} cannot be read: it is a pipe or a terminal, and not a file"
+    assert mistakes(pipe, pipe) == [f"server.certificate: {refused}", f"server.key: {refused}"]
+    endless = Path("/dev/zero")
+    assert mistakes(pair.certificate, endless) == [f"server.key: {endless} cannot be read: it is larger than 4 MiB"]
+    assert read_validity(str(pipe)) is None
 
 
 def test_key_and_certificate_may_share_a_file(pair: Pair, tmp_path: Path) -> None:

@@ -89,6 +89,9 @@ export interface SubscribeOptions {
   last?: number | "all";
   presence?: boolean;
   info?: unknown;
+  /** These two ask for `presence`, and are called as handlers of "join" and "leave" are. */
+  onJoin?: (member: Presence) => unknown;
+  onLeave?: (member: Presence) => unknown;
 }
 
 export interface PublishOptions {

@@ -371,15 +371,19 @@ export class Client extends EventTarget {
 
   /**
    * Subscribes to a topic or pattern, now and after each reconnection. `credit` is how many events may be under way and
-   * not taken; the other options are the protocol's. Throws AlreadySubscribed, or the error that closed the client.
+   * not taken; `onJoin` and `onLeave` are handlers, and ask for `presence`; the other options are the protocol's.
+   * Throws AlreadySubscribed, or the error that closed the client.
    */
   subscribe(topic, options = {}) {
     this.#checkOpen();
     if (this.#subscriptions.has(topic)) {
       throw failure(AlreadySubscribed, "already_subscribed", `this client has a subscription to ${topic}: use that one`);
     }
-    const renamed = { ...options, max_queue: options.max_queue ?? options.maxQueue, maxQueue: undefined };
+    const { maxQueue: max_queue, onJoin, onLeave, presence = onJoin || onLeave ? true : undefined } = options;
+    const renamed = { max_queue, ...options, presence, maxQueue: undefined };
     const subscription = new Subscription(this, topic, renamed);
+    if (onJoin) subscription.on("join", onJoin);
+    if (onLeave) subscription.on("leave", onLeave);
     this.#subscriptions.set(topic, subscription);
     if (this.#state === "connected") this.#ask(subscription);
     return subscription;

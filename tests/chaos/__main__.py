@@ -1,4 +1,4 @@
-"""`make chaos`: 200 rounds of chaos for each client, half of them on the real broker."""
+"""`make chaos`: 200 rounds of chaos for each client, 40 % with history in memory, 40 % in SQLite, the rest on the model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Final
 from tests.chaos.rounds import SUBJECTS, Target, check, play, subject
 from tests.chaos.test_chaos import target_of
 
+SHARES: Final = {"memory": 0.4, "sqlite": 0.4, "model": 0.2}
+
 GROWTH: Final = 1.25
 """How much the objects (Python) or the heap (JavaScript) may grow after the first tenth of the rounds."""
 
@@ -17,12 +19,12 @@ GROWTH: Final = 1.25
 async def main(rounds: int, first: int, clients: list[str]) -> None:
     """Play, and say what came of it. The first broken account ends it."""
     for client in clients:
-        for kind in ("real", "model"):
+        for kind, share in SHARES.items():
             async with contextlib.AsyncExitStack() as stack:
                 target: Target = await stack.enter_async_context(target_of(kind))
                 driven = await stack.enter_async_context(subject(client))
                 settled = 0
-                for number in range(max(1, rounds // 2)):
+                for number in range(max(1, int(rounds * share))):
                     account = await play(target, driven, first + number)
                     try:
                         check(account, target)
@@ -36,7 +38,7 @@ async def main(rounds: int, first: int, clients: list[str]) -> None:
                         raise SystemExit(
                             f"{client}, --seed {first + number}: these outlive their round: {memory['alive']}"
                         )
-                    if number <= rounds // 20:
+                    if number <= max(3, rounds // 25):
                         settled = max(settled, memory["objects"])
                     elif memory["objects"] > GROWTH * settled:
                         raise SystemExit(

@@ -1,10 +1,12 @@
-"""Ten rounds of chaos for each client, on the real broker and on the model. `make chaos` plays 200."""
+"""Ten rounds of chaos for each client, on both engines and on the model of a broker. `make chaos` plays 200."""
 
 from __future__ import annotations
 
 import contextlib
 import random
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,7 @@ from tests.client import model
 
 pytestmark = pytest.mark.needs("node")
 
-ROUNDS = 5
-"""For each of the two brokers."""
+ROUNDS = {"memory": 4, "sqlite": 4, "model": 2}
 
 
 @contextlib.asynccontextmanager
@@ -26,14 +27,15 @@ async def target_of(kind: str) -> AsyncIterator[Target]:
             yield Model(broker)
     else:
         with contextlib.ExitStack() as stack:
-            yield Real(stack)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            yield Real(stack, folder, None if kind == "memory" else "broker.db")
 
 
-@pytest.mark.parametrize("kind", ["real", "model"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "model"])
 @pytest.mark.parametrize("client", SUBJECTS)
 async def test_account_is_whole_after_each_round(client: str, kind: str) -> None:
     async with target_of(kind) as target, subject(client) as driven:
-        for seed in range(ROUNDS):
+        for seed in range(ROUNDS[kind]):
             account = await play(target, driven, seed)
             try:
                 check(account, target)

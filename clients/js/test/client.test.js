@@ -444,7 +444,12 @@ test("history and presence page by themselves", async (t) => {
   for await (const { data } of client.history("h.t", { last: 10 })) seen.push(data);
   assert.deepEqual(seen, [...Array(30).keys()].slice(20));
   const others = [broker.connect(), broker.connect()];
-  const watching = client.subscribe("p.t", { presence: true, info: 0 });
+  const [joined, left] = [[], []];
+  const watching = client.subscribe("p.t", {
+    info: 0,
+    onJoin: ({ info }) => joined.push(info),
+    onLeave: ({ info }) => left.push(info),
+  });
   await watching.ready;
   for (const [n, other] of others.entries()) await other.subscribe("p.t", { info: n + 1 }).ready;
   const infos = [];
@@ -452,6 +457,8 @@ test("history and presence page by themselves", async (t) => {
   assert.deepEqual(infos, [0, 1, 2]);
   await others[0].close();
   assert.deepEqual((await take(watching, 3)).map(({ op }) => op), ["join", "join", "leave"]);
+  assert.deepEqual(joined, [1, 2]);
+  assert.equal(left.length, 1);
 });
 
 test("patterns match as in the protocol", () => {

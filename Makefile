@@ -2,6 +2,7 @@
 #
 #   make run           the broker, on its defaults;     make run ARGS="--listen 127.0.0.1:9000"
 #   make test          all tests;                       make test ARGS="tests/test_topics.py -x"
+#   make chaos         200 rounds of chaos for each client;   make chaos ARGS="--rounds 20 --seed 7 --client js"
 #   make lint          style, types, habits that are known to be unsafe, secrets in the sources
 #   make audit         known weaknesses of the libraries; asks the network
 #   make conformance   the Autobahn suite against the native connection (needs a CPython 2.7); ARGS=--all for all of it,
@@ -12,6 +13,7 @@
 #   make sanitize      the tests of the native code once, under sanitizers; make sanitize ARGS="tests/speedups/test_json.py"
 #   make soak          100,000 clients one after the other, then subscribers that stop reading, for a minute;
 #                      make soak ARGS="--cycles 0 --seconds 600"
+#   make endure        a broker that is killed 200 times, a subscriber that is cut off 1,000 times: some 15 minutes
 #   make bench         the broker beside its peers;     make bench ARGS="fanout --peer wsbroker --peer nats"
 #   make bench-check   a short part of it, against the ratios that are recorded
 #   make instructions  what the data path costs in instructions; make instructions ARGS=--check
@@ -19,10 +21,10 @@
 #   make install-service   as root: into /opt/wsbroker, with units for systemd; make install-service WHAT=dist/….whl
 #   make clean         removes what a build leaves behind; .venv stays
 
-PACKAGES := broker bench examples tests
+PACKAGES := broker bench clients/python examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint audit conformance interop fuzz sanitize soak bench bench-check instructions docs
+.PHONY: help run test chaos lint audit conformance interop fuzz sanitize soak endure bench bench-check instructions docs
 .PHONY: install-service clean setup-run setup-dev setup-bench setup-docs
 
 # The servers of the bench, and their Debian packages.
@@ -42,6 +44,9 @@ run: setup-run
 test: setup-dev
 	@.venv/bin/python -m tests.needs $(ARGS)
 	.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+chaos: setup-dev clients/js/node_modules
+	.venv/bin/python -m tests.chaos $(ARGS)
 
 lint: setup-dev
 	.venv/bin/ruff check $(PACKAGES) _speedups setup.py
@@ -72,6 +77,9 @@ sanitize: setup-dev
 soak: setup-dev
 	.venv/bin/python -m tests.soak $(ARGS)
 
+endure: setup-dev
+	KILLS=200 CUTS=1000 .venv/bin/python -m pytest tests/engines/test_sqlite.py tests/test_recovery.py -k "kill or cut_off"
+
 # The bench reports a missing server and measures the others.
 bench: setup-bench
 	@tools/packages $(PEERS) || true
@@ -93,7 +101,7 @@ install-service:
 	@tools/install-service $(WHAT)
 
 clean:
-	rm -rf build bench/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build bench/build clients/python/build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f broker/_speedups.*.so broker/_load.*.so broker/_speedups.pyi _speedups/*.c _speedups/*.html
 
 setup-run:
@@ -108,7 +116,8 @@ setup-bench:
 setup-docs:
 	@tools/setup docs
 
-tests/node/node_modules: tests/node/package.json tests/node/package-lock.json
+NODE_MODULES := tests/node/node_modules tests/node22/node_modules clients/js/node_modules
+$(NODE_MODULES): %/node_modules: %/package.json %/package-lock.json
 	@tools/packages node=nodejs npm=npm
-	npm ci --prefix tests/node --no-audit --no-fund --loglevel=error
+	npm ci --prefix $* --no-audit --no-fund --loglevel=error
 	@touch $@

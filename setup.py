@@ -1,12 +1,14 @@
 """Builds the native data path, broker._speedups, and the load program behind `wsbroker bench`, broker._load.
 
-Everything else about the package is in pyproject.toml.
+It also says what the package depends on, since that is not the same in a checkout and elsewhere. Everything else about
+the package is in pyproject.toml.
 
 The build fails with one line where something is missing: there is no slower implementation to fall back on, and a
 traceback does not help to install a compiler.
 """
 
 import importlib.util
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +22,36 @@ LOAD = Path("bench", "load")
 STUB = Path("broker", "_speedups.pyi")
 # A machine without one of these usually has none of them, so every message names all.
 ADVICE = "install a compiler and Python's headers (Debian: apt install gcc libc6-dev python3-dev)"
+
+
+# The lower bounds are the versions that the tests run on.
+REQUIREMENTS = [
+    "aiohttp>=3.14.5",
+    "click>=8.5",
+    "cryptography>=50.0",
+    "idna>=3.20",
+    "msgspec>=0.22",
+    "orjson>=3.11",
+    "prometheus-client>=0.26",
+    "PyJWT>=2.15",
+    "rich>=15.0",
+    "structlog>=26.1",
+    "uvloop>=0.23",
+    "websockets>=17.4",
+]
+
+
+def client_requirement() -> str:
+    """The client library, of which the command line is made: a distribution of its own, of the same version.
+
+    A checkout has it as a folder, so that `pip install .` works where no index has it. An sdist (which has PKG-INFO)
+    and the wheel that is built from it name the version alone.
+    """
+    root = Path(__file__).resolve().parent
+    if (root / "PKG-INFO").exists():
+        (version,) = re.findall(r'^__version__ = "(.+)"$', (root / "broker" / "__init__.py").read_text(), re.MULTILINE)
+        return f"wsbroker-client=={version}"
+    return f"wsbroker-client @ {(root / 'clients' / 'python').as_uri()}"
 
 
 class BuildSpeedups(build_ext):
@@ -66,6 +98,7 @@ class BuildSpeedups(build_ext):
 
 
 setup(
+    install_requires=[*REQUIREMENTS, client_requirement()],
     ext_modules=[
         Extension(
             "broker._speedups",

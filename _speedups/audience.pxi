@@ -27,6 +27,7 @@ cdef struct Segment:
     PyObject* topic  # owned
     size_t end
     uint64_t number  # `Event.number`
+    uint64_t offset  # `Event.offset`
     uint32_t key_start  # within the frame; 0 where there is no key
     uint32_t key_size
 

@@ -31,6 +31,7 @@ cdef int add_segment(AudienceBase self, size_t size, str topic, uint32_t key_sta
     self.batch.size += size
     segment.end = self.batch.size
     segment.number = self.context.published
+    segment.offset = self.context.offset
     Py_INCREF(topic)
     segment.topic = <PyObject*> topic
     segment.key_start = key_start
@@ -38,21 +39,22 @@ cdef int add_segment(AudienceBase self, size_t size, str topic, uint32_t key_sta
     self.segment_count += 1
     if key is not None:
         # The frame was made elsewhere: where its key stands is not known, so the object is made at once.
-        event_at(self, self.segment_count - 1).key = key
+        event_at(self, self.segment_count - 1).key_bytes = key
     return 0
 
 
-cdef Event make_event(AudienceBase self, size_t start, size_t size, str topic, uint64_t number, uint32_t key_start,
-                      uint32_t key_size, bytes key):
+cdef Event make_event(AudienceBase self, size_t start, size_t size, str topic, uint64_t number, uint64_t offset,
+                      uint32_t key_start, uint32_t key_size, bytes key):
     """Make an object of the frame at `start` in the batch."""
     cdef Event event = Event.__new__(Event)
     event.frame = PyBytes_FromStringAndSize(<char*> self.batch.data + start, size)
     event.topic = topic
     event.number = number
-    event.key = key
+    event.offset = offset
+    event.key_bytes = key
     event.waiting_since = now_ms()
     if key is None and key_start:
-        event.key = event.frame[key_start : key_start + key_size]
+        event.key_bytes = event.frame[key_start : key_start + key_size]
     if self.context.max_age is not None:
         age = self.context.max_age(topic)
         if age is not None:
@@ -71,8 +73,8 @@ cdef Event event_at(AudienceBase self, uint32_t index):
         self.events.append(None)
     event = self.events[index]
     if event is None:
-        event = make_event(self, start, segment.end - start, <str> segment.topic, segment.number, segment.key_start,
-                           segment.key_size, None)
+        event = make_event(self, start, segment.end - start, <str> segment.topic, segment.number, segment.offset,
+                           segment.key_start, segment.key_size, None)
         self.events[index] = event
     return event
 

@@ -4,6 +4,9 @@
 # Invariant: the session is told once that the connection takes part no more. The subscriptions that it leaves are
 # ended right after that.
 
+# Seconds for which one connection is fed from history in one turn.
+cdef double REPLAY_SHARE = 0.001
+
 
 @cython.no_gc_clear
 @cython.final
@@ -249,12 +252,21 @@ cdef class Connection(Reader):
     cdef int write_turn(self, double until) except -1:
         """The end of a turn: send what waits; no batch is under way."""
         cdef Outbox* outbox = &self.outbox
+        cdef double own = 0
         self.spent = 0
-        send_waiting(self, until)
-        self.end_close()
-        if outbox.socket_full or outbox.sendable.first != NULL or not is_serving(outbox):
-            return 0
-        promote_candidates(outbox)
+        while True:
+            send_waiting(self, until)
+            self.end_close()
+            if outbox.socket_full or outbox.sendable.first != NULL or not is_serving(outbox):
+                return 0
+            promote_candidates(outbox)
+            if outbox.sendable.first == NULL:
+                break
+            # It was fed from history: go on, so that it catches up with whoever publishes at full speed.
+            if own == 0:
+                own = min(until, exact_time() + REPLAY_SHARE)
+            elif exact_time() > own:
+                return 0
         if outbox.listed and not outbox.reported and not is_lagging(outbox):
             outbox.lagging_since = now_ms()
         if (outbox.state == FINISHING and not self.halted and outbox.sendable.first == NULL
@@ -269,6 +281,13 @@ cdef class Connection(Reader):
         """
         if is_open(&self.outbox):
             self.append_frame(opcode, <const unsigned char*> PyBytes_AS_STRING(payload), len(payload))
+
+    def queue_frames(self, bytes frames not None):
+        """Send whole frames ahead of events, at the end of this turn. False: not to a client that does not read now."""
+        if not is_open(&self.outbox) or self.outbox.socket_full or self.control.size > MAX_WRITE:
+            return False
+        self.append_control(<const unsigned char*> PyBytes_AS_STRING(frames), len(frames))
+        return True
 
     def answer_publish(self, bytes payload not None):
         """Send the answer to a publish: as `answer`, but not before its event has found room everywhere (`block`)."""

@@ -13,15 +13,15 @@ cdef class LoopContext(LoopState):
     """What all connections of one event loop share: the receive buffer, the limits, the flush, the keep-alive sweep.
 
     `loop` is the event loop; `limits` has the fields of `broker.config.Limits` that the data path goes by, times in
-    seconds, sizes in bytes. `encode_gap(topic, missed, reason)` makes the protocol's `gap` message. `close_reasons` are
-    the texts of the broker's own close codes. A `ping_interval` of 0 turns keep-alive off.
+    seconds, sizes in bytes. `encode_gap(topic, missed, reason[, from, to])` makes the protocol's `gap` message.
+    `close_reasons` are the texts of the broker's own close codes. A `ping_interval` of 0 turns keep-alive off.
 
     `threads` is how many threads send batches that go to many members, this one included.
 
     `max_age(topic)` gives the age in seconds beyond which an event is not worth sending, or None; it is asked for
     events that have to wait. `on_lagging(connection, lagging)` is called when a connection has been behind for a while,
-    and when it is so no more. `catch_up(subscription)` is to feed what a subscription with the policy `replay` lags
-    behind; it is called when there is room. Each may be None.
+    and when it is so no more. `catch_up(subscription)` is to feed a subscription that is replaying, or to end that if
+    it lacks nothing; it is called when there is room and nothing is queued. Each may be None.
     """
 
     cdef object timer

@@ -134,7 +134,8 @@ cdef int offer_to_others(AudienceBase self, size_t size, str topic, uint32_t key
             if self.live:
                 event = event_at(self, self.segment_count - 1)
             else:
-                event = make_event(self, self.batch.size, size, topic, self.context.published, key_start, key_size, key)
+                event = make_event(self, self.batch.size, size, topic, self.context.published, self.context.offset,
+                                   key_start, key_size, key)
         verdict = offer_event(<SubscriptionBase> member.subscription, event, origin)
         receipt.queued += verdict & VERDICT_WAITS
         receipt.dropped += (verdict & VERDICT_DROPPED) != 0
@@ -165,10 +166,12 @@ cdef class Audience(AudienceBase):
         prepare_members(self)
         return [<SubscriptionBase> self.places[i].subscription for i in range(self.size)]
 
-    def publish(self, str topic not None, bytes payload not None, bytes key=None, Connection origin=None):
+    def publish(self, str topic not None, bytes payload not None, bytes key=None, Connection origin=None,
+                uint64_t offset=0):
         """Send an event, encoded as the protocol's `event` message, to all members.
 
-        `key` is the event's key as UTF-8, `origin` the connection that published it, if it is one of this node's.
+        `key` is the event's key as UTF-8, `origin` the connection that published it, if it is one of this node's,
+        `offset` its number, where the topic keeps history.
         Returns (receivers, queued, dropped): how many members there are, how many of them the event waits for, how
         many lost this or an older event to it.
         """
@@ -182,5 +185,9 @@ cdef class Audience(AudienceBase):
             out = reserve_frame(self, size)
             memcpy(out, head, head_size)
             memcpy(out + head_size, PyBytes_AS_STRING(payload), len(payload))
-        commit(self, size, topic, 0, 0, key, origin, &receipt)
+        self.context.offset = offset
+        try:
+            commit(self, size, topic, 0, 0, key, origin, &receipt)
+        finally:
+            self.context.offset = 0
         return receipt.receivers, receipt.queued, receipt.dropped

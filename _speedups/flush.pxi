@@ -223,8 +223,9 @@ cdef int promote_candidates(Outbox* outbox) except -1:
         if not subscription.candidate:
             break
         unmake_candidate(subscription)
-        if subscription.state_number == REPLAYING:
-            ask_to_catch_up(subscription)
+        if subscription.replaying:
+            if not is_held(subscription):
+                ask_to_catch_up(subscription)
         elif (subscription.state_number == QUEUED and not never_live(subscription)
                 and is_empty(&subscription.queue)):
             enter_live(subscription)
@@ -281,7 +282,7 @@ cdef int unlink_subscription(SubscriptionBase self, Outbox* outbox, LoopState co
         outbox.held_bytes -= self.queue.bytes
     context.queued -= self.queue.count
     clear_queue(&self.queue)
-    self.lag = 0
+    self.replaying = self.recovering = False
     fault = forget_barriers(self)
     set_state(self, CANCELLED)
     remove(&outbox.subscriptions, &self.of_outbox)

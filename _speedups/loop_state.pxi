@@ -37,6 +37,7 @@ cdef struct Limits:
     size_t max_outbox
     size_t max_answers
     int max_depth
+    uint32_t max_inflight
     double ping_interval
     double ping_timeout
     double close_timeout
@@ -50,6 +51,7 @@ cdef int read_limits(Limits* limits, source) except -1:
     limits.max_outbox = source.max_outbox
     limits.max_answers = source.max_answers
     limits.max_depth = source.max_depth
+    limits.max_inflight = source.max_inflight
     return 0
 
 
@@ -85,6 +87,7 @@ cdef class LoopState:
         # and those whose commands have used up their time and that have more of them.
         List lines[LINES]
         size_t batched  # see BATCHED_COST
+        uint64_t offset  # of the event that is being published, in the history of its topic; 0 where that keeps none
         bint scheduled
         object flush_method
         double began  # when the turn first had something to send

@@ -21,7 +21,7 @@ cdef class Subscription(SubscriptionBase):
         if not is_open(&connection.outbox) and connection.outbox.state != DISCONNECTED:
             raise ValueError("the connection is not open")
         self.max_queue = max_queue
-        self.policy = policy
+        self.policy = self.agreed = policy
         self.echo = echo
         self.credit = credit
         if connection.outbox.bytes and not connection.outbox.socket_full and not connection.outbox.writing:
@@ -41,7 +41,7 @@ cdef class Subscription(SubscriptionBase):
         nothing goes. `credit` sets what remains; None leaves it as it is.
         """
         cdef uint8_t policy = OVERFLOW[overflow]
-        cdef uint8_t before = self.policy
+        cdef uint8_t before = self.agreed
         cdef int64_t credits
         check_active(self)
         write_queue_now(self)
@@ -51,9 +51,12 @@ cdef class Subscription(SubscriptionBase):
             flush_audiences_of(self)
         if echo != self.echo:
             change_echo(self, echo)
-        if before == REPLAY and policy != REPLAY:
+        if before == REPLAY and policy != REPLAY and not self.recovering:
             drop_lag(self)
         self.max_queue = max_queue
+        self.agreed = policy
+        if self.replaying:
+            policy = before = REPLAY
         self.policy = policy
         self.credit = credits
         if self.state_number == LIVE and never_live(self):
@@ -75,31 +78,74 @@ cdef class Subscription(SubscriptionBase):
             raise ValueError("the subscription was made without credit")
         set_credit(self, min(self.credit + add, MAX_CREDIT))
 
-    def feed(self, str topic not None, bytes payload not None):
-        """Under `replay`: send an event of the topic's history, the oldest one that this client lags behind.
+    def hold(self):
+        """Begin a recovery: leave all events to history, until `replay` says where that begins. What is queued is
+        forgotten: it comes again from there."""
+        check_active(self)
+        if self.state_number == LIVE:
+            flush_audiences_of(self)
+        forget_queue(self)
+        self.replaying = self.recovering = self.asked = True
+        self.policy = REPLAY
+        self.cursor = self.newest = 0
+        if self.parks is not None:
+            release_parked(self)
+        if self.state_number == LIVE:
+            leave_live(self)
+        else:
+            refresh_state(self)
+            update_sendable(self)
 
-        `payload` is encoded as the protocol's `event` message. Returns whether there is room for more of them now; if
-        there is not, `LoopContext.catch_up` is called again once there is.
+    def replay(self, uint64_t cursor, uint64_t newest=0):
+        """Have it fed from behind the offset `cursor`; after `hold`, or because the numbering is another one.
+
+        `newest` is the offset of the newest event, if no event up to it can be offered any more.
         """
-        cdef Event event = Event.__new__(Event)
-        if self.lag == 0 or self.outbox == NULL:
-            raise ValueError("the subscription does not lag behind")
-        event.frame = frame(OP_TEXT, payload)
-        event.topic = topic
-        event.waiting_since = now_ms()
-        queue_event(self, event)
-        take_lag(self, 1)
-        return (self.lag != 0 and is_free(self) and not is_full(self, PyBytes_GET_SIZE(event.frame))
-                and (self.credit == UNLIMITED or self.queue.count < self.credit))
+        check_active(self)
+        if not self.replaying:
+            raise ValueError("the subscription is not replaying")
+        self.cursor = cursor
+        self.newest = max(self.newest, newest)
+        go_on_replaying(self)
 
-    def skip(self, uint64_t count):
-        """Under `replay`: so many of the oldest events that this client lags behind are not to be had any more.
+    def feed(self, list events not None):
+        """Send events of the history: the next ones behind `cursor`. Returns how many of them have found room.
 
-        The caller announces it, in a gap ahead of what it feeds next.
+        If that is not all, `LoopContext.catch_up` is called again once there is room.
         """
-        if count > self.lag or self.outbox == NULL:
-            raise ValueError("the subscription does not lag behind by so many")
-        take_lag(self, count)
+        cdef Event event
+        cdef uint32_t taken = 0
+        check_active(self)
+        if not self.replaying:
+            raise ValueError("the subscription is not replaying")
+        for event in events:
+            if event.offset <= self.cursor:
+                raise ValueError("the event was sent before")
+            if taken and is_full(self, PyBytes_GET_SIZE(event.frame)) or self.queue.count >= self.room:
+                break
+            queue_event(self, event)
+            self.cursor = event.offset
+            taken += 1
+        go_on_replaying(self)
+        return taken
+
+    def advance(self, uint64_t offset):
+        """There is nothing to be fed up to this offset: what was there was superseded, or is counted in a gap."""
+        check_active(self)
+        self.cursor = max(self.cursor, offset)
+        go_on_replaying(self)
+
+    def end_recovery(self):
+        """All was fed, and the client knows it. It stays replaying: what is offered next is fed from history."""
+        check_active(self)
+        self.recovering = self.asked = False
+        refresh_state(self)
+        update_sendable(self)
+
+    def end_replay(self):
+        """All was fed: let events be offered to its queue, and let it become live."""
+        check_active(self)
+        stop_replaying(self)
 
     def announce_loss(self):
         """Announce, behind all that was published until now, that events may be lost: a gap, with no count."""
@@ -128,8 +174,20 @@ cdef class Subscription(SubscriptionBase):
 
     @property
     def overflow(self):
-        """The policy's name in the protocol."""
-        return OVERFLOW_NAMES[self.policy]
+        """The name of the policy that was agreed."""
+        return OVERFLOW_NAMES[self.agreed]
+
+    @property
+    def lag(self):
+        """While replaying: how many offsets the client is behind."""
+        return count_lacking(self)
+
+    @property
+    def room(self):
+        """How many events the queue takes at the most, or the credit allows."""
+        if self.credit != UNLIMITED and self.credit < self.max_queue:
+            return <uint32_t> self.credit
+        return self.max_queue
 
     @property
     def queued(self):
@@ -174,7 +232,7 @@ cdef int keep_bound(SubscriptionBase self) except -1:
     if self.queue.count > self.max_queue and self.policy == CLOSE_AT_BOUND:
         ask_close(self.outbox, CLOSE_SLOW_CONSUMER)
     while self.queue.count > self.max_queue and self.policy != BLOCK:
-        if self.policy == REPLAY:
+        if self.policy == REPLAY and (<Event> at(&self.queue, self.queue.span - 1).event).offset:
             unqueue_newest(self)
         else:
             drop_queued(self, self.queue.span - 1 if self.policy == DROP_NEWEST else 0, REASON_OVERFLOW)

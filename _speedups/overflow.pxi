@@ -31,18 +31,17 @@ cdef inline int offer(SubscriptionBase self, Event event, bint can_write) except
             if can_write and is_free(self):
                 return VERDICT_WRITE  # a client that keeps up is to see every event
             if never_fits(self, size):
-                drop_offered(self)
+                drop_offered(self, event)
                 return VERDICT_DROPPED
             drop_queued(self, <uint32_t> place, REASON_CONFLATED)
             verdict = VERDICT_DROPPED
-    elif self.policy == REPLAY and (self.lag or not is_free(self)):
-        count_lag(self)
-        return VERDICT_WAITS
+    elif self.policy == REPLAY and (self.replaying or event.offset and not is_free(self)):
+        return VERDICT_WAITS if count_lag(self, event) else 0
     if is_full(self, size):
         # A write may also lift the barrier.
         if can_write and not outbox.socket_full and not outbox.writing and self.state_number != NO_CREDIT:
             return VERDICT_WRITE
-        verdict |= decide_at_bound(self, size)
+        verdict |= decide_at_bound(self, event, size)
         if verdict & VERDICT_NOT_QUEUED:
             return verdict & ~VERDICT_NOT_QUEUED
     queue_event(self, event)
@@ -54,7 +53,7 @@ cdef inline int offer(SubscriptionBase self, Event event, bint can_write) except
     return verdict
 
 
-cdef inline int decide_at_bound(SubscriptionBase self, size_t size) except -1:
+cdef inline int decide_at_bound(SubscriptionBase self, Event event, size_t size) except -1:
     """Make room for an event of `size` bytes as the policy says. Returns flags of the verdict."""
     if self.queue.count and (<LoopState> self.outbox.context).max_age is not None:
         drop_aged(self)
@@ -63,14 +62,14 @@ cdef inline int decide_at_bound(SubscriptionBase self, size_t size) except -1:
     while True:
         if self.policy == BLOCK:
             return VERDICT_PARK
-        if self.policy == REPLAY:
-            count_lag(self)
+        if self.policy == REPLAY and event.offset:
+            count_lag(self, event)
             return VERDICT_NOT_QUEUED | VERDICT_WAITS
         if self.policy == CLOSE_AT_BOUND:
             count_dropped(self, REASON_OVERFLOW, 1)
             return VERDICT_NOT_QUEUED | VERDICT_DROPPED | VERDICT_CLOSE
         if self.policy == DROP_NEWEST or self.queue.count == 0 or (self.policy == LATEST and never_fits(self, size)):
-            drop_offered(self)
+            drop_offered(self, event)
             return VERDICT_NOT_QUEUED | VERDICT_DROPPED
         drop_queued(self, 0, REASON_OVERFLOW)
         if not is_full(self, size):

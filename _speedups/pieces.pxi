@@ -202,10 +202,13 @@ cdef bytes encode_gaps(Writer self, SubscriptionBase subscription, const Missed*
     """The gaps at one place, one for each reason."""
     cdef int reason
     cdef bytes gaps = b""
+    cdef tuple offsets = ()
+    if missed.first and not has_wildcard(subscription.filter.topic.encode()):
+        offsets = (missed.first, missed.last)
     for reason in range(REASONS):
         if missed.by[reason]:
             gaps += frame(OP_TEXT, self.context.encode_gap(subscription.filter.topic, missed.by[reason],
-                                                           GAP_REASONS[reason]))
+                                                           GAP_REASONS[reason], *offsets))
     if missed.unknown:
         gaps += frame(OP_TEXT, self.context.encode_gap(subscription.filter.topic, None, GAP_REASONS[REASON_LOST]))
     return gaps

@@ -12,23 +12,47 @@ cdef enum:
 @cython.no_gc
 @cython.final
 cdef class Event:
-    """One event that has to wait, shared by all who wait for it: its finished frame, its topic, its key."""
+    """One event that has to wait, or is kept, shared by all who wait for it: its finished frame, its topic, its key."""
 
     cdef:
         bytes frame
         bytes deflated  # the same for those who agreed to compression, made when one of them is sent it
-        str topic
-        bytes key  # without quotes, as it was sent; None where the publisher gave none
-        uint64_t number  # events are numbered as they are published
-        uint64_t waiting_since  # when it first had to wait, in milliseconds of `now_ms`
+        readonly str topic
+        bytes key_bytes  # without quotes, as it was sent; None where the publisher gave none
+        uint64_t number  # events are numbered as they are published; 0 of those that come from history
+        readonly uint64_t offset  # in the history of its topic; 0 where that keeps none
+        uint64_t waiting_since  # when it first had to wait, or was kept, in milliseconds of `now_ms`
         uint64_t expires  # when it is too old to be sent; 0: never
+        uint32_t data_size  # of an event of a history
         str conflation_key  # `conflation_key`, once somebody has asked
+
+    def __init__(self, str topic not None, bytes payload not None, uint64_t offset, uint32_t data_size, bytes key=None):
+        """An event of a history, encoded as the protocol's `event` message, in which `offset` is the last field."""
+        self.frame = frame(OP_TEXT, payload)
+        self.topic = topic
+        self.offset = offset
+        self.data_size = data_size
+        self.key_bytes = key
+        self.waiting_since = now_ms()
+
+    @property
+    def data(self):
+        """Of an event of a history: its data, as it was sent."""
+        cdef Py_ssize_t end = find_data_end(self)
+        return self.frame[end - self.data_size : end]
+
+    @property
+    def key(self):
+        """Its key; None if it has none."""
+        return None if self.key_bytes is None else self.key_bytes.decode()
 
 
 cdef struct Missed:
     # How many events are missing at one place, by reason.
     uint64_t by[REASONS]
     uint64_t unknown  # how often it was announced that some may be missing, nobody knows how many
+    uint64_t first  # the offsets between which those counted are, where they have any; else 0
+    uint64_t last
 
 
 cdef struct Queued:
@@ -48,6 +72,21 @@ cdef struct Queue:
     PyObject* newest  # owned; under `latest` a dict: `conflation_key` an event → its place
 
 
+cdef Py_ssize_t find_data_end(Event self) noexcept:
+    """Where the data of an event of a history ends in its frame: before `,"offset":`, the number and `}`."""
+    cdef Py_ssize_t end = PyBytes_GET_SIZE(self.frame) - len(b',"offset":}')
+    cdef uint64_t rest = self.offset
+    while rest:
+        end -= 1
+        rest //= 10
+    return end
+
+
+cdef bint is_null(Event self) noexcept:
+    """Whether the data of an event of a history is null."""
+    return self.data_size == 4 and memcmp(PyBytes_AS_STRING(self.frame) + find_data_end(self) - 4, b"null", 4) == 0
+
+
 cdef inline bint is_any(const Missed* missed) noexcept:
     return (missed.by[REASON_OVERFLOW] | missed.by[REASON_CONFLATED] | missed.by[REASON_AGE] | missed.unknown) != 0
 
@@ -57,6 +96,21 @@ cdef inline void add_missed(Missed* missed, const Missed* more) noexcept:
     for reason in range(REASONS):
         missed.by[reason] += more.by[reason]
     missed.unknown += more.unknown
+    if more.first:
+        widen(missed, more.first, more.last)
+
+
+cdef inline void widen(Missed* missed, uint64_t first, uint64_t last) noexcept:
+    """Events with offsets from `first` to `last` are missing too."""
+    missed.first = min(missed.first, first) if missed.first else first
+    missed.last = max(missed.last, last)
+
+
+cdef inline void count_missed(Missed* missed, Event event, int reason) noexcept:
+    """An event is missing."""
+    missed.by[reason] += 1
+    if event.offset:
+        widen(missed, event.offset, event.offset)
 
 
 cdef inline void clear_missed(Missed* missed) noexcept:
@@ -84,7 +138,10 @@ cdef inline str conflation_key(Event event):
     One string, whose hash is computed once; no topic has a control character.
     """
     if event.conflation_key is None:
-        event.conflation_key = event.topic if event.key is None else f"{event.topic}\0{event.key.decode()}"
+        if event.key_bytes is None:
+            event.conflation_key = event.topic
+        else:
+            event.conflation_key = f"{event.topic}\0{event.key_bytes.decode()}"
     return event.conflation_key
 
 
@@ -193,7 +250,7 @@ cdef inline int drop_at(Queue* queue, uint32_t index, int reason) except -1:
     """Turn an event into a part of the gap that stands at its place."""
     cdef Queued* entry = at(queue, index)
     cdef PyObject* event = entry.event
-    entry.missed.by[reason] += 1
+    count_missed(&entry.missed, <Event> event, reason)
     take_out(queue, entry)
     Py_DECREF(<Event> event)
     return 0

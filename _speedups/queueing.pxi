@@ -46,6 +46,15 @@ cdef int requeue(SubscriptionBase self, PyObject* event, const Missed* missed) e
     return update_sendable(self)
 
 
+cdef int forget_queue(SubscriptionBase self) except -1:
+    """Forget what is queued, gaps too: it comes again, from history."""
+    cdef Queued entry
+    while not is_empty(&self.queue):
+        dequeue_event(self, &entry)
+        Py_XDECREF(entry.event)
+    return update_sendable(self)
+
+
 cdef inline int count_dequeued(SubscriptionBase self, size_t size) except -1:
     """Take an event of this size out of the sums; subscriptions behind a barrier may have waited for it."""
     cdef Outbox* outbox = self.outbox
@@ -72,11 +81,11 @@ cdef inline int drop_queued(SubscriptionBase self, uint32_t index, int reason) e
     return count_dequeued(self, before - self.queue.bytes)
 
 
-cdef int drop_offered(SubscriptionBase self) except -1:
+cdef int drop_offered(SubscriptionBase self, Event event) except -1:
     """Turn the event that is being offered into a gap behind the last one."""
-    self.queue.missed.by[REASON_OVERFLOW] += 1
+    count_missed(&self.queue.missed, event, REASON_OVERFLOW)
     count_dropped(self, REASON_OVERFLOW, 1)
-    return 0 if self.waits and not self.lag else update_sendable(self)
+    return 0 if self.waits and not self.replaying else update_sendable(self)
 
 
 cdef inline void count_dropped(SubscriptionBase self, int reason, uint64_t count) noexcept:

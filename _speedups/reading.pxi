@@ -19,6 +19,7 @@ cdef class Reader(Writer):
         bint heard
         uint8_t stops
         uint8_t line  # the line that `turn` is in, if it is in one
+        readonly uint32_t unanswered  # publishes that wait for a store, see keeper.pxi
         Link turn
         # What came while reading was stopped, and how much of it has been read since.
         bytearray rest

@@ -9,25 +9,6 @@ cdef enum:
     RECENT = 4096
 
 
-@cython.no_gc
-@cython.final
-cdef class Route:
-    """What is known of a topic: its audience, and how its `event` messages begin."""
-
-    cdef:
-        AudienceBase audience
-        str topic
-        bytes name  # the topic as UTF-8
-        bytes prefix
-        Link of_audience  # in `AudienceBase.routes`
-        PyObject* cache  # borrowed
-        uint64_t serial  # no other route of the cache ever had it
-
-    def __dealloc__(self):
-        if self.audience is not None:
-            remove(&self.audience.routes, &self.of_audience)
-
-
 cdef uint32_t recent_place(const unsigned char* name, size_t size) noexcept nogil:
     """Where in the table a topic belongs. A mix of its bytes, eight at a time; the last eight may overlap others."""
     cdef uint64_t word = 0, mixed = size
@@ -69,13 +50,19 @@ cdef class RouteCache(FastPath):
         self.young = {}
         self.old = {}
 
-    def install(self, str topic not None, Audience audience not None, bytes prefix not None):
-        """Let publishes to `topic` go to `audience`. `prefix` is the `event` message up to where `key` would stand."""
+    def install(self, str topic not None, Audience audience not None, bytes prefix not None, TopicLog log=None,
+                Keeper keeper=None, retention=None):
+        """Let publishes to `topic` go to `audience`, and be kept in `log`; or wait in `keeper` for a store, which goes
+        by `retention`. `prefix` is the `event` message up to where `key` would stand."""
         cdef Route route = Route.__new__(Route)
         route.audience = audience
         route.topic = topic
         route.name = topic.encode()
         route.prefix = prefix
+        route.log = log
+        route.keeper = keeper
+        route.is_kept = log is not None or keeper is not None
+        route.retention = retention
         route.cache = <PyObject*> self
         self.installed += 1
         route.serial = self.installed
@@ -203,87 +190,41 @@ cdef class RouteCache(FastPath):
         route = self.look_up(command.topic, command.topic_size)
         if route is None or (permits != NULL and permits.serials[route.serial & permits.mask] != route.serial):
             return False
+        if route.is_kept:
+            return publish_to_kept(self, route, &command, <Connection> connection)
         audience = route.audience
         prepare_members(audience)
         publish_command(route, &command, connection, &receipt)
         connection.context.fast_publishes += 1
         (<Connection> connection).mistakes = 0
         if command.id != NULL and is_open(&connection.outbox):
-            answer_receipt(<Connection> connection, command.id, command.id_size, &receipt)
+            answer_receipt(<Connection> connection, command.id, command.id_size, &receipt, None, 0)
         return True
 
 
-cdef int publish_command(Route route, const Publish* command, Writer origin, Receipt* receipt) except -1:
-    """Write the event of a publish command into the batch of its audience, and commit it."""
-    cdef:
-        unsigned char head[MAX_SERVER_HEAD]
-        unsigned char* frame
-        unsigned char* out
-        size_t prefix_size = PyBytes_GET_SIZE(route.prefix)
-        size_t payload_size = prefix_size + len(b',"data":}') + command.data_size
-        size_t head_size
-        uint32_t key_start = 0
-    if command.key != NULL:
-        payload_size += len(b',"key":""') + command.key_size
-    head_size = write_head(head, OP_TEXT, payload_size)
-    if route.audience.size:
-        frame = reserve_frame(route.audience, head_size + payload_size)
-        out = frame
-        memcpy(out, head, head_size)
-        out += head_size
-        memcpy(out, PyBytes_AS_STRING(route.prefix), prefix_size)
-        out += prefix_size
-        if command.key != NULL:
-            memcpy(out, b',"key":"', 8)
-            out += 8
-            key_start = out - frame
-            memcpy(out, command.key, command.key_size)
-            out += command.key_size
-            out[0] = 0x22
-            out += 1
-        memcpy(out, b',"data":', 8)
-        out += 8
-        memcpy(out, command.data, command.data_size)
-        out[command.data_size] = 0x7D
-    return commit(route.audience, head_size + payload_size, route.topic, key_start, command.key_size, None, origin,
-                  receipt)
+ctypedef bint (*PublishToKept)(RouteCache, Route, const Publish*, Connection) except -1
 
 
-cdef int answer_receipt(Connection connection, const unsigned char* id, size_t id_size, Receipt* receipt) except -1:
-    """Put the `ok` of a publish into the control buffer."""
-    cdef:
-        char text[192]  # the id has at most 66 bytes, the numbers at most 10 each
-        char* end
-    memcpy(text, b'{"op":"ok","id":', 16)
-    memcpy(text + 16, id, id_size)
-    end = text + 16 + id_size
-    # snprintf would take 1,400 instructions of the 2,000 that an answer costs.
-    memcpy(end, b',"receivers":', 13)
-    end = put_number(end + 13, receipt.receivers)
-    memcpy(end, b',"queued":', 10)
-    end = put_number(end + 10, receipt.queued)
-    memcpy(end, b',"dropped":', 11)
-    end = put_number(end + 11, receipt.dropped)
-    end[0] = 0x7D
-    end += 1
-    if connection.parking is not None:
-        connection.parking.answers.append(PyBytes_FromStringAndSize(text, end - text))
-        return 0
-    return connection.append_frame(OP_TEXT, <const unsigned char*> text, end - text)
+cdef bint take_kept(RouteCache self, Route route, const Publish* command, Connection connection) except -1:
+    """Carry out a publish to a topic that keeps its events, here or elsewhere; False leaves it to the session."""
+    cdef Receipt receipt
+    if route.keeper is not None:
+        if command.id_size > MAX_ID or not keep_later(<Keeper> route.keeper, route, command, connection):
+            return False
+        connection.context.work += PUBLISH_WORK
+    elif route.log.dropped:
+        self.withdraw(route.topic)
+        return False
+    else:
+        prepare_members(route.audience)
+        publish_kept(route, command, connection, &receipt)
+        if command.id != NULL and is_open(&connection.outbox):
+            answer_receipt(connection, command.id, command.id_size, &receipt, route.log.epoch_text, route.log.top)
+    connection.context.fast_publishes += 1
+    connection.mistakes = 0
+    return True
 
 
-cdef char* put_number(char* out, uint32_t number) noexcept nogil:
-    """Write a number in decimal, and return where it ends."""
-    cdef char digits[10]
-    cdef int count = 0
-    while True:
-        digits[count] = 0x30 + number % 10
-        number //= 10
-        count += 1
-        if number == 0:
-            break
-    while count:
-        count -= 1
-        out[0] = digits[count]
-        out += 1
-    return out
+# By a pointer, so that the compiler leaves it out of the way of a plain publish: inlined, it would cost that 50
+# instructions.
+cdef PublishToKept publish_to_kept = take_kept

@@ -30,7 +30,7 @@ cdef enum:
     QUEUED = 1  # events are offered to its queue, and go out as the socket takes them
     BARRIER = 2  # queued behind events that wait under overlapping patterns of the same client
     NO_CREDIT = 3  # queued until the client gives credit
-    REPLAYING = 4  # events are counted, to be fed from history
+    REPLAYING = 4  # events are left to history, and fed from it
     CANCELLED = 5
 
 CONNECTION_STATES = ("new", "open", "finishing", "close_pending", "closing", "failing", "hanging_up", "half_closed",
@@ -50,7 +50,7 @@ CONNECTION_TRANSITIONS = {
     "closed": (),
 }
 SUBSCRIPTION_TRANSITIONS = {
-    "live": ("queued", "no_credit", "cancelled"),
+    "live": ("queued", "no_credit", "replaying", "cancelled"),
     "queued": ("live", "no_credit", "replaying", "cancelled"),
     "barrier": ("queued", "no_credit", "replaying", "cancelled"),
     "no_credit": ("queued", "replaying", "cancelled"),

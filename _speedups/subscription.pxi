@@ -69,15 +69,19 @@ cdef class SubscriptionBase:
         Queue queue
         readonly bint echo
         bint asked  # `LoopState.catch_up` was called, and nothing was fed since
+        readonly bint replaying  # events are left to history, see replay.pxi
+        readonly bint recovering  # what the client was away for is fed, and it is to be told of the end
         bint candidate  # `promote_candidates` has to look at it
         bint waits  # it is counted in `Outbox.waiting`
         uint8_t state_number
-        uint8_t policy
+        uint8_t policy  # REPLAY while it is replaying, else `agreed`
+        uint8_t agreed
         uint32_t strays  # parked events for which no publisher can be made to wait
         readonly uint32_t max_queue
         readonly uint64_t dropped
         readonly int64_t credit
-        readonly uint64_t lag  # under `replay`: the newest events, which are neither sent nor queued
+        readonly uint64_t cursor  # while replaying: the offset of the newest event that was sent or queued
+        readonly uint64_t newest  # and of the newest one that was offered
         uint64_t dropped_by[REASONS]
         List members  # its places in audiences, see audience.pxi
         Barriers* barriers  # NULL where there are none
@@ -156,13 +160,18 @@ cdef inline bint has_barrier(SubscriptionBase self) noexcept:
     return self.barriers != NULL and self.barriers.waits_for.first != NULL
 
 
+cdef inline uint64_t count_lacking(SubscriptionBase self) noexcept:
+    """While replaying: how far its cursor is behind. Of a topic without compaction: how many events it lacks."""
+    return self.newest - self.cursor if self.replaying and self.newest > self.cursor else 0
+
+
 cdef uint8_t waiting_state(SubscriptionBase self) noexcept:
     """The state of a subscription that is not live."""
     if has_barrier(self):
         return BARRIER
-    if self.credit == 0:
+    if self.credit == 0 and not (self.recovering and count_lacking(self) == 0):  # the end of a recovery costs none
         return NO_CREDIT
-    return REPLAYING if self.lag else QUEUED
+    return REPLAYING if self.recovering or count_lacking(self) else QUEUED
 
 
 cdef int set_state(SubscriptionBase self, uint8_t state) except -1:
@@ -193,7 +202,7 @@ cdef int update_sendable(SubscriptionBase self) except -1:
     """Let the lists of the outbox follow what has changed: the state, or whether there is anything to send."""
     cdef Outbox* outbox = self.outbox
     cdef bint something = not is_empty(&self.queue)
-    cdef bint waits = something or self.lag != 0
+    cdef bint waits = something or self.recovering or count_lacking(self) != 0
     if waits != self.waits:
         self.waits = waits
         outbox.waiting += 1 if waits else -1

@@ -1,7 +1,7 @@
 """The command line: `python -m bench` measures everything, `python -m bench SCENARIO…` a part of it.
 
 `python -m bench report` makes the figures of docs/benchmarks.md from the saved runs, `python -m bench check` compares a
-short part with what is recorded.
+short part with what is recorded, `python -m bench durable` measures acknowledged publishes.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import check, goals, record, report, tables
+from bench import check, durable, goals, record, report, tables
 from bench.figures import remarks
 from bench.measure import raise_open_files
 from bench.native import BuildError
@@ -37,6 +37,8 @@ def main() -> int:
             return report.main(arguments[1:])
         if arguments[:1] == ["check"]:
             return check.main(arguments[1:])
+        if arguments[:1] == ["durable"]:
+            return durable.main(arguments[1:])
         return _measure(arguments)
     except BuildError as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from bench.measure import Flushed, Flushing, Load, Opened, Published, Publishing, Result
-from broker.client.bench_view import BUSY, duration, rate
+from broker.cli.measure_view import BUSY, duration, rate
 
 __all__ = ["BUSY", "Figure", "Run", "Value", "duration", "figure", "micros", "pairs", "rate", "ratio", "remarks"]
 __all__ += ["run_of", "share", "size", "times"]

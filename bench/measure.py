@@ -19,8 +19,8 @@ from typing import TypeVar
 import msgspec
 
 from bench.peers import LACKS, Dialogue, Peer, Setting, Talk
-from broker.client import load as load_program
-from broker.client.bench import Latency
+from broker.cli import load as load_program
+from broker.cli.measure import Latency
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 15.0

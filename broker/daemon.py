@@ -14,6 +14,7 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 
 import msgspec
@@ -23,9 +24,11 @@ import uvloop
 from broker import __version__
 from broker.auth.authenticator import Authenticator
 from broker.auth.configured import check_access, identifies, load_authenticator, requires_identity
-from broker.config import RESTART_KEYS, Config, Reading, Server, find_group, parse_address, too_open
+from broker.config import RESTART_KEYS, SQLITE, Config, Reading, Server, find_group, parse_address, too_open
 from broker.engines.base import Engine
 from broker.engines.memory import MemoryEngine
+from broker.engines.sqlite import SqliteEngine
+from broker.engines.store import StoreError
 from broker.errors import ConfigError
 from broker.health import HealthMonitor
 from broker.log import log_unhandled, report_start_failure, set_level, set_up_log
@@ -42,7 +45,14 @@ from broker.systemd import Systemd, extend_timeout, reloading, status
 if TYPE_CHECKING:
     from broker.admin.server import Admin, AdminListener
 
-ENGINES: dict[str, Callable[[], Engine]] = {"memory": MemoryEngine}
+
+def make_engine(config: Config) -> Engine:
+    """Make the engine of the configuration. Raises StoreError where its file cannot be used."""
+    name, limits = config.server.engine, config.limits
+    if name.startswith(SQLITE):
+        return SqliteEngine(Path(name.removeprefix(SQLITE)), limits, config.server.durability)
+    return MemoryEngine(limits)
+
 
 ADMIN = "admin"
 """The name of the socket that systemd passes for the admin listener."""
@@ -205,7 +215,13 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR2, self.retire)
         # Other services reopen their logs on SIGUSR1. The default action would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        self.node = Node(self.config, ENGINES[self.config.server.engine](), loop, self.authenticator)
+        try:
+            engine = make_engine(self.config)
+        except StoreError as exc:
+            self._systemd.close()
+            report_start_failure(self.config.log, str(exc))
+            return CANNOT_START
+        self.node = Node(self.config, engine, loop, self.authenticator)
         self.limiter = ConnectionLimiter(self.config.limits, self.node, self.capacity)
         self.handshakes = Handshakes(self.config, self.node, self.limiter, loop)
         self.health = HealthMonitor(loop, self.node.context, self._set_memory_pressure)
@@ -445,9 +461,7 @@ class Daemon:
             log.warning("sockets passed by systemd are not used: server.listen does not name systemd")
         if any(name == ADMIN for name, _ in self._systemd.sockets) and self.config.server.admin != "systemd":
             log.warning("admin socket passed by systemd is not used: server.admin is not systemd")
-        log.info(
-            "ready", version=__version__, engine=self.config.server.engine, max_connections=self.capacity.connections
-        )
+        log.info("ready", version=__version__, engine=self.engine, max_connections=self.capacity.connections)
 
     # Notifications of systemd
 
@@ -473,7 +487,7 @@ class Daemon:
     @property
     def engine(self) -> str:
         """The engine's name."""
-        return self.config.server.engine
+        return self.config.server.engine.partition(":")[0]
 
     def _set_memory_pressure(self, level: int) -> None:
         self.limiter.memory_pressure = level > 0

@@ -158,6 +158,7 @@ ERRORS: dict[str, Error] = {
         Error("forbidden", False, "the identity may not do this on this topic"),
         Error("not_subscribed", False, "`unsubscribe` or `credit` without a subscription"),
         Error("no_history", False, "the topic keeps no history"),
+        Error("no_presence", False, "the topic has no presence"),
         Error("limit", False, "too many subscriptions, or a value over the broker's limit"),
         Error("rate_limited", True, "too much in too short a time; `retry_after_ms` says how long to wait"),
         Error("unavailable", True, "the engine, or the service that knows who clients are, does not answer"),

@@ -43,8 +43,9 @@ WALK_SLICE: Final = 0.002
 class Identities:
     """The identities of one node's sessions.
 
-    `end_subscription(session, topic)` is called for each subscription that is no longer allowed. `check_block` raises
-    CommandError if a subscription to this topic may not have the policy `block`.
+    `check(session, topic)` raises CommandError for a subscription that is no longer allowed; `end_subscription` is then
+    called with the same. `check_block` raises CommandError if a subscription to this topic may not have the policy
+    `block`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Identities:
         sessions: Mapping[str, Session],
         routes: RouteCache,
         loop: asyncio.AbstractEventLoop,
+        check: Callable[[Session, str], None],
         end_subscription: Callable[[Session, str], None],
         check_block: Callable[[Session, str], None],
     ) -> None:
@@ -60,6 +62,7 @@ class Identities:
         self._sessions = sessions
         self._routes = routes
         self._loop = loop
+        self._check = check
         self._end_subscription = end_subscription
         self._check_block = check_block
         self._deadlines = Deadlines(loop, self._on_deadline)
@@ -400,7 +403,7 @@ class Identities:
     def _end_what_is_not_allowed(self, session: Session) -> None:
         for topic, subscription in list((session.subscriptions or {}).items()):
             try:
-                check_right(session.rights, "subscribe", topic)
+                self._check(session, topic)
                 if subscription.overflow == "block":
                     self._check_block(session, topic)
             except CommandError as error:

@@ -2,14 +2,15 @@
 
 Messages are compact JSON. A Struct's fields are in the order of the wire. A field that may be absent reads as None;
 null on the wire is not absence but a value of the wrong type. The session decodes commands and encodes answers, the
-client (`broker.client`) the other way round. Nothing here knows about limits that are configured: what is too much for
+command line the other way round. Nothing here knows about limits that are configured: what is too much for
 this broker, and not for the protocol, the session says.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -36,6 +37,7 @@ else:
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_INTEGER)]
+Last = Positive | Literal["all"]
 Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)] | Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -52,8 +54,10 @@ class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", frozen=True, gc
     echo: Given[bool] = None
     credit: Given[Count] = None
     since: Given[Since] = None
-    last: Given[Positive] = None
+    last: Given[Last] = None
     presence: Given[bool] = None
+    info: Given[msgspec.Raw] = None
+    """JSON that others see of this member. Null is a value."""
 
 
 class Since(msgspec.Struct, frozen=True, gc=False):
@@ -77,6 +81,7 @@ class Publish(msgspec.Struct, tag_field="op", tag="publish", frozen=True, kw_onl
     topic: str
     key: Given[str] = None
     data: msgspec.Raw
+    dedup: Given[Annotated[str, msgspec.Meta(max_length=64)]] = None
 
 
 class Ping(msgspec.Struct, tag_field="op", tag="ping", frozen=True, gc=False, omit_defaults=True):
@@ -106,15 +111,17 @@ class History(msgspec.Struct, tag_field="op", tag="history", frozen=True, gc=Fal
     topic: str
     id: Given[Id] = None
     since: Given[Since] = None
-    last: Given[Positive] = None
+    last: Given[Last] = None
     limit: Given[Positive] = None
 
 
 class Presence(msgspec.Struct, tag_field="op", tag="presence", frozen=True, gc=False, omit_defaults=True):
-    """Asks for the subscribers of a topic."""
+    """Asks for the members of a topic: those behind the cursor `after`."""
 
     topic: str
     id: Given[Id] = None
+    after: Given[str] = None
+    limit: Given[Positive] = None
 
 
 Command = Auth | Subscribe | Unsubscribe | Publish | Credit | History | Presence | Ping
@@ -216,9 +223,13 @@ class Ok(msgspec.Struct, tag_field="op", tag="ok", frozen=True, kw_only=True, om
     dropped: Given[Count] = None
     epoch: Given[str] = None
     offset: Given[Count] = None
+    duplicate: Given[bool] = None
     recovered: Given[bool] = None
     events: Given[msgspec.Raw] = None
-    more: Given[bool] = None
+    members: Given[msgspec.Raw] = None
+    count: Given[Count] = None
+    more: Given[bool | str] = None
+    """Whether kept events follow; of members the cursor of the next page, if there is one."""
     identity: Given[str] = None
     expires_in: Given[Count] = None
     """Seconds until the identity expires."""
@@ -255,6 +266,13 @@ class Gap(msgspec.Struct, tag_field="op", tag="gap", frozen=True, kw_only=True, 
     to: Given[Count] = None
 
 
+class Live(msgspec.Struct, tag_field="op", tag="live", frozen=True):
+    """All that a subscription to `topic` had to catch up with has come; what comes now is live."""
+
+    topic: str
+    offset: Count
+
+
 class Pong(msgspec.Struct, tag_field="op", tag="pong", frozen=True, omit_defaults=True):
     """The answer to `ping`."""
 
@@ -269,11 +287,12 @@ class Bye(msgspec.Struct, tag_field="op", tag="bye", frozen=True):
 
 
 class Join(msgspec.Struct, tag_field="op", tag="join", frozen=True, omit_defaults=True):
-    """A client has subscribed to `topic`."""
+    """A client has subscribed to `topic`, or has another `identity` or `info` there."""
 
     topic: str
     session: str
     identity: Given[str] = None
+    info: Given[msgspec.Raw] = None
 
 
 class Leave(msgspec.Struct, tag_field="op", tag="leave", frozen=True, omit_defaults=True):
@@ -282,9 +301,10 @@ class Leave(msgspec.Struct, tag_field="op", tag="leave", frozen=True, omit_defau
     topic: str
     session: str
     identity: Given[str] = None
+    info: Given[msgspec.Raw] = None
 
 
-ServerMessage = Welcome | Ok | ErrorAnswer | EventMessage | Gap | Join | Leave | Pong | Bye
+ServerMessage = Welcome | Ok | ErrorAnswer | EventMessage | Gap | Live | Join | Leave | Pong | Bye
 
 
 def encode_welcome(
@@ -317,12 +337,64 @@ def encode_ok(id: int | str, **fields: object) -> bytes:
     return _encode({"op": "ok", "id": id, **fields})
 
 
-def encode_receipt(id: int | str, receivers: int, queued: int, dropped: int, offset: int | None) -> bytes:
-    """Encode the answer to a publish. `offset` only where the topic keeps history."""
+def encode_receipt(
+    id: int | str,
+    receivers: int,
+    queued: int,
+    dropped: int,
+    epoch: str | None = None,
+    offset: int | None = None,
+    duplicate: bool = False,
+) -> bytes:
+    """Encode the answer to a publish. `epoch` and `offset` only where the topic keeps history."""
     answer: dict[str, object] = {"op": "ok", "id": id, "receivers": receivers, "queued": queued, "dropped": dropped}
     if offset is not None:
-        answer["offset"] = offset
+        answer |= {"epoch": epoch, "offset": offset}
+    if duplicate:
+        answer["duplicate"] = True
     return _encode(answer)
+
+
+def encode_kept(offset: int, key: str | None, data: msgspec.Raw | bytes) -> bytes:
+    """Encode an event as it stands in the answer to `history`."""
+    return _encode(_KeptEvent(offset=offset, key=key, data=msgspec.Raw(data)))
+
+
+def encode_history(
+    id: int | str, epoch: str, offset: int, events: Sequence[bytes], more: bool, recovered: bool | None
+) -> bytes:
+    """Encode the answer to `history`. `events` are encoded already, by `encode_kept`."""
+    answer: dict[str, object] = {"op": "ok", "id": id, "epoch": epoch, "offset": offset}
+    if recovered is not None:
+        answer["recovered"] = recovered
+    return _encode({**answer, "events": msgspec.Raw(b"[%b]" % b",".join(events)), "more": more})
+
+
+def encode_join(topic: str, session: str, identity: str | None, info: bytes | None) -> bytes:
+    """Encode that a session is a member of a topic. `info` is one JSON value."""
+    return _encode(Join(topic=topic, session=session, identity=identity, info=_raw(info)))
+
+
+def encode_leave(topic: str, session: str, identity: str | None, info: bytes | None) -> bytes:
+    """Encode that a session is no member of a topic any more."""
+    return _encode(Leave(topic=topic, session=session, identity=identity, info=_raw(info)))
+
+
+def encode_member(session: str, identity: str | None, info: bytes | None) -> bytes:
+    """Encode a member as it stands in the answer to `presence`."""
+    return _encode(_Member(session=session, identity=identity, info=_raw(info)))
+
+
+def encode_members(id: int | str, topic: str, members: Sequence[bytes], count: int, more: str | None) -> bytes:
+    """Encode the answer to `presence`. `members` are encoded already; `more` is the cursor of the next page."""
+    answer: dict[str, object] = {"op": "ok", "id": id, "topic": topic}
+    answer |= {"members": msgspec.Raw(b"[%b]" % b",".join(members)), "count": count}
+    return _encode(answer if more is None else {**answer, "more": more})
+
+
+def encode_live(topic: str, offset: int) -> bytes:
+    """Encode that all up to `offset` has been sent to a subscription that recovers."""
+    return _encode(Live(topic=topic, offset=offset))
 
 
 def encode_error(
@@ -383,6 +455,23 @@ def decode_server(payload: bytes | memoryview | str) -> ServerMessage | None:
 
 # Details
 
+
+class _KeptEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    offset: int
+    key: str | None = None
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _Member(msgspec.Struct, frozen=True, omit_defaults=True):
+    session: str
+    identity: str | None = None
+    info: msgspec.Raw | None = None
+
+
+def _raw(value: bytes | None) -> msgspec.Raw | None:
+    return None if value is None else msgspec.Raw(value)
+
+
 _encode = msgspec.json.Encoder().encode
 _COMMANDS: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -400,6 +489,7 @@ _ALLOWED: Final[dict[str, str]] = {
     "topic": "a string",
     "data": "a JSON value",
     "key": "a string",
+    "dedup": "a string of up to 64 characters",
     "token": "a string",
     "max_queue": "an integer from 1 to 2^53-1",
     "overflow": f"one of {', '.join(OVERFLOWS)}",
@@ -407,8 +497,10 @@ _ALLOWED: Final[dict[str, str]] = {
     "presence": "true or false",
     "credit": "an integer from 0 to 2^53-1",
     "add": "an integer from 1 to 2^53-1",
-    "last": "an integer from 1 to 2^53-1",
+    "last": 'an integer from 1 to 2^53-1 or "all"',
     "limit": "an integer from 1 to 2^53-1",
+    "after": "a string",
+    "info": "a JSON value",
     "since": "an object with `epoch` and `offset`",
     "since.epoch": "a string",
     "since.offset": "an integer from 0 to 2^53-1",

@@ -10,17 +10,37 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 import structlog
 
 from broker import __version__, messages
-from broker._speedups import Connection, IntakeLimit, LoopContext, PermittedRoutes, Subscription, TokenBucket
+from broker._speedups import (
+    Audience,
+    Connection,
+    IntakeLimit,
+    LoopContext,
+    PendingBatch,
+    PermittedRoutes,
+    Subscription,
+    TokenBucket,
+    deliver_batch,
+)
 from broker.auth.authenticator import OPEN, Authenticator
 from broker.auth.permissions import Rights
 from broker.config import Config
 from broker.cores import default_threads
-from broker.engines.base import Engine, Event, HistoryPage, InterestDone, NoHistory, Position, Unavailable
+from broker.engines.base import (
+    Engine,
+    Event,
+    HistoryPage,
+    InterestDone,
+    MemberPage,
+    NoHistory,
+    Position,
+    Unavailable,
+)
 from broker.errors import CLOSE_REASONS, CloseCode, CommandError
 from broker.hub import UNLIMITED, Hub
 from broker.identities import Identities, check_right
@@ -29,9 +49,11 @@ from broker.interests import Interests
 from broker.messages import BadCommand
 from broker.metrics import Metrics
 from broker.net.addresses import Peer
+from broker.presence import Members
+from broker.recovery import NOTHING_TO_SAY, Recovery
 from broker.rules import Rules, SubscriptionPolicy
-from broker.session import Done, Published, Session, SubscriptionStats
-from broker.topics import check_pattern, check_topic
+from broker.session import Done, Published, Session, Subscribed, SubscriptionStats
+from broker.topics import check_pattern, check_topic, is_pattern
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +65,8 @@ BYE_SHARE = 0.8
 MAX_PENDING = 1 << 20
 """So many publishes may wait for the engine, of all connections together. Engines have lower bounds of their own; this
 one holds if an engine never answers and publishers come and go."""
+BATCH_TIME = 0.004
+"""Seconds of one turn of the loop in which kept events are delivered."""
 POLL = 0.02
 """Seconds between two checks whether a drain is done."""
 
@@ -102,10 +126,18 @@ class Node:
         self.sessions: dict[str, Session] = {}
         self.context.on_lagging = self._log_lagging
         self.hub = Hub(self.context)
+        self.members = Members(engine.presence(), lambda: self.rules, loop)
         self.identities = Identities(
-            authenticator, self.sessions, self.hub.routes, loop, self._end_subscription_of, self._check_block_stays
+            authenticator,
+            self.sessions,
+            self.hub.routes,
+            loop,
+            self._check_rights,
+            self._end_subscription_of,
+            self._check_block_stays,
         )
         self.reconfigure(config)
+        self.recovery = Recovery(engine, self.context, lambda: self.rules)
         self.on_disconnect: Callable[[Peer], None] | None = None
         """Called with the address of each client that disconnects."""
         self._bye_sent: set[str] = set()
@@ -123,6 +155,8 @@ class Node:
         limits = config.limits
         self.rules = Rules(config.topics, limits)
         self.limits = limits
+        self.engine.configure(limits)
+        self.hub.routes.clear()  # what they keep goes by the rules before
         self.identities.reconfigure(authenticator, limits)
         self.block: str = config.server.block
         self._spread = limits.reconnect_spread
@@ -146,8 +180,10 @@ class Node:
 
     async def start(self) -> None:
         """Start the engine and the keep-alive sweep."""
+        self.engine.accept_batches(self._deliver_batch, self._refuse_batch)
         await self.engine.start(self.deliver, self.lost)
         self.context.start()
+        self.members.start()
         self.identities.start()
 
     # For the listeners.
@@ -196,7 +232,13 @@ class Node:
 
     def authenticate(self, session: Session, token: str, done: Done[Identity]) -> None:
         """Identify a session by a token, or renew its identity. `done` may be called before this returns."""
-        self.identities.authenticate(session, token, self.limits, done)
+
+        def answer(result: Identity | CommandError) -> None:
+            if session.memberships is not None:
+                self.members.update(session)
+            done(result)
+
+        self.identities.authenticate(session, token, self.limits, answer)
 
     def expires_in(self, identity: Identity) -> int | None:
         """Give the seconds until an identity expires; None: it never does."""
@@ -204,8 +246,8 @@ class Node:
 
     # The use cases. Each raises CommandError where it refuses a command; then `done` is never called.
 
-    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[None]) -> None:
-        """Start a subscription of a session, or change it. `done(None)` comes once the engine delivers its events here.
+    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[Subscribed]) -> None:
+        """Start a subscription of a session, or change it. `done` comes once the engine delivers its events here.
 
         `done` may get a CommandError instead; then the subscription has ended.
         """
@@ -214,6 +256,11 @@ class Node:
         if self.draining:
             raise _draining()
         check_right(session.rights, "subscribe", topic)
+        if command.since is not None or command.last is not None:
+            self.recovery.check(command)
+            check_right(session.rights, "history", topic)
+        if command.presence is not None or command.info is not None:
+            self.members.check(session, command)
         policy = self.rules.policy(topic)
         self._check_policy(session, command, policy)
         subscription = (session.subscriptions or {}).get(topic)
@@ -224,10 +271,14 @@ class Node:
                 echo=subscription.echo if command.echo is None else command.echo,
                 credit=command.credit,
             )
-            self._interests.confirm(topic, self._undo_unless_confirmed(session, subscription, done))
+            if command.since is not None or command.last is not None:
+                subscription.hold()
+            self._interests.confirm(topic, self._undo_unless_confirmed(session, subscription, command, done))
             return
         subscription = self._subscribe(session, command, policy)
-        answer = self._undo_unless_confirmed(session, subscription, done)
+        if command.since is not None or command.last is not None:
+            subscription.hold()
+        answer = self._undo_unless_confirmed(session, subscription, command, done)
         if subscription.filter.subscribers > 1:
             self._interests.confirm(topic, answer)
             return
@@ -258,6 +309,7 @@ class Node:
         key: str | None,
         done: Done[Published],
         origin: Connection | None = None,
+        dedup: str | None = None,
         rights: Rights | None = None,
     ) -> None:
         """Publish an event. `origin` is the connection that it came by, if it came by one; `rights` None: any topic.
@@ -274,13 +326,14 @@ class Node:
         if len(self._pending) >= MAX_PENDING:
             raise CommandError("unavailable", "too many publishes wait for the engine")
         token = next(self._tokens)
-        is_local = self.engine.is_local(topic)
+        retention = self.rules.retention(topic)
+        is_local = self.engine.is_local(topic, retention)
         began = 0.0 if is_local else time.perf_counter()
         pending = PendingPublish(token, self._pending, self.metrics, origin, done, is_local, began)
         self._pending[token] = pending
-        event = Event(topic, data, key, None, token)
+        event = Event(topic, data, key, None, token, dedup)
         try:
-            self.engine.publish(event, self.rules.retention(topic), pending.answer)
+            self.engine.publish(event, retention, pending.answer)
         except Exception:
             if self._pending.pop(token, None) is not None:
                 raise
@@ -308,6 +361,10 @@ class Node:
 
         self.engine.history(topic, since, limit, answer)
 
+    def presence(self, session: Session, topic: str, after: str | None, limit: int, done: Done[MemberPage]) -> None:
+        """Read the members of a topic, behind the cursor `after`; None: from the beginning."""
+        self.members.read(session, topic, after, limit, done)
+
     def disconnect(self, id: str) -> bool:
         """Close the connection of a session for an operator. Returns False if there is no such session."""
         session = self.sessions.get(id)
@@ -321,6 +378,8 @@ class Node:
         subscriptions, session.subscriptions = session.subscriptions, None
         for subscription in (subscriptions or {}).values():
             self._end_subscription(subscription)
+        if session.memberships is not None:
+            self.members.leave_all(session)
         self._bye_sent.discard(session.id)
         self.identities.remove(session)
         if self.sessions.pop(session.id, None) is not None and self.on_disconnect is not None:
@@ -336,7 +395,9 @@ class Node:
             return
         if command.overflow not in policy.overflows:
             raise _not_allowed(policy)
-        if command.overflow == "replay":
+        if command.overflow == "replay" and (
+            is_pattern(command.topic) or not self.rules.retention(command.topic).events
+        ):
             raise CommandError("no_history", f"`{command.topic}` keeps no history")
         if command.overflow == "block" and policy.overflow != "block":
             self._check_block(session, command.topic)
@@ -381,7 +442,9 @@ class Node:
         session.subscriptions[command.topic] = subscription
         return subscription
 
-    def _undo_unless_confirmed(self, session: Session, subscription: Subscription, done: Done[None]) -> InterestDone:
+    def _undo_unless_confirmed(
+        self, session: Session, subscription: Subscription, command: messages.Subscribe, done: Done[Subscribed]
+    ) -> InterestDone:
         """Give what takes the engine's answer about an interest. Where that is an error, the subscription ends."""
 
         def answer(result: Unavailable | None) -> None:
@@ -395,16 +458,60 @@ class Node:
             except CommandError as error:
                 done(error)
                 return
-            done(None)
+            if not self.rules.has_presence:
+                self._listed(session, subscription, command, done, None)
+                return
+            if (session.subscriptions or {}).get(command.topic) is not subscription:
+                done(NOTHING_TO_SAY)  # the client has ended it meanwhile
+                return
+            self.members.join(session, command, partial(self._listed, session, subscription, command, done))
 
         return answer
+
+    def _listed(
+        self,
+        session: Session,
+        subscription: Subscription,
+        command: messages.Subscribe,
+        done: Done[Subscribed],
+        result: Unavailable | None,
+    ) -> None:
+        """A subscriber is a member, where the topic has members: go on with its place in the history."""
+        if result is not None:
+            self._begun(session, subscription, done, CommandError("unavailable", result.message))
+        elif self.rules.keeps_history:
+            self.recovery.begin(subscription, command, partial(self._begun, session, subscription, done))
+        else:
+            done(NOTHING_TO_SAY)
+
+    def _begun(
+        self,
+        session: Session,
+        subscription: Subscription,
+        done: Done[Subscribed],
+        result: Subscribed | CommandError,
+    ) -> None:
+        """Answer a subscribe whose place in the history was found, or not: then the subscription ends."""
+        if isinstance(result, CommandError) and _detach(session, subscription):
+            self._end_subscription(subscription)
+            self.members.leave(session, subscription.filter.topic)
+        done(result)
 
     def _end_subscription_of(self, session: Session, topic: str) -> None:
         subscription = _find_subscription(session, topic)
         _detach(session, subscription)
         self._end_subscription(subscription)
+        self.members.leave(session, topic)
+
+    def _check_rights(self, session: Session, topic: str) -> None:
+        """Raise CommandError if a subscription that a session has is not allowed to it any more."""
+        check_right(session.rights, "subscribe", topic)
+        if self.members.is_observer(session, topic):
+            check_right(session.rights, "presence", topic)
 
     def _end_subscription(self, subscription: Subscription) -> None:
+        if len(self.recovery):
+            self.recovery.forget(subscription)
         self.hub.unsubscribe(subscription)
         if subscription.filter.subscribers == 0:
             self._interests.end(subscription.filter.topic)
@@ -418,14 +525,36 @@ class Node:
         key = None if event.key is None else event.key.encode()
         pending = None if event.token is None else self._pending.get(event.token)
         if pending is None:
-            audience.publish(event.topic, payload, key)
-            is_local = self.engine.is_local(event.topic)
+            audience.publish(event.topic, payload, key, None, event.offset or 0)
+            is_local = self.engine.is_local(event.topic, self.rules.retention(event.topic))
         else:
-            pending.receipt = audience.publish(event.topic, payload, key, pending.origin)
+            pending.receipt = audience.publish(event.topic, payload, key, pending.origin, event.offset or 0)
             is_local = pending.is_local
-        routes = self.hub.routes
-        if is_local and not self.draining and not self.memory_pressure and event.topic not in routes:
-            routes.install(event.topic, audience, _event_prefix(event.topic))
+        if not self.draining and not self.memory_pressure and event.topic not in self.hub.routes:
+            self._install_route(event, audience, is_local)
+
+    def _install_route(self, event: Event, audience: Audience, is_local: bool) -> None:
+        """Let the next publish to a topic take the fast path, if the engine takes part."""
+        topic, routes = event.topic, self.hub.routes
+        if is_local:
+            log_of_topic = None if event.offset is None else self.engine.log(topic)
+            routes.install(topic, audience, _event_prefix(topic), log_of_topic)
+            return
+        retention = self.rules.retention(topic)
+        keeper = self.engine.keeper(topic, retention)
+        if keeper is not None:
+            routes.install(topic, audience, _event_prefix(topic), None, keeper, retention)
+
+    def _deliver_batch(self, batch: PendingBatch) -> bool:
+        """Deliver and answer publishes of the fast path that were kept, for a bounded time. Whether it was all."""
+        return deliver_batch(batch, self.hub.routes, self.hub.audience, BATCH_TIME)
+
+    def _refuse_batch(self, batch: PendingBatch, error: Unavailable | None) -> None:
+        """Answer publishes of the fast path that were not kept."""
+        for connection, number, why in batch.refused(error):
+            if isinstance(connection.session, Session):
+                known = None if number is None else msgspec.json.decode(number)
+                connection.session.refuse_publish(known, CommandError("unavailable", why.message))
 
     def lost(self, filter: str) -> None:
         """Announce a possible hole in a topic, or in those of a pattern: to each subscriber a gap of unknown size."""
@@ -473,7 +602,7 @@ class Node:
         self.hub.routes.clear()
         for session in self.sessions.values():
             session.connection.routes = None
-        await _wait_until(lambda: not any(session.inflight for session in self.sessions.values()), deadline)
+        await _wait_until(lambda: not any(map(_is_busy, self.sessions.values())), deadline)
         sessions = list(self.sessions.values())
         log.info("draining", connections=len(sessions))
         remaining = iter(sessions)
@@ -526,6 +655,7 @@ class Node:
             session.connection.abort()
         await asyncio.sleep(0)
         await self.identities.stop()
+        self.members.stop()
         self.context.stop()
         await self.engine.stop()
 
@@ -570,6 +700,11 @@ def _not_allowed(policy: SubscriptionPolicy) -> CommandError:
     if not policy.overflows:
         return CommandError("forbidden", "the rules for these topics have no `overflow` in common")
     return CommandError("forbidden", f"`overflow` must be one of {', '.join(policy.overflows)} here")
+
+
+def _is_busy(session: Session) -> bool:
+    """Whether a command of a session was not answered yet."""
+    return session.inflight > 0 or session.connection.unanswered > 0
 
 
 def _outbox(session: Session) -> int:

@@ -1,4 +1,4 @@
-"""The rules for topics: defaults and limits of subscriptions to some topics, and the maximum age of their events.
+"""The rules for topics: defaults and limits of subscriptions to some topics, and what is kept of their events.
 
 Of the rules that match, the most specific one applies, and it alone: what it does not say is as in the limits, not as
 in a rule that is less specific. Defaults go by the rule that matches all topics of a pattern; what may be asked for by
@@ -15,7 +15,22 @@ import msgspec
 from broker.config import Limits, TopicRule
 from broker.errors import CommandError, ConfigError, Problem
 from broker.overflow import OVERFLOWS
-from broker.topics import RESERVED, check_pattern, covers, overlap, rank
+from broker.retention import NOTHING_KEPT, Retention, retention_mistakes, retention_of
+from broker.topics import RESERVED, check_pattern, covers, is_pattern, overlap, rank
+
+__all__ = ["NOTHING_KEPT", "Retention", "Rules", "SubscriptionPolicy", "check_rules"]
+
+BY_EVENT: Final = (
+    "max_age",
+    "history",
+    "history_age",
+    "history_bytes",
+    "compact",
+    "tombstone_age",
+    "dedup_age",
+    "presence",
+)
+"""The keys of a rule that go by the topic of an event, and not by what was subscribed to."""
 
 
 class SubscriptionPolicy(msgspec.Struct, frozen=True):
@@ -30,22 +45,6 @@ class SubscriptionPolicy(msgspec.Struct, frozen=True):
     """The policies that may be asked for."""
 
 
-class Retention(msgspec.Struct, frozen=True):
-    """What of a topic is kept, as its rule says."""
-
-    events: int = 0
-    """The newest so many events. 0: the topic keeps no history."""
-    age: float | None = None
-    """Seconds; None: events of any age."""
-    bytes: int | None = None
-    """Of `data` and `key` together; None: any number."""
-    compact: bool = False
-    """Whether only the newest event of each key is kept."""
-
-
-NOTHING_KEPT = Retention()
-
-
 class Rules:
     """The rules of the configuration. Raises ConfigError, with every mistake, for rules that are wrong or can never
     apply."""
@@ -57,6 +56,12 @@ class Rules:
         self._tree = RuleTree(rules)
         self._limits = limits
         self._ages: dict[str, float | None] = {}
+        self._retentions: dict[str, Retention] = {}
+        self.keeps_history = any(rule.history for rule in rules)
+        """Whether there is a topic that may keep history."""
+        self._retains = any(retention_of(rule) != NOTHING_KEPT for rule in rules)
+        self.has_presence = any(rule.presence for rule in rules)
+        """Whether there is a topic that may have members."""
 
     def policy(self, name: str) -> SubscriptionPolicy:
         """Find what holds for subscriptions to a valid topic or pattern."""
@@ -69,7 +74,8 @@ class Rules:
             if overlap(rule.match, name):
                 stricter.append(_policy(rule, self._limits))
         policy = _policy(own, self._limits)
-        return _strictest(policy, stricter) if stricter else policy
+        policy = _strictest(policy, stricter) if stricter else policy
+        return policy if not is_pattern(name) else _without_replay(policy)
 
     def max_age(self, topic: str) -> float | None:
         """Give the age in seconds beyond which an event of a topic is not sent any more; None: it never is too old."""
@@ -82,9 +88,25 @@ class Rules:
             age = self._ages[topic] = None if rule is None else rule.max_age
             return age
 
+    def presence(self, topic: str) -> bool:
+        """Whether the subscribers of a topic are its members."""
+        if not self.has_presence:
+            return False
+        rule = self._tree.find(topic)
+        return rule is not None and bool(rule.presence)
+
     def retention(self, topic: str) -> Retention:
-        """Find what of a topic is kept: nothing, as long as no rule can say otherwise."""
-        return NOTHING_KEPT
+        """Find what is kept of a topic."""
+        if not self._retains:
+            return NOTHING_KEPT
+        try:
+            return self._retentions[topic]
+        except KeyError:
+            rule = self._tree.find(topic)
+            if len(self._retentions) >= _REMEMBERED:
+                self._retentions.clear()
+            found = self._retentions[topic] = retention_of(rule)
+            return found
 
 
 def _policy(rule: TopicRule | None, limits: Limits) -> SubscriptionPolicy:
@@ -106,8 +128,20 @@ def _strictest(policy: SubscriptionPolicy, others: Sequence[SubscriptionPolicy])
     overflow = policy.overflow
     if overflow not in allowed:
         # `block` makes publishers wait: it is a default only if a rule for all of the topics says so.
-        overflow = next((name for name in allowed if name not in ("block", "replay")), None)
+        overflow = _first_harmless(allowed)
     return SubscriptionPolicy(min(policy.max_queue, ceiling), ceiling, overflow, allowed)
+
+
+def _without_replay(policy: SubscriptionPolicy) -> SubscriptionPolicy:
+    """Give the policy for a pattern: `replay` is fed from the history of one topic. A default gives way to another."""
+    if policy.overflow != "replay":
+        return policy
+    return msgspec.structs.replace(policy, overflow=_first_harmless(policy.overflows))
+
+
+def _first_harmless(overflows: Sequence[str]) -> str | None:
+    """Find the first policy that may be a default that no rule names: not what makes publishers wait."""
+    return next((name for name in overflows if name not in ("block", "replay")), None)
 
 
 def check_rules(
@@ -142,9 +176,10 @@ def _mistakes(rule: TopicRule, limits: Limits) -> Iterator[tuple[str, str]]:
         yield name, f"`{rule.match}`: max_queue must not be more than its ceiling, which is {policy.max_queue_limit}"
     if policy.overflow not in policy.overflows:
         yield "overflow", f"`{rule.match}`: {policy.overflow} is not among its overflows"
-    if policy.overflow == "replay":
+    if policy.overflow == "replay" and not rule.history:
         name = "overflow" if rule.overflow else "overflows"
-        yield name, f"`{rule.match}`: replay is not supported yet: no topic keeps history"
+        yield name, f"`{rule.match}`: replay needs history beside it, the number of events to keep"
+    yield from retention_mistakes(rule, limits)
 
 
 def _dead(rules: Mapping[int, TopicRule]) -> Iterator[Problem]:
@@ -157,9 +192,9 @@ def _dead(rules: Mapping[int, TopicRule]) -> Iterator[Problem]:
     tree = RuleTree(rules.values())
     samples = _Samples(rules.values())
     for number, rule in rules.items():
-        # To a subscription to its very pattern each rule applies. But an age goes by the topic of the event.
-        ageless = msgspec.structs.replace(rule, max_age=None) == TopicRule(match=rule.match)
-        if ageless and rule.max_age is not None:
+        # To a subscription to its very pattern each rule applies. But some keys go by the topic of the event.
+        rest = msgspec.structs.replace(rule, **{name: getattr(_NO_RULE, name) for name in BY_EVENT})
+        if rest == TopicRule(match=rule.match) != rule:
             found = (tree.find(topic) for topic in samples.of(rule.match))
             if all(best is None or best.match != rule.match for best in found):
                 message = f"`{rule.match}` never applies: each topic that it matches has a rule of its own"
@@ -229,5 +264,6 @@ class _Branch:
         return self.branches[">"].rule if ">" in self.branches else None
 
 
+_NO_RULE: Final = TopicRule(match=">")
 _REMEMBERED: Final = 4096
-"""So many topics' ages are remembered. As many as routes."""
+"""Of so many topics the age and the retention are remembered. As many as routes."""

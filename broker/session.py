@@ -18,7 +18,7 @@ from broker import messages
 from broker._speedups import Connection, IntakeLimit, Subscription
 from broker.auth.permissions import Rights
 from broker.config import Limits
-from broker.engines.base import Position
+from broker.engines.base import HistoryPage, Member, MemberPage, Position
 from broker.errors import BAD_COMMANDS_IN_A_ROW, CloseCode, CommandError
 from broker.hub import UNLIMITED
 from broker.identity import Identity
@@ -33,7 +33,12 @@ MOST_REFUSED = 20
 THROTTLE_SECONDS = 0.1
 """Seconds for which a publish pauses its connection while publishers are throttled."""
 SLOW_CLIENT_CODES = (CloseCode.SLOW_CONSUMER, CloseCode.NOT_READING)
-UNSUPPORTED_FIELDS = ("since", "last", "presence")
+HISTORY_LIMIT = 100
+"""Events in the answer to `history`, where the command does not say."""
+MAX_HISTORY_LIMIT = 1000
+PRESENCE_LIMIT = 100
+"""Members in the answer to `presence`, where the command does not say."""
+MAX_PRESENCE_LIMIT = 1000
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -44,6 +49,16 @@ class Published(msgspec.Struct, frozen=True):
     receivers: int
     queued: int
     dropped: int
+
+
+class Subscribed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the answer to a subscribe says of the history of its topic."""
+
+    epoch: str | None = None
+    offset: int | None = None
+    """Of the newest event."""
+    recovered: bool | None = None
+    """Whether nothing is missing since where the client was."""
 
 
 T = TypeVar("T")
@@ -58,7 +73,7 @@ class Node(Protocol):
     metrics: Metrics
     memory_pressure: bool
 
-    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[None]) -> None:
+    def subscribe(self, session: Session, command: messages.Subscribe, done: Done[Subscribed]) -> None:
         """Start a subscription of a session, or change it."""
 
     def unsubscribe(self, session: Session, topic: str) -> None:
@@ -74,9 +89,18 @@ class Node(Protocol):
         key: str | None,
         done: Done[Published],
         origin: Connection | None = None,
+        dedup: str | None = None,
         rights: Rights | None = None,
     ) -> None:
         """Publish an event that came by the connection `origin`."""
+
+    def history(
+        self, topic: str, since: Position | None, limit: int, done: Done[HistoryPage], rights: Rights | None = None
+    ) -> None:
+        """Read kept events of a topic: the oldest after `since`, or the newest without it. `rights` None: of any."""
+
+    def presence(self, session: Session, topic: str, after: str | None, limit: int, done: Done[MemberPage]) -> None:
+        """Read the members of a topic, behind the cursor `after`."""
 
     def authenticate(self, session: Session, token: str, done: Done[Identity]) -> None:
         """Identify a session, or renew its identity."""
@@ -117,6 +141,7 @@ class Session:
         "identity",
         "inflight",
         "intake",
+        "memberships",
         "node",
         "peer",
         "rights",
@@ -132,6 +157,8 @@ class Session:
         """The client's address."""
         self.subscriptions: dict[str, Subscription] | None = None
         """By topic or pattern. None for the many that have none yet: it saves 64 bytes on each."""
+        self.memberships: dict[str, Member] | None = None
+        """What others see of it as a member of topics with presence. None: of no topic."""
         self.inflight = 0
         """Commands that the engine has not answered."""
         self.identity: Identity | None = None
@@ -193,6 +220,10 @@ class Session:
         self.node.metrics.close(code)
         log.debug("session closed", session=self.id, peer=self.peer, code=code, reason=reason)
 
+    def refuse_publish(self, id: int | str | None, error: CommandError) -> None:
+        """Answer a publish of the fast path that was not kept."""
+        self._refuse(error, id)
+
     # For operators.
 
     def subscription_stats(self) -> list[SubscriptionStats]:
@@ -214,9 +245,6 @@ class Session:
     # The commands.
 
     def _subscribe(self, command: messages.Subscribe) -> None:
-        if command.since is not None or command.last is not None or command.presence is not None:
-            name = next(name for name in UNSUPPORTED_FIELDS if getattr(command, name) is not None)
-            raise BadCommand("bad_command", f"`{name}` comes with a later version of the broker")
         self.inflight += 1
         try:
             self.node.subscribe(self, command, partial(self._subscribed, command))
@@ -226,12 +254,14 @@ class Session:
         if self.inflight >= self.node.limits.max_inflight:
             self.connection.pause()
 
-    def _subscribed(self, command: messages.Subscribe, error: CommandError | None) -> None:
+    def _subscribed(self, command: messages.Subscribe, result: Subscribed | CommandError) -> None:
         self.inflight -= 1
-        if error is None:
+        if isinstance(result, CommandError):
+            self._refuse(result, command.id)
+        elif result.epoch is None:
             self._ok(command.id, topic=command.topic)
         else:
-            self._refuse(error, command.id)
+            self._ok(command.id, topic=command.topic, **msgspec.to_builtins(result))
         self._read_on()
 
     def _unsubscribe(self, command: messages.Unsubscribe) -> None:
@@ -268,7 +298,7 @@ class Session:
         done = partial(self._published, command.id)
         self.inflight += 1
         try:
-            node.publish(command.topic, command.data, command.key, done, self.connection, self.rights)
+            node.publish(command.topic, command.data, command.key, done, self.connection, command.dedup, self.rights)
         except Exception:
             self.inflight -= 1
             raise
@@ -283,8 +313,63 @@ class Session:
             self._refuse(result, id)
         elif id is not None:
             receivers, queued, dropped = result.receivers, result.queued, result.dropped
-            offset = result.position.offset
-            self.connection.answer_publish(messages.encode_receipt(id, receivers, queued, dropped, offset))
+            at = result.position
+            if at.offset is None and not at.duplicate:
+                receipt = messages.encode_receipt(id, receivers, queued, dropped)
+            else:
+                receipt = messages.encode_receipt(id, receivers, queued, dropped, at.epoch, at.offset, at.duplicate)
+            self.connection.answer_publish(receipt)
+        self._read_on()
+
+    def _history(self, command: messages.History) -> None:
+        limit = HISTORY_LIMIT if command.limit is None else command.limit
+        if limit > MAX_HISTORY_LIMIT:
+            raise CommandError("limit", f"`limit` may be at most {MAX_HISTORY_LIMIT}")
+        if command.since is not None and command.last is not None:
+            raise BadCommand("bad_command", "`since` and `last` exclude each other")
+        since = None if command.since is None else Position(command.since.epoch, command.since.offset)
+        if command.last is not None and command.last != "all":
+            limit = min(limit, command.last)
+        self.inflight += 1
+        try:
+            self.node.history(command.topic, since, limit, partial(self._read, command), self.rights)
+        except Exception:
+            self.inflight -= 1
+            raise
+        if self.inflight >= self.node.limits.max_inflight:
+            self.connection.pause()
+
+    def _read(self, command: messages.History, page: HistoryPage | CommandError) -> None:
+        self.inflight -= 1
+        if isinstance(page, CommandError):
+            self._refuse(page, command.id)
+        elif command.id is not None:
+            events, more = fitting(page, command.since is not None, self.node.limits.max_size)
+            recovered = None if command.since is None else page.complete
+            answer = messages.encode_history(command.id, page.epoch, page.top, events, more, recovered)
+            self.connection.answer(answer)
+        self._read_on()
+
+    def _presence(self, command: messages.Presence) -> None:
+        limit = PRESENCE_LIMIT if command.limit is None else command.limit
+        if limit > MAX_PRESENCE_LIMIT:
+            raise CommandError("limit", f"`limit` may be at most {MAX_PRESENCE_LIMIT}")
+        self.inflight += 1
+        try:
+            self.node.presence(self, command.topic, command.after, limit, partial(self._listed, command))
+        except Exception:
+            self.inflight -= 1
+            raise
+        if self.inflight >= self.node.limits.max_inflight:
+            self.connection.pause()
+
+    def _listed(self, command: messages.Presence, page: MemberPage | CommandError) -> None:
+        self.inflight -= 1
+        if isinstance(page, CommandError):
+            self._refuse(page, command.id)
+        elif command.id is not None:
+            members = [messages.encode_member(each.session, each.identity, each.info) for each in page.members]
+            self.connection.answer(messages.encode_members(command.id, command.topic, members, page.count, page.cursor))
         self._read_on()
 
     def _read_on(self) -> None:
@@ -329,6 +414,20 @@ class Session:
         self.connection.answer(messages.encode_error(id, error.code, error.message, error.retry_after_ms))
 
 
+def fitting(page: HistoryPage, oldest_first: bool, max_size: int) -> tuple[list[bytes], bool]:
+    """Encode the events of a page, as many as have `max_size` bytes together, but one at least: the oldest, or the
+    newest. Gives them, and whether kept events follow."""
+    events: list[bytes] = []
+    size = 0
+    for event in page.events if oldest_first else reversed(page.events):
+        encoded = messages.encode_kept(event.offset or 0, event.key, event.data)
+        size += len(encoded) + 1
+        if events and size > max_size:
+            return (events, True) if oldest_first else (events[::-1], False)
+        events.append(encoded)
+    return (events if oldest_first else events[::-1]), page.more
+
+
 OPS: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(Command)}
 WITHOUT_IDENTITY = (messages.Auth, messages.Ping)
 """The commands of a client that has no identity yet."""
@@ -338,5 +437,7 @@ HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     messages.Unsubscribe: Session._unsubscribe,
     messages.Publish: Session._publish,
     messages.Credit: Session._credit,
+    messages.History: Session._history,
+    messages.Presence: Session._presence,
     messages.Ping: Session._ping,
 }

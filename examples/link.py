@@ -1,60 +1,38 @@
-"""How an example's program stays connected to the broker."""
+"""How an example's program uses the client: it says its states, and passes over what cannot be published now."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-import time
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from broker.client import Client, ClientError, Closed, connect
-from broker.errors import CommandError
-
-# Seconds: the first wait after a lost connection, and the longest. It doubles in between.
-FIRST_WAIT = 0.25
-MAX_WAIT = 30.0
-
-# Seconds that a connection has to last before the waits begin with the first again.
-STABLE_AFTER = 5.0
+from wsbroker_client import Changed, Client, ClientError, State
 
 
-async def stay_connected(url: str, work: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
-    """Connects to the broker and does `work` with the connection, again and again, until it is cancelled.
+@contextlib.asynccontextmanager
+async def client_of(url: str, token: Callable[[], str] | None = None) -> AsyncIterator[Client]:
+    """A client of the broker at `url`, which comes back after every loss, and writes its states to the terminal.
 
-    After a loss it waits as long as the broker asked for in `bye`, or else longer each time. Where the broker says that
-    to come back is of no use, it raises SystemExit.
+    `token()` makes the token of a connection.
     """
-    losses = 0
-    while True:
-        started = time.monotonic()
-        failure: Exception | None = None
-        try:
-            async with connect(url) as client:
-                print(f"connected to {url}", flush=True)
-                await work(client)
-        except* (ClientError, CommandError) as failures:
-            failure = failures.exceptions[0]
-        if is_permanent(failure):
-            raise SystemExit(str(failure))
-        losses = 1 if time.monotonic() - started >= STABLE_AFTER else losses + 1
-        wait = requested_delay(failure) or back_off(losses)
-        print(f"{failure}; next try in {wait:.1f} s", flush=True)
-        await asyncio.sleep(wait)
+
+    def show(change: Changed) -> None:
+        if change.state is State.CONNECTED:
+            print(f"connected to {url}", flush=True)
+        elif change.state is State.WAITING:
+            print(f"{change.failure}; next try in {change.delay or 0:.1f} s", flush=True)
+
+    async with Client(url, token=token, on_state=show) as client:
+        yield client
 
 
-def is_permanent(failure: Exception | None) -> bool:
-    """Whether it would be the same again: a close code from 4500 to 4999, a command that the broker never takes."""
-    if isinstance(failure, Closed):
-        return 4500 <= failure.code <= 4999
-    return isinstance(failure, CommandError) and not failure.retry
+async def tell(client: Client, topic: str, data: Any, key: str | None = None) -> None:
+    """Publishes what is soon outdated: where that is not possible now, it is passed over.
 
-
-def requested_delay(failure: Exception | None) -> float:
-    """Seconds to wait that the broker asked for; 0 where it did not."""
-    return (failure.retry_after_ms or 0) / 1000 if isinstance(failure, Closed) else 0.0
-
-
-def back_off(losses: int) -> float:
-    """Seconds to wait after so many losses, up to half of it by chance, so that not all programs come at once."""
-    return min(MAX_WAIT, FIRST_WAIT * 2.0 ** (losses - 1)) * random.uniform(0.5, 1)
+    Raises SystemExit where the client has ended: the broker says that to come back is of no use.
+    """
+    try:
+        await client.publish(topic, data, key=key, queue=False)
+    except ClientError:
+        if client.state is State.CLOSED:
+            raise SystemExit(str(client.failure)) from None

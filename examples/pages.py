@@ -18,19 +18,25 @@ from typing import Any
 from urllib.parse import quote
 
 EXAMPLES = Path(__file__).parent
+CLIENT = EXAMPLES.parent / "clients" / "js" / "wsbroker.js"
 
 # Where `wsbroker serve` listens by default, and where a page looks for it that is not told otherwise.
 BROKER = "ws://127.0.0.1:8765/"
 
 
-def main(name: str, port: int, program: Callable[[str], Coroutine[Any, Any, None]]) -> None:
-    """Serves the page of the example `name` on `port` and runs `program(url of the broker)` until INT or TERM."""
+def main(
+    name: str, port: int, program: Callable[[str], Coroutine[Any, Any, None]], files: type[Files] | None = None
+) -> None:
+    """Serves the page of the example `name` on `port` and runs `program(url of the broker)` until INT or TERM.
+
+    `files` answers the requests of the page where files are not enough.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m examples.{name}")
     parser.add_argument("--broker", default=BROKER, type=url, help="where the broker is (default: %(default)s)")
     parser.add_argument("--port", type=int, default=port, help="of the page; 0 for any (default: %(default)s)")
     options = parser.parse_args()
     try:
-        pages = Pages(options.port)
+        pages = Pages(options.port, files)
     except OSError as error:
         parser.exit(1, f"cannot serve the page on port {options.port}: {error.strerror}\n")
     with pages as actual:
@@ -52,8 +58,9 @@ class Pages:
     Raises OSError where the port cannot be had.
     """
 
-    def __init__(self, port: int) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), partial(Files, directory=str(EXAMPLES)))
+    def __init__(self, port: int, files: type[Files] | None = None) -> None:
+        handler = partial(files or Files, directory=str(EXAMPLES))
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> int:
@@ -71,6 +78,10 @@ class Files(SimpleHTTPRequestHandler):
 
     # The browser runs a module only if it comes as JavaScript, whatever this machine's own table of types says.
     extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}  # noqa: RUF012
+
+    def translate_path(self, path: str) -> str:
+        """Every page finds the client beside this folder's own files."""
+        return str(CLIENT) if path == "/wsbroker.js" else super().translate_path(path)
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "no-cache")

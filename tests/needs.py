@@ -37,9 +37,10 @@ PACKAGES = {
     "valgrind": ("valgrind=valgrind",),
     "docs": (),
 }
+NODE_MODULES = ("tests/node/node_modules", "tests/node22/node_modules", "clients/js/node_modules")
 # What is installed in the checkout after that.
 COMMANDS = {
-    "node": ("make", "--no-print-directory", "tests/node/node_modules"),
+    "node": ("make", "--no-print-directory", *NODE_MODULES),
     "docs": ("tools/setup", "docs"),
 }
 

@@ -31,6 +31,7 @@ class TestErrors:
             "forbidden",
             "not_subscribed",
             "no_history",
+            "no_presence",
             "limit",
         }
         assert {code for code, error in ERRORS.items() if error.retry} == again

@@ -413,3 +413,26 @@ async def test_reload_changes_the_publish_rate_of_a_role() -> None:
         there.node.reconfigure(config(publish_rate=0.001, publish_burst=2))
         answers = [(await client.ask("publish", topic="a", data=1))["op"] for _ in range(3)]
         assert answers == ["ok", "ok", "error"]
+
+
+# Kept events
+
+
+async def test_kept_events_need_the_right_history() -> None:
+    roles = (
+        Role(name="anonymous", subscribe=(">",), publish=(">",)),
+        Role(name="reader", subscribe=(">",), history=("log.*",)),
+    )
+    rules = [TopicRule("log.*", history=10)]
+    async with serving(authenticator=authenticator(required=False, roles=roles), topics=rules) as there:
+        guest = await there.connect()
+        position = await guest.ask("publish", topic="log.a", data=1)
+        since = {"epoch": position["epoch"], "offset": 0}
+        for op, field in (("history", {"last": 1}), ("subscribe", {"last": "all"}), ("subscribe", {"since": since})):
+            answer = await guest.ask(op, topic="log.a", **field)
+            assert error(answer) == ("forbidden", "the right `history` is missing for `log.a`")
+        assert (await guest.ask("subscribe", topic="log.a"))["offset"] == 1
+        reader = await there.connect(token("bob", "reader"))
+        assert (await reader.ask("history", topic="log.a", last=1))["events"] == [{"offset": 1, "data": 1}]
+        assert (await reader.ask("subscribe", topic="log.a", since=since))["recovered"] is True
+        assert await reader.data(1) == [1]

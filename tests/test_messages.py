@@ -329,7 +329,7 @@ class TestBadCommand:
             ({"op": "subscribe", "topic": "a", "echo": "no"}, "`echo` must be true or false, not a string"),
             ({"op": "subscribe", "topic": "a", "echo": 0}, "`echo` must be true or false, not an integer"),
             ({"op": "subscribe", "topic": "a", "credit": -1}, "`credit` must be an integer from 0 to 2^53-1"),
-            ({"op": "subscribe", "topic": "a", "last": 0}, "`last` must be an integer from 1 to 2^53-1"),
+            ({"op": "subscribe", "topic": "a", "last": 0}, '`last` must be an integer from 1 to 2^53-1 or "all"'),
             (
                 {"op": "subscribe", "topic": "a", "since": 5},
                 "`since` must be an object with `epoch` and `offset`, not an integer",
@@ -373,14 +373,14 @@ class TestBadCommand:
 
     @pytest.mark.parametrize("kind", get_args(Command), ids=lambda kind: kind.__name__)
     def test_every_field_has_an_error_text(self, kind: type[msgspec.Struct]) -> None:
-        # An array fits no field but `data`, which takes everything.
+        # An array fits no field but `data` and `info`, which take everything.
         for field in msgspec.structs.fields(kind):
             others: dict[str, object] = {
                 other.name: 1 if other.name in ("add", "data") else "a"
                 for other in msgspec.structs.fields(kind)
                 if other.required
             }
-            if field.name == "data":
+            if field.name in ("data", "info"):
                 continue
             error = refusal(command(op=kind.__struct_config__.tag, **(others | {field.name: [{}]})))
             assert error.message.startswith(f"`{field.name}` must be ")

@@ -17,7 +17,7 @@ FILES = sorted(path for path in ROOT.glob("tests/**/test_*.py") if path != Path(
 # What the text of a test file has that needs a program.
 SIGNS = {
     "nginx": r'"nginx", "-p"',
-    "node": r'which\("node"\)',
+    "node": r'which\("node"\)|"npx"|chaos\.rounds import .*SUBJECTS',
     "openssl": r'make_pair\(|"openssl"|openssl req',
     "peers": r"PEERS\[name\]\.missing\(\)",
     "systemd": r'"systemd-(socket-activate|analyze|sysusers)"',

@@ -124,7 +124,7 @@ async def test_offset_and_epoch_of_the_engine_are_passed_on() -> None:
         client = await harness.subscriber("a")
         for n in (1, 2):
             answer = await client.ask("publish", topic="a", data=n)
-            assert answer == {"op": "ok", "receivers": 1, "queued": 0, "dropped": 0, "offset": n}
+            assert answer == {"op": "ok", "receivers": 1, "queued": 0, "dropped": 0, "epoch": "late", "offset": n}
             assert await client.text() == f'{{"op":"event","topic":"a","data":{n},"offset":{n}}}'
 
 
@@ -470,7 +470,7 @@ class Slow(MemoryEngine):
         self.events: list[Event] = []
         self.done: list[PublishDone] = []
 
-    def is_local(self, topic: str) -> bool:
+    def is_local(self, topic: str, retention: Retention) -> bool:
         return topic == "local"
 
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:

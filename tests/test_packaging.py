@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 
 import broker
+import wsbroker_client
 from tests.fixtures_daemon import is_served
 
 pytestmark = pytest.mark.needs("systemd")
 
 ROOT = Path(__file__).parent.parent
+MODULES = {str(path.relative_to(ROOT)) for path in (ROOT / "broker").rglob("*.py")}
+CLIENT = ROOT / "clients" / "python"
 # What git ignores, and what is not of the package: a copy is what a clone would be.
 LEFT_OUT = shutil.ignore_patterns(
     ".*", "build", "dist", "*.egg-info", "*.so", "speedups.c", "_speedups.pyi", "node_modules", "__pycache__"
@@ -47,8 +50,9 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def distributions(clone: Path, compiler: Path) -> Path:
-    """The folder with the sdist, and with the wheel that was built from the sdist."""
+    """The folder with the sdists of the broker and the client, and with the wheels that were built from the sdists."""
     run(sys.executable, "-m", "build", "--quiet", cwd=clone, env={"CC": str(compiler)})
+    run(sys.executable, "-m", "build", "--quiet", "--outdir", "dist", "clients/python", cwd=clone)
     return clone / "dist"
 
 
@@ -60,12 +64,12 @@ def environment(tmp_path: Path) -> Path:
 
 
 def test_the_sdist_holds_the_sources_and_nothing_built(distributions: Path) -> None:
-    (sdist,) = distributions.glob("*.tar.gz")
+    (sdist,) = distributions.glob("wsbroker-*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "_speedups").iterdir() if path.suffix != ".c"}
     sources |= {str(path.relative_to(ROOT)) for path in (ROOT / "bench" / "load").iterdir()}
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "broker").rglob("*.py")}
+    modules = MODULES
     others = {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "setup.py", "broker/py.typed"}
     assert sources | modules | others <= names
     assert not [name for name in names if name.endswith((".so", ".pyc")) or "node_modules" in name]
@@ -73,17 +77,34 @@ def test_the_sdist_holds_the_sources_and_nothing_built(distributions: Path) -> N
 
 
 def test_the_wheel_holds_the_package_alone(distributions: Path) -> None:
-    (wheel,) = distributions.glob("*.whl")
+    (wheel,) = distributions.glob("wsbroker-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         stub = archive.read("broker/_speedups.pyi")
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "broker").rglob("*.py")}
+    modules = MODULES
     extensions = {name for name in names if name.endswith(".so")}
     assert sorted(name.partition(".")[0] for name in extensions) == ["broker/_load", "broker/_speedups"]
     assert stub == (ROOT / "_speedups" / "speedups.pyi").read_bytes()
     info = {name for name in names if name.startswith(f"wsbroker-{broker.__version__}.dist-info/")}
     assert names == modules | extensions | info | {"broker/_speedups.pyi", "broker/py.typed"}
     assert any(name.endswith("licenses/LICENSE") for name in info)
+
+
+def test_each_file_belongs_to_one_distribution_and_the_broker_depends_on_its_client(distributions: Path) -> None:
+    owned, required = {}, {}
+    for name in ("wsbroker", "wsbroker_client"):
+        (wheel,) = distributions.glob(f"{name}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (metadata,) = [each for each in archive.namelist() if each.endswith("/METADATA")]
+            required[name] = re.findall(r"^Requires-Dist: (.*)$", archive.read(metadata).decode(), re.MULTILINE)
+            owned[name] = {each for each in archive.namelist() if ".dist-info/" not in each}
+    assert owned["wsbroker"] & owned["wsbroker_client"] == set()
+    modules = {str(path.relative_to(CLIENT)) for path in (CLIENT / "wsbroker_client").rglob("*.py")}
+    assert owned["wsbroker_client"] == modules | {"wsbroker_client/py.typed"}
+    # The wheel comes from the sdist. Only in a checkout the requirement is a path.
+    assert f"wsbroker-client=={broker.__version__}" in required["wsbroker"]
+    assert not [each for each in required["wsbroker"] + required["wsbroker_client"] if "@" in each]
+    assert wsbroker_client.__version__ == broker.__version__
 
 
 def test_the_extension_runs_on_every_machine_of_the_architecture(distributions: Path, compiler: Path) -> None:
@@ -95,13 +116,24 @@ def test_the_extension_runs_on_every_machine_of_the_architecture(distributions: 
 
 
 def test_an_installed_wsbroker_runs(distributions: Path, environment: Path, tmp_path: Path) -> None:
-    (wheel,) = distributions.glob("*.whl")
-    run(environment / "pip", "install", "--quiet", wheel, cwd=tmp_path)
+    (wheel,) = distributions.glob("wsbroker-*.whl")
+    run(environment / "pip", "install", "--quiet", "--find-links", distributions, wheel, cwd=tmp_path)
     shown = run(environment / "wsbroker", "version", cwd=tmp_path)
     assert broker.__version__ in shown.stdout
     where = run(environment / "python", "-c", "import broker._speedups as s; print(s.__file__)", cwd=tmp_path).stdout
     assert Path(where).is_relative_to(environment.parent)
     run(environment / "python", "-c", "import broker._load", cwd=tmp_path)
+    where = run(environment / "python", "-c", "import wsbroker_client as c; print(c.__file__)", cwd=tmp_path).stdout
+    assert Path(where).is_relative_to(environment.parent)
+
+
+def test_pip_install_of_a_checkout_brings_the_client(clone: Path, compiler: Path, environment: Path) -> None:
+    run(environment / "pip", "install", "--quiet", ".", cwd=clone, env={"CC": str(compiler)})
+    assert broker.__version__ in run(environment / "wsbroker", "version", cwd=environment).stdout
+    listed = run(environment / "pip", "show", "--files", "wsbroker-client", cwd=environment).stdout
+    assert "wsbroker_client/client.py" in listed
+    listed = run(environment / "pip", "show", "--files", "wsbroker", cwd=environment).stdout
+    assert "wsbroker_client" not in listed.partition("Files:")[2]
 
 
 def test_an_editable_install_is_the_checkout(clone: Path, compiler: Path, environment: Path, tmp_path: Path) -> None:
@@ -178,13 +210,15 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def test_the_wheel_is_installed_as_a_service_upgraded_and_run_by_the_units_command(
     distributions: Path, place: Place, tmp_path: Path
 ) -> None:
-    (wheel,) = distributions.glob("*.whl")
+    (wheel,) = distributions.glob("wsbroker-*.whl")
     place.install(wheel)
     (module,) = place.prefix.glob("lib/*/site-packages/broker/errors.py")
     assert "# changed" not in module.read_text()
     # An upgrade, of which pip alone would say that the version is the same.
     changed = tmp_path / "new" / wheel.name
     changed.parent.mkdir()
+    for client in distributions.glob("wsbroker_client-*.whl"):
+        shutil.copy(client, changed.parent)
     with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(changed, "w") as new:
         for name in old.namelist():
             new.writestr(old.getinfo(name), old.read(name) + b"# changed\n" * (name == "broker/errors.py"))

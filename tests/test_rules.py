@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from broker.config import Limits, TopicRule
 from broker.errors import ConfigError
 from broker.overflow import OVERFLOWS
-from broker.rules import Rules, SubscriptionPolicy
+from broker.rules import NOTHING_KEPT, Retention, Rules, SubscriptionPolicy
 from broker.topics import covers, matches, overlap
 from tests.test_topics import patterns, topics
 
@@ -42,6 +42,34 @@ def test_only_the_most_specific_rule_applies() -> None:
     assert found.policy("a.c") == SubscriptionPolicy(256, 65_536, "close", ("close", "latest"))
     assert found.policy("a.b") == SubscriptionPolicy(100, 100, "drop_oldest", OVERFLOWS)
     assert [found.max_age(topic) for topic in ("x", "a.c", "a.b", "x")] == [1.0, None, 2.0, 1.0]
+
+
+def test_retention_is_that_of_the_most_specific_rule() -> None:
+    found = rules(
+        TopicRule("a.>", history=10, history_age=60.0, history_bytes=1000),
+        TopicRule("a.b", compact=True, history=5, tombstone_age=7.0, dedup_age=3.0),
+        TopicRule("a.c", dedup_age=9.0),
+    )
+    assert found.keeps_history
+    assert not rules(TopicRule("a", max_age=1.0)).keeps_history
+    assert found.retention("a.x") == Retention(10, 60.0, 1000)
+    assert found.retention("a.b") == Retention(5, compact=True, tombstone_age=7.0, dedup_age=3.0)
+    assert found.retention("a.c") == Retention(dedup_age=9.0)
+    assert found.retention("b") == NOTHING_KEPT
+
+
+def test_pattern_does_not_get_replay_as_its_default() -> None:
+    found = rules(TopicRule("a.*", history=10, overflow="replay", overflows=["block", "replay", "latest"]))
+    assert found.policy("a.b").overflow == "replay"
+    assert found.policy("a.*").overflow == "latest"
+    assert rules(TopicRule("a.*", history=1, overflow="replay", overflows=["replay"])).policy("a.*").overflow is None
+
+
+def test_rule_with_history_for_topics_that_have_rules_of_their_own_is_reported() -> None:
+    made = TopicRule("a.>", history=1, dedup_age=5.0)
+    never = ["topics[1].match: `a.>` never applies: each topic that it matches has a rule of its own"]
+    assert problems(made, TopicRule("a.*"), TopicRule("a.*.>")) == never
+    assert rules(made, TopicRule("a.*")).retention("a.b.c").events == 1
 
 
 def test_pattern_is_allowed_what_all_its_topics_are_allowed() -> None:
@@ -132,8 +160,14 @@ def test_matching_pattern_covers_the_topic(pattern: str, topic: str) -> None:
             "topics[1].max_queue: `a`: max_queue must not be more than its ceiling, which is 65536",
         ),
         (TopicRule("a", overflow="close", overflows=["latest"]), "close is not among its overflows"),
-        (TopicRule("a", overflow="replay"), "no topic keeps history"),
-        (TopicRule("a", overflows=["replay"]), "no topic keeps history"),
+        (TopicRule("a", overflow="replay"), "overflow: `a`: replay needs history beside it"),
+        (TopicRule("a", overflows=["replay"], history=0), "overflows: `a`: replay needs history beside it"),
+        (TopicRule("a", history_age=1.0), "history_age: `a`: needs history beside it"),
+        (TopicRule("a", history_bytes=1, history=0), "history_bytes: `a`: needs history beside it"),
+        (TopicRule("a", compact=True), "compact: `a`: needs history beside it"),
+        (TopicRule("a", tombstone_age=1.0, compact=True), "compact: `a`: needs history beside it"),
+        (TopicRule("a", history=1, tombstone_age=1.0), "tombstone_age: `a`: counts only with compact = true"),
+        (TopicRule("a", history=1, history_bytes=2**30), "history_bytes: `a`: must not be more than limits.history_"),
     ],
 )
 def test_invalid_rule_is_reported(wrong: TopicRule, why: str) -> None:

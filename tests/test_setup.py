@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+CLIENT = "clients/python/pyproject.toml"
+# Stands for Python and pip, and writes down how it was called.
 PYTHON = """#!/bin/sh
 echo "$*" >> "$CALLS"
 case "$*" in
@@ -32,7 +34,7 @@ class Checkout:
         python = self.folder.parent / "python"
         environ = {**os.environ, "PYTHON": str(python), "CC": "true", "CALLS": str(self.calls)}
         subprocess.run([self.folder / "tools" / "setup", for_whom], env=environ, check=True, capture_output=True)
-        words = {"-m venv": "venv", "--editable": "install", "build_ext": "build", "--requirement": "mkdocs"}
+        words = {"-m venv": "venv", "--editable .": "install", "build_ext": "build", "--requirement": "mkdocs"}
         calls = self.calls.read_text().splitlines()
         return " ".join(done for call in calls for word, done in words.items() if word in call)
 
@@ -44,7 +46,7 @@ def checkout(tmp_path: Path) -> Checkout:
     python.write_text(PYTHON)
     python.chmod(0o755)
     folder = tmp_path / "one"
-    for name in ("tools/setup", "tools/packages", "tools/site/requirements.txt", "pyproject.toml", "setup.py"):
+    for name in ("tools/setup", "tools/packages", "tools/site/requirements.txt", "pyproject.toml", "setup.py", CLIENT):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     # The assets of the site are there, with their checksums.
@@ -71,6 +73,17 @@ def test_setup_does_only_missing_steps(checkout: Checkout) -> None:
     assert checkout.setup("dev") == "install"
     assert checkout.setup("dev") == ""
     assert checkout.setup("run") == ""
+
+
+def test_client_of_a_checkout_is_its_sources(checkout: Checkout) -> None:
+    checkout.setup("run")
+    calls = checkout.calls.read_text().splitlines()
+    places = [number for number, call in enumerate(calls) if "--editable ." in call or "--editable clients" in call]
+    assert "--editable clients/python" in calls[places[-1]]
+    assert len(places) == 2
+    checkout.setup("run")
+    age(checkout.folder / ".venv" / ".installed-run", 10)
+    assert checkout.setup("run") == "install"
 
 
 def test_docs_need_mkdocs_but_not_the_broker(checkout: Checkout) -> None:

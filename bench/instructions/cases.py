@@ -10,7 +10,7 @@ from typing import Any
 from bench.instructions.harness import Harness, document, frame, publish, text
 from broker import messages
 from broker._speedups import FrameReader, check_json, mask, valid_utf8
-from broker.config import Limits
+from broker.config import Limits, TopicRule
 
 BATCH = 64
 """Publishes that come in one turn, where there are many."""
@@ -85,15 +85,17 @@ def encode_event() -> Round:
     return partial(messages.encode_event, "prices.eurusd", b'"' + text(126) + b'"')
 
 
-def publish_batch(payloads: Sequence[bytes], subscribers: int = 1, fast: bool = True) -> Round:
-    """Messages of one publisher, read and sent in one turn; not `fast`: its session carries them out."""
-    harness = Harness()
+def publish_batch(payloads: Sequence[bytes], subscribers: int = 1, fast: bool = True, history: int = 0) -> Round:
+    """Messages of one publisher, read and sent in one turn; not `fast`: its session carries them out. `history`: how
+    many of them are kept."""
+    harness = Harness(*[TopicRule("prices.>", history=history)] if history else [])
     for _ in range(subscribers):
         harness.subscribe("prices.eurusd")
     publisher = harness.connect()
     harness.context.flush()
     turn = harness.turns(publisher, *payloads)
-    turn()  # installs the route
+    for _ in range(1 + history // max(1, len(payloads))):
+        turn()  # installs the route, and fills the history
     if not fast:
         publisher.routes = None
     return turn
@@ -185,6 +187,13 @@ CASES = (
     Case("decode-publish", "decode a publish in the slow path", 1, 200, decode_publish),
     Case("encode-event", "encode an event in the slow path", 1, 200, encode_event),
     Case("fast", "publish 128 bytes, 64 in a turn", BATCH, 5, partial(publish_batch, [publish()] * BATCH)),
+    Case(
+        "fast-history",
+        "publish 128 bytes, 64 in a turn, the last 1,000 kept",
+        BATCH,
+        5,
+        partial(publish_batch, [publish()] * BATCH, history=1000),
+    ),
     Case("slow", "the same by the session", BATCH, 2, partial(publish_batch, [publish()] * BATCH, fast=False)),
     Case("fast-turn", "publish 128 bytes, one in a turn", 1, 200, partial(publish_batch, [publish()])),
     Case(

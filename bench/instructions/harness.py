@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from broker import messages
 from broker._speedups import Connection
-from broker.config import Config, Limits
+from broker.config import Config, Limits, TopicRule
 from broker.engines.memory import MemoryEngine
 from broker.net.addresses import UNKNOWN
 from broker.node import Node
@@ -77,13 +77,20 @@ class Wire(asyncio.Transport):
         raise RuntimeError("the socket of a case failed")
 
 
+class Engine(MemoryEngine):
+    """Without its sweep, for which there is no running loop here."""
+
+    def begin_sweep(self) -> None:
+        pass
+
+
 class Harness:
     """One node and its clients, on the broker's defaults but for the keep-alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, *topics: TopicRule) -> None:
         self._wire = Wire()  # one for all clients
         limits = Limits(ping_interval=0)
-        self.node = Node(Config(limits=limits), MemoryEngine(), cast(asyncio.AbstractEventLoop, Loop()))
+        self.node = Node(Config(limits=limits, topics=list(topics)), Engine(), cast(asyncio.AbstractEventLoop, Loop()))
         self.node.context.command_time = 3600.0  # under callgrind everything takes long
         asyncio.run(self.node.engine.start(self.node.deliver, self.node.lost))
         self.context = self.node.context

@@ -30,7 +30,7 @@ static PyObject *module_main(PyObject *Py_UNUSED(module), PyObject *arguments) {
 static PyMethodDef methods[] = {
     {"main", module_main, METH_O,
      "main(arguments: list[str]) -> int\n\nRun the load program. It ends the process where it fails, so it needs one of its "
-     "own; see broker.client.load."},
+     "own; see broker.cli.load."},
     {NULL, NULL, 0, NULL},
 };
 

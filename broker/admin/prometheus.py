@@ -74,6 +74,15 @@ FAMILIES: Final = (
     Family(
         "engine_seconds", "histogram", "Time from a publish to the engine's answer, if the engine is another process."
     ),
+    Family("history_topics", "gauge", "Topics with history, those without an event left too."),
+    Family("history_bytes", "gauge", "Bytes that the history takes up, as `limits.history_bytes` counts them."),
+    Family(
+        "history_events_evicted",
+        "counter",
+        "Kept events dropped because of `limits.history_bytes` or `limits.history_topics`, before their time.",
+    ),
+    Family("dedups", "gauge", "Values of `dedup` that are remembered."),
+    Family("members", "gauge", "Members of topics with presence, on this node."),
     Family("open_fds", "gauge", "Open file descriptors."),
     Family("max_fds", "gauge", "Limit of open file descriptors."),
     Family("memory_bytes", "gauge", "Resident memory of the process."),
@@ -152,6 +161,7 @@ class MetricsCollector(Collector):
         usage = resource.getrusage(resource.RUSAGE_SELF)
         max_open = max_descriptors()
         open_now = open_descriptors()
+        engine = node.engine.stats()
         commands: dict[tuple[str, ...], float] = {(op or "invalid",): count for op, count in metrics.commands.items()}
         commands["publish",] = commands.get(("publish",), 0) + context.fast_publishes
         return {
@@ -174,6 +184,11 @@ class MetricsCollector(Collector):
             "received_bytes": context.bytes_in,
             "sent_bytes": context.bytes_out,
             "engine_up": {(source.engine,): 1},
+            "history_topics": engine.topics,
+            "history_bytes": engine.bytes,
+            "history_events_evicted": engine.events_evicted,
+            "dedups": engine.dedups,
+            "members": node.members.count,
             "open_fds": max_open if open_now is None else open_now,
             "max_fds": max_open,
             "memory_bytes": source.health.memory,

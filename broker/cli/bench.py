@@ -70,8 +70,8 @@ def command(
     Everything happens in topics of a random name below "bench.", so that nobody else's are touched; but the broker has
     less time for others meanwhile.
     """
-    from broker.client.bench import Outcome, Plan, measure, missing_files
-    from broker.client.bench_view import View, as_line, table
+    from broker.cli.measure import Outcome, Plan, measure, missing_files
+    from broker.cli.measure_view import View, as_line, table
 
     report = Report(as_json)
     check_connection(url, token, ca)

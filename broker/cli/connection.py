@@ -16,7 +16,7 @@ from broker.cli.report import Report, Status
 
 def check_connection(url: str, token: str | None, ca: Path | None) -> None:
     """Check what both `pub` and `sub` are given."""
-    from broker.client.stream import check_url, trust
+    from wsbroker_client.stream import check_url, trust
 
     try:
         check_url(url)
@@ -35,19 +35,19 @@ def run(work: Coroutine[Any, Any, bool], report: Report) -> int:
     """Run `work`, which closes its connection properly whatever ends it, a signal too. Returns the exit status."""
     import asyncio
 
-    from broker.client import ClientError
-    from broker.client.shell import InputFailed, OutputFailed
+    from broker.cli.lines import InputFailed, OutputFailed
     from broker.errors import CommandError
+    from wsbroker_client import ClientError, CommandRefused
 
     ending = ShutdownSignal()
     try:
         return Status.OK if asyncio.run(ending.or_else(work)) else Status.INCOMPLETE
     except asyncio.CancelledError:
         return ending.status
+    except (CommandError, CommandRefused) as error:
+        return report.command_error(error)
     except ClientError as failure:
         return report.failure(failure)
-    except CommandError as error:
-        return report.command_error(error)
     except InputFailed as error:
         report.error("no_input", str(error))
         return Status.NO_INPUT

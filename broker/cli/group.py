@@ -14,7 +14,10 @@ from broker import __version__
 from broker.cli.options import Group
 from broker.cli.report import EXTENSION, Report, Status
 
-COMMANDS: Final = ("serve", "check", "config", "pub", "sub", "bench", "token", "key", "version")
+COMMANDS: Final = (
+    *("serve", "check", "config", "pub", "sub", "history", "presence"),
+    *("bench", "store", "token", "key", "version"),
+)
 """Each is `command` of the module of its name, in the order of the help."""
 
 

@@ -34,7 +34,7 @@ def command(
     Every event is answered by the broker before the command ends. A line that is not published is reported with its
     number, the others are, and the exit status is 1 then.
     """
-    from broker.client.shell import json_value, publish_lines, publish_one, text_value
+    from broker.cli.lines import json_value, publish_lines, publish_one, text_value
     from broker.errors import CommandError
     from broker.topics import check_topic
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import click
 
 if TYPE_CHECKING:
-    from broker.client import ClientError
     from broker.errors import CommandError, ConfigError
+    from wsbroker_client import ClientError, CommandRefused
 
 EXTENSION: Final = "broker._speedups"
 
@@ -68,7 +68,7 @@ class Report:
             text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in f"wsbroker: {message}")
         click.echo(text.encode("utf-8", "replace"), err=True)
 
-    def command_error(self, error: CommandError, line: int | None = None) -> int:
+    def command_error(self, error: CommandError | CommandRefused, line: int | None = None) -> int:
         """Say why a command was not carried out, and return the status that a program ends with for it alone."""
         message = f"line {line}: {error}" if line is not None and not self.as_json else str(error)
         if self.as_json:
@@ -86,8 +86,8 @@ class Report:
 
     def failure(self, failure: ClientError) -> int:
         """Say why there is no connection, or no longer, and return the status that the program ends with."""
-        from broker.client import Closed, LoadFailed, NotABroker, Refused
         from broker.errors import CloseCode
+        from wsbroker_client import Closed, LoadFailed, NotABroker, Refused
 
         error, status, details = "unreachable", Status.UNAVAILABLE, {}
         if isinstance(failure, NotABroker):
@@ -98,8 +98,8 @@ class Report:
             error, details = "refused", {"status": failure.status, "retry_after": failure.retry_after}
             status = Status.NO_PERMISSION if failure.status in (401, 403) else status
         elif isinstance(failure, Closed):
-            error, details = "closed", {"code": failure.code, "retry_after_ms": failure.retry_after_ms}
-            if failure.code in (CloseCode.UNAUTHORIZED, CloseCode.EXPIRED, CloseCode.DISCONNECTED):
+            error, details = "closed", {"code": failure.close_code, "retry_after_ms": failure.retry_after_ms}
+            if failure.close_code in (CloseCode.UNAUTHORIZED, CloseCode.EXPIRED, CloseCode.DISCONNECTED):
                 status = Status.NO_PERMISSION
         if failure.retry:
             status = Status.TRY_AGAIN

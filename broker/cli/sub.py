@@ -44,12 +44,19 @@ def _overflows() -> tuple[str, ...]:
     type=click.IntRange(min=1),
     help="Let at most N events of each topic be under way: more come when those are printed.",
 )
+@click.option(
+    "--last",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Print the N newest kept events of each topic first. The topics must keep history.",
+)
 @connection_options
 def command(
     topics: tuple[str, ...],
     overflow: Overflow | None,
     max_queue: int | None,
     credit: int | None,
+    last: int | None,
     url: str,
     token: str | None,
     ca: Path | None,
@@ -59,7 +66,7 @@ def command(
 
     A line with "op":"gap" stands where events were lost. Ctrl-C ends it.
     """
-    from broker.client.shell import print_events
+    from broker.cli.lines import print_events
     from broker.errors import CommandError
     from broker.topics import check_pattern
 
@@ -73,5 +80,7 @@ def command(
     if sys.stdout is None:
         report.error("no_output", "standard output is closed")
         return Status.NO_OUTPUT
-    work = print_events(topics, overflow=overflow, max_queue=max_queue, credit=credit, url=url, token=token, ca=ca)
+    work = print_events(
+        topics, overflow=overflow, max_queue=max_queue, credit=credit, last=last, url=url, token=token, ca=ca
+    )
     return run(work, report)

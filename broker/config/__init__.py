@@ -2,7 +2,7 @@
 its description (`describe`)."""
 
 from broker.config.addresses import Address, find_group, parse_address
-from broker.config.checks import too_open
+from broker.config.checks import SQLITE, too_open
 from broker.config.files import read_file
 from broker.config.keys import RESTART_KEYS
 from broker.config.schema import ApiKey, Auth, Config, Limits, Log, Role, Server, TopicRule
@@ -10,6 +10,7 @@ from broker.config.sources import Reading, load
 
 __all__ = [
     "RESTART_KEYS",
+    "SQLITE",
     "Address",
     "ApiKey",
     "Auth",

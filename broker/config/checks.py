@@ -16,6 +16,9 @@ from broker.config.keys import KEYS, Key, convert
 from broker.errors import ConfigError, Place, Problem
 from broker.net.origin import Origin, parse_origin
 
+SQLITE: Final = "sqlite://"
+"""How the engine is named that keeps history in a file; the absolute path follows."""
+
 
 class Setting(NamedTuple):
     key: str
@@ -257,6 +260,14 @@ def _check_admin(address: str) -> list[Mistake]:
     return _check_listen([address]) if address else []
 
 
+def _check_engine(engine: str) -> list[Mistake]:
+    path = engine.removeprefix(SQLITE)
+    if engine == "memory" or (path != engine and path.startswith("/") and not path.endswith("/") and "\0" not in path):
+        return []
+    form = "memory, or sqlite:// and an absolute path, like sqlite:///var/lib/wsbroker/broker.db"
+    return [Mistake(f"must be {form}, not {printable(engine)}")]
+
+
 def _check_path(path: str) -> list[Mistake]:
     if not re.fullmatch(r"/[!-~]*", path) or "?" in path or "#" in path:
         return [Mistake("must begin with / and hold only visible ASCII characters (others as %XX), no ? and no #")]
@@ -368,6 +379,7 @@ def _check_name(name: str) -> list[Mistake]:
 _CHECKS: Final[dict[str, Callable[[Any], list[Mistake]]]] = {
     "server.listen": _check_listen,
     "server.admin": _check_admin,
+    "server.engine": _check_engine,
     "server.path": _check_path,
     "server.origins": _check_origins,
     "server.trusted_proxies": _check_networks,

@@ -95,12 +95,22 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "local"
     engine: Annotated[
-        Literal["memory"],
+        str,
         _key(
-            "What happens to an event between publish and delivery. memory: nothing outlives the process.",
+            "Where the history of topics is kept. memory: in this process, and lost with it. sqlite:///PATH: in the "
+            "SQLite file at this absolute path, which outlives it; each broker needs a file of its own.",
             reload="restart",
         ),
     ] = "memory"
+    durability: Annotated[
+        Literal["full", "normal"],
+        _key(
+            "With sqlite: when a publish is answered. full: once it is on the disk, so that it outlives a power cut. "
+            "normal: once it is in the file, so that it outlives the broker; the last seconds may be lost with the "
+            "machine, and then every numbering begins anew.",
+            reload="restart",
+        ),
+    ] = "full"
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=64)] | None,
         _key(
@@ -439,6 +449,37 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reload="at_once",
         ),
     ] = None
+    history_bytes: Annotated[
+        int,
+        _key(
+            "Memory for the history of all topics together, with what each event and each topic costs beside its "
+            "data. Beyond it the topic that was published to least recently loses its kept events.",
+            2**16,
+            2**44,
+            "bytes",
+            reload="at_once",
+        ),
+    ] = 256 * 2**20
+    history_topics: Annotated[
+        int,
+        _key(
+            "Topics with history. Beyond it the topic that was published to least recently is forgotten; its numbering "
+            "begins anew, in another epoch.",
+            1,
+            10**8,
+            reload="at_once",
+        ),
+    ] = 100_000
+    dedup_entries: Annotated[
+        int,
+        _key(
+            "Values of dedup that are remembered, of all topics together; beyond it the oldest is forgotten before its "
+            "time.",
+            1,
+            10**8,
+            reload="at_once",
+        ),
+    ] = 100_000
     notsent_lowat: Annotated[
         int,
         _key(
@@ -642,6 +683,68 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             unit="seconds",
             example=30.0,
             reload="at_once",
+        ),
+    ] = None
+    history: Annotated[
+        Annotated[int, Meta(ge=0, le=2**24)] | None,
+        _key(
+            "Newest events of each topic that are kept, for subscribers that come later or were away. Left out or 0: "
+            "none.",
+            example=1000,
+            reload="at_once",
+        ),
+    ] = None
+    history_age: Annotated[
+        Annotated[float, Meta(ge=1, le=31_536_000)] | None,
+        _key(
+            "Age beyond which a kept event is dropped from history.", unit="seconds", example=3600.0, reload="at_once"
+        ),
+    ] = None
+    history_bytes: Annotated[
+        Annotated[int, Meta(ge=1, le=2**40)] | None,
+        _key(
+            "Bytes of data and keys that the kept events of one topic may have together; the newest one is kept in any "
+            "case.",
+            unit="bytes",
+            example=2**20,
+            reload="at_once",
+        ),
+    ] = None
+    compact: Annotated[
+        bool | None,
+        _key(
+            "Whether of each key only the newest event is kept, and none of a key whose newest event has null as data.",
+            example=True,
+            reload="at_once",
+        ),
+    ] = None
+    tombstone_age: Annotated[
+        Annotated[float, Meta(ge=1, le=31_536_000)] | None,
+        _key(
+            "Time for which the event that removes a key is kept on a compacted topic, for those who were away. Left "
+            "out: a day.",
+            unit="seconds",
+            example=3600.0,
+            reload="at_once",
+        ),
+    ] = None
+    dedup_age: Annotated[
+        Annotated[float, Meta(ge=1, le=86_400)] | None,
+        _key(
+            "Time for which the dedup of a publish is remembered: the same one within it is not published again. Left "
+            "out: two minutes.",
+            unit="seconds",
+            example=120.0,
+            reload="at_once",
+        ),
+    ] = None
+    presence: Annotated[
+        bool | None,
+        _key(
+            "Whether subscribers of the topic are its members: they can be listed, and others told when they come and "
+            "go.",
+            example=True,
+            reload="new_subscriptions",
         ),
     ] = None
 

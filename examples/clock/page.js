@@ -1,11 +1,11 @@
 /** Shows the time that `examples/clock` publishes. The page's own clock moves nothing here. */
 
-import { Broker, stateIn } from "../wsbroker.js";
+import { clientIn } from "../link.js";
 
-const broker = new Broker({ onstate: stateIn(document.querySelector("#link")) });
+const client = clientIn(document.querySelector("#link"));
 
 // Only the newest time is of use: what a slow page could not take is not kept for it.
-broker.subscribe("clock.time", show, { max_queue: 1, overflow: "drop_oldest" });
+client.subscribe("clock.time", { maxQueue: 1, overflow: "drop_oldest" }).on("event", show);
 
 /** The beginning of the day on which this page was opened, as `time + offset`. */
 let midnight;

@@ -18,13 +18,10 @@ from __future__ import annotations
 
 import asyncio
 
-import orjson
-
-from broker.client import Client
-from broker.messages import EventMessage
 from examples.counter.counting import Counting
-from examples.link import stay_connected
+from examples.link import client_of, tell
 from examples.pages import main
+from wsbroker_client import Client, State
 
 # Seconds from one roll call to the next.
 ROLL_CALL_EVERY = 1.5
@@ -32,45 +29,45 @@ ROLL_CALL_EVERY = 1.5
 
 async def program(broker: str) -> None:
     """Counts, over as many connections as it takes."""
-    counter = Counter()
-    await stay_connected(broker, counter.serve)
+    async with client_of(broker) as client:
+        await Counter(client).serve()
 
 
 class Counter:
     """Takes what the pages say, tells them the state, calls the roll: three tasks, so that none waits for another."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._counting = Counting(timeout=2.5 * ROLL_CALL_EVERY)
         self._changed = asyncio.Event()
 
-    async def serve(self, client: Client) -> None:
-        """Works with one connection until it is lost."""
-        await client.subscribe("counter.page.*")
-        self._counting.reset_timeouts(now())
+    async def serve(self) -> None:
+        """Works until it is cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen(client))
-            group.create_task(self._publish_state(client))
-            group.create_task(self._call_roll(client))
+            group.create_task(self._listen())
+            group.create_task(self._publish_state())
+            group.create_task(self._call_roll())
 
-    async def _listen(self, client: Client) -> None:
-        async for message in client:
-            if isinstance(message, EventMessage):
-                op = message.topic.rpartition(".")[2]
-                if self._counting.handle(op, orjson.loads(bytes(message.data)), now()):
-                    self._changed.set()
+    async def _listen(self) -> None:
+        # After a time without a connection nobody was heard, and that is not the pages' fault.
+        pages = self._client.subscribe("counter.page.*", on_gap=lambda _: self._counting.reset_timeouts(now()))
+        async for event in pages:
+            op = event.topic.rpartition(".")[2]
+            if self._counting.handle(op, event.data, now()):
+                self._changed.set()
 
-    async def _publish_state(self, client: Client) -> None:
+    async def _publish_state(self) -> None:
         # What changes while an answer is on its way is told together.
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await client.publish("counter.state", self._counting.state)
+            await tell(self._client, "counter.state", self._counting.state)
 
-    async def _call_roll(self, client: Client) -> None:
+    async def _call_roll(self) -> None:
         while True:
-            await client.publish("counter.roll", {})
+            await tell(self._client, "counter.roll", {})
             await asyncio.sleep(ROLL_CALL_EVERY)
-            if self._counting.remove_silent(now()):
+            if self._client.state is State.CONNECTED and self._counting.remove_silent(now()):
                 self._changed.set()
 
 

@@ -1,6 +1,6 @@
 /** A page of the shared counter. It asks `examples/counter` to count, and shows nothing but what that says. */
 
-import { Broker, stateIn } from "../wsbroker.js";
+import { clientIn } from "../link.js";
 
 const value = document.querySelector("#value");
 const online = document.querySelector("#online");
@@ -16,32 +16,27 @@ const page = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => pa
  */
 let told = false;
 
-const show = stateIn(document.querySelector("#link"));
-const broker = new Broker({
-  onstate(state) {
-    show(state);
-    setTold(false);
-    // The subscriptions have been made again by now, so the answer cannot be missed.
-    if (state.name === "open") tell("hello");
-  },
-});
-broker.subscribe("counter.state", ({ data }) => {
+const client = clientIn(document.querySelector("#link"));
+client.subscribe("counter.state").on("event", ({ data }) => {
   setTold(true);
   showState(data);
 });
 // Where nobody heard the hello, it is said again as soon as somebody asks who is there.
-broker.subscribe("counter.roll", () => tell(told ? "here" : "hello"));
+client.subscribe("counter.roll").on("event", () => tell(told ? "here" : "hello"));
+client.addEventListener("state", ({ detail }) => {
+  setTold(false);
+  // Commands are carried out in their order: the subscriptions are made first, so the answer cannot be missed.
+  if (detail.state === "connected") queueMicrotask(() => tell("hello"));
+});
 
 document.querySelector("#up").addEventListener("click", () => tell("add", { by: 1 }));
 document.querySelector("#down").addEventListener("click", () => tell("add", { by: -1 }));
 window.addEventListener("pagehide", () => tell("bye"));
-// From the back-forward cache, with the connection still open. Where it was closed, it is opened anew and says hello.
-window.addEventListener("pageshow", ({ persisted }) => persisted && broker.open && tell("hello"));
 
 /** Tells the program something. The receipt says whether it was there to hear. */
 async function tell(what, more = {}) {
   try {
-    const { receivers } = await broker.publish(`counter.page.${what}`, { page, ...more });
+    const { receivers } = await client.publish(`counter.page.${what}`, { page, ...more }, { queue: false });
     trouble.textContent = receivers ? "" : "Nobody counts: start the program with python -m examples.counter";
   } catch (error) {
     trouble.textContent = error.message;

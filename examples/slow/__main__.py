@@ -7,8 +7,7 @@ import itertools
 import math
 import time
 
-from broker.client import Client
-from examples.link import stay_connected
+from examples.link import client_of, tell
 from examples.pages import main
 
 GAUGES = 8
@@ -17,22 +16,18 @@ RATE = 50
 
 
 async def program(broker: str) -> None:
-    """Publishes, over as many connections as it takes."""
-    await stay_connected(broker, publish)
-
-
-async def publish(client: Client) -> None:
     """Publishes on `slow.gauges`, with the gauge as the key: `round`, `value` from 0 to 1, and `at`, when that was."""
     start = time.monotonic()
-    for number in itertools.count():
-        at = time.time()
-        await asyncio.gather(
-            *(
-                client.publish("slow.gauges", {"round": number, "value": wave(at, gauge), "at": at}, key=f"g{gauge}")
-                for gauge in range(GAUGES)
+    async with client_of(broker) as client:
+        for number in itertools.count():
+            at = time.time()
+            await asyncio.gather(
+                *(
+                    tell(client, "slow.gauges", {"round": number, "value": wave(at, gauge), "at": at}, f"g{gauge}")
+                    for gauge in range(GAUGES)
+                )
             )
-        )
-        await asyncio.sleep(max(0.0, start + (number + 1) / RATE - time.monotonic()))
+            await asyncio.sleep(max(0.0, start + (number + 1) / RATE - time.monotonic()))
 
 
 def wave(at: float, gauge: int) -> float:

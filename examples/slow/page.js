@@ -1,6 +1,7 @@
 /** Two subscriptions to what `examples/slow` publishes, on a page that takes too long over each event. */
 
-import { Broker, stateIn } from "../wsbroker.js";
+import { brokerOfPage, clientIn } from "../link.js";
+import { Client } from "../wsbroker.js";
 
 const TOPIC = "slow.gauges";
 const GAUGES = 8;
@@ -14,33 +15,19 @@ slider.oninput = () => {
 };
 
 const latest = panel(document.querySelector("#latest"));
-const tell = stateIn(document.querySelector("#link"));
-let used = 0;
-let connection = 0;
-const fresh = new Broker({
-  onstate(state) {
-    if (state.name === "open") {
-      // A connection begins with all of its credit, whatever was used of the last one's.
-      connection += 1;
-      used = 0;
-    }
-    tell(state);
-  },
-});
-const careful = slowly(({ event, from }) => {
-  latest.show(event);
-  if (from !== connection) return;
-  // Half of the credit is given back at a time, so that there is always some.
-  used += 1;
-  if (used < CREDIT / 2) return;
-  fresh.credit(TOPIC, used).catch(() => {}); // the connection was lost
-  used = 0;
-});
-fresh.subscribe(TOPIC, (event) => careful({ event, from: connection }), { overflow: "latest", credit: CREDIT, ongap: latest.lose });
+const fresh = clientIn(document.querySelector("#link"));
+const careful = fresh.subscribe(TOPIC, { overflow: "latest", credit: CREDIT });
+// An event counts as taken when its promise is settled, and only then the broker sends another one.
+const work = slowly(latest.show);
+careful.on("event", (event) => new Promise((done) => work(event, done)));
+careful.on("gap", latest.lose);
 
 const backlog = panel(document.querySelector("#backlog"));
-const plain = new Broker();
-plain.subscribe(TOPIC, slowly(backlog.show), { ongap: backlog.lose });
+const plain = new Client(brokerOfPage());
+const careless = plain.subscribe(TOPIC, { credit: 1_000_000 });
+const later = slowly(backlog.show);
+careless.on("event", (event) => later(event, () => {}));
+careless.on("gap", backlog.lose);
 
 /**
  * Deals with events one by one, for as long over each as the slider says. The page is not really busy meanwhile, or the
@@ -53,12 +40,14 @@ function slowly(work) {
     const now = performance.now();
     while (waiting.length > 0 && free <= now) {
       free = Math.max(free, now - 50) + Number(slider.value);
-      work(waiting.shift());
+      const [event, done] = waiting.shift();
+      work(event);
+      done();
     }
     if (waiting.length > 0) setTimeout(go, Math.max(0, free - now));
   };
-  return (event) => {
-    waiting.push(event);
+  return (event, done) => {
+    waiting.push([event, done]);
     if (waiting.length === 1) go();
   };
 }

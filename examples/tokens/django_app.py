@@ -23,6 +23,7 @@ from django.http import FileResponse, HttpRequest, JsonResponse
 from django.urls import path
 
 PAGE = Path(__file__).with_name("page.html")
+CLIENT = Path(__file__).parents[2] / "clients" / "js" / "wsbroker.js"
 
 
 # These are the five lines.
@@ -39,9 +40,14 @@ def page(request: HttpRequest) -> FileResponse:
     return FileResponse(PAGE.open("rb"), content_type="text/html")
 
 
+def client(request: HttpRequest) -> FileResponse:
+    """The client that the page uses."""
+    return FileResponse(CLIENT.open("rb"), content_type="text/javascript")
+
+
 LOGIN = """<form method="post">{% csrf_token %}{{ form }}<button>Log in</button></form>"""
 
-urlpatterns = [path("", page), path("token", token)]
+urlpatterns = [path("", page), path("token", token), path("wsbroker.js", client)]
 
 
 def configure(folder: Path) -> None:

@@ -19,6 +19,7 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 PAGE = Path(__file__).with_name("page.html")
+CLIENT = Path(__file__).parents[2] / "clients" / "js" / "wsbroker.js"
 
 app = FastAPI()
 
@@ -46,6 +47,12 @@ def token(user: User) -> dict[str, str]:
 def page(user: User) -> FileResponse:
     """The page."""
     return FileResponse(PAGE)
+
+
+@app.get("/wsbroker.js")
+def client() -> FileResponse:
+    """The client that the page uses."""
+    return FileResponse(CLIENT, media_type="text/javascript")
 
 
 def main() -> None:

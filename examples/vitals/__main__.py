@@ -19,13 +19,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from broker.client import Client
-from broker.messages import EventMessage
-from examples.link import stay_connected
+from examples.link import client_of, tell
 from examples.pages import main
 from examples.vitals import proc
+from wsbroker_client import Client
 
 # Seconds that the program remembers for pages that come later: what a page shows, and a little more.
 KEPT_SECONDS = 130
@@ -42,9 +39,9 @@ MAX_REQUESTS = 100
 async def program(broker: str) -> None:
     """Reads and publishes, over as many connections as it takes."""
     vitals = Vitals()
-    async with asyncio.TaskGroup() as group:
+    async with client_of(broker) as client, asyncio.TaskGroup() as group:
         group.create_task(vitals.keep_reading())
-        group.create_task(stay_connected(broker, vitals.serve))
+        group.create_task(vitals.serve(client))
 
 
 class Vitals:
@@ -69,8 +66,7 @@ class Vitals:
             self._read.set()
 
     async def serve(self, client: Client) -> None:
-        """Works with one connection until it is lost."""
-        await client.subscribe("vitals.past")
+        """Works until it is cancelled."""
         requests: asyncio.Queue[str] = asyncio.Queue(MAX_REQUESTS)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publish_now(client))
@@ -82,20 +78,18 @@ class Vitals:
             await self._read.wait()
             self._read.clear()
             for kind, figures in self._now.items():
-                await client.publish(f"vitals.now.{kind}", figures)
+                await tell(client, f"vitals.now.{kind}", figures)
 
     async def _listen(self, client: Client, requests: asyncio.Queue[str]) -> None:
-        async for message in client:
-            if not isinstance(message, EventMessage):
-                continue
-            match orjson.loads(bytes(message.data)):
+        async for event in client.subscribe("vitals.past"):
+            match event.data:
                 case {"page": str(page)} if PAGE.fullmatch(page) and not requests.full():
                     requests.put_nowait(page)
 
     async def _publish_past(self, client: Client, requests: asyncio.Queue[str]) -> None:
         while True:
             page = await requests.get()
-            await client.publish(f"vitals.past.{page}", {kind: list(past) for kind, past in self._past.items()})
+            await tell(client, f"vitals.past.{page}", {kind: list(past) for kind, past in self._past.items()})
 
 
 class Meter:

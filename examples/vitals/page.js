@@ -1,6 +1,6 @@
 /** Draws the figures that `examples/vitals` publishes, as they come. */
 
-import { Broker, stateIn } from "../wsbroker.js";
+import { clientIn } from "../link.js";
 import { Chart } from "./chart.js";
 
 const percent = (value) => `${value.toFixed(value < 9.95 ? 1 : 0)} %`;
@@ -91,19 +91,18 @@ let missed = 0;
 /** The name under which this page asks for what happened before it came. */
 const page = Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join("");
 
-const show = stateIn(document.querySelector("#link"));
-const broker = new Broker({
-  onstate(state) {
-    show(state);
-    if (state.name === "open") ask().catch(console.error);
-  },
+const client = clientIn(document.querySelector("#link"));
+const now = client.subscribe("vitals.now.*", { maxQueue: 64 });
+now.on("event", take);
+now.on("gap", lost);
+client.subscribe(`vitals.past.${page}`).on("event", fillIn);
+client.addEventListener("state", ({ detail }) => {
+  if (detail.state === "connected") queueMicrotask(() => ask().catch(console.error));
 });
-broker.subscribe("vitals.now.*", take, { max_queue: 64, ongap: lost });
-broker.subscribe(`vitals.past.${page}`, fillIn);
 
 /** Asks for the last minutes: at first, and again after the connection was lost for a while. */
 async function ask() {
-  const { receivers } = await broker.publish("vitals.past", { page });
+  const { receivers } = await client.publish("vitals.past", { page });
   if (!receivers) document.querySelector("#system").textContent = "The program is not running: python -m examples.vitals";
 }
 
@@ -119,8 +118,9 @@ function fillIn({ data }) {
   }
 }
 
-function lost({ missed: count }) {
-  missed += count;
+function lost({ missed: count, reason }) {
+  if (reason === "disconnected") return; // the past is asked for
+  missed += count ?? 0;
   const note = document.querySelector("#missed");
   note.hidden = false;
   note.textContent = `${missed} events did not reach this page in time`;

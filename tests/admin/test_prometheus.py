@@ -16,6 +16,8 @@ from prometheus_client import CollectorRegistry
 from websockets.exceptions import InvalidStatus
 
 from broker.admin.prometheus import FAMILIES, PREFIX, MetricsCollector
+from broker.config import Limits, TopicRule
+from broker.engines.memory import MemoryEngine
 from broker.health import HealthMonitor
 from broker.metrics import KNOWN_CODES, Metrics
 from broker.net.handshake import DENIED
@@ -54,7 +56,9 @@ class Broker:
 
 @asynccontextmanager
 async def measured(**limits: Any) -> AsyncIterator[Broker]:
-    async with serving(**limits) as harness:
+    engine = MemoryEngine(Limits(**limits))
+    rules = [TopicRule("kept.*", history=10), TopicRule("room.*", presence=True)]
+    async with serving(engine, topics=rules, **limits) as harness:
         broker = Broker(harness)
         broker.health.start()
         try:
@@ -247,6 +251,42 @@ async def engine_seconds(broker: Broker) -> None:
     assert broker.value("engine_seconds_count") == 0
 
 
+async def history_topics(broker: Broker) -> None:
+    client = await broker.harness.connect()
+    for n in range(3):
+        await client.ask("publish", topic=f"kept.{n}", data=1)
+    assert broker.value("history_topics") == 3
+
+
+async def history_bytes(broker: Broker) -> None:
+    await (await broker.harness.connect()).ask("publish", topic="kept.a", data="x" * 100_000)
+    assert 100_000 < broker.value("history_bytes") < 110_000
+
+
+async def history_events_evicted(broker: Broker) -> None:
+    client = await broker.harness.connect()
+    await client.ask("publish", topic="kept.a", data="x" * 1000)
+    broker.harness.node.engine.configure(Limits(history_bytes=2000))
+    await client.ask("publish", topic="kept.b", data="x" * 1000)
+    assert broker.value("history_events_evicted_total") == 1
+
+
+async def dedups(broker: Broker) -> None:
+    client = await broker.harness.connect()
+    for dedup in ("x", "y", "x"):
+        await client.ask("publish", topic="a", data=1, dedup=dedup)
+    assert broker.value("dedups") == 2
+
+
+async def members(broker: Broker) -> None:
+    client = await broker.harness.connect()
+    await client.ask("subscribe", topic="room.a")
+    await client.ask("subscribe", topic="room.b")
+    assert broker.value("members") == 2
+    await client.ask("unsubscribe", topic="room.a")
+    assert broker.value("members") == 1
+
+
 async def open_fds(broker: Broker) -> None:
     before = broker.value("open_fds")
     await broker.harness.deaf()
@@ -318,6 +358,11 @@ MOVES: dict[str, Callable[[Broker], Awaitable[None]]] = {
         loop_lag_seconds,
         engine_up,
         engine_seconds,
+        history_topics,
+        history_bytes,
+        history_events_evicted,
+        dedups,
+        members,
         open_fds,
         max_fds,
         memory_bytes,

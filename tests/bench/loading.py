@@ -13,7 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve, unix_serve
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 
 from bench.peers import RELAY_TOPIC, Talk, event
-from broker.client import load as load_program
+from broker.cli import load as load_program
 
 RELAY = {
     "subscribe": "sub t%t",

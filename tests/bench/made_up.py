@@ -2,7 +2,7 @@
 
 from bench.figures import Run
 from bench.measure import Flushed, Flushing, Load, Opened, Opening, Published, Publishing
-from broker.client.bench import Latency
+from broker.cli.measure import Latency
 
 LOAD = Publishing(subscribers=1000, window=16)
 OPENING = Opening(connections=5000)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from broker.client import connect
 from tests.fixtures_broker import PATIENCE, RunningBroker
 from tests.fixtures_chromium import Window
+from wsbroker_client.connection import connect
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -10,10 +10,10 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 
 from broker.cli.options import URL
-from broker.client import DEFAULT_URL
 from broker.errors import CloseCode
 from tests.client.fake import FakeBroker, closing, refusing, running, saying
 from tests.fixtures_command import Result, wsbroker
+from wsbroker_client import DEFAULT_URL
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -77,12 +77,12 @@ async def test_invalid_command_line_can_be_explained_in_json() -> None:
 def test_command_imports_only_what_it_needs() -> None:
     code = "import sys; from broker.cli import main; {}; print(*sys.modules)"
     for run, without in (
-        ("main(['--help'])", {"broker.daemon", "broker.client", "broker.config", "msgspec", "asyncio", "structlog"}),
-        ("main(['version'])", {"broker.daemon", "broker.client", "broker.config", "asyncio", "uvloop", "structlog"}),
+        ("main(['--help'])", {"broker.daemon", "wsbroker_client", "broker.config", "msgspec", "asyncio", "structlog"}),
+        ("main(['version'])", {"broker.daemon", "wsbroker_client", "broker.config", "asyncio", "uvloop", "structlog"}),
         ("main(['pub', 'bad topic', '1'])", {"broker.daemon", "broker.config", "uvloop", "structlog"}),
         ("main(['sub', 'bad topic'])", {"broker.daemon", "broker.config", "uvloop", "structlog"}),
-        ("main(['check'])", {"broker.client"}),
-        ("main(['config', 'default'])", {"broker.daemon", "broker.client", "uvloop", "structlog"}),
+        ("main(['check'])", {"wsbroker_client"}),
+        ("main(['config', 'default'])", {"broker.daemon", "wsbroker_client", "uvloop", "structlog"}),
     ):
         process = subprocess.run(
             [sys.executable, "-c", code.format(run)], cwd=ROOT, capture_output=True, text=True, check=True

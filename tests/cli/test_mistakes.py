@@ -316,7 +316,16 @@ FILES = [
         "[server]\nanonymous = false\n",
         "server.anonymous (FILE:2): nobody could connect: it needs a key for tokens (auth.key_file, auth.jwks_url, auth.secret_file), auth.url, server.client_ca or [[keys]]",
     ),
-    ("[server]\nengine = 'redis'\n", 'server.engine (FILE:2): must be "memory", not "redis"'),
+    (
+        "[server]\nengine = 'redis'\n",
+        "server.engine (FILE:2): must be memory, or sqlite:// and an absolute path, like "
+        "sqlite:///var/lib/wsbroker/broker.db, not redis",
+    ),
+    (
+        "[server]\nengine = 'sqlite://broker.db'\n",
+        "server.engine (FILE:2): must be memory, or sqlite:// and an absolute path, like "
+        "sqlite:///var/lib/wsbroker/broker.db, not sqlite://broker.db",
+    ),
     ("[server]\nblock = 'some'\n", 'server.block (FILE:2): must be one of "local", "all", "none", not "some"'),
     ("[server]\ncertificate = 'a.pem'\n", "server.certificate (FILE:2): needs server.key beside it"),
     ("[server]\nkey = 'a.pem'\n", "server.key (FILE:2): needs server.certificate beside it"),
@@ -355,7 +364,19 @@ FILES = [
     ),
     (
         "[[topics]]\nmatch = 'a'\noverflow = 'replay'\n",
-        "topics[1].overflow (FILE:3): `a`: replay is not supported yet: no topic keeps history",
+        "topics[1].overflow (FILE:3): `a`: replay needs history beside it, the number of events to keep",
+    ),
+    (
+        "[[topics]]\nmatch = 'a'\nhistory = 'all'\n",
+        'topics[1].history (FILE:3): must be an integer from 0 to 16777216, not "all"',
+    ),
+    (
+        "[[topics]]\nmatch = 'a'\ncompact = true\n",
+        "topics[1].compact (FILE:3): `a`: needs history beside it, the number of events to keep",
+    ),
+    (
+        "[[topics]]\nmatch = 'a'\nhistory = 9\ntombstone_age = 60\n",
+        "topics[1].tombstone_age (FILE:4): `a`: counts only with compact = true",
     ),
 ]
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from broker.cli.report import Report, Status
-from broker.client import CommandRefused
 from broker.errors import ERRORS
-from broker.messages import ErrorAnswer
 from tests.client.fake import running
 from tests.fixtures_command import Result, finish, start
+from wsbroker_client import CommandRefused
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -43,7 +42,7 @@ async def test_closed_pipe_is_silent_and_a_full_disk_is_reported(arguments: list
 
 @pytest.mark.parametrize("code", list(ERRORS))
 def test_an_error_has_its_exit_status(code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    error = CommandRefused(ErrorAnswer(code=code, message="why", retry=ERRORS[code].retry, retry_after_ms=7))
+    error = CommandRefused(code, "why", retry=ERRORS[code].retry, retry_after_ms=7)
     status = Report(as_json=False).command_error(error)
     assert capsys.readouterr().err == f"wsbroker: {code}: why\n"
     expected = {"unauthorized": 77, "forbidden": 77}.get(code, 65)

@@ -9,12 +9,10 @@ import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from broker.client import DEFAULT_URL, Client, ClientError, Closed, CommandRefused, NotABroker, Unreachable, connect
-from broker.client.connection import MAX_BATCH
 from broker.config import Server
-from broker.errors import CommandError
-from broker.messages import EventMessage, Gap, Join, Ok
 from tests.client.fake import WELCOME, Behaviour, FakeBroker, closing, running, saying
+from wsbroker_client import DEFAULT_URL, ClientError, Closed, CommandRefused, NotABroker, Receipt, Unreachable
+from wsbroker_client.connection import MAX_BATCH, Connection, connect
 
 
 def event(topic: str, data: bytes) -> bytes:
@@ -48,7 +46,7 @@ def refusing(*errors: dict[str, Any]) -> Behaviour:
     return refuse
 
 
-async def take(client: Client, count: int) -> list[Any]:
+async def take(client: Connection, count: int) -> list[Any]:
     """Read so many events and gaps."""
     messages: list[Any] = []
     async for message in client:
@@ -58,7 +56,7 @@ async def take(client: Client, count: int) -> list[Any]:
     return messages
 
 
-async def take_all(client: Client) -> tuple[list[Any], ClientError]:
+async def take_all(client: Connection) -> tuple[list[Any], ClientError]:
     """Read until the connection ends."""
     messages: list[Any] = []
     try:
@@ -79,7 +77,7 @@ def test_default_url_is_the_default_listen_address() -> None:
 async def test_connect_reads_welcome_and_closes_with_1000() -> None:
     async with running() as fake:
         async with connect(fake.url, token="t") as client:
-            assert (client.welcome.session, client.welcome.max_size) == ("s1", 4096)
+            assert (client.welcome["session"], client.welcome["max_size"]) == ("s1", 4096)
         assert await fake.closed.get() == (1000, "")
         assert fake.requests[0].headers["Authorization"] == "Bearer t"
 
@@ -87,7 +85,7 @@ async def test_connect_reads_welcome_and_closes_with_1000() -> None:
 @pytest.mark.parametrize(
     ("messages", "found"),
     [
-        ([b"hello"], "not a message of the protocol|malformed"),
+        ([b"hello"], "not a message of the protocol"),
         ([b'{"op":"welcome","version":1}'], "not a message of the protocol"),
         ([WELCOME.replace(b'"version":1', b'"version":2')], "speaks version 2 of the protocol, this client version 1"),
         ([], "sent no `welcome` within"),
@@ -108,7 +106,7 @@ async def test_connect_fails_when_the_broker_closes_before_welcome() -> None:
         with pytest.raises(Closed) as caught:
             async with connect(fake.url):
                 pass
-        assert caught.value.code == 1013
+        assert caught.value.close_code == 1013
 
 
 async def test_connect_fails_when_the_server_disconnects_before_welcome() -> None:
@@ -134,26 +132,16 @@ async def test_a_publish_is_answered() -> None:
 
 async def test_raw_json_data_is_sent_unchanged() -> None:
     async with running() as fake, connect(fake.url) as client:
-        await client.publish("t", msgspec.Raw(b' {"a" : 1}\n'))
+        await client.publish_raw("t", b' {"a" : 1}\n')
         assert fake.received[0]["data"] == {"a": 1}
-
-
-@pytest.mark.parametrize("data", [b"", b"x", b'1,"topic":"other"', b'1,"data":2', b"1}", b"\xff", b'"\xff"', b"[" * 65])
-async def test_invalid_json_data_is_not_sent(data: bytes) -> None:
-    async with running() as fake, connect(fake.url) as client:
-        with pytest.raises(CommandError) as caught:
-            await client.publish("t", msgspec.Raw(data))
-        assert caught.value.code == "bad_json"
-        await client.ping()
-        assert [command["op"] for command in fake.received] == ["ping"]
 
 
 async def test_command_over_max_size_is_not_sent() -> None:
     async with running() as fake, connect(fake.url) as client:
-        assert client.welcome.max_size == 4096
+        assert client.welcome["max_size"] == 4096
         limit = 4096 - len('{"op":"publish","id":1,"topic":"t","data":""}')
         await client.publish("t", "x" * limit)
-        with pytest.raises(CommandError, match=r"limit: the command has 4,097 bytes, the broker takes at most 4,096"):
+        with pytest.raises(CommandRefused, match=r"limit: the command has 4,097 bytes, the broker takes at most 4,096"):
             await client.publish("t", "x" * (limit + 1))
         assert len(fake.received) == 1
 
@@ -163,7 +151,7 @@ async def test_subscribe_sends_only_the_given_options() -> None:
         answer = await client.subscribe("prices.*", max_queue=64, overflow="latest", echo=False)
         await client.subscribe("t")
         await client.unsubscribe("t")
-        assert answer.topic == "prices.*"
+        assert answer["topic"] == "prices.*"
         assert fake.received == [
             {"op": "subscribe", "id": 1, "topic": "prices.*", "max_queue": 64, "overflow": "latest", "echo": False},
             {"op": "subscribe", "id": 2, "topic": "t"},
@@ -198,7 +186,7 @@ async def test_answers_are_matched_by_id_in_any_order() -> None:
                     await connection.send(msgspec.json.encode(answer), text=True)
 
     async with running(backwards) as fake, connect(fake.url) as client:
-        answers: list[Ok] = await asyncio.gather(*(client.publish("t", number) for number in range(3)))
+        answers: list[Receipt] = await asyncio.gather(*(client.publish("t", number) for number in range(3)))
         assert [answer.receivers for answer in answers] == [0, 1, 2]
 
 
@@ -245,23 +233,23 @@ async def test_events_and_gaps_keep_their_order() -> None:
     messages = event("a.b", b"1"), gap, event("a.c", b'{"x" :2}'), join
     async with running(sending(*messages)) as fake, connect(fake.url) as client:
         first, lost, second, joined = await take(client, 4)
-        assert first == EventMessage(topic="a.b", data=msgspec.Raw(b"1"))
-        assert lost == Gap(topic="a.*", missed=3, reason="overflow")
-        assert bytes(second.data) == b'{"x" :2}'
-        assert isinstance(joined, Join)
+        assert first == {"op": "event", "topic": "a.b", "data": 1}
+        assert lost == {"op": "gap", "topic": "a.*", "missed": 3, "reason": "overflow"}
+        assert second["data"] == {"x": 2}
+        assert joined["op"] == "join"
 
 
 async def test_event_with_other_json_formatting_is_decoded() -> None:
     message = b'{ "topic":"t", "data":[1], "op":"event" }'
     async with running(sending(message)) as fake, connect(fake.url) as client:
         (only,) = await take(client, 1)
-        assert only == EventMessage(topic="t", data=msgspec.Raw(b"[1]"))
+        assert only == {"op": "event", "topic": "t", "data": [1]}
 
 
 async def test_credit_is_requested_and_added() -> None:
     async with running() as fake, connect(fake.url) as client:
         await client.subscribe("a", credit=5)
-        assert await client.credit("a", 3) == Ok(id=2, topic="a")
+        assert await client.credit("a", 3) == {"op": "ok", "id": 2, "topic": "a"}
         assert fake.received == [
             {"op": "subscribe", "id": 1, "topic": "a", "credit": 5},
             {"op": "credit", "id": 2, "topic": "a", "add": 3},
@@ -273,14 +261,14 @@ async def test_unknown_ops_and_fields_are_ignored() -> None:
     later = b'{"op":"event","topic":"t","data":1,"colour":"red"}'
     async with running(sending(news, later)) as fake, connect(fake.url) as client:
         (only,) = await take(client, 1)
-        assert bytes(only.data) == b"1"
+        assert only["data"] == 1
 
 
 async def test_invalid_message_ends_the_connection() -> None:
-    messages = event("t", b"1"), b'{"op":"gap"}', event("t", b"2")
+    messages = event("t", b"1"), b'{"op":5}', event("t", b"2")
     async with running(sending(*messages)) as fake, connect(fake.url) as client:
         taken, failure = await take_all(client)
-        assert [bytes(message.data) for message in taken] == [b"1"]
+        assert [message["data"] for message in taken] == [1]
         assert isinstance(failure, NotABroker)
         assert "not a message of the protocol" in str(failure)
 
@@ -290,7 +278,7 @@ async def test_subscribed_publisher_gets_its_own_events() -> None:
         await client.subscribe("t")
         answer = await client.publish("t", "hello", key="k")
         assert answer.receivers == 1
-        assert await take(client, 1) == [EventMessage(topic="t", key="k", data=msgspec.Raw(b'"hello"'))]
+        assert await take(client, 1) == [{"op": "event", "topic": "t", "key": "k", "data": "hello"}]
 
 
 async def test_events_received_before_a_close_are_yielded_before_the_error() -> None:
@@ -307,7 +295,7 @@ async def test_events_received_before_a_close_are_yielded_before_the_error() -> 
         assert len(taken) == 1
         assert isinstance(failure, Closed)
         assert str(failure).endswith("; it may be tried again after 1.2 seconds")
-        assert (failure.code, failure.retry, failure.retry_after_ms) == (1001, True, 1200)
+        assert (failure.close_code, failure.retry, failure.retry_after_ms) == (1001, True, 1200)
         assert client.failure is failure
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from broker.client import CommandRefused, Refused
-from broker.errors import CommandError
-from broker.messages import ErrorAnswer
+from broker.errors import REFUSALS as BROKERS_REFUSALS
+from broker.errors import CloseCode
+from wsbroker_client import ClientError, CommandRefused, Refused
+from wsbroker_client.errors import CLOSE_CODES, REFUSALS
 
 
-def test_refused_command_is_a_command_error_with_the_message_of_the_broker() -> None:
-    answer = ErrorAnswer(id=1, code="rate_limited", message="slow down", retry=True, retry_after_ms=250)
-    error = CommandRefused(answer)
-    assert isinstance(error, CommandError)
+def test_refused_command_has_the_message_of_the_broker() -> None:
+    error = CommandRefused("rate_limited", "slow down", retry=True, retry_after_ms=250)
+    assert isinstance(error, ClientError)
     assert str(error) == "rate_limited: slow down"
     assert (error.code, error.message, error.retry, error.retry_after_ms) == ("rate_limited", "slow down", True, 250)
 
 
-def test_unknown_error_code_is_passed_on() -> None:
-    assert CommandRefused(ErrorAnswer(code="of_tomorrow", message="?", retry=True)).retry
+def test_tables_are_those_of_the_broker() -> None:
+    assert {code: (each.name, each.meaning, each.reconnect) for code, each in CLOSE_CODES.items()} == {
+        int(code): (code.reason, code.meaning, code.reconnect) for code in CloseCode
+    }
+    assert {status: each.meaning for status, each in BROKERS_REFUSALS.items()} == REFUSALS
 
 
 @pytest.mark.parametrize(("status", "retry"), [(401, False), (404, False), (503, True)])

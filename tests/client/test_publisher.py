@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from broker.client import Client, Closed, connect
-from broker.client.publisher import WINDOW, Publisher
 from broker.config import Limits
-from broker.errors import CommandError
 from tests.client.fake import FakeBroker, running
+from wsbroker_client import Closed, CommandRefused
+from wsbroker_client.connection import connect
+from wsbroker_client.publisher import WINDOW, Publisher
 
 
 class Failures:
@@ -22,7 +22,7 @@ class Failures:
     def __init__(self) -> None:
         self.seen: list[tuple[int | None, str]] = []
 
-    def __call__(self, number: int | None, error: CommandError) -> None:
+    def __call__(self, number: int | None, error: CommandRefused) -> None:
         self.seen.append((number, error.code))
 
 
@@ -100,16 +100,10 @@ async def test_failed_event_is_reported_by_number_and_the_rest_continues() -> No
     async with running(odd_only) as fake, connect(fake.url) as client:
         failures = Failures()
         publisher = Publisher(client, "t", failed=failures)
-        events = [(1, b"1"), (2, b"nonsense"), (3, b'1,"topic":"u"'), (4, b"4"), (5, b"5" * 5000), (6, b"7"), (9, b"8")]
+        events = [(1, b"1"), (4, b"4"), (5, b"5" * 5000), (6, b"7"), (9, b"8")]
         await publisher.publish(events)
         await publisher.finish()
-        assert sorted(failures.seen, key=str) == [
-            (2, "bad_json"),
-            (3, "bad_json"),
-            (4, "forbidden"),
-            (5, "limit"),
-            (9, "forbidden"),
-        ]
+        assert sorted(failures.seen, key=str) == [(4, "forbidden"), (5, "limit"), (9, "forbidden")]
         assert publisher.published == 2
         assert [command["data"] for command in fake.received] == [1, 4, 7, 8]
 
@@ -148,8 +142,3 @@ async def test_connection_loss_reports_the_outcome_of_each_event() -> None:
         assert publisher.unanswered == [4, 5, 6, 7, 8, 9, 10]
         with pytest.raises(Closed):
             await publisher.publish([(11, b"11")])
-
-
-def test_invalid_topic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CommandError, match="bad_topic"):
-        Publisher(Client.__new__(Client), "a.*", failed=Failures())

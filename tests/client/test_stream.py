@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from broker.client.failures import ClientError, Closed, NotABroker, Refused, Unreachable
-from broker.client.stream import Stream, check_url, open_stream
 from broker.errors import CloseCode
 from tests.client.fake import Behaviour, FakeBroker, closing, refusing, running, saying
 from tests.fixtures_certificates import make_pair
 from tests.fixtures_node import serving
+from wsbroker_client.errors import ClientError, Closed, NotABroker, Refused, Unreachable
+from wsbroker_client.stream import Stream, check_url, open_stream
 
 pytestmark = pytest.mark.needs("openssl")
 
@@ -330,7 +330,7 @@ async def test_a_close_of_the_broker_is_explained(code: CloseCode) -> None:
         await stream.write([b"{}"])
         failure = await kept.end()
         assert isinstance(failure, Closed)
-        assert (failure.code, failure.retry) == (code, code.reconnect)
+        assert (failure.close_code, failure.retry) == (code, code.reconnect)
         assert str(failure) == f"the broker closed the connection: {code:d} {code.reason} ({code.meaning})"
         assert stream.failure is failure
         with pytest.raises(Closed):
@@ -343,7 +343,7 @@ async def test_unknown_close_code_is_retried_by_its_range(code: int, retry: bool
         await stream.write([b"{}"])
         failure = await kept.end()
         assert isinstance(failure, Closed)
-        assert (failure.code, failure.retry) == (code, retry)
+        assert (failure.close_code, failure.retry) == (code, retry)
         assert str(failure) == f"the broker closed the connection: {code} new"
 
 
@@ -356,7 +356,7 @@ async def test_lost_connection_is_reported() -> None:
         await stream.write([b"{}"])
         failure = await kept.end()
         assert isinstance(failure, Closed)
-        assert (failure.code, failure.retry) == (1006, True)
+        assert (failure.close_code, failure.retry) == (1006, True)
         assert str(failure).startswith("the connection to the broker was lost")
         with pytest.raises(Closed):
             await stream.raise_when_closed()
@@ -439,7 +439,7 @@ async def test_close_does_not_wait_for_a_broker_that_does_not_answer() -> None:
 async def test_close_does_not_wait_for_the_tcp_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("broker.client.stream.CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr("wsbroker_client.stream.CLOSE_TIMEOUT", 0.05)
 
     async def lingering(fake: FakeBroker, connection: ServerConnection) -> None:
         connection.transport.write(b"\x88\x02\x03\xe8")  # a close frame with 1000, behind the back of `websockets`
@@ -451,7 +451,7 @@ async def test_close_does_not_wait_for_the_tcp_end(
         failure = await kept.end()
         fake.subscribed.set()
         assert isinstance(failure, Closed)
-        assert failure.code == 1000
+        assert failure.close_code == 1000
 
 
 async def test_url_for_tls_on_a_port_without_it_says_so() -> None:

@@ -258,7 +258,10 @@ def test_mistakes_of_all_layers_are_reported(file: Path) -> None:
         ("server.listen = []", "must be a list of strings, not empty, not []"),
         ("server.listen = [1]", "must be a string, not 1"),
         ("server.anonymous = 1", "must be true or false, not 1"),
-        ('server.engine = "redis"', 'must be "memory", not "redis"'),
+        (
+            'server.engine = "redis"',
+            "must be memory, or sqlite:// and an absolute path, like sqlite:///var/lib/wsbroker/broker.db, not redis",
+        ),
         (f'log.format = "{"x" * 500}"', f'must be one of "text", "json", not "{"x" * 59}…'),
     ],
 )

@@ -105,7 +105,7 @@ async def serve() -> None:
     context = LoopContext(
         loop,
         msgspec.structs.replace(config.limits, max_answers=MAX_ANSWERS, max_outbox=MAX_OUTBOX),
-        encode_gap=lambda topic, missed, reason: b"",
+        encode_gap=lambda *_: b"",
     )
     context.start()
     node = EchoNode(context)

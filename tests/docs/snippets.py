@@ -35,7 +35,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "examples/README.md"]
-LANGUAGES = {"sh", "python", "js", "html", "toml", "nginx", "ini", "json", "yaml", "text", "mermaid"}
+LANGUAGES = {"sh", "python", "js", "jsx", "html", "toml", "nginx", "ini", "json", "yaml", "text", "mermaid"}
 ALONE = {"setup", "subscribed", "open", "stop"}
 KNOWN = {"background", "until", "status", "file", "output", "context", "shows", "click", "checked", "skip"} | ALONE
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = ("docs", "examples", "tools/site", "nginx", "systemd", ".tools/site")
+SOURCES = ("docs", "examples", "tools/site", "nginx", "systemd", ".tools/site", "clients/js/comparison")
 
 pytestmark = pytest.mark.needs("docs")
 

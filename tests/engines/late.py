@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,14 @@ from typing import Any
 import msgspec
 
 from broker.engines.base import (
+    Changed,
     Deliver,
     Engine,
     Event,
     HistoryDone,
     HistoryPage,
     InterestDone,
+    LocateDone,
     Lost,
     Member,
     MemberPage,
@@ -63,10 +66,14 @@ class LateServer:
         self.engines: list[LateEngine] = []
         self.kept: dict[str, list[Event]] = {}
         self.tops: dict[str, int] = {}
+        self.floors: dict[str, int] = {}
+        """Up to which offset events may be missing that none of their key superseded."""
+        self.dedups: dict[tuple[str, str], Position] = {}
         self.random = random.Random(1)
         self.hung = False
         self._topics: dict[str, deque[Waiting]] = {}
         self._loop = asyncio.get_running_loop()
+        self.members = LatePresenceServer()
 
     def engine(self) -> LateEngine:
         """The engine of one more node."""
@@ -116,10 +123,16 @@ class LateServer:
         if since is None:
             return HistoryPage(kept[-limit:], EPOCH, first, top, complete=True, more=False)
         offset = since.offset or 0
-        same = since.epoch == EPOCH
-        found = [event for event in kept if not same or (event.offset or 0) > offset]
-        complete = same and first <= offset + 1
+        same = since.epoch in (EPOCH, None)
+        found = kept[bisect_right(kept, offset, key=lambda event: event.offset or 0) if same and offset <= top else 0 :]
+        complete = same and self.floors[topic] <= offset <= top
         return HistoryPage(found[:limit], EPOCH, first, top, complete=complete, more=len(found) > limit)
+
+    def locate(self, topic: str, last: int) -> tuple[Position, Position]:
+        """Where the newest events begin."""
+        offsets = [event.offset or 0 for event in self.kept[topic][-last:]]
+        top = self.tops[topic]
+        return Position(EPOCH, offsets[0] - 1 if offsets else top), Position(EPOCH, top)
 
     def position(self, topic: str) -> Position:
         """Where a topic is."""
@@ -135,12 +148,22 @@ class LateServer:
         if not self._topics[topic]:
             del self._topics[topic]
         event, position = waiting.event, Position()
+        if (event.topic, event.dedup or "") in self.dedups:
+            known = self.dedups[event.topic, event.dedup or ""]
+            waiting.engine.hear((waiting.call, msgspec.structs.replace(known, duplicate=True)))
+            return
         if self.keeps or waiting.retention.events:
             offset = self.tops[topic] = self.tops.get(topic, 0) + 1
             event, position = msgspec.structs.replace(event, offset=offset), Position(EPOCH, offset)
             kept = self.kept.setdefault(topic, [])
+            if waiting.retention.compact and event.key is not None:
+                kept[:] = [each for each in kept if each.key != event.key]
             kept.append(self.copy(event))
-            del kept[: 0 if self.keeps else -waiting.retention.events]
+            self.floors.setdefault(topic, 0)
+            while not self.keeps and len(kept) > waiting.retention.events:
+                self.floors[topic] = kept.pop(0).offset or 0
+        if event.dedup is not None:
+            self.dedups[event.topic, event.dedup] = position
         for engine in self.engines:
             engine.hear(self.copy(event))
         waiting.engine.hear((waiting.call, position))
@@ -194,8 +217,11 @@ class LateEngine(Engine):
         self.server.engines.remove(self)
         self._deliver = self._lost = None
 
-    def is_local(self, topic: str) -> bool:
+    def is_local(self, topic: str, retention: Retention) -> bool:
         return False
+
+    def presence(self) -> Presence:
+        return LatePresence(self.server.members)
 
     def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
         self.published += 1
@@ -223,6 +249,9 @@ class LateEngine(Engine):
 
     def history(self, topic: str, since: Position | None, limit: int, done: HistoryDone) -> None:
         self.ask(done, lambda: self._reach(lambda: self.server.page(topic, since, limit)))
+
+    def locate(self, topic: str, last: int, done: LocateDone) -> None:
+        self.ask(done, lambda: self._reach(lambda: self.server.locate(topic, last)))
 
     def position(self, topic: str, done: PositionDone) -> None:
         self.ask(done, lambda: self._reach(lambda: self.server.position(topic)))
@@ -316,7 +345,13 @@ class LatePresenceServer:
     def __init__(self) -> None:
         self.now = 0.0
         self.topics: dict[str, dict[str, tuple[Member, LatePresence]]] = {}
+        self.nodes: list[LatePresence] = []
         self.loop = asyncio.get_running_loop()
+
+    def tell(self, topic: str, member: Member, here: bool) -> None:
+        """Tell every node of a change."""
+        for node in self.nodes:
+            node.tell(topic, member, here)
 
     def members(self, topic: str) -> dict[str, Member]:
         """Those whose node's lease has not ended, in the order of their sessions."""
@@ -332,17 +367,30 @@ class LatePresence(Presence):
     def __init__(self, server: LatePresenceServer) -> None:
         self.server = server
         self.ends = server.now + self.lease
+        self.changed: Changed | None = None
+
+    def start(self, changed: Changed) -> None:
+        self.changed = changed
+        self.server.nodes.append(self)
+
+    def tell(self, topic: str, member: Member, here: bool) -> None:
+        """Tell this node of a change."""
+        if self.changed is not None:
+            self.changed(topic, member, here)
 
     def join(self, topic: str, member: Member, done: Callable[[Unavailable | None], None]) -> None:
         def work() -> None:
             self.server.topics.setdefault(topic, {})[member.session] = (member, self)
+            self.server.tell(topic, member, True)
             done(None)
 
         self.server.loop.call_soon(work)
 
     def leave(self, topic: str, session: str, done: Callable[[Unavailable | None], None]) -> None:
         def work() -> None:
-            self.server.topics.get(topic, {}).pop(session, None)
+            known = self.server.topics.get(topic, {}).pop(session, None)
+            if known is not None:
+                self.server.tell(topic, known[0], False)
             done(None)
 
         self.server.loop.call_soon(work)

@@ -101,6 +101,27 @@ async def pages_are_complete(kind: PresenceKind) -> None:
     assert (await page(nodes[0], "b", None, 1)).count == 2
 
 
+async def changes_are_told(kind: PresenceKind) -> None:
+    """4. Every node is told who joined, was replaced or left, in order, and the one that asked before `done`."""
+    told: list[list[object]] = []
+    nodes = [kind.presence() for _ in range(min(2, kind.most_nodes))]
+    for node in nodes:
+        heard: list[object] = []
+        node.start(lambda topic, member, here, heard=heard: heard.append((topic, member, here)))  # type: ignore[misc]
+        told.append(heard)
+    ann, renamed = Member("s1", "ann"), Member("s1", "ann", b"1")
+    nodes[0].join("a", ann, told[0].append)
+    nodes[0].join("a", renamed, told[0].append)
+    nodes[0].leave("a", "s1", told[0].append)
+    nodes[0].leave("a", "s1", told[0].append)  # it is gone: nothing to tell
+    await until(lambda: len(told[0]) >= 7)
+    changes = [("a", ann, True), ("a", renamed, True), ("a", renamed, False)]
+    assert told[0] == [changes[0], None, changes[1], None, changes[2], None, None]
+    for heard in told[1:]:
+        await until(lambda heard=heard: len(heard) >= 3)  # type: ignore[misc]
+        assert heard == changes
+
+
 async def lease(kind: PresenceKind) -> None:
     """3. The members of a node that does not renew go away with its lease, and no others."""
     alive, dead = kind.nodes()
@@ -120,7 +141,7 @@ async def lease(kind: PresenceKind) -> None:
 
 Check = Callable[[PresenceKind], Awaitable[None]]
 
-CHECKS: list[Check] = [listed_until_left, pages_are_complete]
+CHECKS: list[Check] = [listed_until_left, pages_are_complete, changes_are_told]
 """Those that every presence must pass."""
 CHECKS_WITH_A_LEASE: list[Check] = [lease]
 """Those for a presence that several nodes share."""

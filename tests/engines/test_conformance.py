@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +17,7 @@ from broker.engines.base import (
     HistoryDone,
     HistoryPage,
     InterestDone,
+    LocateDone,
     NoHistory,
     Position,
     PositionDone,
@@ -22,6 +25,7 @@ from broker.engines.base import (
     Unavailable,
 )
 from broker.engines.memory import MemoryEngine
+from broker.engines.sqlite import SqliteEngine
 from broker.rules import Retention
 from tests.engines import promises
 from tests.engines.late import EPOCH, LateEngine, LateServer
@@ -29,10 +33,31 @@ from tests.engines.promises import CHECKS, CHECKS_WITH_A_SERVER, Check, Kind
 
 
 class Memory(Kind):
-    """The default engine: one node, nothing kept, nothing that could fail."""
+    """The default engine without history: one node, nothing that could fail."""
 
     def engine(self) -> Engine:
         return MemoryEngine()
+
+
+class MemoryWithHistory(Memory):
+    """The same, and it keeps what is published."""
+
+    keeps = True
+
+
+class Sqlite(Kind):
+    """The durable engine, with a file of its own."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+
+    def engine(self) -> Engine:
+        return SqliteEngine(Path(self.folder.name) / "broker.db")
+
+    def end(self) -> None:
+        self.folder.cleanup()
 
 
 class Late(Kind):
@@ -70,17 +95,18 @@ class LateWithHistory(Late):
     keeps = True
 
 
-KINDS: list[Callable[[], Kind]] = [Memory, Late, LateWithHistory]
+KINDS: list[Callable[[], Kind]] = [Memory, MemoryWithHistory, Sqlite, Late, LateWithHistory]
 
 
 @pytest.fixture(params=KINDS)
-async def kind(request: pytest.FixtureRequest) -> Kind:
+async def kind(request: pytest.FixtureRequest) -> AsyncIterator[Kind]:
     found = request.param()
     assert isinstance(found, Kind)
-    return found
+    yield found
+    found.end()
 
 
-@pytest.fixture(params=[kind for kind in KINDS if kind is not Memory])
+@pytest.fixture(params=[kind for kind in KINDS if kind not in (Memory, MemoryWithHistory, Sqlite)])
 async def kind_with_a_server(request: pytest.FixtureRequest) -> Kind:
     found = request.param()
     assert isinstance(found, Kind)
@@ -344,6 +370,32 @@ class Stale(LateEngine):
         super().position(topic, remember)
 
 
+class Misplacing(LateEngine):
+    """Finds the beginning of the newest events one too late."""
+
+    def locate(self, topic: str, last: int, done: LocateDone) -> None:
+        def late(result: tuple[Position, Position] | Unavailable) -> None:
+            if not isinstance(result, Unavailable):
+                result = Position(EPOCH, (result[0].offset or 0) + 1), result[1]
+            done(result)
+
+        super().locate(topic, last, late)
+
+
+class Uncompacted(LateEngine):
+    """Keeps older events of a key."""
+
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        super().publish(event, msgspec.structs.replace(retention, compact=False), done)
+
+
+class Echoing(LateEngine):
+    """Publishes again what is repeated."""
+
+    def publish(self, event: Event, retention: Retention, done: PublishDone) -> None:
+        super().publish(msgspec.structs.replace(event, dedup=None), retention, done)
+
+
 @pytest.mark.parametrize(
     ("engine", "check"),
     [
@@ -375,6 +427,9 @@ class Stale(LateEngine):
         (Rosy, promises.history),
         (Curt, promises.history),
         (Stale, promises.position),
+        (Misplacing, promises.locate),
+        (Uncompacted, promises.compacted),
+        (Echoing, promises.idempotent),
     ],
     ids=named,
 )

@@ -87,6 +87,14 @@ def _with_cursor(page: object, place: int) -> MemberPage:
     return MemberPage(page.members, page.count, None if page.cursor is None else str(place))
 
 
+class Silent(LatePresence):
+    """Says nothing of those that leave."""
+
+    def tell(self, topic: str, member: Member, here: bool) -> None:
+        if here:
+            super().tell(topic, member, here)
+
+
 class Immortal(LatePresence):
     """Never ends a lease."""
 
@@ -108,6 +116,7 @@ class Frail(LatePresence):
         (Sticky, presence.listed_until_left),
         (Hasty, presence.listed_until_left),
         (Numbered, presence.pages_are_complete),
+        (Silent, presence.changes_are_told),
         (Immortal, presence.lease),
         (Frail, presence.lease),
     ],

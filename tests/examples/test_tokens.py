@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jwt
 import pytest
 from websockets.sync.client import connect
 
 from tests.fixtures_broker import Program, start_broker, start_program
+from tests.fixtures_chromium import Window
+from wsbroker_client import Client
 
 ROOT = Path(__file__).parents[2]
 SECRET, PASSWORD = secrets.token_hex(32), secrets.token_hex(16)
@@ -32,6 +35,10 @@ secret_file = "{secret}"
 [[roles]]
 name = "user"
 subscribe = ["public.>", "user.{{identity}}.>"]
+
+[[roles]]
+name = "backend"
+publish = ["user.>"]
 """
 OPEN = re.compile(r"open (?P<address>http://\S+/)")
 
@@ -88,7 +95,7 @@ def test_fastapi_hands_a_token_to_whoever_is_logged_in(broker_url: str) -> None:
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 fetch(opener, f"{address}token")
         opener.addheaders = [("Authorization", "Basic " + b64encode(f"alice:{PASSWORD}".encode()).decode())]
-        assert "new WebSocket(" in fetch(opener, address)
+        assert "new Client(" in fetch(opener, address)
         check_token(fetch(opener, f"{address}token"), broker_url)
 
 
@@ -99,8 +106,30 @@ def test_django_hands_a_token_to_whoever_is_logged_in(broker_url: str) -> None:
         found = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', form)
         assert found, "it asks for a login"
         data = {"csrfmiddlewaretoken": found[1], "username": "alice", "password": PASSWORD}
-        assert "new WebSocket(" in fetch(opener, f"{address}login", data)
+        assert "new Client(" in fetch(opener, f"{address}login", data)
         check_token(fetch(opener, f"{address}token"), broker_url)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize("name", ["fastapi_app", "django_app"])
+async def test_page_shows_its_token_and_gets_events(window: Window, broker_url: str, name: str) -> None:
+    with backend(name) as (_, address):
+        page = await window.open(f"about:blank#{name}")
+        await window.context.set_extra_http_headers(
+            {"Authorization": "Basic " + b64encode(f"alice:{PASSWORD}".encode()).decode()}
+        )
+        await page.goto(f"{address}?broker={broker_url}")
+        if name == "django_app":
+            await page.fill("input[name=username]", "alice")
+            await page.fill("input[name=password]", PASSWORD)
+            await page.click("button")
+            await page.goto(f"{address}?broker={broker_url}")
+        log = page.locator("#log")
+        await log.get_by_text("subscribed to user.alice.>").wait_for()
+        token = jwt.encode({"sub": "backend", "roles": ["backend"], "exp": time.time() + 60}, SECRET, "HS256")
+        async with Client(broker_url, token=token) as client:
+            await client.publish("user.alice.greeting", {"text": "hello"})
+        await log.get_by_text("hello").wait_for()
 
 
 def test_five_lines_of_the_readme_are_those_of_the_example() -> None:

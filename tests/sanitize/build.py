@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("_speedups", "broker", "tests", "bench", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+SOURCES = ("_speedups", "broker", "clients", "tests", "bench", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
 DEBUG = "-DDEBUG_STATES=1"

@@ -35,12 +35,18 @@ class Node:
         return self.clients[-1]
 
     def publish(
-        self, topic: str, number: object, size: int = 0, key: str | None = None, origin: Client | None = None
+        self,
+        topic: str,
+        number: object,
+        size: int = 0,
+        key: str | None = None,
+        origin: Client | None = None,
+        offset: int = 0,
     ) -> tuple[int, int, int]:
-        """Publish an event with this number and so many bytes beside it."""
-        payload = messages.encode_event(topic, json.dumps([number, "x" * size]).encode(), key)
+        """Publish an event with this number and so many bytes beside it; `offset` is for a topic with history."""
+        payload = messages.encode_event(topic, json.dumps([number, "x" * size]).encode(), key, offset or None)
         return self.hub.audience(topic).publish(
-            topic, payload, None if key is None else key.encode(), None if origin is None else origin.connection
+            topic, payload, None if key is None else key.encode(), None if origin is None else origin.connection, offset
         )
 
     def turn(self) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from broker import messages
-from broker._speedups import Connection, LoopContext, Subscription
+from broker._speedups import Connection, HistoryStore, LoopContext, Subscription, append_event
 from broker.config import Limits
 from broker.errors import CLOSE_REASONS
 from broker.hub import UNLIMITED, Hub
@@ -291,6 +291,8 @@ class Flow(RuleBasedStateMachine):
         self.context.max_age = {"a.c": 0.004, "b": 3600.0}.get
         self.context.catch_up = self.catch_up
         self.hub = Hub(self.context)
+        self.store = HistoryStore(max_bytes=1 << 40, max_topics=100, new_epoch=lambda: "epoch")
+        self.logs = {topic: self.store.log(topic, events=10_000) for topic in TOPICS}
         self.states = StateCheck()
         self.clients: list[Client] = []
         self.numbers = 0
@@ -321,6 +323,7 @@ class Flow(RuleBasedStateMachine):
             return
         if overflow == "replay" and is_pattern(name):
             overflow = "latest"
+        echo = echo or overflow == "replay"  # what comes from history comes whoever published it
         if name in client.live:
             account = client.live[name]
             if credit is not None:
@@ -488,7 +491,8 @@ class Flow(RuleBasedStateMachine):
         self.numbers += 1
         number = self.numbers
         data = b'[%d,"%s"]' % (number, b"x" * size)
-        payload = messages.encode_event(topic, data, key)
+        log = self.logs[topic]
+        payload = messages.encode_event(topic, data, key, log.top + 1)
         receivers = 0
         waiting: list[Waiting] = []
         for client in self.clients:
@@ -503,7 +507,7 @@ class Flow(RuleBasedStateMachine):
             client.owner[number] = account
         if fast and origin is not None and origin.takes_part:
             prefix = messages.encode_event(topic, b"0").removesuffix(b',"data":0}')
-            self.hub.routes.install(topic, self.hub.audience(topic), prefix)
+            self.hub.routes.install(topic, self.hub.audience(topic), prefix, log)
             origin.connection.routes = self.hub.routes
             origin.unanswered += 1
             name = b"" if key is None else b',"key":"%s"' % key.encode()
@@ -513,26 +517,30 @@ class Flow(RuleBasedStateMachine):
         else:
             connection = None if origin is None else origin.connection
             encoded = None if key is None else key.encode()
-            receipt = self.hub.audience(topic).publish(topic, payload, encoded, connection)
+            offset = append_event(log, payload, encoded, len(data))
+            receipt = self.hub.audience(topic).publish(topic, payload, encoded, connection, offset)
             assert receipt[0] == receivers
         for each in waiting:
             each.check(len(payload) + 2, self.max_outbox)
 
     def catch_up(self, native: Subscription) -> None:
-        """Feed from what was published, as a node with history does; now and then some of it is not kept any more."""
+        """Feed from the history, as a node does; now and then some of it is not kept any more."""
         assert native.connection is not None
         (account,) = [
             account for client in self.clients for account in client.live.values() if account.native is native
         ]
+        if native.lag == 0:
+            native.end_replay()
+            return
+        events, _ = self.logs[account.name].after(native.cursor, 1000)
         self.forgotten += 1
         if self.forgotten % 5 == 0:
-            gone = (native.lag + 1) // 2
+            gone = (len(events) + 1) // 2
             native.connection.answer(messages.encode_gap(account.name, gone, "expired"))
-            native.skip(gone)
-        while native.lag:
-            event = account.log[-native.lag]
-            if not native.feed(event.topic, event.payload):
-                break
+            native.advance(events[gone - 1].offset)
+            events = events[gone:]
+        if native.feed(events) == len(events):
+            native.advance(native.newest)
 
     @rule(
         who=indexes,

@@ -150,7 +150,7 @@ def test_whatever_waits_for_a_client_that_half_closes_is_forgotten_with_it(
         client.connection.answer(b'{"op":"pong"}')
         node.turn()
     for number in range(3):
-        node.publish("a.b", number, origin=publisher)
+        node.publish("a.b", number, origin=publisher, offset=number + 1)
     assert publisher.connection.parked_publishes == (2 if wait == "block" else 0)
     client.transport.end_writing()
     client.transport.drain(None)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker import messages
-from broker._speedups import Connection, IntakeLimit, LoopContext, Subscription, TokenBucket
+from broker._speedups import Connection, Event, IntakeLimit, LoopContext, Subscription, TokenBucket
 from broker.config import Limits
 from broker.errors import CLOSE_REASONS
 from broker.hub import Hub
@@ -41,10 +41,13 @@ class Place:
         self.peers.append(Peer(self, kind(self.loop)))
         return self.peers[-1]
 
-    def publish(self, topic: str, data: object, key: str | None = None, origin: Peer | None = None) -> tuple[int, ...]:
-        payload = messages.encode_event(topic, json.dumps(data).encode(), key)
+    def publish(
+        self, topic: str, data: object, key: str | None = None, origin: Peer | None = None, offset: int = 0
+    ) -> tuple[int, ...]:
+        payload = messages.encode_event(topic, json.dumps(data).encode(), key, offset or None)
         connection = None if origin is None else origin.connection
-        return self.hub.audience(topic).publish(topic, payload, None if key is None else key.encode(), connection)
+        encoded = None if key is None else key.encode()
+        return self.hub.audience(topic).publish(topic, payload, encoded, connection, offset)
 
     def turn(self) -> None:
         self.loop.turn()
@@ -818,49 +821,160 @@ def test_loss_gap_is_sent_without_a_later_event(place: Place) -> None:
 # replay
 
 
+def kept(topic: str, *numbers: int) -> list[Event]:
+    """Events of a history, each with its number as its offset and in its data."""
+    payloads = [(n, messages.encode_event(topic, b"%d" % n, None, n)) for n in numbers]
+    return [Event(topic, payload, n, len(b"%d" % n)) for n, payload in payloads]
+
+
 def test_replay_queues_nothing_and_feeds_missed_events(place: Place) -> None:
     catching_up: list[Subscription] = []
     place.context.catch_up = catching_up.append
     client = place.client()
     subscription = client.subscribe("a", max_queue=3, overflow="replay")
-    place.publish("a", 0)
+    place.publish("a", 1, offset=1)
     place.turn()
     client.stop()
-    for n in range(1, 9):
-        assert place.publish("a", n) == (1, 1, 0)
-    assert (subscription.lag, subscription.queued, client.connection.queued_bytes) == (8, 0, 0)
-    assert client.read() == [0]
+    for n in range(2, 10):
+        assert place.publish("a", n, offset=n) == (1, 1, 0)
+    assert (subscription.lag, subscription.cursor, subscription.newest) == (8, 1, 9)
+    assert (subscription.queued, client.connection.queued_bytes) == (0, 0)
+    assert client.read() == [1]
     assert catching_up == [subscription]
-    assert subscription.feed("a", messages.encode_event("a", b"1"))
-    assert subscription.feed("a", messages.encode_event("a", b"2"))
-    assert not subscription.feed("a", messages.encode_event("a", b"3"))
+    assert subscription.feed(kept("a", *range(2, 10))) == 3
     # What is published meanwhile comes behind it.
-    place.publish("a", 9)
-    assert client.read() == [0, 1, 2, 3]
+    place.publish("a", 10, offset=10)
+    assert (subscription.lag, subscription.queued) == (6, 3)
+    assert client.read() == [1, 2, 3, 4]
     assert catching_up == [subscription] * 2
-    subscription.skip(4)
-    for n in (8, 9):
-        subscription.feed("a", messages.encode_event("a", b"%d" % n))
-    assert client.read() == [0, 1, 2, 3, 8, 9]
-    place.publish("a", 10)
-    assert client.read()[-1] == 10
+    with pytest.raises(ValueError, match="before"):
+        subscription.feed(kept("a", 4))
+    subscription.advance(8)
+    assert subscription.feed(kept("a", 9, 10)) == 2
+    assert client.read() == [1, 2, 3, 4, 9, 10]
+    assert (subscription.lag, catching_up) == (0, [subscription] * 3)
+    assert (subscription.state, subscription.replaying) == ("queued", True)
+    subscription.end_replay()
+    place.turn()
+    place.publish("a", 11, offset=11)
+    assert client.read()[-1] == 11
     assert (subscription.lag, subscription.behind, subscription.dropped) == (0, False, 0)
-    with pytest.raises(ValueError, match="does not lag"):
-        subscription.feed("a", b"{}")
-    with pytest.raises(ValueError, match="so many"):
-        subscription.skip(1)
+    with pytest.raises(ValueError, match="not replaying"):
+        subscription.feed(kept("a", 12))
+    with pytest.raises(ValueError, match="not replaying"):
+        subscription.replay(1)
 
 
 def test_change_from_replay_counts_missed_events_in_a_gap(place: Place) -> None:
     client = place.client()
     subscription = client.subscribe("a", overflow="replay")
     client.stop()
+    for n in range(1, 6):
+        place.publish("a", n, offset=n)
+    subscription.change(max_queue=9, overflow="drop_oldest", echo=True)
+    place.publish("a", 6, offset=6)
+    assert client.read() == [("overflow", 5), 6]
+    assert subscription.dropped == 5
+
+
+def test_replay_of_a_topic_without_history_drops(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("a", max_queue=2, overflow="replay")
+    client.stop()
     for n in range(5):
         place.publish("a", n)
-    subscription.change(max_queue=9, overflow="drop_oldest", echo=True)
-    place.publish("a", 5)
-    assert client.read() == [("overflow", 5), 5]
-    assert subscription.dropped == 5
+    assert (subscription.lag, subscription.queued) == (0, 2)
+    assert client.read() == [("overflow", 3), 3, 4]
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "latest", "block", "close"])
+def test_recovery_leaves_events_to_history_under_any_policy(place: Place, overflow: str) -> None:
+    catching_up: list[Subscription] = []
+    place.context.catch_up = catching_up.append
+    client = place.client()
+    subscription = client.subscribe("a", max_queue=2, overflow=overflow)
+    subscription.hold()
+    assert (subscription.state, subscription.overflow) == ("replaying", overflow)
+    for n in range(5, 9):
+        assert place.publish("a", n, offset=n) == (1, 1, 0)
+    place.turn()
+    assert catching_up == [], "it is not known yet where it begins"
+    subscription.replay(2)
+    place.turn()
+    assert catching_up == [subscription]
+    for first in (3, 5, 7):
+        assert subscription.feed(kept("a", *range(first, 9))) == 2
+        place.turn()
+    assert client.read() == [3, 4, 5, 6, 7, 8]
+    assert catching_up == [subscription] * 4
+    subscription.end_recovery()
+    # An event that comes only now, and was fed already, is not sent again.
+    assert (subscription.recovering, subscription.replaying) == (False, True)
+    place.publish("a", 8, offset=8)
+    subscription.end_replay()
+    place.turn()
+    assert subscription.behind == (overflow == "block")
+    place.publish("a", 9, offset=9)
+    assert client.read() == [3, 4, 5, 6, 7, 8, 9]
+
+
+def test_recovery_waits_for_credit_but_its_end_does_not(place: Place) -> None:
+    catching_up: list[Subscription] = []
+    place.context.catch_up = catching_up.append
+    client = place.client()
+    subscription = client.subscribe("a", credit=2)
+    subscription.hold()
+    subscription.replay(0, 3)
+    place.turn()
+    assert subscription.room == 2
+    assert subscription.feed(kept("a", 1, 2, 3)) == 2
+    assert client.read() == [1, 2]
+    assert (subscription.state, catching_up) == ("no_credit", [subscription])
+    subscription.add_credit(1)
+    place.turn()
+    assert subscription.feed(kept("a", 3)) == 1
+    assert client.read() == [1, 2, 3]
+    assert (subscription.credit, subscription.state, catching_up) == (0, "replaying", [subscription] * 3)
+    subscription.end_replay()
+    assert subscription.state == "no_credit"
+
+
+def test_recovery_of_a_subscription_forgets_what_is_queued(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("a", max_queue=2)
+    client.stop()
+    for n in range(1, 5):
+        place.publish("a", n, offset=n)
+    subscription.hold()
+    assert (subscription.queued, place.context.queued, client.connection.queued_bytes) == (0, 0, 0)
+    subscription.replay(3, 4)
+    assert subscription.feed(kept("a", 4)) == 1
+    assert client.read() == [4]
+
+
+def test_numbering_that_begins_anew_is_fed_from_its_beginning(place: Place) -> None:
+    client = place.client()
+    subscription = client.subscribe("a", overflow="replay")
+    client.stop()
+    place.publish("a", 41, offset=41)
+    place.publish("a", 1, offset=1)
+    assert (subscription.cursor, subscription.newest, subscription.lag) == (0, 1, 1)
+
+
+def test_connection_does_not_finish_before_its_replay(place: Place) -> None:
+    catching_up: list[Subscription] = []
+    place.context.catch_up = catching_up.append
+    client = place.client()
+    subscription = client.subscribe("a")
+    subscription.hold()
+    subscription.replay(0, 1)
+    client.connection.finish(1001, "going_away")
+    place.turn()
+    assert client.connection.state_name == "finishing"
+    subscription.feed(kept("a", 1))
+    place.turn()
+    subscription.end_replay()
+    assert client.read() == [1, (1001).to_bytes(2, "big") + b"going_away"]
 
 
 # Who is behind

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,7 @@ def patterns(data: bytes) -> None:
 
 def configuration(data: bytes) -> None:
     """A configuration file: read, or a list of mistakes of one line each."""
-    file = FOLDER / "wsbroker-fuzz.toml"
+    file = FOLDER / f"wsbroker-fuzz-{os.getpid()}.toml"
     file.write_bytes(data)
     reading = Reading(file, {}, {})
     for problem in reading.problems:

@@ -126,8 +126,8 @@ async def print_events(
     async def events(connection: Connection) -> bool:
         policy: dict[str, Any] = {"overflow": overflow, "max_queue": max_queue, "credit": credit, "last": last}
         await asyncio.gather(*(connection.subscribe(topic, **policy) for topic in topics))
-        credits = Credits(connection, topics, credit) if credit else None
-        await _print_batches(connection, output, credits, replays=last is not None)
+        account = Credits(connection, topics, credit) if credit else None
+        await _print_batches(connection, output, account, replays=last is not None)
         raise AssertionError("a connection ends with an exception")
 
     try:
@@ -179,7 +179,7 @@ async def print_members(topic: str, *, url: str, token: str | None, ca: Path | N
 async def _ask(connection: Connection, op: str, **fields: Any) -> Ok:
     """Ask for a page. Its events and members stay the text that the broker sent, as numbers in them do."""
     answer = decode_server(await connection.request_raw("ok", op, **fields))
-    assert isinstance(answer, Ok)  # nosec assert_used -- `request_raw` has checked it
+    assert isinstance(answer, Ok)  # request_raw has checked it  # nosec assert_used
     return answer
 
 

@@ -126,7 +126,8 @@ async def print_events(
     async def events(connection: Connection) -> bool:
         policy: dict[str, Any] = {"overflow": overflow, "max_queue": max_queue, "credit": credit, "last": last}
         await asyncio.gather(*(connection.subscribe(topic, **policy) for topic in topics))
-        await _print_batches(connection, output, Credits(connection, topics, credit) if credit else None)
+        account = Credits(connection, topics, credit) if credit else None
+        await _print_batches(connection, output, account, replays=last is not None)
         raise AssertionError("a connection ends with an exception")
 
     try:
@@ -178,7 +179,7 @@ async def print_members(topic: str, *, url: str, token: str | None, ca: Path | N
 async def _ask(connection: Connection, op: str, **fields: Any) -> Ok:
     """Ask for a page. Its events and members stay the text that the broker sent, as numbers in them do."""
     answer = decode_server(await connection.request_raw("ok", op, **fields))
-    assert isinstance(answer, Ok)  # nosec assert_used -- `request_raw` has checked it
+    assert isinstance(answer, Ok)  # request_raw has checked it  # nosec assert_used
     return answer
 
 
@@ -278,8 +279,14 @@ class Credits:
             await self._connection.send(commands)
 
 
-async def _print_batches(connection: Connection, output: Output, credits: Credits | None) -> None:
+async def _print_batches(
+    connection: Connection, output: Output, credits: Credits | None, *, replays: bool = False
+) -> None:
     async for batch in connection.batches():
+        if replays:  # a replay ends with `live`, which is neither an event nor a gap
+            batch = [message for message in batch if not message.startswith(_LIVE)]
+            if not batch:
+                continue
         text = b"\n".join(batch)
         if text.count(b"\n") >= len(batch) or b"\r" in text:
             # The data is passed on as it was published, and may have line breaks between its tokens (nowhere else:
@@ -290,6 +297,7 @@ async def _print_batches(connection: Connection, output: Output, credits: Credit
             await credits.add_used(batch)
 
 
+_LIVE: Final = b'{"op":"live"'
 _ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 
 _T = TypeVar("_T")

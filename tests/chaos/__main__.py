@@ -1,4 +1,4 @@
-"""`make chaos`: 200 rounds of chaos for each client, 40 % with history in memory, 40 % in SQLite, the rest on the model."""
+"""`make chaos`: 200 rounds for each client: 40 % with history in memory, 40 % in SQLite, the others on the model."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class Real:
         self._since: dict[str, Position] = {}
         self._config = folder / "wsbroker.toml"
         engine = "memory" if store is None else f"sqlite://{folder / store}"
-        self._config.write_text(f'[server]\nengine = "{engine}"\n[[topics]]\npattern = "h.>"\nhistory = 100000\n')
+        self._config.write_text(f'[server]\nengine = "{engine}"\n[[topics]]\nmatch = "h.>"\nhistory = 100000\n')
         self._broker = self._start("127.0.0.1:0")
 
     def _start(self, listen: str) -> RunningBroker:

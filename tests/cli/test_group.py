@@ -51,7 +51,7 @@ async def test_missing_command_prints_help_and_fails() -> None:
         (["pub"], "Missing argument 'TOPIC'"),
         (["sub"], "Missing argument 'TOPIC...'"),
         (["sub", "t", "--overflow", "none"], "'none' is not one of 'drop_oldest'"),
-        (["sub", "t", "--last", "3"], "No such option '--last'"),
+        (["sub", "t", "--since", "3"], "No such option '--since'"),
         (["pub", "t", "1", "--url", "localhost:8765"], "neither ws://host:port, wss://host:port nor unix:/path"),
         (["pub", "t", "1", "--token", "a b"], "a token is printable ASCII without blanks"),
         (["pub", "t", "1", "--ca", "/none.pem"], "/none.pem cannot be read: No such file or directory"),

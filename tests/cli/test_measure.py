@@ -328,8 +328,8 @@ def test_a_proxy_is_refused() -> None:
 
 
 async def test_a_token_is_not_on_any_command_line(broker: RunningBroker) -> None:
+    target = await explore(Plan(broker.url, 2, 1, 1, None, 16, 0.1))
     plan = Plan(broker.url, 2, 1, 1, None, 16, 0.1, token="secret")
-    target = await explore(plan)
     assert "--header=Authorization: Bearer secret" in arguments(plan, target)
     from broker.cli.load import command_by_input
 

@@ -326,6 +326,8 @@ class Broker:
 
     def tell_presence(self, op: str, about: Peer, topic: str) -> None:
         member = {"session": about.session}
+        if "info" in (options := about.subscriptions.get(topic, _NONE).options):
+            member["info"] = options["info"]
         for each in self.peers:
             if each is not about and each.subscriptions.get(topic, _NONE).options.get("presence"):
                 each.send({"op": op, "topic": topic, **member})

@@ -437,6 +437,7 @@ async def test_check_fails_on_an_engine_that_breaks_its_promise(
     engine: type[LateEngine], check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.net.harness.TIMEOUT", 0.3)
+    monkeypatch.setattr(promises, "PATIENCE", 1.0)  # some cannot be stopped either
 
     class Broken(LateWithHistory):
         def engine(self) -> Engine:

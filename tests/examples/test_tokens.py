@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.cookiejar
 import json
 import re
@@ -114,6 +115,8 @@ def test_django_hands_a_token_to_whoever_is_logged_in(broker_url: str) -> None:
 @pytest.mark.parametrize("name", ["fastapi_app", "django_app"])
 async def test_page_shows_its_token_and_gets_events(window: Window, broker_url: str, name: str) -> None:
     with backend(name) as (_, address):
+        with pytest.raises(urllib.error.HTTPError):  # it has said its address before it listens
+            await asyncio.to_thread(fetch, urllib.request.build_opener(), f"{address}none")
         page = await window.open(f"about:blank#{name}")
         await window.context.set_extra_http_headers(
             {"Authorization": "Basic " + b64encode(f"alice:{PASSWORD}".encode()).decode()}

@@ -67,7 +67,9 @@ async def test_figures_are_those_of_this_machine(window: Window, vitals: Example
     name, kibi, _ = read("/proc/meminfo")[0].split()
     assert name == "MemTotal:"
     gibi = int(kibi) / 2**20
-    shown = await page.locator("[data-figure=total]").inner_text()
+    total = page.locator("[data-figure=total]")
+    await expect(total).to_contain_text("GiB", timeout=PATIENCE)  # each kind of figures is an event of its own
+    shown = await total.inner_text()
     assert shown.endswith("GiB")
     assert float(shown.split()[0]) == pytest.approx(gibi, abs=0.06 if gibi < 100 else 0.6)
     cores = sum(line.startswith("cpu") for line in read("/proc/stat")) - 1

@@ -141,28 +141,30 @@ CLOSE_CODES: Final = {
     1000: CloseCode("normal", "the client closed the connection", False),
     1001: CloseCode("going_away", "the broker shuts down; a `bye` came before", True),
     1002: CloseCode("protocol_error", "a frame that breaks the rules of RFC 6455", False),
-    1007: CloseCode("invalid_data", "text that is not UTF-8, or what cannot be inflated", False),
+    1007: CloseCode("invalid_data", "text that is not UTF-8, or compressed data that cannot be decompressed", False),
     1009: CloseCode("too_big", "a message over `max_size`, or in too many fragments", False),
-    1011: CloseCode("internal", "a fault of the broker's own", True),
+    1011: CloseCode("internal", "an error in the broker", True),
     1013: CloseCode("try_again", "the broker cannot serve this connection now", True),
     4000: CloseCode("slow_consumer", "a subscription with the policy `close` or `block` fell too far behind", True),
     4001: CloseCode("ping_timeout", "the client answered no ping in time", True),
-    4002: CloseCode("rate_limited", "the client went on after it was told to slow down", True),
+    4002: CloseCode("rate_limited", "the client kept sending too fast after the error `rate_limited`", True),
     4003: CloseCode("not_reading", "the client sends commands and does not read the answers", True),
-    4500: CloseCode("unauthorized", "no valid identity came in time, or it was refused", False),
+    4500: CloseCode("unauthorized", "the client sent no valid token in time", False),
     4501: CloseCode("expired", "the identity expired and was not renewed", False),
     4502: CloseCode("bad_commands", "ten commands in a row could not be understood", False),
     4503: CloseCode("disconnected", "an operator ended the connection", False),
 }
 
 REFUSALS: Final = {
-    400: "the request is malformed, or offers only subprotocols that are not the broker's",
-    401: "the token does not verify",
+    400: "the request is malformed, or offers only subprotocols that the broker does not know",
+    401: "the token is not valid",
     403: "a page of this origin may not connect",
     404: "there is nothing at this path",
-    426: "the path is a WebSocket's, and the request does not ask for one",
-    429: "there are too many connections of the client's address or identity; `Retry-After` says when to come back",
+    426: "the path is for WebSockets, and the request is not a WebSocket handshake of version 13",
+    429: "the client's address or identity has too many connections; `Retry-After` says after how many seconds to try "
+    "again",
     431: "the head of the request is too long or has too many lines",
-    503: "the broker is full or shuts down, or nobody can tell who the client is; `Retry-After` says when to come back",
+    503: "the broker is full or shuts down, or nobody can tell who the client is; `Retry-After` says after how many "
+    "seconds to try again",
 }
 """When the broker answers with which HTTP status instead of opening a WebSocket."""

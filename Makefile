@@ -78,7 +78,7 @@ soak: setup-dev
 	.venv/bin/python -m tests.soak $(ARGS)
 
 endure: setup-dev
-	KILLS=200 CUTS=1000 .venv/bin/python -m pytest tests/engines/test_sqlite.py tests/test_recovery.py -k "kill or cut_off"
+	KILLS=200 CUTS=1000 OFFERED=1000 .venv/bin/python -m pytest tests/engines tests/test_recovery.py -k "kill or cut_off or disk_is_slow"
 
 # The bench reports a missing server and measures the others.
 bench: setup-bench

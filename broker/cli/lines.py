@@ -143,20 +143,21 @@ async def print_events(
 async def print_history(topic: str, last: int, *, url: str, token: str | None, ca: Path | None) -> bool:
     """Print the `last` newest kept events of a topic, one JSON object a line. Raises as `print_events` does."""
 
-    async def pages(connection: Connection) -> AsyncIterator[msgspec.Raw | None]:
-        page = await _ask(connection, "history", topic=topic, last=last, limit=min(last, MOST))
-        if last <= MOST:
-            yield page.events
-            return
-        reached, top = max(0, (page.offset or 0) - last), page.offset or 0
-        while reached < top:
-            since = {"epoch": page.epoch or "", "offset": reached}
-            page = await _ask(connection, "history", topic=topic, since=since, limit=MOST)
-            yield page.events
-            offsets = msgspec.json.decode(page.events or b"[]", type=list[_Offset])
-            if not offsets or not page.more:
-                return
-            reached = offsets[-1].offset
+    async def pages(connection: Connection) -> AsyncIterator[list[msgspec.Raw]]:
+        answer = await _ask(connection, "history", topic=topic, last=last, limit=min(last, MOST))
+        newest = _parts(answer.events)
+        if newest and len(newest) < last:
+            # The answer has at most `max_size` bytes. What is before it is read from its beginning.
+            first, reached = _offset(newest[0]), max(0, (answer.offset or 0) - last)
+            while reached < first - 1:
+                since = {"epoch": answer.epoch or "", "offset": reached}
+                page = await _ask(connection, "history", topic=topic, since=since, limit=MOST)
+                older = [event for event in _parts(page.events) if _offset(event) < first]
+                if not older:
+                    break
+                yield older
+                reached = _offset(older[-1])
+        yield newest
 
     return await _print_pages(pages, url, token, ca)
 
@@ -164,11 +165,11 @@ async def print_history(topic: str, last: int, *, url: str, token: str | None, c
 async def print_members(topic: str, *, url: str, token: str | None, ca: Path | None) -> bool:
     """Print the members of a topic, one JSON object a line. Raises as `print_events` does."""
 
-    async def pages(connection: Connection) -> AsyncIterator[msgspec.Raw | None]:
+    async def pages(connection: Connection) -> AsyncIterator[list[msgspec.Raw]]:
         cursor: str | None = None
         while True:
             page = await _ask(connection, "presence", topic=topic, after=cursor, limit=MOST)
-            yield page.members
+            yield _parts(page.members)
             if not isinstance(page.more, str):
                 return
             cursor = page.more
@@ -184,15 +185,14 @@ async def _ask(connection: Connection, op: str, **fields: Any) -> Ok:
 
 
 async def _print_pages(
-    pages: Callable[[Connection], AsyncIterator[msgspec.Raw | None]], url: str, token: str | None, ca: Path | None
+    pages: Callable[[Connection], AsyncIterator[list[msgspec.Raw]]], url: str, token: str | None, ca: Path | None
 ) -> bool:
     try:
         output = Output(1)
         async with connect(url, token=token, ca=ca) as connection:
             async for page in pages(connection):
-                lines = msgspec.json.decode(page or b"[]", type=list[msgspec.Raw])
-                if lines:
-                    await output.write(b"".join(bytes(line).translate(_ONE_LINE) + b"\n" for line in lines))
+                if page:
+                    await output.write(b"".join(bytes(each).translate(_ONE_LINE) + b"\n" for each in page))
         return True
     except BrokenPipeError:
         raise
@@ -200,7 +200,15 @@ async def _print_pages(
         raise OutputFailed(f"cannot write: {error.strerror}") from error
 
 
-class _Offset(msgspec.Struct):
+def _parts(array: msgspec.Raw | None) -> list[msgspec.Raw]:
+    return msgspec.json.decode(array or b"[]", type=list[msgspec.Raw])
+
+
+def _offset(event: msgspec.Raw) -> int:
+    return msgspec.json.decode(event, type=_Event).offset
+
+
+class _Event(msgspec.Struct):
     offset: int
 
 

@@ -53,6 +53,16 @@ async def test_history_prints_the_newest_events_over_several_pages(broker: Runni
     assert [each["offset"] for each in found] == list(range(502, 2502))
 
 
+async def test_history_prints_more_than_one_answer_may_have(broker: RunningBroker) -> None:
+    """An answer of this broker has at most 20,000 bytes, which ten of these events have."""
+    with connect(broker.url, proxy=None) as client:
+        for n in range(60):
+            ask(client, op="publish", topic="room.a", data=[n, "x" * 2000])
+    for last in (9, 10, 11, 50, 60, 100):
+        found = lines(await wsbroker("history", "room.a", "--last", str(last), "--url", broker.url))
+        assert [each["data"][0] for each in found] == list(range(60))[-last:]
+
+
 async def test_presence_prints_the_members(broker: RunningBroker) -> None:
     with connect(broker.url, proxy=None) as client:
         session = json.loads(client.recv())["session"]

@@ -3,6 +3,8 @@
  * SYNCS_FROM is the folder whose files count, SYNCS_TO where the copies go: the n-th sync makes NAME.n there, and then a
  * line "n NAME" in the file `log`. What was written and never synced is in no copy. A sync of the folder itself makes a
  * line "n . NAME…" with the files that are there: the others are gone for good.
+ *
+ * SYNCS_DELAY makes each sync last so many milliseconds longer, as on a slow disk.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -67,7 +69,14 @@ static void copy(int fd) {
     pthread_mutex_unlock(&lock);
 }
 
+static void delay(void) {
+    const char *milliseconds = getenv("SYNCS_DELAY");
+    if (milliseconds != NULL)
+        usleep(1000 * (useconds_t)atoi(milliseconds));
+}
+
 int fsync(int fd) {
+    delay();
     int result = ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
     if (result == 0)
         copy(fd);
@@ -75,6 +84,7 @@ int fsync(int fd) {
 }
 
 int fdatasync(int fd) {
+    delay();
     int result = ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
     if (result == 0)
         copy(fd);

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import json
+import os
 import random
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,10 +21,13 @@ from websockets.sync.client import ClientConnection, connect
 from broker.config import Limits
 from broker.engines import tools
 from broker.engines.base import Event, HistoryPage, Position
+from broker.engines.sqlite import MAX_WAITING_BYTES
 from broker.engines.store import Store
 from broker.rules import Retention
 from tests.fixtures_broker import LISTENING, ROOT, start_broker, start_program
 
+OFFERED = int(os.environ.get("OFFERED", "80"))
+"""Publishes of each publisher to a slow disk."""
 KEEP = Retention(10_000_000)
 NAME = "broker.db"
 
@@ -127,6 +135,55 @@ def test_power_cut_is_noticed_where_syncs_are_missing(tmp_path: Path, shim: Path
         broker.program.kill()
     log = (copies / "log").read_text().splitlines()
     assert last not in offsets(state(copies, log, len(log), tmp_path / "state"))
+
+
+# A slow disk
+
+
+def flood(url: str, count: int, size: int) -> collections.Counter[str]:
+    """Publish so many events of this size without waiting for an answer; counts the answers by `op` or error code."""
+    answers: collections.Counter[str] = collections.Counter()
+    with connect(url, proxy=None, compression=None, ping_interval=None) as client:
+        client.recv()
+
+        def read() -> None:
+            for _ in range(count):
+                answer = json.loads(client.recv())
+                answers[answer.get("code") or answer["op"]] += 1
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        for n in range(count):
+            client.send(json.dumps({"op": "publish", "id": n, "topic": "log.a", "data": "x" * size}))
+        reading.join()
+    return answers
+
+
+def test_memory_is_bounded_while_the_disk_is_slow(tmp_path: Path, shim: Path) -> None:
+    """Publishers are slowed down and then told `unavailable`, and what waits takes up no more than its bound."""
+    here = tmp_path / "data"
+    here.mkdir()
+    environ = {"LD_PRELOAD": str(shim), "SYNCS_DELAY": "100"}
+    config = configured(tmp_path, here)
+    publishers, size = 30, 60_000  # each may have 64 publishes unanswered
+    with start_broker("--config", str(config), environ=environ) as broker:
+        status = Path(f"/proc/{broker.program.pid}/status")
+        before = peak(status)
+        with ThreadPoolExecutor(publishers) as threads:
+            answers = sum(
+                threads.map(lambda _: flood(broker.url, OFFERED, size), range(publishers)), collections.Counter[str]()
+            )
+        grown = peak(status) - before
+    assert set(answers) == {"ok", "unavailable"}, answers
+    assert answers.total() == publishers * OFFERED
+    # What waits, what is packed for the transaction, and what SQLite has of it: no more, however long it lasts.
+    assert grown < 3.5 * MAX_WAITING_BYTES, "however much is offered"
+
+
+def peak(status: Path) -> int:
+    """The most memory that a process has had, in bytes."""
+    (kibi,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    return int(kibi) * 1024
 
 
 # A torn log

@@ -167,6 +167,7 @@ async def test_unix_sockets_without_an_address_are_not_counted(tmp_path: Any) ->
             await there.upgrade(request())
 
 
+@pytest.mark.needs("openssl")
 async def test_too_many_handshakes_end_before_tls(tmp_path: Path) -> None:
     pair = make_pair(tmp_path)
     async with serving(pair=pair, handshake_rate=0.001, handshake_burst=2) as there:

@@ -270,12 +270,20 @@ async def test_header_flood_is_refused(victim: Victim) -> None:
 
 async def test_slow_handshakes_are_closed_in_time(victim: Victim) -> None:
     streams = [await victim.open() for _ in range(200)]
-    ended = asyncio.gather(*(reader.read() for reader, _ in streams))
+    ended = asyncio.gather(*(read_end(reader) for reader, _ in streams))
     while not ended.done():
         for _, writer in streams:
             writer.write(b"G" if not writer.is_closing() else b"")
         await asyncio.sleep(0.2)
     assert set(await ended) == {b""}
+
+
+async def read_end(reader: asyncio.StreamReader) -> bytes:
+    """Read all until the end. A byte that was under way when the broker closed makes the end a reset."""
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
 
 
 @pytest.mark.parametrize(

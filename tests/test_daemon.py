@@ -153,7 +153,10 @@ async def test_debug_logs_refusals_without_payloads(tmp_path: Path) -> None:
             await connect(daemon.url, origin=Origin("http://evil.example")).__aenter__()
         assert "status=403" in await daemon.until("status=")
         offered = [Subprotocol("wsbroker.v1"), Subprotocol("bearer.secret-token")]
-        async with connect(daemon.url, subprotocols=offered) as client:
+        with pytest.raises(InvalidStatus):
+            await connect(daemon.url, subprotocols=offered).__aenter__()
+        assert "status=401" in await daemon.until("status=401")
+        async with connect(daemon.url, subprotocols=offered[:1]) as client:
             await client.send('{"op":"publish","id":1,"topic":"a","data":"secret-payload"}')
             await client.recv()
             await client.recv()

@@ -28,7 +28,7 @@ RULES = (
     TopicRule("table.*", history=1000, compact=True),
     TopicRule("queue.*", history=100_000, overflow="replay"),
 )
-CUTS = int(os.environ.get("CUTS", "30"))
+CUTS = int(os.environ.get("CUTS", "20"))
 """How often a subscriber is cut off."""
 Serve = Callable[..., AbstractAsyncContextManager[Harness]]
 

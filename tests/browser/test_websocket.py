@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
+from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 from playwright.async_api import Page
 
@@ -33,11 +37,20 @@ async def test_a_page_that_offers_no_subprotocol_is_served(page: Page, broker: R
     assert await page.evaluate("async (url) => (await connect(url, [])).socket.protocol", broker.url) == ""
 
 
-async def test_a_token_among_the_subprotocols_is_not_echoed(page: Page, broker: RunningBroker) -> None:
-    protocol = await page.evaluate(
-        "async (url) => (await connect(url, ['bearer.secret', 'wsbroker.v1'])).socket.protocol", broker.url
-    )
-    assert protocol == "wsbroker.v1"
+async def test_a_token_among_the_subprotocols_identifies_and_is_not_echoed(page: Page, tmp_path: Path) -> None:
+    secret = secrets.token_hex(32)
+    config = tmp_path / "wsbroker.toml"
+    config.write_text(f'[auth]\nalgorithms = ["HS256"]\nsecret = "{secret}"\n[[roles]]\nname = "default"\n')
+    token = jwt.encode({"sub": "alice", "exp": int(time.time()) + 600}, secret, "HS256")
+    with start_broker("--config", str(config), "--admin", "") as broker:
+        found = await page.evaluate(
+            """async ([url, token]) => {
+                const { socket, welcome } = await connect(url, [`bearer.${token}`, "wsbroker.v1"]);
+                return { protocol: socket.protocol, identity: welcome.identity };
+            }""",
+            [broker.url, token],
+        )
+    assert found == {"protocol": "wsbroker.v1", "identity": "alice"}
 
 
 async def test_page_receives_events_of_its_subscriptions(page: Page, broker: RunningBroker) -> None:

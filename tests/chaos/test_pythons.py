@@ -12,6 +12,7 @@ from tests.chaos.rounds import Model, check, play, subject
 from tests.client import model
 
 ROOT = Path(__file__).parents[2]
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 
 
@@ -31,12 +32,21 @@ def pythons() -> dict[str, str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client as it is distributed: one wheel for all of them."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run("cp", "-r", str(ROOT / "clients" / "python"), str(folder / "source"))
+    run(*PIP, "wheel", "--no-deps", "--wheel-dir", str(folder), str(folder / "source"))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
 @pytest.mark.parametrize(("version", "python"), pythons().items())
-async def test_client_works_on(version: str, python: str, tmp_path: Path) -> None:
-    run(python, "-m", "venv", str(tmp_path / "venv"))
+async def test_client_works_on(version: str, python: str, wheel: Path, tmp_path: Path) -> None:
+    run(python, "-m", "venv", "--without-pip", str(tmp_path / "venv"))
     own = str(tmp_path / "venv" / "bin" / "python")
-    run("cp", "-r", str(ROOT / "clients" / "python"), str(tmp_path / "source"))
-    run(own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(tmp_path / "source"))
+    run(*PIP, "--python", own, "install", str(wheel))
     run(own, "-W", "error", "-c", "import wsbroker_client.sync, wsbroker_client.http, wsbroker_client.publisher")
     # The installed client, not that of the checkout: a file has its own folder first on its path.
     program = tmp_path / "program"

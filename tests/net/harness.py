@@ -246,9 +246,9 @@ async def harness(
         await until(lambda: not node.established)
 
 
-async def until(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
+async def until(condition: Callable[[], bool], timeout: float | None = None) -> None:
     """Let the loop turn until the condition holds, for things that tell nobody when they happen."""
-    async with asyncio.timeout(timeout):
+    async with asyncio.timeout(TIMEOUT if timeout is None else timeout):
         while not condition():  # noqa: ASYNC110 -- see above
             await asyncio.sleep(0.001)
 

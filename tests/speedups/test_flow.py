@@ -732,7 +732,7 @@ def test_every_event_is_delivered_or_counted_in_a_gap(flow: type[Flow]) -> None:
     try:
         case: Any = flow.TestCase
         case.settings = settings(
-            max_examples=int(200 * TIMES),
+            max_examples=int(150 * TIMES),
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -321,7 +321,7 @@ def test_outbox_behaves_like_the_model(traffic: type[Traffic]) -> None:
     try:
         case: Any = traffic.TestCase
         case.settings = settings(
-            max_examples=int(250 * TIMES),
+            max_examples=int(150 * TIMES),
             stateful_step_count=60,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from broker import messages
 from broker._speedups import Connection
-from broker.config import Config, Limits, TopicRule
+from broker.config import Config, Limits, Server, TopicRule
 from broker.engines.memory import MemoryEngine
 from broker.net.addresses import UNKNOWN
 from broker.node import Node
@@ -90,7 +90,9 @@ class Harness:
     def __init__(self, *topics: TopicRule) -> None:
         self._wire = Wire()  # one for all clients
         limits = Limits(ping_interval=0)
-        self.node = Node(Config(limits=limits, topics=list(topics)), Engine(), cast(asyncio.AbstractEventLoop, Loop()))
+        # Threads would share the work, by chance.
+        config = Config(server=Server(threads=1), limits=limits, topics=list(topics))
+        self.node = Node(config, Engine(), cast(asyncio.AbstractEventLoop, Loop()))
         self.node.context.command_time = 3600.0  # under callgrind everything takes long
         asyncio.run(self.node.engine.start(self.node.deliver, self.node.lost))
         self.context = self.node.context

@@ -19,7 +19,9 @@ class Deadlines:
         self._on_deadline = on_deadline
         self._heap: list[tuple[float, str]] = []
         self._times: dict[str, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
+        """When the timer fires. The loop's handle of a time that has come knows no time (uvloop)."""
 
     def set(self, id: str, when: float) -> None:
         """Set, or move, the deadline of an id."""
@@ -43,11 +45,12 @@ class Deadlines:
             self._timer = None
 
     def _schedule(self) -> None:
-        if not self._heap or (self._timer is not None and self._timer.when() <= self._heap[0][0]):
+        if not self._heap or (self._timer is not None and self._timer_at <= self._heap[0][0]):
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._heap[0][0], self._fire)
+        self._timer_at = self._heap[0][0]
+        self._timer = self._loop.call_at(self._timer_at, self._fire)
 
     def _fire(self) -> None:
         self._timer = None

@@ -184,6 +184,21 @@ async def test_silence_ends_the_connection(broker: Broker) -> None:
     assert "nothing was heard from the broker for 0.05 seconds" in failures
 
 
+async def test_timer_of_this_moment_can_be_followed_by_another(broker: Broker) -> None:
+    async with Client(broker.url) as client:
+        await client.connect()
+        calls: list[int] = []
+        assert client._stream is not None
+        client._stream._call_later(0.0, calls.append, 1)
+        client._stream._call_later(0.0001, calls.append, 2)
+        await client.publish("t", 1)
+        await asyncio.sleep(0.001)
+        assert calls == [1, 2]
+        await asyncio.gather(*(client.publish("t", 1, timeout=0.000_01) for _ in range(20)), return_exceptions=True)
+        await client.ping()
+        assert client.state is State.CONNECTED
+
+
 async def test_refusal_that_will_not_change_ends_the_client() -> None:
     async with running() as broker:
         broker.valid_tokens = {"good"}

@@ -79,7 +79,8 @@ class Client:
         self._receiver: _Receiver | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0  # a handle of uvloop whose time has come does not know it
         self._patience: asyncio.TimerHandle | None = None
         """Ends when `welcome` has come, or the connection is lost."""
         self._state_waiters: set[asyncio.Future[None]] = set()
@@ -442,11 +443,12 @@ class Client:
         deadline = self._machine.deadline
         if self._timer is not None:
             # One that comes too early only looks again.
-            if deadline is not None and self._timer.when() <= deadline:
+            if deadline is not None and self._timer_at <= deadline:
                 return
             self._timer.cancel()
             self._timer = None
         if deadline is not None:
+            self._timer_at = deadline
             self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
 
     def _tick(self) -> None:

@@ -73,7 +73,8 @@ class Stream(ClientConnection):
         self._last_read = self.loop.time()
         self._own_failure: ClientError | None = None
         self._abort_scheduled = False
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers: list[tuple[float, asyncio.Handle]] = []
+        """When each fires: a handle of uvloop whose time has come does not know it."""
         self._shutting_down = False
 
     def attach(self, receiver: Receiver) -> None:
@@ -183,7 +184,7 @@ class Stream(ClientConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Keep the reason of the end, and tell the receiver."""
         super().connection_lost(exc)
-        for timer in self._timers:
+        for _, timer in self._timers:
             timer.cancel()
         self.failure = self._own_failure or self._closed_failure(exc)
         if self._receiver is not None:
@@ -191,8 +192,9 @@ class Stream(ClientConnection):
 
     def _call_later(self, delay: float, call: Callable[..., None], *args: object) -> None:
         """Call after `delay` seconds, unless the connection has ended by then."""
-        self._timers = [each for each in self._timers if each.when() > self.loop.time() and not each.cancelled()]
-        self._timers.append(self.loop.call_later(delay, call, *args))
+        now = self.loop.time()
+        self._timers = [each for each in self._timers if each[0] > now]
+        self._timers.append((now + delay, self.loop.call_later(delay, call, *args)))
 
     def _deliver_messages(self) -> None:
         if self._messages and self._receiver is not None:

@@ -85,6 +85,7 @@ cdef class Subscription(SubscriptionBase):
         if self.state_number == LIVE:
             flush_audiences_of(self)
         forget_queue(self)
+        forget_newest(self)
         self.replaying = self.recovering = self.asked = True
         self.policy = REPLAY
         self.cursor = self.newest = 0

@@ -272,12 +272,12 @@ class Node:
                 credit=command.credit,
             )
             if command.since is not None or command.last is not None:
-                subscription.hold()
+                self._hold(subscription)
             self._interests.confirm(topic, self._undo_unless_confirmed(session, subscription, command, done))
             return
         subscription = self._subscribe(session, command, policy)
         if command.since is not None or command.last is not None:
-            subscription.hold()
+            self._hold(subscription)
         answer = self._undo_unless_confirmed(session, subscription, command, done)
         if subscription.filter.subscribers > 1:
             self._interests.confirm(topic, answer)
@@ -467,6 +467,11 @@ class Node:
             self.members.join(session, command, partial(self._listed, session, subscription, command, done))
 
         return answer
+
+    def _hold(self, subscription: Subscription) -> None:
+        """Leave the events of a subscription to history until `since` or `last` is carried out. A replay ends."""
+        self.recovery.forget(subscription)
+        subscription.hold()
 
     def _listed(
         self,

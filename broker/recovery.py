@@ -175,7 +175,7 @@ class Recovery:
             self._complete(subscription, replay)
 
     def _read(self, subscription: Subscription, replay: Replay) -> None:
-        if subscription.connection is None or self._replays.get(subscription) is not replay:
+        if self._is_over(subscription, replay):
             return
         since = Position(replay.epoch or None, subscription.cursor)
         limit = min(PAGE, subscription.room)
@@ -188,7 +188,7 @@ class Recovery:
         since: Position,
         result: HistoryPage | NoHistory | Unavailable,
     ) -> None:
-        if subscription.connection is None or self._replays.get(subscription) is not replay:
+        if self._is_over(subscription, replay):
             return
         match result:
             case Unavailable():
@@ -202,7 +202,8 @@ class Recovery:
                 pass
         if not replay.epoch:  # it has lagged behind before anybody asked where it was
             replay.epoch = page.epoch
-        elif not page.complete and (page.epoch != replay.epoch or subscription.cursor >= replay.announced):
+            since = Position(page.epoch, since.offset)
+        if not page.complete and (page.epoch != replay.epoch or subscription.cursor >= replay.announced):
             offset = self._announce(subscription, since, page)
             replay.announced = page.top
             if page.epoch != replay.epoch:
@@ -214,6 +215,15 @@ class Recovery:
         events = [to_kept(event) for event in page.events]
         if subscription.feed(events) == len(events) and not page.more:
             subscription.advance(page.top)  # what lacks up to there was superseded
+
+    def _is_over(self, subscription: Subscription, replay: Replay) -> bool:
+        """Whether a replay has ended, or made room for another one, while its page was read."""
+        if subscription.connection is None or self._replays.get(subscription) is not replay:
+            return True
+        if not subscription.replaying:  # its policy is no longer `replay`
+            self._replays.pop(subscription)
+            return True
+        return False
 
     def _complete(self, subscription: Subscription, replay: Replay) -> None:
         """A subscription lacks nothing."""
@@ -245,6 +255,9 @@ class Recovery:
             self._send(subscription, messages.encode_gap(topic, None, "expired"))
             return offset
         last = page.first - 1
+        if last <= offset:  # only tombstones, of a topic that is no longer compacted
+            self._send(subscription, messages.encode_gap(topic, None, "expired"))
+            return offset
         self._send(subscription, messages.encode_gap(topic, last - offset, "expired", offset + 1, last))
         return last
 

@@ -13,6 +13,8 @@ DEFAULT_TOMBSTONE_AGE: Final = 86_400.0
 """Seconds for which a tombstone is kept where the rule does not say."""
 DEFAULT_DEDUP_AGE: Final = 120.0
 """The same for the `dedup` of a publish."""
+MAX_DEDUP_AGE: Final = 86_400.0
+"""The longest that a rule may have: for what was remembered under rules that are no longer known."""
 
 
 class Retention(msgspec.Struct, frozen=True):

@@ -7,12 +7,14 @@ import json
 import os
 import random
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import structlog
 
 from broker.config import Limits, TopicRule
 from broker.engines.memory import MemoryEngine
@@ -449,3 +451,61 @@ async def test_fast_path_keeps_what_the_slow_path_keeps() -> None:
             await reader.ask("subscribe", topic="log.a", last=2)
             assert [await reader.text(), await reader.text()] == [first, second], "the same bytes"
             assert json.loads(await reader.text())["op"] == "live"
+
+
+async def test_replay_of_a_subscription_with_latest(serve: Serve) -> None:
+    """What `latest` had noted of queued events is forgotten when a replay begins."""
+    async with serve() as harness:
+        publisher, client = await harness.connect(), await harness.connect()
+        await published(publisher, "log.a", *range(5))
+        await client.ask("subscribe", topic="log.a")
+        for _ in range(2):
+            assert (await client.ask("subscribe", topic="log.a", overflow="latest", last=3))["op"] == "ok"
+            assert await read(client, 4) == [(3, 2), (4, 3), (5, 4), ("live", 5)]
+
+
+async def test_second_replay_ends_the_first_and_has_its_own_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of the first is under way when it is asked for."""
+    monkeypatch.setattr("broker.engines.sqlite.TRANSACTION", 0)
+    async with slow_sqlite(0.0) as (harness, engine):
+        publisher = await harness.connect()
+        epoch = (await published(publisher, "log.a", *range(20)))["epoch"]
+        engine.committing = lambda: time.sleep(0.03)
+        for pause in range(0, 120, 8):
+            client = await harness.connect()
+            await client.tell("subscribe", id="first", topic="log.a", since={"epoch": epoch, "offset": 15})
+            await asyncio.sleep(pause / 1000)
+            await client.tell("subscribe", id="second", topic="log.a", since={"epoch": epoch, "offset": 5})
+            while (await client.next()).get("id") != "second":
+                pass
+            assert await read(client, 16) == [*((n + 1, n) for n in range(5, 20)), ("live", 20)], pause
+
+
+async def test_change_of_the_policy_while_a_page_is_read() -> None:
+    async with slow_sqlite(0.0) as (harness, engine):
+        publisher, client = await harness.connect(), await harness.connect()
+        await client.ask("subscribe", topic="queue.a", overflow="replay", credit=1)
+        await published(publisher, "queue.a", *range(5))
+        engine.committing = lambda: time.sleep(0.1)
+        with structlog.testing.capture_logs() as logs:
+            await client.tell("credit", topic="queue.a", add=10)
+            await asyncio.sleep(0.03)
+            await client.ask("subscribe", topic="queue.a", overflow="drop_oldest")
+            engine.committing = None
+            await published(publisher, "queue.a", 5)
+            messages = [shown(await client.next())]
+            while messages[-1] != (6, 5):
+                messages.append(shown(await client.next()))
+        assert [each for each in logs if each["log_level"] == "error"] == []
+        missing = sum(each[1] for each in messages if each[0] == "overflow")
+        assert missing + len([each for each in messages if isinstance(each[0], int)]) == 6
+
+
+@asynccontextmanager
+async def slow_sqlite(seconds: float) -> AsyncIterator[tuple[Harness, SqliteEngine]]:
+    """An engine each of whose transactions lasts so long."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = SqliteEngine(Path(folder) / "broker.db", Limits(), "normal")
+        engine.committing = lambda: time.sleep(seconds)
+        async with serving(engine, topics=RULES) as harness:
+            yield harness, engine

@@ -35,6 +35,7 @@ from broker.engines.base import (
     PublishDone,
     Unavailable,
 )
+from broker.retention import MAX_DEDUP_AGE
 from broker.rules import Retention
 
 NOWHERE: Final = Position()
@@ -142,6 +143,7 @@ class MemoryEngine(Engine):
     def remember_dedup(self, topic: str, dedup: str, age: float) -> None:
         """Remember a publish to a topic without history from before the start, `age` seconds ago."""
         self.begin_sweep()
+        self._longest_dedup = MAX_DEDUP_AGE
         self._dedups.note(topic, dedup, NOWHERE, time.monotonic() - age)
 
     def _keep(self, event: Event, retention: Retention) -> tuple[Event, Position]:
@@ -174,8 +176,9 @@ class MemoryEngine(Engine):
             return
         offset = since.offset or 0
         same = since.epoch is None or since.epoch == log.epoch
-        complete = same and log.floor <= offset <= log.top
         events, more = log.after(offset if same and offset <= log.top else 0, limit)
+        # Afterwards, because reading drops what is too old.
+        complete = same and log.floor <= offset <= log.top
         done(HistoryPage(events, log.epoch, log.oldest, log.top, complete=complete, more=more))
 
     def locate(self, topic: str, last: int, done: LocateDone) -> None:

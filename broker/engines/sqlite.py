@@ -39,7 +39,8 @@ from broker.engines.base import (
     Unavailable,
 )
 from broker.engines.memory import MemoryEngine
-from broker.engines.store import Durability, Store, explain
+from broker.engines.store import Durability, Store, StoreError, explain
+from broker.retention import MAX_DEDUP_AGE
 from broker.rules import Retention
 
 log = structlog.get_logger(__name__)
@@ -99,7 +100,7 @@ class SqliteEngine(Engine):
         self._keeper = Keeper(self._wake.set, MAX_WAITING, MAX_WAITING_BYTES)
         self._stopping = False
         self._is_broken = False
-        self._longest_dedup = 0.0
+        self._longest_dedup = MAX_DEDUP_AGE if self._store.has_dedups() else 0.0
         self._thread = threading.Thread(target=self._run, name="sqlite", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.committing: Callable[[], None] | None = None
@@ -124,7 +125,10 @@ class SqliteEngine(Engine):
                 await asyncio.sleep(0)
         self._deliver = None
         await self._local.stop()
-        self._store.close()
+        try:
+            self._store.close()
+        except StoreError as error:
+            log.error("store not closed", path=str(self._store.path), problem=str(error))
 
     def configure(self, limits: Limits) -> None:
         self._local.configure(limits)
@@ -264,14 +268,17 @@ class SqliteEngine(Engine):
 
     def _run(self) -> None:
         swept, left = time.monotonic(), False
+        work: Call | Batch | None = None
         while True:
-            self._wake.wait(0 if left else SWEEP)
+            self._wake.wait(0 if left or work is not None else SWEEP)
             self._wake.clear()
             while (work := self._take()) is not None:
                 self._finish(self._transact(work))
+                if time.monotonic() - swept >= SWEEP:
+                    break  # also under load that never ends
             if left or time.monotonic() - swept >= SWEEP:
                 swept, left = time.monotonic(), self._sweep()
-            if self._stopping and not self._waiting:
+            if self._stopping and work is None and not self._waiting:
                 return
 
     def _transact(self, first: Call | Batch) -> list[Call | Batch]:
@@ -322,7 +329,7 @@ class SqliteEngine(Engine):
     def _sweep(self) -> bool:
         """Drop some of what has grown too old. Returns whether there is more."""
         try:
-            return self._store.sweep(time.time(), self._longest_dedup or 86_400.0)
+            return self._store.sweep(time.time(), self._longest_dedup or MAX_DEDUP_AGE)
         except Exception as error:  # noqa: BLE001 -- the thread must go on
             self._fail(error, [])
             return False

@@ -143,12 +143,14 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Note that nothing was lost, and close the file."""
+        """Note that nothing was lost, and close the file. Raises StoreError where it cannot be noted."""
         try:
             with self.db:
                 self._set("boot", "")
-            self.db.close()
+        except sqlite3.Error as error:  # the next start takes it for one that was not closed
+            raise StoreError(f"{self.path}: {explain(error)}") from None
         finally:
+            self.db.close()
             os.close(self._lock)
 
     # Transactions.
@@ -256,6 +258,10 @@ class Store:
         """Give the `dedup` values of topics without history, oldest first: (topic, dedup, age in seconds)."""
         rows = self.db.execute("SELECT topic, dedup, published FROM dedups WHERE offset = 0 ORDER BY published")
         return [(topic, dedup, max(0.0, now - published)) for topic, dedup, published in rows]
+
+    def has_dedups(self) -> bool:
+        """Whether the file remembers publishes by their `dedup`."""
+        return self.db.execute("SELECT 1 FROM dedups LIMIT 1").fetchone() is not None
 
     def sweep(self, now: float, longest_dedup: float) -> bool:
         """Drop some of what has grown too old: events, tombstones, dedups. A transaction of its own. Returns whether
@@ -376,6 +382,7 @@ class Store:
         given a second time, so every numbering begins anew, in another epoch.
         """
         boot = str(boot_time())
+        self.db.execute("PRAGMA synchronous = FULL")  # or a power cut could undo the mark, and not be noticed
         with self.db:
             self.db.execute("BEGIN IMMEDIATE")
             known = dict(self.db.execute("SELECT name, value FROM meta").fetchall())
@@ -390,6 +397,7 @@ class Store:
                 self.db.execute("DELETE FROM dedups")
             self._set("boot", boot)
             self._set("durability", self.durability)
+        self.db.execute(f"PRAGMA synchronous = {self.durability.upper()}")
         return epoch
 
     def _set(self, name: str, value: str) -> None:

@@ -1,9 +1,19 @@
-"""What history in memory costs. Not among the tests of the native code: sanitizers need memory of their own."""
+"""History in memory: what it costs, and what grows too old.
+
+Not among the tests of the native code, since sanitizers need memory of their own.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import time
+
+from broker.config import Limits
+from broker.engines.base import Event, HistoryPage, Position
+from broker.engines.memory import MemoryEngine
+from broker.retention import Retention
 
 MANY = """
 import itertools, sys
@@ -35,3 +45,23 @@ def test_a_million_short_lived_topics_leave_no_more_than_the_limits() -> None:
     grown, counted = map(int, found.stdout.split())
     assert grown < 1.5 * counted, (grown, counted)
     assert counted > 15 << 20
+
+
+def test_page_whose_events_grow_too_old_while_it_is_read_is_not_complete() -> None:
+    pages: list[object] = []
+
+    async def main() -> None:
+        engine = MemoryEngine(Limits())
+        await engine.start(lambda _: None, lambda _: None)
+        for _ in range(5):
+            engine.publish(Event("t", b"1"), Retention(events=100, age=0.05), lambda _: None)
+        time.sleep(0.1)  # noqa: ASYNC251 -- the sweep has no turn
+        log = engine.store.find("t")
+        assert log is not None
+        engine.history("t", Position(log.epoch, 2), 10, pages.append)
+        await engine.stop()
+
+    asyncio.run(main())
+    (page,) = pages
+    assert isinstance(page, HistoryPage)
+    assert (page.events, page.first, page.top, page.complete) == ([], 6, 5, False)

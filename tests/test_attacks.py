@@ -427,7 +427,9 @@ POISON = [
 
 async def test_poison_events_harm_nobody(victim: Victim) -> None:
     async with victim.client() as subscriber, victim.client() as attacker:
-        await subscriber.send('{"op":"subscribe","topic":"p"}')
+        await subscriber.send('{"op":"subscribe","topic":"p","id":"s"}')
+        while '"id":"s"' not in str(await asyncio.wait_for(subscriber.recv(), TIMEOUT)):
+            pass
         for number, poison in enumerate(POISON):
             await attacker.send(poison.decode())
             await attacker.send(f'{{"op":"publish","topic":"p","data":"after {number}","id":{number}}}')

@@ -259,7 +259,7 @@ async def finish(direct: Client, driven: Subject, account: Account) -> None:
 def check(account: Account, target: Target) -> None:
     """Raise AssertionError where the account is not whole."""
     uncaught = [each["uncaught"] for each in account.received if "uncaught" in each]
-    assert uncaught == []
+    assert uncaught == [], uncaught
     assert account.end["pending"] == 0
     assert account.end["errors"] == []
     for name in SUBSCRIPTIONS:

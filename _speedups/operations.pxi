@@ -79,8 +79,8 @@ cdef class Subscription(SubscriptionBase):
         set_credit(self, min(self.credit + add, MAX_CREDIT))
 
     def hold(self):
-        """Begin a recovery: leave all events to history, until `replay` says where that begins. What is queued is
-        forgotten: it comes again from there."""
+        """Begin a recovery. History keeps the events until `replay` gives the offset to begin after. The queue is
+        emptied, because history sends its events again."""
         check_active(self)
         if self.state_number == LIVE:
             flush_audiences_of(self)

@@ -104,7 +104,8 @@ cdef int share_pending(LoopState context, list connections) except -1:
 
 
 cdef int add_pending(senders* pool, Writer connection) except -1:
-    """Add a job for all batches that are pending for a connection. What is not plain is left to its `write`."""
+    """Add a job for all batches that are pending for a connection. If it also has answers, queued events or no
+    descriptor, the job stays empty, and `settle_job` calls its `write`."""
     cdef send_job* job = add_job(pool, connection)
     cdef Outbox* outbox = &connection.outbox
     cdef int32_t index = connection.pending_first

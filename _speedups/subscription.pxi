@@ -161,7 +161,8 @@ cdef inline bint has_barrier(SubscriptionBase self) noexcept:
 
 
 cdef inline uint64_t count_lacking(SubscriptionBase self) noexcept:
-    """While replaying: how far its cursor is behind. Of a topic without compaction: how many events it lacks."""
+    """How many offsets the cursor of a replay is behind the newest event. Without compaction each of them is an event
+    that the client still needs."""
     return self.newest - self.cursor if self.replaying and self.newest > self.cursor else 0
 
 

@@ -27,7 +27,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Give the CPU quotas that the process has, in cores. What cannot be read is no quota."""
+    """Give the CPU quotas of the process, in cores. A file that cannot be read sets no quota."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -350,10 +350,18 @@ class Node:
         if not self.rules.retention(topic).events:
             raise CommandError("no_history", f"`{topic}` keeps no history")
 
+        def empty(result: Position | Unavailable) -> None:
+            if isinstance(result, Unavailable):
+                done(CommandError("unavailable", result.message))
+                return
+            epoch, top = result.epoch or "", result.offset or 0
+            complete = since is None or (since.epoch, since.offset) == (epoch, top)
+            done(HistoryPage([], epoch, top + 1, top, complete=complete, more=False))
+
         def answer(result: HistoryPage | NoHistory | Unavailable) -> None:
             match result:
-                case NoHistory():
-                    done(CommandError("no_history", f"`{topic}` keeps no history"))
+                case NoHistory():  # nothing was published yet
+                    self.engine.position(topic, empty)
                 case Unavailable(message):
                     done(CommandError("unavailable", message))
                 case page:

@@ -209,6 +209,10 @@ class Recovery:
             if page.epoch != replay.epoch:
                 replay.epoch = page.epoch
                 subscription.replay(offset)
+            elif self._rules().retention(replay.topic).compact:
+                replay.top = page.top
+                subscription.replay(page.first - 1)  # all that is kept comes again, so that a table of it is right
+                return
             else:
                 subscription.advance(offset)
         replay.top = page.top
@@ -244,14 +248,14 @@ class Recovery:
             self._replays.pop(subscription, None)
 
     def _announce(self, subscription: Subscription, since: Position, page: HistoryPage) -> int:
-        """Announce that events behind `since` are not kept any more. Returns the offset to go on behind."""
+        """Announce that events after `since` are no longer kept. Returns the offset after which the feed continues."""
         topic = subscription.filter.topic
         offset = since.offset or 0
         if page.epoch != since.epoch or offset > page.top:
             self._send(subscription, messages.encode_gap(topic, None, "epoch"))
             return page.first - 1
         if self._rules().retention(topic).compact:
-            # How many of them were superseded nobody knows.
+            # Their number is not known: some were superseded.
             self._send(subscription, messages.encode_gap(topic, None, "expired"))
             return offset
         last = page.first - 1

@@ -464,6 +464,32 @@ async def test_replay_of_a_subscription_with_latest(serve: Serve) -> None:
             assert await read(client, 4) == [(3, 2), (4, 3), (5, 4), ("live", 5)]
 
 
+async def test_history_of_a_topic_that_nothing_was_published_to(serve: Serve) -> None:
+    async with serve() as harness:
+        client = await harness.connect()
+        answer = await client.ask("history", topic="log.a", last=10)
+        assert (answer["op"], answer["offset"], answer["events"]) == ("ok", 0, [])
+        known = {"epoch": answer["epoch"], "offset": 0}
+        assert (await client.ask("history", topic="log.a", since=known))["recovered"]
+        assert not (await client.ask("history", topic="log.a", since={"epoch": "other", "offset": 7}))["recovered"]
+        assert (await client.ask("history", topic="none"))["code"] == "no_history"
+
+
+async def test_table_comes_again_where_a_removal_expires_while_it_is_replayed() -> None:
+    rules = [TopicRule("t.*", history=100, compact=True, tombstone_age=1.0)]
+    async with serving(MemoryEngine(Limits()), topics=rules) as harness:
+        publisher, client = await harness.connect(), await harness.connect()
+        for key, data in (("a", 1), ("b", 1), ("c", None), ("d", 1)):
+            await published(publisher, "t.a", data, key=key)
+        await client.ask("subscribe", topic="t.a", last="all", credit=2)
+        assert await read(client, 2) == [(1, 1), (2, 1)]
+        log = harness.node.engine.log("t.a")
+        assert log is not None
+        await until(lambda: log.count == 3)  # the removal of `c` is dropped
+        await client.tell("credit", topic="t.a", add=100)
+        assert await read(client, 5) == [("expired", None, None, None), (1, 1), (2, 1), (4, 1), ("live", 4)]
+
+
 async def test_second_replay_ends_the_first_and_has_its_own_live(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever of the first is under way when it is asked for."""
     monkeypatch.setattr("broker.engines.sqlite.TRANSACTION", 0)

@@ -31,9 +31,7 @@ from broker.topics import matches, rank
 from wsbroker_client.connection import Connection, connect
 from wsbroker_client.errors import ClientError, CommandRefused
 from wsbroker_client.publisher import Publisher
-
-MOST: Final = 1000
-"""The most events or members that the broker answers at once."""
+from wsbroker_client.wire import PAGE
 
 Failed = Callable[[CommandError | CommandRefused, int | None], object]
 """Called for a line that is not published, with its number, or None where the broker did not say which one it was."""
@@ -144,14 +142,14 @@ async def print_history(topic: str, last: int, *, url: str, token: str | None, c
     """Print the `last` newest kept events of a topic, one JSON object a line. Raises as `print_events` does."""
 
     async def pages(connection: Connection) -> AsyncIterator[list[msgspec.Raw]]:
-        answer = await _ask(connection, "history", topic=topic, last=last, limit=min(last, MOST))
+        answer = await _ask(connection, "history", topic=topic, last=last, limit=min(last, PAGE))
         newest = _parts(answer.events)
         if newest and len(newest) < last:
-            # The answer has at most `max_size` bytes. What is before it is read from its beginning.
+            # The answer has at most `max_size` bytes. So the older events are read first, a page at a time.
             first, reached = _offset(newest[0]), max(0, (answer.offset or 0) - last)
             while reached < first - 1:
                 since = {"epoch": answer.epoch or "", "offset": reached}
-                page = await _ask(connection, "history", topic=topic, since=since, limit=MOST)
+                page = await _ask(connection, "history", topic=topic, since=since, limit=PAGE)
                 older = [event for event in _parts(page.events) if _offset(event) < first]
                 if not older:
                     break
@@ -168,7 +166,7 @@ async def print_members(topic: str, *, url: str, token: str | None, ca: Path | N
     async def pages(connection: Connection) -> AsyncIterator[list[msgspec.Raw]]:
         cursor: str | None = None
         while True:
-            page = await _ask(connection, "presence", topic=topic, after=cursor, limit=MOST)
+            page = await _ask(connection, "presence", topic=topic, after=cursor, limit=PAGE)
             yield _parts(page.members)
             if not isinstance(page.more, str):
                 return

@@ -20,8 +20,8 @@ values. What an adapter's library raises does not leave the adapter.
    here. With `Unavailable` nothing has changed. Calls for one filter take effect in their order.
 10. **History matches.** `history`, `locate` and `position` say what `publish` answered and `deliver` delivered. A page
     says which part of the history it is, so that its reader misses nothing without knowing it.
-11. **Compacted.** Of a compacted topic each key has at most one kept event, its newest. What a newer event of its key
-    superseded is not missing; a tombstone that was dropped is.
+11. **Compacted.** On a compacted topic at most one event is kept for each key: the newest. An event does not count as
+    missing if a newer event of its key replaced it. A dropped tombstone counts as missing.
 12. **Idempotent.** A publish whose `dedup` is that of an earlier one of the topic, within its `dedup_age`, is answered
     with the position of that one, and `duplicate`; nothing is kept or delivered. (The number of those that are
     remembered is bounded.)

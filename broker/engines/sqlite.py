@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import struct
 import threading
 import time
 from collections import deque
@@ -65,6 +66,8 @@ class Call(msgspec.Struct, eq=False):
     event: Event | None = None
     """Of a publish."""
     result: Any = None
+    is_read: bool = False
+    """Whether it only reads, so that what writes need not fail with it."""
 
 
 class Batch(msgspec.Struct, eq=False):
@@ -100,6 +103,8 @@ class SqliteEngine(Engine):
         self._keeper = Keeper(self._wake.set, MAX_WAITING, MAX_WAITING_BYTES)
         self._stopping = False
         self._is_broken = False
+        self._unreadable = ""
+        """Why something could not be read, for the log: once."""
         self._longest_dedup = MAX_DEDUP_AGE if self._store.has_dedups() else 0.0
         self._thread = threading.Thread(target=self._run, name="sqlite", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -156,17 +161,22 @@ class SqliteEngine(Engine):
             self._local.publish(event, retention, done if event.dedup is None else self._noting(event, retention, done))
             return
         size = len(bytes(event.data))
-        if self._bytes + size > MAX_WAITING_BYTES:
+        if self._bytes + self._keeper.waiting_bytes + size > MAX_WAITING_BYTES:
             done(Unavailable("too much waits for the disk"))
             return
-        self._bytes += size
+        self._count_bytes(size)
         self._longest_dedup = max(self._longest_dedup, retention.dedup_age)
 
         def answer(result: Position | Unavailable) -> None:
-            self._bytes -= size
+            self._count_bytes(-size)
             done(result)
 
         self._ask(Call(lambda store: store.publish(event, retention), answer, event))
+
+    def _count_bytes(self, size: int) -> None:
+        """So much more waits; the fast path may have the rest."""
+        self._bytes += size
+        self._keeper.most_bytes = max(0, MAX_WAITING_BYTES - self._bytes)
 
     def _noting(self, event: Event, retention: Retention, done: PublishDone) -> PublishDone:
         """Give what has the `dedup` of an event written that is not kept, before its publisher is answered.
@@ -189,13 +199,13 @@ class SqliteEngine(Engine):
         done(None)
 
     def history(self, topic: str, since: Position | None, limit: int, done: HistoryDone) -> None:
-        self._ask(Call(lambda store: store.history(topic, since, limit), done))
+        self._ask(Call(lambda store: store.history(topic, since, limit), done, is_read=True))
 
     def locate(self, topic: str, last: int, done: LocateDone) -> None:
-        self._ask(Call(lambda store: store.locate(topic, last), done))
+        self._ask(Call(lambda store: store.locate(topic, last), done, is_read=True))
 
     def position(self, topic: str, done: PositionDone) -> None:
-        self._ask(Call(lambda store: store.position(topic), done))
+        self._ask(Call(lambda store: store.position(topic), done, is_read=True))
 
     def _ask(self, call: Call) -> None:
         if self._under_way + self._keeper.waiting >= MAX_WAITING:
@@ -291,7 +301,7 @@ class SqliteEngine(Engine):
             while work is not None:
                 done.append(work)
                 if isinstance(work, Call):
-                    work.result = work.work(self._store)
+                    work.result = self._read(work) if work.is_read else work.work(self._store)
                 else:
                     work.is_refused = self._store.publish_batch(work.batch)
                 work = self._take() if time.monotonic() < until else None
@@ -305,6 +315,19 @@ class SqliteEngine(Engine):
             self._is_broken = False
             log.info("store works again", path=str(self._store.path))
         return done
+
+    def _read(self, call: Call) -> Any:
+        """Carry out a call that reads. A part of the file that is damaged is a matter of who reads it alone."""
+        try:
+            return call.work(self._store)
+        except (sqlite3.DatabaseError, struct.error, UnicodeDecodeError) as error:
+            if not self._store.db.in_transaction:
+                raise  # SQLite has given up the transaction: nobody's publish is in it any more
+            problem = explain(error) if isinstance(error, sqlite3.Error) else "a part of the file is damaged"
+            if problem != self._unreadable:
+                self._unreadable = problem
+                log.error("history not read", path=str(self._store.path), problem=problem)
+            return Unavailable(f"the history cannot be read: {problem}")
 
     def _fail(self, error: Exception, done: list[Call | Batch]) -> None:
         problem = explain(error) if isinstance(error, sqlite3.Error) else repr(error)

@@ -75,6 +75,10 @@ CREATE INDEX dedups_by_time ON dedups (published);
 """
 
 
+PAGE_BYTES: Final = 4 * 2**20
+"""Bytes of data from which on a page of history has no further row."""
+
+
 class StoreError(Exception):
     """The file cannot be used. The message says why, and what to do."""
 
@@ -274,12 +278,17 @@ class Store:
             (self._swept, PER_SWEEP),
         ).fetchall()
         for number, name in aged:
-            topic = self._topic(name)
+            topic = self._find(name)
+            if topic is None:
+                continue
+            before = topic.count, topic.floor
             self._swept = number - 1
             if topic.age is not None:
                 left |= self._drop_older(topic, now - topic.age)
             if topic.compact:
                 left |= self._drop_tombstones(topic, now - topic.tombstone_age)
+            if (topic.count, topic.floor) != before:
+                self._changed[name] = topic
             if left:
                 break
             self._swept = number
@@ -332,7 +341,8 @@ class Store:
         return Position(topic.epoch, max(begin, min(topic.hidden, topic.top))), top
 
     def history(self, name: str, since: Position | None, limit: int) -> HistoryPage | NoHistory:
-        """Read events: the oldest behind `since`, or the newest without it."""
+        """Read events: the oldest behind `since`, or the newest without it; at most `limit`, and no more rows than
+        have PAGE_BYTES together."""
         topic = self._find(name)
         if topic is None:
             return NoHistory(name)
@@ -340,13 +350,14 @@ class Store:
         hidden = topic.hidden
         offset = 0 if since is None else since.offset or 0
         same = since is None or since.epoch in (None, topic.epoch)
+        first = self._first(topic)
         if since is None:
-            offset, complete = self.locate(name, limit)[0].offset or 0, True
-        else:
-            complete = same and hidden <= offset <= topic.top
+            return HistoryPage(self._newest(topic, limit), topic.epoch, first, topic.top, complete=True, more=False)
+        complete = same and hidden <= offset <= topic.top
         if not same or offset > topic.top:
             offset = 0
         events: list[Event] = []
+        size, more = 0, False
         rows = self.db.execute(
             "SELECT offset, count, key, data FROM events WHERE topic = ? AND offset > ? ORDER BY offset",
             (topic.id, max(offset, hidden)),
@@ -356,12 +367,32 @@ class Store:
                 events.append(Event(name, data, key, last))
             else:
                 events += unpack_events(name, data, last - count + 1, max(offset, hidden), limit + 1 - len(events))
-            if len(events) > limit:
+            size += len(data)
+            if len(events) > limit or size >= PAGE_BYTES:
+                more = len(events) > limit or rows.fetchone() is not None
                 break
         rows.close()
-        first = self._first(topic)
-        more = len(events) > limit
         return HistoryPage(events[:limit], topic.epoch, first, topic.top, complete=complete, more=more)
+
+    def _newest(self, topic: Topic, limit: int) -> list[Event]:
+        """Read the newest events, the oldest of them first."""
+        parts: list[list[Event]] = []
+        size = found = 0
+        rows = self.db.execute(
+            "SELECT offset, count, key, data FROM events WHERE topic = ? AND offset > ? ORDER BY offset DESC",
+            (topic.id, topic.hidden),
+        )
+        for last, count, key, data in rows:
+            if count == 0:
+                parts.append([Event(topic.name, data, key, last)])
+            else:
+                parts.append(unpack_events(topic.name, data, last - count + 1, topic.hidden, count))
+            size += len(data)
+            found += len(parts[-1])
+            if found >= limit or size >= PAGE_BYTES:
+                break
+        rows.close()
+        return [event for part in reversed(parts) for event in part][-limit:]
 
     def _first(self, topic: Topic) -> int:
         """Give the offset of the oldest event that is kept; behind the top where none is."""
@@ -379,7 +410,8 @@ class Store:
         """Note that the file is in use; give the epoch in which new topics begin.
 
         Under the durability `normal` the end of the log may be lost if the machine went down. Then offsets would be
-        given a second time, so every numbering begins anew, in another epoch.
+        given a second time, so every numbering begins anew, in another epoch. So it is with a backup, behind which
+        offsets were given too.
         """
         boot = str(boot_time())
         self.db.execute("PRAGMA synchronous = FULL")  # or a power cut could undo the mark, and not be noticed
@@ -390,11 +422,12 @@ class Store:
             before = known.get("boot", "")  # empty: it was closed
             went_down = before != "" and abs(float(before) - float(boot)) > SAME_BOOT
             lost = known.get("durability") == "normal" and went_down
-            if epoch is None or lost:
+            if epoch is None or lost or "copy" in known:
                 epoch = secrets.token_hex(6)
                 self._set("epoch", epoch)
                 self.db.execute("UPDATE topics SET epoch = ?", (epoch,))
                 self.db.execute("DELETE FROM dedups")
+            self.db.execute("DELETE FROM meta WHERE name = 'copy'")
             self._set("boot", boot)
             self._set("durability", self.durability)
         self.db.execute(f"PRAGMA synchronous = {self.durability.upper()}")
@@ -629,7 +662,7 @@ def boot_time() -> float:
 def _lock(path: Path) -> int:
     """Take the file for this process: two brokers would give the same offset twice. The lock ends with the process."""
     try:
-        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        descriptor = os.open(f"{path.resolve()}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         hint = "the folder must exist, and the broker must be able to write there"
         raise StoreError(f"{path}: {error.strerror}: {hint}") from None

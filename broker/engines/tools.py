@@ -71,13 +71,19 @@ def compact(path: Path) -> tuple[int, int]:
 
 
 def backup(path: Path, target: Path) -> None:
-    """Copy the file as it is at one moment. Raises StoreError, also if `target` is there."""
+    """Copy the file as it is at one moment. A broker that opens the copy begins every numbering anew.
+
+    Raises StoreError, also if `target` is there.
+    """
     if target.exists():
         raise StoreError(f"{target} is there already")
     part = target.with_name(f"{target.name}.part")
     try:
         with _reading(path) as db, closing(sqlite3.connect(part)) as copy:
             db.backup(copy)
+            # The broker goes on, so that the offsets behind these are given to other events than after a restore.
+            with copy:
+                copy.execute("INSERT OR REPLACE INTO meta VALUES ('copy', 'yes')")
         descriptor = os.open(part, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -903,7 +903,9 @@ export class Client extends EventTarget {
       request.again = setTimeout(again, (retryAfter ?? 0) + backOff(request.refusals));
     } else if (request) request.reject(error);
     else if (subscription && code === "forbidden") this.#finish(subscription, error);
-    else this.report(error);
+    // Not reported: a late answer to a call that has timed out, and what the client sent by itself to a broker that is
+    // shutting down.
+    else if (id === undefined && code !== "draining") this.report(error);
   }
 
   #send(command) {

@@ -1,8 +1,8 @@
 """A shared board: `python -m examples.board`.
 
 `board.things` is a compacted topic. The key of an event is a thing, its data where the thing is and what it looks like;
-null removes the thing. This program sails some boats; the pages put, drag and remove notes. Whoever opens a page late
-asks for all that is kept, and has the whole board at once.
+null removes the thing. This program moves some boats; the pages add, drag and remove notes. A page that is opened late
+subscribes with `last: "all"`, and shows the whole board at once.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker.config import Limits
-from broker.engines.base import Event, Position
+from broker.engines.base import Event, HistoryPage, Position
 from broker.engines.store import Store
 from broker.rules import Retention
 from tests.fixtures_command import Result, wsbroker
@@ -78,10 +78,13 @@ async def test_backup_of_a_file_in_use_can_be_restored(config: Path, tmp_path: P
     store.commit()
     again = await run(config, "backup", str(target))
     assert (again.status, again.err) == (1, f"wsbroker: {target} is there already\n")
-    epoch = store.epoch
+    known = store.position("a")
     store.close()
     restored = Store(target, Limits())
-    assert restored.position("a") == Position(epoch, 3)
+    assert restored.position("a") == Position(restored.epoch, 3)
+    page = restored.history("a", known, 10)
+    assert isinstance(page, HistoryPage)
+    assert (len(page.events), page.complete) == (3, False), "the client knows an event that the backup does not have"
     restored.close()
     assert left_behind(tmp_path) == []
 

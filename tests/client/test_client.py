@@ -199,6 +199,18 @@ async def test_timer_of_this_moment_can_be_followed_by_another(broker: Broker) -
         assert client.state is State.CONNECTED
 
 
+async def test_error_that_concerns_no_call_is_reported_but_for_what_the_application_knows(broker: Broker) -> None:
+    errors: list[BaseException] = []
+    async with Client(broker.url, on_error=errors.append) as client:
+        await client.connect()
+        peer = broker.peers[0]
+        peer.send({"op": "error", "id": 999, "code": "unavailable", "message": "a late answer", "retry": True})
+        peer.send({"op": "error", "code": "draining", "message": "to a command of the client's own", "retry": True})
+        peer.send({"op": "error", "code": "internal", "message": "unexpected"})
+        await client.ping()
+        assert [getattr(error, "code", None) for error in errors] == ["internal"]
+
+
 async def test_refusal_that_will_not_change_ends_the_client() -> None:
     async with running() as broker:
         broker.valid_tokens = {"good"}

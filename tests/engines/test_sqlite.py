@@ -19,6 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from broker.config import Limits, TopicRule
+from broker.engines import tools
 from broker.engines.base import HistoryPage, Position, Unavailable
 from broker.engines.sqlite import Call, SqliteEngine
 from broker.engines.store import Durability, Store, StoreError, boot_time
@@ -133,6 +134,97 @@ async def test_end_is_logged_where_the_file_cannot_be_written(path: Path, monkey
         pass  # it can be opened again
 
 
+async def test_page_of_large_events_is_bounded_in_bytes(path: Path) -> None:
+    async with started(path, history_bytes=2**30) as node:
+        for n in range(12):
+            await publish(node, "a", f"{n}" + "x" * 1_000_000)
+        seen: list[int] = []
+        more = True
+        while more:
+            page = await node.result("history", "a", Position(None, len(seen)), 1000)
+            assert 1 <= len(page.events) <= 5
+            assert page.complete
+            seen += [event.offset for event in page.events]
+            more = page.more
+        assert seen == list(range(1, 13))
+        newest = await node.result("history", "a", None, 1000)
+        assert [event.offset for event in newest.events] == list(range(13 - len(newest.events), 13))
+        assert 1 <= len(newest.events) <= 5
+
+
+async def test_damaged_part_is_a_matter_of_its_readers_alone(path: Path) -> None:
+    async with started(path, "normal") as node:
+        await publish(node, "bad", 1)
+        engine = node.engine
+        assert isinstance(engine, SqliteEngine)
+        engine._store.db.execute("UPDATE events SET data = x'00'")
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(2):
+                node.publish("good", 1)
+                failed = await node.result("history", "bad", Position(None, 0), 10)
+                node.publish("good", 2)
+                await node.answered()
+                assert isinstance(failed, Unavailable)
+                assert all(isinstance(answer, Position) for _, answer in node.answers)
+        assert [each["event"] for each in logs] == ["history not read"]
+        assert [data for _, _, data in await read(node, "good", Position(None, 0))] == [1, 2, 1, 2]
+
+
+async def test_sweep_writes_nothing_where_nothing_has_grown_too_old(path: Path) -> None:
+    async with started(path) as node:
+        for n in range(20):
+            await publish(node, f"a{n}", 1, retention=Retention(100, age=1000.0))
+            await publish(node, f"t{n}", 1, key="k", retention=Retention(100, compact=True))
+    store = Store(path, Limits())
+    before = store.db.total_changes
+    store.sweep(time.time(), 1000.0)
+    assert store.db.total_changes == before
+    store.sweep(time.time() + 2000.0, 1000.0)
+    assert store.db.total_changes >= before + 20
+    store.close()
+
+
+async def test_restored_backup_begins_every_numbering_anew(path: Path) -> None:
+    async with started(path) as node:
+        before = await publish(node, "a", 1, 2, 3, dedup=None)
+        tools.backup(path, path.with_name("copy.db"))
+        ahead = await publish(node, "a", 4, 5)
+    for file in path.parent.glob("broker.db*"):
+        file.unlink()
+    path.with_name("copy.db").rename(path)
+    async with started(path) as node:
+        page = await node.result("history", "a", ahead, 10)
+        assert not page.complete
+        assert page.epoch != before.epoch
+        assert [event.offset for event in page.events] == [1, 2, 3]
+        restored = await publish(node, "a", 6)
+        assert restored == Position(page.epoch, 4)
+    async with started(path) as node:
+        assert await node.result("position", "a") == restored, "once"
+
+
+async def test_what_waits_on_both_paths_is_bounded_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.engines.sqlite.MAX_WAITING_BYTES", 10_000)
+    engine = SqliteEngine(path, durability="normal")
+    async with serving(engine, topics=[TopicRule("log.*", history=1000)], max_inflight=64) as harness:
+        client = await harness.connect()
+        await client.ask("publish", topic="log.a", data=0)  # from now on there is a route
+        engine.committing = lambda: time.sleep(0.2)
+        # With a `dedup` a publish takes the slow path.
+        for n in range(9):
+            await client.tell("publish", topic="log.b", data="x" * 1000, id=f"slow{n}", dedup=str(n))
+        for n in range(9):
+            await client.tell("publish", topic="log.a", data="x" * 1000, id=f"fast{n}")
+        most = 0
+        answers: list[dict[str, Any]] = []
+        while len(answers) < 18:
+            answers.append(await client.next())
+            most = max(most, engine._bytes + engine._keeper.waiting_bytes)
+        assert most <= 10_000
+        assert {answer.get("code") for answer in answers} == {None, "unavailable"}
+        assert engine._keeper.most_bytes == engine._bytes + 10_000 == 10_000
+
+
 async def test_topic_that_becomes_compacted_keeps_the_newest_of_each_key(path: Path) -> None:
     async with started(path) as node:
         for key in ("a", "b", "a", None):
@@ -229,6 +321,10 @@ async def test_publishes_beyond_the_bound_are_refused(path: Path, monkeypatch: p
 
 def test_two_brokers_cannot_have_one_file(path: Path) -> None:
     store = Store(path, Limits())
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    with pytest.raises(StoreError, match="another broker has it open"):
+        Store(link, Limits())
     with pytest.raises(StoreError, match="another broker has it open"):
         Store(path, Limits())
     store.close()
@@ -410,10 +506,7 @@ async def kept(url: str) -> dict[int, str]:
     """All that is kept of the topic."""
     found: dict[int, str] = {}
     async with connect(url, proxy=None, compression=None, max_size=None) as socket:
-        newest = await ask(socket, op="history", topic="log.a", last=1)
-        if newest.get("code") == "no_history":  # it was killed before the first commit
-            return found
-        epoch = newest["epoch"]
+        epoch = (await ask(socket, op="history", topic="log.a", last=1))["epoch"]
         while True:
             since = {"epoch": epoch, "offset": max(found, default=0)}
             page = await ask(socket, op="history", topic="log.a", since=since, limit=1000)

@@ -312,6 +312,18 @@ test("a right that is taken away ends the subscription", async (t) => {
   await assert.rejects(take(subscription, 1), /no more/);
 });
 
+test("an error that concerns no call is reported, but for what the application knows", async (t) => {
+  const broker = await model(t);
+  const client = broker.connect();
+  await client.connect();
+  const send = (message) => broker.steer("send", { op: "error", message: "", retry: true, ...message });
+  await send({ id: 999, code: "unavailable" });
+  await send({ code: "draining" });
+  await send({ code: "internal" });
+  await client.ping();
+  assert.deepEqual(client.errors.map(({ code }) => code), ["internal"]);
+});
+
 test("a handler that throws is reported and stops nobody", async (t) => {
   const broker = await model(t);
   const client = broker.connect();

@@ -31,14 +31,11 @@ from wsbroker_client.states import Request, State
 from wsbroker_client.stream import Stream, check_url, open_stream
 from wsbroker_client.subscription import Subscription
 from wsbroker_client.subscriptions import WINDOW
-from wsbroker_client.wire import DEFAULT_URL, Default, encode_data
+from wsbroker_client.wire import DEFAULT_URL, PAGE, Default, encode_data
 
 T = TypeVar("T")
 
 Token = Union[str, Callable[[], Union[str, Awaitable[str]]], None]
-
-PAGE = 1000
-"""Events or members that are asked for at once: as many as the protocol allows."""
 
 
 class Client:

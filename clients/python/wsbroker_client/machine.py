@@ -272,7 +272,9 @@ class Machine:
         subscription = self.subscriptions.get(message.get("topic", ""))
         if subscription is not None and error.code == "forbidden":
             self._subscriptions.finish(subscription, error)
-        else:
+        elif message.get("id") is None and error.code != "draining":
+            # Not reported: a late answer to a call that has timed out, and what the client itself sent to a broker that
+            # is shutting down.
             self._outbox.add(Report(error))
 
     def _gap(self, message: dict[str, Any], _now: float) -> None:

@@ -19,6 +19,9 @@ SUBPROTOCOL: Final = "wsbroker.v1"
 DEFAULT_URL: Final = "ws://127.0.0.1:8765"
 """Where a broker without any configuration listens."""
 
+PAGE: Final = 1000
+"""The most events or members that the broker gives in one answer."""
+
 EVENT: Final = b'{"op":"event",'
 """How the broker begins an event. Other messages are decoded as a whole."""
 

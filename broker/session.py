@@ -244,15 +244,19 @@ class Session:
 
     # The commands.
 
-    def _subscribe(self, command: messages.Subscribe) -> None:
+    def _begin(self, use_case: Callable[..., None], *arguments: object) -> None:
+        """Begin a use case of the node, which is under way until it calls its `done`. Raises what it raises."""
         self.inflight += 1
         try:
-            self.node.subscribe(self, command, partial(self._subscribed, command))
+            use_case(*arguments)
         except Exception:
             self.inflight -= 1
             raise
         if self.inflight >= self.node.limits.max_inflight:
             self.connection.pause()
+
+    def _subscribe(self, command: messages.Subscribe) -> None:
+        self._begin(self.node.subscribe, self, command, partial(self._subscribed, command))
 
     def _subscribed(self, command: messages.Subscribe, result: Subscribed | CommandError) -> None:
         self.inflight -= 1
@@ -330,14 +334,7 @@ class Session:
         since = None if command.since is None else Position(command.since.epoch, command.since.offset)
         if command.last is not None and command.last != "all":
             limit = min(limit, command.last)
-        self.inflight += 1
-        try:
-            self.node.history(command.topic, since, limit, partial(self._read, command), self.rights)
-        except Exception:
-            self.inflight -= 1
-            raise
-        if self.inflight >= self.node.limits.max_inflight:
-            self.connection.pause()
+        self._begin(self.node.history, command.topic, since, limit, partial(self._read, command), self.rights)
 
     def _read(self, command: messages.History, page: HistoryPage | CommandError) -> None:
         self.inflight -= 1
@@ -354,14 +351,7 @@ class Session:
         limit = PRESENCE_LIMIT if command.limit is None else command.limit
         if limit > MAX_PRESENCE_LIMIT:
             raise CommandError("limit", f"`limit` may be at most {MAX_PRESENCE_LIMIT}")
-        self.inflight += 1
-        try:
-            self.node.presence(self, command.topic, command.after, limit, partial(self._listed, command))
-        except Exception:
-            self.inflight -= 1
-            raise
-        if self.inflight >= self.node.limits.max_inflight:
-            self.connection.pause()
+        self._begin(self.node.presence, self, command.topic, command.after, limit, partial(self._listed, command))
 
     def _listed(self, command: messages.Presence, page: MemberPage | CommandError) -> None:
         self.inflight -= 1

@@ -102,11 +102,7 @@ async def test_gap_says_what_is_no_longer_kept(broker: RunningBroker) -> None:
         gap = await anext(messages)
         assert isinstance(gap, Gap)
         assert (gap.missed, gap.reason, gap.start, gap.stop) == (5, "expired", 3, 7)
-        assert [event.data for event in [await anext(messages) for _ in range(3)] if isinstance(event, Event)] == [
-            7,
-            8,
-            9,
-        ]
+        assert await take(messages, 3) == [7, 8, 9]
 
 
 async def test_table_is_complete_and_removals_come(broker: RunningBroker) -> None:
@@ -135,7 +131,9 @@ async def test_repeated_publish_is_one_event(broker: RunningBroker) -> None:
 async def test_members_come_in_pages_and_are_told(broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsbroker_client.client.PAGE", 10)
     async with contextlib.AsyncExitStack() as stack, Client(broker.url) as client:
-        room = client.subscribe("p.room", presence=True, info={"me": True}).messages()
+        subscription = client.subscribe("p.room", presence=True, info={"me": True})
+        room = subscription.messages()
+        await subscription.ready()  # it is told of those who join from now on
         connections = [await stack.enter_async_context(Client(broker.url)) for _ in range(MEMBERS)]
         await asyncio.gather(*(each.subscribe("p.room", info={"n": n}).ready() for n, each in enumerate(connections)))
         members = [member async for member in client.presence("p.room")]
